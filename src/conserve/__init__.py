@@ -1,0 +1,1 @@
+"""ConServe: batch work in the idle time of an interactive vLLM server."""

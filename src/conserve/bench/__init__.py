@@ -1,0 +1,1 @@
+"""Arms, load client, comparison, report."""

@@ -1,0 +1,1 @@
+"""The only definitions of TTFT, TPOT, TBT, goodput and percentiles."""

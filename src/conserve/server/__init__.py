@@ -1,0 +1,1 @@
+"""`conserve serve`: vLLM's app with our routes and classes of requests."""

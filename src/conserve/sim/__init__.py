@@ -1,0 +1,1 @@
+"""The same policy on a virtual clock."""
