@@ -1,0 +1,144 @@
+"""Fitting the latency model: once from a profile, then step by step while serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from conserve.core.latency import NUM_FEATURES, Features, LatencyModel, StepShape
+
+KNEES = (0.0, 32.0, 64.0, 128.0, 192.0, 256.0, 384.0, 512.0)
+"""Where the roofline may bend, in tokens."""
+MIN_MARGIN = 0.02
+MAX_MARGIN = 0.5
+
+
+class CalibrationError(ValueError):
+    """Too few samples, or samples no step-time model can be fitted to."""
+
+
+def fit(samples: Sequence[tuple[StepShape, float]]) -> LatencyModel:
+    """The model with the least mean squared *relative* error over (shape, seconds) samples.
+
+    Non-negative least squares for each candidate knee; the best knee wins. Raises
+    CalibrationError on fewer than 2 * NUM_FEATURES samples or times that are not positive.
+    """
+    if len(samples) < 2 * NUM_FEATURES:
+        raise CalibrationError(f"{len(samples)} samples; {2 * NUM_FEATURES} are needed")
+    if any(not seconds > 0 for _, seconds in samples):
+        raise CalibrationError("a step took no time at all")
+    best: tuple[float, LatencyModel] | None = None
+    for knee in KNEES:
+        frame = LatencyModel(fixed=0.0, per_token=0.0, knee=knee)
+        rows = [_relative(frame.features(shape), seconds) for shape, seconds in samples]
+        model = LatencyModel.of(_non_negative_least_squares(rows), knee)
+        error = mean_relative_error(model, samples)
+        if best is None or error < best[0] - 1e-9:
+            best = (error, model)
+    assert best is not None
+    error, model = best
+    return replace(model, margin=_margin(error))
+
+
+def mean_relative_error(model: LatencyModel, samples: Iterable[tuple[StepShape, float]]) -> float:
+    """Mean of |predicted - actual| / actual."""
+    errors = [abs(model.predict_s(shape) - seconds) / seconds for shape, seconds in samples]
+    return sum(errors) / len(errors) if errors else 0.0
+
+
+def _margin(mean_error: float) -> float:
+    """Two mean absolute errors: about 90 % of normally distributed residuals lie below."""
+    return min(MAX_MARGIN, max(MIN_MARGIN, 2.0 * mean_error))
+
+
+def _relative(features: Features, seconds: float) -> list[float]:
+    """A row whose right-hand side is 1, so that every sample weighs by its relative error."""
+    return [value / seconds for value in features]
+
+
+def _non_negative_least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
+    """x >= 0 that minimises |rows @ x - 1|^2, by coordinate descent on the normal equations."""
+    n = NUM_FEATURES
+    scale = [max((row[i] for row in rows), default=0.0) or 1.0 for i in range(n)]
+    gram = [
+        [sum(row[i] * row[j] for row in rows) / (scale[i] * scale[j]) for j in range(n)]
+        for i in range(n)
+    ]
+    target = [sum(row[i] for row in rows) / scale[i] for i in range(n)]
+    x = [0.0] * n
+    for _ in range(5000):
+        moved = 0.0
+        for i in range(n):
+            if gram[i][i] <= 1e-12:
+                continue
+            gradient = target[i] - sum(gram[i][j] * x[j] for j in range(n))
+            new = max(0.0, x[i] + gradient / gram[i][i])
+            moved = max(moved, abs(new - x[i]))
+            x[i] = new
+        if moved < 1e-12:
+            break
+    return [value / scale[i] for i, value in enumerate(x)]
+
+
+class Recalibrator:
+    """Recursive least squares with forgetting, around a fitted model.
+
+    Ljung and Soederstroem, "Theory and Practice of Recursive Identification" (1983),
+    section 2.6. Coefficients are kept relative to their start, so that one covariance
+    scale suits all; they never become negative, and the covariance never grows past
+    where it began, so directions that traffic does not excite stay as profiled.
+    """
+
+    FORGETTING = 0.998
+    SPREAD = 0.02
+    """Variance of a coefficient relative to its profiled value, at the start."""
+    OUTLIER = 0.5
+    """A step further off than this (relative) was disturbed: only its sign is believed."""
+    ERROR_MEMORY = 0.98
+
+    def __init__(self, model: LatencyModel, mean_error: float = 0.05) -> None:
+        self.model = model
+        self.mean_error = mean_error
+        """Recent mean of |predicted - actual| / actual."""
+        self.num_samples = 0
+        # A term that the profile found to be zero may still appear in traffic.
+        floor = 0.01 * max(model.fixed, 1e-6)
+        self._scale = [c if c > 0 else floor * 1e-6 for c in model.coefficients]
+        self._x = [c / s for c, s in zip(model.coefficients, self._scale, strict=True)]
+        self._p = [
+            [self.SPREAD if i == j else 0.0 for j in range(NUM_FEATURES)]
+            for i in range(NUM_FEATURES)
+        ]
+
+    def observe(self, shape: StepShape, actual_s: float) -> float:
+        """Learn from one whole step; returns its relative error before learning."""
+        if actual_s <= 0 or not shape.num_tokens:
+            return 0.0
+        error = (actual_s - self.model.predict_s(shape)) / actual_s
+        self.mean_error += (1 - self.ERROR_MEMORY) * (min(abs(error), 1.0) - self.mean_error)
+        self.num_samples += 1
+        self._update(self.model.features(shape), actual_s, error)
+        coefficients = [x * s for x, s in zip(self._x, self._scale, strict=True)]
+        self.model = LatencyModel.of(coefficients, self.model.knee, _margin(self.mean_error))
+        return error
+
+    def _update(self, features: Features, actual_s: float, error: float) -> None:
+        """One step of recursive least squares on the row features * scale / actual = 1."""
+        row = [f * s / actual_s for f, s in zip(features, self._scale, strict=True)]
+        p_row = [sum(p * r for p, r in zip(line, row, strict=True)) for line in self._p]
+        divisor = self.FORGETTING + sum(r * q for r, q in zip(row, p_row, strict=True))
+        step = max(-self.OUTLIER, min(self.OUTLIER, error)) / divisor
+        self._x = [max(0.0, x + q * step) for x, q in zip(self._x, p_row, strict=True)]
+        for i, line in enumerate(self._p):
+            for j in range(NUM_FEATURES):
+                line[j] = (line[j] - p_row[i] * p_row[j] / divisor) / self.FORGETTING
+        self._bound_covariance()
+
+    def _bound_covariance(self) -> None:
+        """Scale rows and columns down where forgetting has blown their variance up."""
+        for i in range(NUM_FEATURES):
+            if self._p[i][i] > self.SPREAD:
+                shrink = (self.SPREAD / self._p[i][i]) ** 0.5
+                for j in range(NUM_FEATURES):
+                    self._p[i][j] *= shrink
+                    self._p[j][i] *= shrink

@@ -1,0 +1,61 @@
+"""Which running offline requests make room for waiting online ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conserve.core.snapshot import RequestView, Snapshot
+
+
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    return -(-num_tokens // block_size)
+
+
+def choose_victims(
+    snapshot: Snapshot, candidates: Sequence[RequestView], num_blocks: int, num_slots: int
+) -> list[RequestView]:
+    """Offline requests to displace so that `num_blocks` more blocks and `num_slots` slots are free.
+
+    Cheapest first: what would have to be computed again is smallest (the checkpoint covers
+    the rest), then the farthest deadline, then the latest arrival. Stops as soon as enough
+    is free; if all candidates are not enough, none is displaced for nothing: they go only
+    when their slots or blocks help somebody, which the caller checks by asking for what the
+    first waiting requests need.
+    """
+    if num_blocks <= 0 and num_slots <= 0:
+        return []
+    far = float("inf")
+    order = sorted(
+        candidates,
+        key=lambda r: (
+            r.num_computed_tokens - min(r.num_checkpointed_tokens, r.num_computed_tokens),
+            -(r.deadline_s if r.deadline_s is not None else far),
+            -r.arrival_s,
+        ),
+    )
+    if sum(r.num_blocks for r in order) < num_blocks or len(order) < num_slots:
+        return []
+    victims: list[RequestView] = []
+    for request in order:
+        if num_blocks <= 0 and num_slots <= 0:
+            break
+        if num_slots <= 0 and not request.num_blocks:
+            continue
+        victims.append(request)
+        num_blocks -= request.num_blocks
+        num_slots -= 1
+    return _without_needless(victims, num_blocks, num_slots)
+
+
+def _without_needless(
+    victims: list[RequestView], spare_blocks: int, spare_slots: int
+) -> list[RequestView]:
+    """Drop victims that later, larger ones made unnecessary (needs are what is still missing)."""
+    kept: list[RequestView] = []
+    for request in victims:
+        if request.num_blocks <= -spare_blocks and spare_slots < 0:
+            spare_blocks += request.num_blocks
+            spare_slots += 1
+        else:
+            kept.append(request)
+    return kept

@@ -1,0 +1,124 @@
+"""How long a step takes, from what is in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NUM_FEATURES = 5
+Features = tuple[float, float, float, float, float]
+
+
+@dataclass(slots=True)
+class StepShape:
+    """What a step computes, summed over its requests.
+
+    A chunk of p tokens behind c tokens of context reads p * c + p * p / 2 pairs in
+    attention; a decode reads its context once.
+    """
+
+    num_tokens: int = 0
+    attention_pairs: float = 0.0
+    """Query-key pairs of prefill chunks."""
+    num_decodes: int = 0
+    decode_context: int = 0
+    """KV tokens that the decodes read."""
+
+    def add_prefill(self, num_new: int, context: int) -> None:
+        self.num_tokens += num_new
+        self.attention_pairs += num_new * (context + num_new / 2)
+
+    def add_decode(self, num_new: int, context: int) -> None:
+        self.num_tokens += num_new
+        self.num_decodes += 1
+        self.decode_context += context
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyModel:
+    """Step time in seconds: a roofline in tokens plus attention.
+
+        T = fixed + per_token * max(n, knee) + per_pair * A + per_decode * D + per_context * C
+
+    with n tokens, A query-key pairs of prefill, D decodes and C tokens of decode
+    context. Below `knee` tokens a step is bound by reading the weights. The paper's
+    form, k1*P + k2*P*(P+C) + k4*(P+C) + k5, has no knee and no decode terms.
+    """
+
+    fixed: float
+    per_token: float
+    per_pair: float = 0.0
+    per_decode: float = 0.0
+    per_context: float = 0.0
+    knee: float = 0.0
+    margin: float = 0.0
+    """Relative error to leave room for: a step fits when predicted * (1 + margin) does."""
+
+    @classmethod
+    def of(cls, coefficients: Sequence[float], knee: float, margin: float = 0.0) -> LatencyModel:
+        fixed, per_token, per_pair, per_decode, per_context = coefficients
+        return cls(fixed, per_token, per_pair, per_decode, per_context, knee, margin)
+
+    @property
+    def coefficients(self) -> Features:
+        return (self.fixed, self.per_token, self.per_pair, self.per_decode, self.per_context)
+
+    def features(self, shape: StepShape) -> Features:
+        return (
+            1.0,
+            max(float(shape.num_tokens), self.knee),
+            shape.attention_pairs,
+            float(shape.num_decodes),
+            float(shape.decode_context),
+        )
+
+    def predict_s(self, shape: StepShape) -> float:
+        """Seconds the step takes; 0 for an empty one."""
+        if not shape.num_tokens:
+            return 0.0
+        tokens = shape.num_tokens if shape.num_tokens > self.knee else self.knee
+        return (
+            self.fixed
+            + self.per_token * tokens
+            + self.per_pair * shape.attention_pairs
+            + self.per_decode * shape.num_decodes
+            + self.per_context * shape.decode_context
+        )
+
+    def predict_prefill_s(self, num_tokens: int, context: int = 0) -> float:
+        """Seconds of a step with one prefill chunk and nothing else."""
+        shape = StepShape()
+        shape.add_prefill(num_tokens, context)
+        return self.predict_s(shape)
+
+    def fitting_prefill_tokens(self, shape: StepShape, context: int, limit_s: float) -> int:
+        """Largest chunk behind `context` tokens that keeps `shape` within limit_s, margin and all.
+
+        The positive root of per_pair/2 * p^2 + (per_token + per_pair*context) * p = room,
+        where the tokens up to the knee cost no per_token.
+        """
+        if shape.num_tokens:
+            base = self.predict_s(shape)
+        else:
+            base = self.fixed + self.per_token * self.knee
+        room = limit_s / (1.0 + self.margin) - base
+        if room < 0:
+            return 0
+        num_free = max(0.0, self.knee - shape.num_tokens)
+        below = _chunk(room, self.per_pair * context, self.per_pair)
+        if below <= num_free:
+            return int(below)
+        above = _chunk(
+            room + self.per_token * num_free,
+            self.per_token + self.per_pair * context,
+            self.per_pair,
+        )
+        return int(above)
+
+
+def _chunk(room: float, linear: float, per_pair: float) -> float:
+    """Positive root p of per_pair/2 * p^2 + linear * p = room (2^31 where nothing bounds it)."""
+    if per_pair <= 0:
+        return room / linear if linear > 0 else 2.0**31
+    return (math.sqrt(linear * linear + 2 * per_pair * room) - linear) / per_pair

@@ -1,0 +1,41 @@
+"""What the policy decides for one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from conserve.core.latency import StepShape
+
+
+class Mode(StrEnum):
+    """Who is in the step: it names the limit the step was filled up to."""
+
+    IDLE = "idle"
+    ONLINE_PREFILL = "online_prefill"
+    """Somebody waits for a first token: offline work may lengthen the step by a sliver."""
+    ONLINE_DECODE = "online_decode"
+    """Only resident decodes: offline work fills the slack of their next token."""
+    OFFLINE = "offline"
+    """No online request at all: the batch that harvests most."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step. A request absent from `grants` computes nothing."""
+
+    mode: Mode
+    grants: dict[str, int] = field(default_factory=dict)
+    """request_id -> tokens it may compute, running and waiting requests alike."""
+    displace: list[str] = field(default_factory=list)
+    """Running offline requests whose blocks and slots go to waiting online ones."""
+    stoppable: bool = False
+    """Only offline work is in it, and stopping it is not barred by the livelock rule."""
+    shape: StepShape = field(default_factory=StepShape)
+    predicted_s: float = 0.0
+    limit_s: float = float("inf")
+    """The predicted time (with margin) that offline tokens were not allowed to pass."""
+    num_online_tokens: int = 0
+    num_offline_tokens: int = 0
+    num_floor_tokens: int = 0
+    """Offline tokens granted only because of `Targets.offline_floor`."""

@@ -1,0 +1,44 @@
+"""The policy's own settings: shares and caps, none of them a latency target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """Bounded, complete, refused early. Every field is a share or a count."""
+
+    prefill_stretch: float = 0.05
+    """How much offline work may lengthen a step that carries an online first token."""
+    min_slack_fill: float = 0.35
+    """Least share of the TBT slack that offline work fills beside online decodes.
+
+    The share used is the online residency, at least this. Where online requests come
+    and go, every online token costs one step whatever its length, so a shorter step
+    harvests no less over time and an arrival waits less for it; where they never go,
+    the share is 1 and steps are as long as the target allows."""
+    patience: float = 0.05
+    """Share of the TTFT target an arrival may wait for a step that could be stopped."""
+    unstoppable_share: float = 0.1
+    """Longest offline step that cannot be stopped, as a share of the TTFT target."""
+    max_stops: int = 3
+    """After this many stops in a row a request's next step is not stopped."""
+    min_chunk: int = 32
+    """Prefill tokens a step carries even where every limit is passed already (progress)."""
+    fixed_step_tokens: int = 0
+    """If positive, an ablation: this token budget for every step instead of the targets."""
+    displacement: bool = True
+    """False is an ablation: waiting online requests never displace running offline ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("prefill_stretch", "min_slack_fill", "patience", "unstoppable_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+        for name, least in (("max_stops", 0), ("min_chunk", 1), ("fixed_step_tokens", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]

@@ -1,0 +1,79 @@
+"""What the policy sees: the requests that matter, and what the engine has free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class RequestView:
+    """One request as it stands between two steps.
+
+    Half-open token ranges, left to right:
+
+        [0, num_computed_tokens)              KV in place, or in flight in an earlier step
+        [num_computed_tokens, num_tokens)     known tokens that still need a forward
+
+    A request whose second range is no longer than `Snapshot.decode_width` decodes;
+    any other prefills (its prompt, or what a displacement threw away).
+    """
+
+    request_id: str
+    online: bool
+    arrival_s: float
+    num_tokens: int
+    num_computed_tokens: int = 0
+    num_blocks: int = 0
+    """Blocks it holds; 0 while it waits."""
+    last_token_s: float | None = None
+    """When its newest token left the engine; None before the first."""
+    deadline_s: float | None = None
+    num_checkpointed_tokens: int = 0
+    """Leading tokens whose KV also lies on the host."""
+    num_stops: int = 0
+    """Steps in a row that were stopped under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Latency targets of online requests, and what offline work is promised."""
+
+    ttft_s: float = 1.0
+    tbt_s: float = 0.2
+    offline_floor: float = 0.0
+    """Share of step time offline work gets even where targets suffer, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_s", "tbt_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.offline_floor < 1:
+            raise ValueError(f"offline_floor must be in [0, 1), not {self.offline_floor}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The engine between two steps. Building it costs O(running + waiting online)."""
+
+    now_s: float
+    running: Sequence[RequestView]
+    waiting_online: Sequence[RequestView]
+    """In the order they are to be admitted."""
+    waiting_offline: Sequence[RequestView]
+    """The head of the offline queue only, in the order they are to be admitted."""
+    num_free_blocks: int
+    num_free_slots: int
+    block_size: int
+    max_step_tokens: int
+    targets: Targets = field(default_factory=Targets)
+    decode_width: int = 1
+    """Tokens a decode computes in a step: 1 + speculative tokens."""
+    interruption_rate: float = 0.0
+    """Online arrivals into an engine that runs offline work only, per second of it."""
+    online_residency: float = 1.0
+    """Share of recent time with an online request in the engine, in [0, 1]."""
+    offline_share: float = 0.0
+    """Share of recent step time spent on offline tokens, in [0, 1]."""
+    can_stop: bool = False
+    """Whether a running step can be stopped between layers."""

@@ -1,0 +1,65 @@
+"""Whether an arriving online request stops the step that runs, and how large such steps are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+
+def should_stop(
+    *,
+    now_s: float,
+    step_end_s: float,
+    arrivals_prefill_s: float,
+    oldest_arrival_s: float,
+    ttft_target_s: float,
+    patience: float,
+) -> bool:
+    """Whether to stop a stoppable step for online requests that wait.
+
+    Stops when what remains of the step is more than `patience` (a share of the TTFT
+    target), or when remainder + prefill would miss the target. The paper stops in the
+    second case only, which is `patience` = 1; 0 stops at every arrival.
+    """
+    remaining_s = max(0.0, step_end_s - now_s)
+    if remaining_s > patience * ttft_target_s:
+        return True
+    first_token_s = now_s + remaining_s + arrivals_prefill_s
+    return remaining_s > 0 and first_token_s > oldest_arrival_s + ttft_target_s
+
+
+def expected_harvest_rate(num_tokens: float, step_s: float, interruption_rate: float) -> float:
+    """Tokens a second of repeated steps that Poisson arrivals stop, losing what they did.
+
+    Renewal reward: n * P(no arrival in T) over E[min(T, arrival)]
+    = n * r * exp(-r T) / (1 - exp(-r T)) = n * r / (exp(r T) - 1); n / T as r -> 0.
+    """
+    exposure = interruption_rate * step_s
+    if exposure < 1e-9:
+        return num_tokens / step_s if step_s > 0 else 0.0
+    if exposure > 50:
+        return 0.0
+    return num_tokens * interruption_rate / math.expm1(exposure)
+
+
+def best_step_tokens(
+    predict_s: Callable[[int], float], interruption_rate: float, least: int, most: int
+) -> int:
+    """Step size in tokens, between `least` and `most`, that harvests most; ties take the smaller.
+
+    `predict_s(n)` is the time of an offline step of n tokens. The rate has one maximum for
+    the convex step times of a latency model; sizes a factor sqrt(2) apart find it within a
+    few per cent of harvest.
+    """
+    if most <= least:
+        return most
+    best, best_rate = least, -1.0
+    size = float(least)
+    while True:
+        tokens = min(most, round(size))
+        rate = expected_harvest_rate(tokens, predict_s(tokens), interruption_rate)
+        if rate > best_rate * (1 + 1e-9):
+            best, best_rate = tokens, rate
+        if tokens >= most:
+            return best
+        size *= math.sqrt(2)
