@@ -1,0 +1,245 @@
+"""The start-up profile: a script of real steps, timed, and the latency model fitted to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from conserve.core.calibration import CalibrationError, Recalibrator, fit, mean_relative_error
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.plan import Mode, Plan
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import Snapshot
+from conserve.engine import profile_store
+from conserve.engine.door import Request, RequestStatus, SamplingParams, init_logger
+from conserve.engine.profile_store import Profile, UnreadableProfileError
+
+logger = init_logger(__name__)
+
+WARM_UP_STEPS = 4
+PREFIX = "conserve-profile-"
+
+
+def calibrate(engine_core: Any) -> None:
+    """Load or measure the engine's latency model and hand it to its scheduler.
+
+    Called once, after the engine is built and before it takes requests. Falls back to the
+    generic model, with one log line, where nothing can be measured.
+    """
+    scheduler = engine_core.scheduler
+    settings, config = scheduler.settings, scheduler.vllm_config
+    path = profile_store.path_of(settings.profile_dir, config) if settings.profile_dir else None
+    profile = _load(path) if path else None
+    origin = f"from {path}"
+    if profile is None and settings.profile_seconds > 0 and not config.is_mm_encoder_only:
+        started = time.monotonic()
+        profile = _measure(engine_core, settings.profile_seconds)
+        origin = f"measured in {time.monotonic() - started:.1f} s"
+        if profile is not None and path is not None:
+            origin += _save(path, config, profile)
+    if profile is None:
+        logger.warning("ConServe: no latency profile; starting from a generic one")
+        return
+    scheduler.recalibrator = Recalibrator(profile.model, profile.mean_error)
+    _report(scheduler, profile, origin)
+
+
+def _load(path: Any) -> Profile | None:
+    try:
+        return profile_store.load(path)
+    except UnreadableProfileError as error:
+        logger.warning("ConServe: latency profile is rebuilt, since it cannot be read: %s", error)
+        return None
+
+
+def _save(path: Any, config: Any, profile: Profile) -> str:
+    try:
+        profile_store.save(path, config, profile)
+    except OSError as error:
+        logger.warning("ConServe: the latency profile is not kept: %s", error)
+        return ""
+    return f", kept in {path}"
+
+
+def _report(scheduler: Any, profile: Profile, origin: str) -> None:
+    model, targets = profile.model, scheduler.settings.targets
+    num_blocks = scheduler.cache_config.num_gpu_blocks
+    logger.info(
+        "ConServe: latency model with %.1f %% mean error (%s); 512 prompt tokens take %.0f ms",
+        100 * profile.mean_error,
+        origin,
+        1000 * model.predict_prefill_s(512),
+    )
+    logger.info(
+        "ConServe: TTFT target %.0f ms, TBT target %.0f ms; KV space for %d tokens; "
+        "steps are%s stopped between layers",
+        1000 * targets.ttft_s,
+        1000 * targets.tbt_s,
+        num_blocks * scheduler.block_size,
+        "" if scheduler.can_stop else " not",
+    )
+    for name, least_s, target_s in (
+        ("TBT", model.predict_s(StepShape(1, 0.0, 1, 128)), targets.tbt_s),
+        ("TTFT", model.predict_prefill_s(128), targets.ttft_s),
+    ):
+        if least_s > target_s:
+            logger.warning(
+                "ConServe: the %s target of %.0f ms cannot be met even with an idle engine, "
+                "which needs %.0f ms; offline work will starve unless --offline-floor is set",
+                name,
+                1000 * target_s,
+                1000 * least_s,
+            )
+
+
+@dataclass(slots=True)
+class _Point:
+    """One step to time: chunks of new prompts, a chunk behind context, and decodes."""
+
+    prompts: tuple[int, ...] = ()
+    num_decodes: int = 0
+
+
+def _script(most_tokens: int, num_slots: int) -> Iterator[_Point]:
+    """Steps in order of what they teach, smallest first within a round."""
+    sizes = [n for n in (1, 16, 64, 128, 256, 512, 1024, 2048) if n <= most_tokens]
+    decodes = [d for d in (1, 4, 8, 16, 32, 64) if d < num_slots]
+    for size in sizes[:6]:
+        yield _Point(prompts=(size,))
+    for count in decodes[:5]:
+        yield _Point(num_decodes=count)
+        yield _Point(num_decodes=count)
+    for size, count in ((64, 8), (256, 16), (128, 4)):
+        if size + count <= most_tokens and count < num_slots:
+            yield _Point(prompts=(size,), num_decodes=count)
+    for size in sizes[6:]:
+        yield _Point(prompts=(size,))
+    while True:
+        for count in decodes:
+            yield _Point(num_decodes=count)
+        for size in sizes[1:6]:
+            yield _Point(prompts=(size,))
+            yield _Point(prompts=(size // 4,) * 4)
+        yield _Point(prompts=(min(256, most_tokens // 2),), num_decodes=decodes[-1])
+
+
+@dataclass
+class _Bench:
+    """Drives the engine with scripted plans and times each step."""
+
+    engine_core: Any
+    deadline_s: float
+    samples: list[tuple[StepShape, float]] = field(default_factory=list)
+    num_requests: int = 0
+    grants: dict[str, int] = field(default_factory=dict)
+
+    def plan(self, snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
+        """Stands in for the policy: whatever was asked for."""
+        return Plan(Mode.ONLINE_PREFILL, grants=dict(self.grants))
+
+    def add(self, num_tokens: int) -> str:
+        scheduler = self.engine_core.scheduler
+        vocabulary = scheduler.vllm_config.model_config.get_vocab_size()
+        self.num_requests += 1
+        # Every prompt differs from its first block on, so none hits the prefix cache.
+        first = self.num_requests * 7919
+        prompt = [(first + 31 * i) % (vocabulary - 1) + 1 for i in range(num_tokens)]
+        request = Request(
+            f"{PREFIX}{self.num_requests}",
+            prompt,
+            SamplingParams(max_tokens=4096, ignore_eos=True, temperature=0.0),
+            None,
+            block_hasher=self.engine_core.request_block_hasher,
+        )
+        self.engine_core.add_request(request)
+        return str(request.request_id)
+
+    def step(self, grants: dict[str, int]) -> float:
+        """Run one step to its end; its time in seconds."""
+        scheduler = self.engine_core.scheduler
+        self.grants = grants
+        started = time.perf_counter()
+        self.engine_core.step_fn()
+        self.grants = {}
+        while scheduler._steps:
+            self.engine_core.step_fn()
+        return time.perf_counter() - started
+
+    def time_point(self, point: _Point, resident: list[str]) -> None:
+        requests = self.engine_core.scheduler.requests
+        new = [self.add(size) for size in point.prompts]
+        grants = dict(zip(new, point.prompts, strict=True))
+        shape = StepShape()
+        for size in point.prompts:
+            shape.add_prefill(size, 0)
+        for request_id in resident[: point.num_decodes]:
+            grants[request_id] = 1
+            shape.add_decode(1, requests[request_id].num_computed_tokens)
+        self.samples.append((shape, self.step(grants)))
+        self.drop(new)
+
+    def time_long_prompt(self, num_tokens: int, chunk: int) -> str:
+        """Chunks of one prompt behind growing context; the request stays, as a decode."""
+        name = self.add(num_tokens)
+        for context in range(0, num_tokens, chunk):
+            shape = StepShape()
+            size = min(chunk, num_tokens - context)
+            shape.add_prefill(size, context)
+            self.samples.append((shape, self.step({name: size})))
+            if time.perf_counter() > self.deadline_s:
+                break
+        return name
+
+    def drop(self, names: list[str]) -> None:
+        self.engine_core.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+
+
+def _measure(engine_core: Any, seconds: float) -> Profile | None:
+    """Time steps for at most about `seconds`, and fit. None where nothing could be fitted."""
+    scheduler = engine_core.scheduler
+    bench = _Bench(engine_core, time.perf_counter() + seconds)
+    policy, scheduler.planner = scheduler.planner, bench.plan
+    try:
+        _run(bench, scheduler)
+        model = fit(bench.samples[WARM_UP_STEPS:])
+    except CalibrationError as error:
+        logger.warning("ConServe: the start-up profile is of no use: %s", error)
+        return None
+    finally:
+        bench.drop([name for name in scheduler.requests if name.startswith(PREFIX)])
+        bench.step({})
+        scheduler.planner = policy
+        scheduler.reset_prefix_cache()
+        scheduler.forget_history()
+    samples = bench.samples[WARM_UP_STEPS:]
+    return Profile(model, mean_relative_error(model, samples), samples)
+
+
+def _run(bench: _Bench, scheduler: Any) -> None:
+    most = scheduler.max_num_scheduled_tokens
+    room = scheduler.cache_config.num_gpu_blocks * scheduler.block_size
+    longest = min(scheduler.max_model_len - 512, room // 2)
+    warm = min(64, most, longest)
+    for _ in range(WARM_UP_STEPS):
+        bench.time_point(_Point(prompts=(warm,)), [])
+    script = _script(min(most, longest), scheduler.max_num_running_reqs)
+    for _ in range(6):
+        bench.time_point(next(script), [])
+    resident: list[str] = []
+    if longest >= 1024:
+        resident.append(bench.time_long_prompt(min(longest, 4096), min(512, most)))
+    most_resident = min(64, scheduler.max_num_running_reqs - 8, room // 4 // 256)
+    while len(resident) < most_resident and time.perf_counter() < bench.deadline_s:
+        size = (32, 128, 200)[len(resident) % 3]
+        resident.append(name := bench.add(size))
+        bench.step({name: size})
+    # The long request decodes last, so that small decode steps have little context.
+    resident.reverse()
+    for point in script:
+        if time.perf_counter() > bench.deadline_s or len(bench.samples) > 400:
+            return
+        point.num_decodes = min(point.num_decodes, len(resident))
+        if point.prompts or point.num_decodes:
+            bench.time_point(point, resident)

@@ -1,0 +1,39 @@
+"""What this engine can do: whether its steps can be stopped, and how often to look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conserve.engine.door import current_platform
+from conserve.engine.settings import EngineSettings
+
+CPU_RESPONSE_S = 0.1
+GPU_RESPONSE_S = 0.005
+
+
+def why_not_stoppable(scheduler: Any, settings: EngineSettings, *, has_connector: bool) -> str:
+    """The reason why no step may be stopped between layers, or nothing if steps may be."""
+    config = scheduler.vllm_config
+    parallel = config.parallel_config
+    reasons = (
+        (settings.stop == "off", "switched off (stop: off)"),
+        (not has_connector, "no ConserveConnector is configured (use `conserve serve`)"),
+        (not str(parallel.worker_cls).startswith("conserve."), "the worker class is not ours"),
+        (parallel.pipeline_parallel_size > 1, "pipeline stages run different layers"),
+        (parallel.nnodes > 1, "the stop flag reaches one host only"),
+        (scheduler.has_mamba_layers, "recurrent state is updated in place, layer by layer"),
+        (scheduler.is_encoder_decoder, "encoder-decoder models are not covered"),
+        (scheduler.num_spec_tokens > 0, "draft models keep state of their own"),
+        (config.use_v2_model_runner, "Model Runner V2 is not covered yet"),
+    )
+    return next((reason for holds, reason in reasons if holds), "")
+
+
+def layers_between_safepoints(scheduler: Any, settings: EngineSettings, predicted_s: float) -> int:
+    """Layers from one look at the flag to the next, so that a stop answers in time."""
+    default_s = CPU_RESPONSE_S if current_platform.is_cpu() else GPU_RESPONSE_S
+    response_s = settings.stop_response_s or default_s
+    config = scheduler.vllm_config
+    num_layers = config.model_config.get_num_layers(config.parallel_config)
+    layer_s = predicted_s / max(1, num_layers)
+    return max(1, min(num_layers // 4, int(response_s / 2 / layer_s))) if layer_s > 0 else 1

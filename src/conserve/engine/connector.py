@@ -1,0 +1,121 @@
+"""Our KV connector: carries safepoints into the workers and the engine's figures out of it.
+
+It moves no KV. It is the door through which every forward passes before each attention
+layer, and the only carrier of statistics from the engine to the API process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from conserve.engine.door import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorPromMetrics,
+    KVConnectorRole,
+    KVConnectorStats,
+    SchedulerOutput,
+    SupportsHMA,
+    VllmConfig,
+)
+from conserve.engine.safepoints import Safepoints
+from conserve.engine.stats import EngineStats, PromMetrics
+
+
+@dataclass
+class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
+    """What the workers need to know of one step."""
+
+    stoppable_step: int | None = None
+    """The step's number if it may be stopped."""
+    every: int = 1
+    """Layers between two safepoints."""
+
+
+class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+    """Both halves: the scheduler's (`next_step`, statistics) and the worker's (`safepoints`)."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: Any
+    ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self.next_step = StepMetadata()
+        """Set by the scheduler before it builds a step."""
+        self.stats = EngineStats()
+        """Filled by the scheduler."""
+        self.safepoints: Safepoints | None = None
+        """Set by the worker, before the first step."""
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        return False
+
+    # In the worker
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        step = connector_metadata.stoppable_step
+        if step is not None and self.safepoints is not None:
+            self.safepoints.begin(step, connector_metadata.every)
+
+    def clear_connector_metadata(self) -> None:
+        if self.safepoints is not None:
+            self.safepoints.end()
+        super().clear_connector_metadata()
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        if self.safepoints is not None:
+            self.safepoints.at_layer()
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Nothing is loaded."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        """Nothing is saved."""
+
+    def wait_for_save(self) -> None:
+        """Nothing is saved."""
+
+    # In the scheduler
+
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int, bool]:
+        return 0, False
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Nothing is loaded into the blocks."""
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> StepMetadata:
+        step, self.next_step = self.next_step, StepMetadata()
+        return step
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return False, None
+
+    # Statistics, from the engine process to the API process
+
+    def get_kv_connector_stats(self) -> EngineStats | None:
+        if self.stats.is_empty():
+            return None
+        stats, self.stats = self.stats, EngineStats()
+        return stats
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats:
+        return EngineStats(data=data) if data else EngineStats()
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type, type],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics:
+        return PromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)

@@ -1,0 +1,62 @@
+"""Every name of vLLM that the engine room uses, and where it lives in vLLM 0.32.
+
+An upgrade of vLLM is a diff of this table; `tests/engine/test_door.py` says in one line
+which door has changed. Names are imported when they are first asked for, since workers,
+scheduler and API process each may load only their own part of vLLM.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+DOORS = {
+    "AsyncScheduler": "vllm.v1.core.sched.async_scheduler",
+    "CPUWorker": "vllm.v1.worker.cpu_worker",
+    "EngineCore": "vllm.v1.engine.core",
+    "FullAttentionSpec": "vllm.v1.kv_cache_interface",
+    "GPUWorker": "vllm.v1.worker.gpu_worker:Worker",
+    "KVConnectorBase_V1": "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "KVConnectorMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "KVConnectorPromMetrics": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
+    "KVConnectorRole": "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "KVConnectorStats": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
+    "ModelRunnerOutput": "vllm.v1.outputs",
+    "Request": "vllm.v1.request",
+    "RequestQueue": "vllm.v1.core.sched.request_queue",
+    "RequestStatus": "vllm.v1.request",
+    "SamplingParams": "vllm",
+    "SupportsHMA": "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "VLLM_VERSION": "vllm.version:__version__",
+    "current_platform": "vllm.platforms",
+    "get_kv_transfer_group": "vllm.distributed.kv_transfer",
+    "has_kv_transfer_group": "vllm.distributed.kv_transfer",
+    "init_logger": "vllm.logger",
+}
+"""Our name -> module, or module:name where vLLM's name differs."""
+
+METHODS = {
+    "AsyncScheduler": (
+        "schedule", "update_from_output", "add_request", "finish_requests", "make_stats",
+        "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead", "_preempt_request",
+    ),
+    "CPUWorker": ("initialize_from_config", "execute_model", "sample_tokens"),
+    "EngineCore": ("__init__", "preprocess_add_request", "add_request"),
+    "GPUWorker": ("initialize_from_config", "execute_model", "sample_tokens"),
+    "KVConnectorBase_V1": (
+        "bind_connector_metadata", "clear_connector_metadata", "wait_for_layer_load",
+        "get_num_new_matched_tokens", "update_state_after_alloc", "build_connector_meta",
+        "get_kv_connector_stats", "build_kv_connector_stats", "requires_kv_delivery",
+    ),
+    "SupportsHMA": ("request_finished_all_groups",),
+}  # fmt: skip
+"""Methods that we call, override or wrap."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in DOORS:
+        raise AttributeError(f"no door to vLLM's {name}")
+    module, _, inner = DOORS[name].partition(":")
+    value = getattr(import_module(module), inner or name)
+    globals()[name] = value
+    return value

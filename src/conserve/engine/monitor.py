@@ -1,0 +1,94 @@
+"""Notices online requests that arrive while a step runs, and stops it if the policy says so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from conserve.core.latency import LatencyModel
+from conserve.core.stopping import should_stop
+from conserve.engine.flag import StopFlag
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStep:
+    """A stoppable step that runs now."""
+
+    number: int
+    started_s: float
+    predicted_s: float
+
+
+class ArrivalMonitor:
+    """Shared by two threads of the engine process: the input thread reports arrivals, the main
+    thread reports steps and takes arrivals over. All methods may be called from either."""
+
+    def __init__(
+        self, flag: StopFlag, clock: Callable[[], float], ttft_target_s: float, patience: float
+    ) -> None:
+        self._flag = flag
+        self._clock = clock
+        self._ttft_target_s = ttft_target_s
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._step: RunningStep | None = None
+        self._model: LatencyModel | None = None
+        self._pending: dict[str, tuple[float, int]] = {}
+        """request_id -> (arrival time, prompt tokens) of online requests not yet scheduled."""
+        self.stop_raised_s: float | None = None
+        """When the running step was asked to stop."""
+        self.num_unstopped = 0
+        """Arrivals in a stoppable step that was left to finish, since last read."""
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._pending)
+
+    def arrived(self, request_id: str, arrival_s: float, num_tokens: int) -> None:
+        """An online request reached the engine process."""
+        with self._lock:
+            self._pending[request_id] = (arrival_s, num_tokens)
+            self._judge()
+
+    def taken(self, request_id: str) -> None:
+        """The scheduler knows the request from here on."""
+        with self._lock:
+            self._pending.pop(request_id, None)
+
+    def forget_pending(self) -> None:
+        """Arrivals that never reached the scheduler (rejected on the way) hold nothing up."""
+        with self._lock:
+            self._pending.clear()
+
+    def step_started(self, step: RunningStep, model: LatencyModel) -> None:
+        """A stoppable step was handed to the workers; arrivals that raced it are judged now."""
+        with self._lock:
+            self._step, self._model, self.stop_raised_s = step, model, None
+            if self._pending:
+                self._judge()
+
+    def step_ended(self) -> float | None:
+        """Returns when the step that ended had been asked to stop, if it had."""
+        with self._lock:
+            raised_s, self._step, self.stop_raised_s = self.stop_raised_s, None, None
+            return raised_s
+
+    def _judge(self) -> None:
+        step, model = self._step, self._model
+        if step is None or model is None or self.stop_raised_s is not None:
+            return
+        now_s = self._clock()
+        num_tokens = sum(tokens for _, tokens in self._pending.values())
+        if should_stop(
+            now_s=now_s,
+            step_end_s=step.started_s + step.predicted_s,
+            arrivals_prefill_s=model.predict_prefill_s(num_tokens),
+            oldest_arrival_s=min(arrival for arrival, _ in self._pending.values()),
+            ttft_target_s=self._ttft_target_s,
+            patience=self._patience,
+        ):
+            self.stop_raised_s = now_s
+            self._flag.raise_for(step.number)
+        else:
+            self.num_unstopped += 1

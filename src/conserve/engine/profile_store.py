@@ -1,0 +1,101 @@
+"""Latency profiles on disk: one JSON file a model, device, dtype and parallelism."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.engine.door import VLLM_VERSION
+
+FORMAT = 1
+
+
+class UnreadableProfileError(ValueError):
+    """A profile file that is not one of ours, damaged, or of another format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A fitted model, and the (shape, seconds) samples it was fitted to."""
+
+    model: LatencyModel
+    mean_error: float
+    samples: list[tuple[StepShape, float]]
+
+
+def identity(vllm_config: Any) -> dict[str, Any]:
+    """What a step time depends on."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    return {
+        "format": FORMAT,
+        "vllm": VLLM_VERSION,
+        "model": str(model.model),
+        "dtype": str(model.dtype),
+        "quantization": str(model.quantization),
+        "device": _device_name(),
+        "num_threads": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ""),
+        "openmp": "iomp5" in os.environ.get("LD_PRELOAD", ""),
+        "tensor_parallel_size": parallel.tensor_parallel_size,
+        "pipeline_parallel_size": parallel.pipeline_parallel_size,
+        "enforce_eager": bool(model.enforce_eager),
+        "async_scheduling": bool(vllm_config.scheduler_config.async_scheduling),
+    }
+
+
+def _device_name() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def path_of(folder: str, vllm_config: Any) -> Path:
+    words = identity(vllm_config)
+    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]
+    return Path(folder) / f"{Path(words['model']).name}-{digest}.json"
+
+
+def load(path: Path) -> Profile | None:
+    """The stored profile, or None if there is none. Raises UnreadableProfileError."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnreadableProfileError(f"{path}: {error}") from error
+    try:
+        stored = json.loads(text)
+        if stored["identity"]["format"] != FORMAT:
+            raise UnreadableProfileError(f"{path}: of another format")
+        model = LatencyModel.of(stored["coefficients"], stored["knee"], stored["margin"])
+        samples = [(StepShape(*shape), seconds) for *shape, seconds in stored["samples"]]
+        return Profile(model, float(stored["mean_error"]), samples)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreadableProfileError(f"{path}: {error}") from error
+
+
+def save(path: Path, vllm_config: Any, profile: Profile) -> None:
+    """Written beside and renamed, so that a reader sees all of it or nothing. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {
+        "identity": identity(vllm_config),
+        "coefficients": profile.model.coefficients,
+        "knee": profile.model.knee,
+        "margin": profile.model.margin,
+        "mean_error": profile.mean_error,
+        "samples": [
+            [s.num_tokens, s.attention_pairs, s.num_decodes, s.decode_context, seconds]
+            for s, seconds in profile.samples
+        ],
+    }
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
+        json.dump(stored, part, indent=1)
+    os.replace(part.name, path)

@@ -1,0 +1,75 @@
+"""The waiting queue: online before offline requests, each kind in order, cheap at any length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any
+
+from sortedcontainers import SortedKeyList
+
+from conserve.engine.door import Request, RequestQueue
+
+
+def is_online(request: Any) -> bool:
+    """vLLM's priority 0 and below is interactive; larger is later, and offline."""
+    return bool(request.priority <= 0)
+
+
+def _order(request: Any) -> tuple[int, float, str]:
+    return (request.priority, request.arrival_time, request.request_id)
+
+
+class ClassQueue(RequestQueue):  # type: ignore[misc]
+    """vLLM's priority order (priority, arrival, id), split by class.
+
+    Adding, removing and looking at the head cost O(log n), so that a backlog of 100,000
+    offline requests costs the online ones nothing. A request that comes back (preempted,
+    skipped) regains the place its arrival gives it.
+    """
+
+    def __init__(self) -> None:
+        self.online: Any = SortedKeyList(key=_order)
+        self.offline: Any = SortedKeyList(key=_order)
+
+    def _list(self, request: Request) -> Any:
+        return self.online if is_online(request) else self.offline
+
+    def offline_head(self, count: int) -> list[Any]:
+        return list(islice(self.offline, count))
+
+    def add_request(self, request: Request) -> None:
+        self._list(request).add(request)
+
+    def peek_request(self) -> Request:
+        """The first request; raises IndexError on an empty queue."""
+        return self.online[0] if self.online else self.offline[0]
+
+    def pop_request(self) -> Request:
+        """Remove and return the first request; raises IndexError on an empty queue."""
+        return self.online.pop(0) if self.online else self.offline.pop(0)
+
+    def prepend_request(self, request: Request) -> None:
+        self.add_request(request)
+
+    def prepend_requests(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self.add_request(request)
+
+    def remove_request(self, request: Request) -> None:
+        """Raises ValueError if it is not queued."""
+        self._list(request).remove(request)
+
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        """Those that are not queued are passed over, as in vLLM's own queues."""
+        for request in requests:
+            self._list(request).discard(request)
+
+    def __bool__(self) -> bool:
+        return bool(self.online) or bool(self.offline)
+
+    def __len__(self) -> int:
+        return len(self.online) + len(self.offline)
+
+    def __iter__(self) -> Iterator[Request]:
+        return chain(self.online, self.offline)

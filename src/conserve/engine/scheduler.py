@@ -1,0 +1,305 @@
+"""vLLM's scheduler under our policy: snapshot, decide, apply, then `super().schedule()`."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from conserve.core.calibration import Recalibrator
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.plan import Mode, Plan
+from conserve.core.policy import decide
+from conserve.core.snapshot import Snapshot
+from conserve.core.traffic import TrafficEstimate
+from conserve.engine.capabilities import layers_between_safepoints, why_not_stoppable
+from conserve.engine.connector import ConserveConnector, StepMetadata
+from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
+from conserve.engine.flag import StopFlag, flag_name
+from conserve.engine.monitor import ArrivalMonitor, RunningStep
+from conserve.engine.queue import ClassQueue, is_online
+from conserve.engine.settings import EngineSettings
+from conserve.engine.stats import EngineStats
+from conserve.engine.stopped import Before, StoppedOutput, roll_back
+from conserve.engine.tracker import RequestTracker
+
+logger = init_logger(__name__)
+
+OFFLINE_HEAD = 32
+"""How many waiting offline requests the policy sees; a step admits no more."""
+GENERIC_MODEL = LatencyModel(fixed=0.02, per_token=1e-3, margin=0.2)
+"""Believed before anything was measured."""
+SCHEDULABLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """One scheduled step, kept until its output comes back."""
+
+    number: int
+    plan: Plan
+    started_s: float
+    shape: StepShape = field(default_factory=StepShape)
+    offline_shape: StepShape = field(default_factory=StepShape)
+    before: dict[str, Before] = field(default_factory=dict)
+
+
+class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
+    """Online requests first, offline requests in the slack. See docs/design/policy.md."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = EngineSettings.of(self.vllm_config.additional_config)
+        self.settings = settings
+        self.clock = time.time
+        """Wall clock, since vLLM's arrival times are."""
+        self.recalibrator = Recalibrator(GENERIC_MODEL, mean_error=0.2)
+        self.traffic = TrafficEstimate()
+        self.tracker = RequestTracker(self.block_size)
+        self.planner = decide
+        """The policy; the start-up profile puts its own script here for a while."""
+        self.waiting = ClassQueue()
+        self._policy = settings.effective_policy
+        self._decode_width = 1 + self.num_spec_tokens
+        self._grants: dict[str, int] = {}
+        self._steps: deque[StepRecord] = deque()
+        self._step_number = 0
+        self._last_plan = Plan(Mode.IDLE)
+        self._last_end_s = self._last_schedule_s = self.clock()
+        self._num_held_back = 0
+        self._our_connector = _find_ours(self.connector)
+        self._own_stats = EngineStats()
+        self.flag = StopFlag(flag_name(self.vllm_config))
+        self.monitor = ArrivalMonitor(
+            self.flag, self.clock, settings.slo_ttft_s, self._policy.patience
+        )
+        reason = why_not_stoppable(self, settings, has_connector=self._our_connector is not None)
+        self.can_stop = not reason
+        if reason:
+            logger.info("ConServe: steps are not stopped between layers: %s", reason)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Where figures go: to the API process if our connector is there to carry them."""
+        return self._our_connector.stats if self._our_connector else self._own_stats
+
+    # One step
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        now_s = self.clock()
+        self.traffic.spent(
+            min(now_s - self._last_schedule_s, 1.0), online_resident=self._online_resident()
+        )
+        self._last_schedule_s = now_s
+        plan = Plan(Mode.IDLE) if self._must_hold_back() else self._decide(now_s)
+        record = StepRecord(self._next_number(), plan, now_s)
+        if plan.mode is not Mode.IDLE:
+            self._note_interruption(plan)
+        self._displace(plan, now_s)
+        self._grants = plan.grants
+        self._put_online_first()
+        if plan.stoppable:
+            record.before = {name: Before.of(self.requests[name]) for name in plan.grants}
+            self._announce(record)
+        output = super().schedule(throttle_prefills)
+        self._scheduled(record, output)
+        return output
+
+    def _next_number(self) -> int:
+        self._step_number += 1
+        return self._step_number
+
+    def _must_hold_back(self) -> bool:
+        """Whether to schedule nothing now: behind a stoppable step (async scheduling), or when
+        an online request is on its way from the input thread and will be here at once."""
+        if any(step.plan.stoppable for step in self._steps):
+            return True
+        if self.monitor.num_pending and not self._online_resident():
+            self._num_held_back += 1
+            if self._num_held_back <= 3:
+                return True
+            self.monitor.forget_pending()
+        self._num_held_back = 0
+        return False
+
+    def _online_resident(self) -> bool:
+        return bool(self.waiting.online) or any(is_online(r) for r in self.running)
+
+    def snapshot(self, now_s: float) -> Snapshot:
+        head = self.waiting.offline_head(OFFLINE_HEAD)
+        return Snapshot(
+            now_s=now_s,
+            running=self.tracker.running(self.running),
+            waiting_online=self.tracker.waiting(
+                r for r in self.waiting.online if r.status in SCHEDULABLE
+            ),
+            waiting_offline=self.tracker.waiting(r for r in head if r.status in SCHEDULABLE),
+            num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
+            num_free_slots=self.max_num_active_reqs
+            - len(self.running)
+            - self.num_waiting_for_streaming_input,
+            block_size=self.block_size,
+            max_step_tokens=self.max_num_scheduled_tokens,
+            targets=self.settings.targets,
+            decode_width=self._decode_width,
+            interruption_rate=self.traffic.interruption_rate,
+            online_residency=self.traffic.online_residency,
+            offline_share=self.traffic.offline_share,
+            can_stop=self.can_stop,
+        )
+
+    def _decide(self, now_s: float) -> Plan:
+        plan = self.planner(self.snapshot(now_s), self.recalibrator.model, self._policy)
+        self.stats.count("decision_seconds", self.clock() - now_s)
+        return plan
+
+    def _note_interruption(self, plan: Plan) -> None:
+        if self._last_plan.mode is Mode.OFFLINE and plan.num_online_tokens:
+            self.traffic.interrupted()
+        self._last_plan = plan
+
+    def _displace(self, plan: Plan, now_s: float) -> None:
+        if not plan.displace:
+            return
+        victims = set(plan.displace)
+        chosen = [r for r in self.running if r.request_id in victims]
+        chosen = [r for r in chosen if self._request_blocks_can_be_freed(r)]
+        self.running = [r for r in self.running if r not in set(chosen)]
+        for request in chosen:
+            self.stats.count("displaced_tokens", request.num_computed_tokens)
+            self._preempt_request(request, now_s)
+        self.stats.count("displaced_requests", len(chosen))
+
+    def _put_online_first(self) -> None:
+        """vLLM grants blocks in the order of `running`; offline requests come last."""
+        online = [r for r in self.running if is_online(r)]
+        if 0 < len(online) < len(self.running):
+            self.running = online + [r for r in self.running if not is_online(r)]
+
+    def _announce(self, record: StepRecord) -> None:
+        """Tell the workers that this step may be stopped, and how often to look."""
+        if self._our_connector is not None:
+            every = layers_between_safepoints(self, self.settings, record.plan.predicted_s)
+            self._our_connector.next_step = StepMetadata(record.number, every)
+
+    def _reserve_prefill_lookahead(
+        self, request: Any, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """vLLM asks how many tokens a request may have, right before it allocates blocks."""
+        granted = self._grants.get(request.request_id, 0)
+        allowed = min(num_new_tokens, granted)
+        return int(super()._reserve_prefill_lookahead(request, num_computed_tokens, allowed))
+
+    def _scheduled(self, record: StepRecord, output: Any) -> None:
+        record.shape, record.offline_shape = self.tracker.shape_of(
+            output.num_scheduled_tokens, self.requests, self._decode_width
+        )
+        for request_id, was in record.before.items():
+            was.scheduled(self.requests[request_id])
+        self._steps.append(record)
+        if record.plan.stoppable and output.total_num_scheduled_tokens:
+            model = self.recalibrator.model
+            predicted_s = model.predict_s(record.shape)
+            self.monitor.step_started(
+                RunningStep(record.number, record.started_s, predicted_s), model
+            )
+
+    # Its output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        record = self._steps.popleft()
+        raised_s = self.monitor.step_ended() if record.plan.stoppable else None
+        computed = scheduler_output.num_scheduled_tokens
+        if isinstance(model_runner_output, StoppedOutput):
+            self._undo(record, computed, model_runner_output, raised_s)
+        else:
+            self.tracker.computed(computed, self.requests, self.stats)
+        self._gauge()
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        now_s = self.clock()
+        for client in outputs.values():
+            for one in client.outputs:
+                if one.new_token_ids:
+                    self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
+        self._learn(record, model_runner_output, now_s)
+        self.tracker.drop_finished(self.requests)
+        return outputs
+
+    def _undo(
+        self,
+        record: StepRecord,
+        computed: dict[str, int],
+        output: StoppedOutput,
+        raised_s: float | None,
+    ) -> None:
+        orphans = roll_back(self, computed, record.before)
+        for request_id in orphans:
+            request = self.requests[request_id]
+            self.running.remove(request)
+            self._preempt_request(request, self.clock())
+        self.tracker.stopped(computed)
+        self.stats.count("stopped_steps")
+        self.stats.count("stopped_layers", output.layers_done)
+        self.stats.count("dropped_tokens", sum(computed.values()))
+        if raised_s is not None:
+            self.stats.observe("stop_response_seconds", self.clock() - raised_s)
+
+    def _learn(self, record: StepRecord, output: Any, now_s: float) -> None:
+        """Feed the latency model with a whole step's time, schedule to output."""
+        seconds = now_s - max(record.started_s, self._last_end_s)
+        self._last_end_s = now_s
+        if not record.shape.num_tokens or isinstance(output, StoppedOutput):
+            return
+        model = self.recalibrator.model
+        predicted_s = model.predict_s(record.shape)
+        self.recalibrator.observe(record.shape, seconds)
+        self.traffic.stepped(
+            seconds,
+            seconds * record.offline_shape.num_tokens / record.shape.num_tokens,
+        )
+        stats = self.stats
+        stats.count("steps", 1, str(record.plan.mode))
+        stats.observe("step_seconds", seconds)
+        stats.observe("step_predicted_seconds", predicted_s)
+        stats.set("latency_model_error_ratio", self.recalibrator.mean_error)
+        if self.monitor.num_unstopped:
+            stats.count("unstopped_arrivals", self.monitor.num_unstopped)
+            self.monitor.num_unstopped = 0
+
+    def _gauge(self) -> None:
+        stats, queue = self.stats, self.waiting
+        num_online = sum(1 for r in self.running if is_online(r))
+        stats.set("running_requests", num_online, "online")
+        stats.set("running_requests", len(self.running) - num_online, "offline")
+        stats.set("waiting_requests", len(queue.online), "online")
+        stats.set("waiting_requests", len(queue.offline), "offline")
+        stats.set("interruptions_per_second", self.traffic.interruption_rate)
+
+    # Requests and the end
+
+    def add_request(self, request: Any) -> None:
+        if request.request_id not in self.requests:
+            self.tracker.add(request)
+        super().add_request(request)
+        self.monitor.taken(request.request_id)
+
+    def forget_history(self) -> None:
+        """Start counting anew: what the start-up profile did is nobody's traffic."""
+        self.traffic = TrafficEstimate()
+        self.tracker = RequestTracker(self.block_size)
+        self.stats.reset()
+        if self.log_stats:
+            self.kv_cache_manager.make_prefix_cache_stats()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.flag.unlink()
+
+
+def _find_ours(connector: Any) -> ConserveConnector | None:
+    """Ours, alone or among the children of vLLM's MultiConnector."""
+    for one in (connector, *getattr(connector, "_connectors", ())):
+        if isinstance(one, ConserveConnector):
+            return one
+    return None

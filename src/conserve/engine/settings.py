@@ -1,0 +1,82 @@
+"""The engine's settings, as they travel through vLLM's `--additional-config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import Targets
+
+KEY = "conserve"
+"""Our key inside `VllmConfig.additional_config`."""
+STOP_MODES = ("auto", "eager", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What `conserve serve` passes to the scheduler and the workers. Refused early, never changed.
+
+    Raises ValueError, naming the field, on a value out of bounds.
+    """
+
+    slo_ttft_s: float = 1.0
+    """Target of time to first token of online requests."""
+    slo_tbt_s: float = 0.2
+    """Target of one gap between tokens of online requests."""
+    offline_floor: float = 0.0
+    """Share of step time offline work gets even where targets suffer, in [0, 1)."""
+    profile_dir: str = ""
+    """Where latency profiles are kept; empty keeps none and profiles at every start."""
+    profile_seconds: float = 15.0
+    """Longest start-up profile; 0 starts from a generic model and learns while serving."""
+    stop: str = "auto"
+    """Stopping inside a step: auto (see PolicySettings.patience), eager (any arrival), off."""
+    stop_response_s: float = 0.0
+    """Longest time between two safepoints; 0 picks 100 ms on a CPU and 5 ms on a GPU."""
+    policy: PolicySettings = field(default_factory=PolicySettings)
+
+    def __post_init__(self) -> None:
+        _ = self.targets
+        if self.stop not in STOP_MODES:
+            raise ValueError(f"stop must be one of {', '.join(STOP_MODES)}, not {self.stop!r}")
+        for name in ("profile_seconds", "stop_response_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+
+    @property
+    def targets(self) -> Targets:
+        return Targets(self.slo_ttft_s, self.slo_tbt_s, self.offline_floor)
+
+    @property
+    def effective_policy(self) -> PolicySettings:
+        """The policy's settings, with `stop: eager` expressed as no patience at all."""
+        if self.stop != "eager":
+            return self.policy
+        return PolicySettings(**{**asdict(self.policy), "patience": 0.0})
+
+    def to_json_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json_dict(cls, values: Mapping[str, Any]) -> EngineSettings:
+        """Raises ValueError on an unknown key, naming it and the known ones."""
+        known = {f.name for f in fields(cls)}
+        rest = dict(values)
+        policy = rest.pop("policy", {})
+        for key in rest:
+            if key not in known:
+                raise ValueError(f"unknown setting {key!r}; known are {', '.join(sorted(known))}")
+        for key in policy:
+            if key not in PolicySettings.names():
+                names = ", ".join(sorted(PolicySettings.names()))
+                raise ValueError(f"unknown policy setting {key!r}; known are {names}")
+        return cls(**rest, policy=PolicySettings(**policy))
+
+    @classmethod
+    def of(cls, additional_config: object) -> EngineSettings:
+        """From `VllmConfig.additional_config`; the defaults where we are not mentioned."""
+        if isinstance(additional_config, Mapping):
+            return cls.from_json_dict(additional_config.get(KEY, {}))
+        return cls()

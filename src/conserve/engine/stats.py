@@ -1,0 +1,150 @@
+"""The engine's figures: collected by the scheduler, carried to the API process, exported there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from conserve.engine.door import (
+    Counter,
+    Gauge,
+    Histogram,
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+    VllmConfig,
+)
+
+LATENCY_BUCKETS = (
+    0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0,
+    5.0, 10.0, 30.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One exported series. `label` is its only label besides vLLM's model_name and engine."""
+
+    name: str
+    kind: type
+    help: str
+    label: str = ""
+
+
+METRICS = (
+    Metric("ttft_seconds", Histogram, "Arrival to first token, by class of request.", "class"),
+    Metric("tbt_seconds", Histogram, "One gap between two tokens, by class of request.", "class"),
+    Metric("step_seconds", Histogram, "Time a step took, from its scheduling to its output."),
+    Metric("step_predicted_seconds", Histogram, "Time the latency model gave the same steps."),
+    Metric("stop_response_seconds", Histogram, "Online arrival to the stopped step's end."),
+    Metric("computed_tokens", Counter, "Tokens whose forward ran to its end.", "class"),
+    Metric("recomputed_tokens", Counter, "Computed tokens that had been computed before.", "class"),
+    Metric("output_tokens", Counter, "Tokens sampled.", "class"),
+    Metric("dropped_tokens", Counter, "Tokens of steps that were stopped."),
+    Metric("steps", Counter, "Steps by what filled them (see docs/design/policy.md).", "mode"),
+    Metric("stopped_steps", Counter, "Steps stopped between layers for an online arrival."),
+    Metric("stopped_layers", Counter, "Layers that stopped steps had done, summed."),
+    Metric("unstopped_arrivals", Counter, "Online arrivals in a stoppable step that went on."),
+    Metric("displaced_requests", Counter, "Offline requests whose blocks went to online ones."),
+    Metric("displaced_tokens", Counter, "Computed tokens whose KV those requests lost."),
+    Metric("decision_seconds", Counter, "Time spent deciding steps, summed."),
+    Metric("latency_model_error_ratio", Gauge, "Recent mean of |predicted - actual| / actual."),
+    Metric("waiting_requests", Gauge, "Requests that hold no slot.", "class"),
+    Metric("running_requests", Gauge, "Requests that hold a slot.", "class"),
+    Metric("interruptions_per_second", Gauge, "Online arrivals per second of offline-only work."),
+)
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+class EngineStats(KVConnectorStats):  # type: ignore[misc]
+    """Figures since the last hand-over: metric name -> label value -> number(s).
+
+    Counters add up, gauges keep the newest, histograms keep every observation.
+    """
+
+    def count(self, name: str, amount: float = 1.0, label: str = "") -> None:
+        series = self.data.setdefault(name, {})
+        series[label] = series.get(label, 0.0) + amount
+
+    def observe(self, name: str, value: float, label: str = "") -> None:
+        self.data.setdefault(name, {}).setdefault(label, []).append(value)
+
+    def set(self, name: str, value: float, label: str = "") -> None:
+        self.data.setdefault(name, {})[label] = value
+
+    def reset(self) -> None:
+        self.data = {}
+
+    def is_empty(self) -> bool:
+        return not self.data
+
+    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
+        for name, label, value in other.items():
+            kind = BY_NAME[name].kind
+            if kind is Counter:
+                self.count(name, value, label)
+            elif kind is Gauge:
+                self.set(name, value, label)
+            else:
+                self.data.setdefault(name, {}).setdefault(label, []).extend(value)
+        return self
+
+    def items(self) -> Iterator[tuple[str, str, Any]]:
+        for name, series in self.data.items():
+            for label, value in series.items():
+                yield name, label, value
+
+    def reduce(self) -> dict[str, int | float]:
+        """What vLLM's periodic log line shows."""
+        shown: dict[str, int | float] = {}
+        for name in ("output_tokens", "displaced_requests", "stopped_steps", "dropped_tokens"):
+            for label, value in self.data.get(name, {}).items():
+                shown[f"{name} {label}".strip()] = round(value)
+        for label, value in self.data.get("latency_model_error_ratio", {}).items():
+            shown[f"latency model error {label}".strip()] = round(value, 3)
+        return shown
+
+
+class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
+    """`conserve:*` on the API process's /metrics."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        metric_types: dict[type, type],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._series: dict[str, Any] = {
+            metric.name: self._register(metric, metric_types[metric.kind], labelnames)
+            for metric in METRICS
+        }
+
+    def _register(self, metric: Metric, cls: type, labelnames: list[str]) -> Any:
+        options: dict[str, Any] = {}
+        if metric.kind is Histogram:
+            options["buckets"] = LATENCY_BUCKETS
+        if metric.kind is Gauge:
+            options["multiprocess_mode"] = "mostrecent"
+        labels = [*labelnames, metric.label] if metric.label else labelnames
+        return cls(
+            name=f"conserve:{metric.name}",
+            documentation=metric.help,
+            labelnames=labels,
+            **options,
+        )
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        values = self.per_engine_labelvalues[engine_idx]
+        for name, label, value in EngineStats(data=transfer_stats_data).items():
+            labels = [*values, label] if BY_NAME[name].label else values
+            series = self._series[name].labels(*labels)
+            kind = BY_NAME[name].kind
+            if kind is Counter:
+                series.inc(value)
+            elif kind is Gauge:
+                series.set(value)
+            else:
+                for one in value:
+                    series.observe(one)

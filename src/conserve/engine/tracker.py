@@ -1,0 +1,123 @@
+"""What the scheduler remembers of each request beyond what vLLM keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from conserve.core.latency import StepShape
+from conserve.core.snapshot import RequestView
+from conserve.engine.queue import is_online
+from conserve.engine.stats import EngineStats
+
+
+def class_of(view: RequestView) -> str:
+    return "online" if view.online else "offline"
+
+
+class RequestTracker:
+    """One `RequestView` a request, brought up to date when it is looked at."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._views: dict[str, RequestView] = {}
+        self._high_water: dict[str, int] = {}
+        """Most tokens a request ever had computed: less than that again is recomputed."""
+
+    def add(self, request: Any) -> None:
+        self._views[request.request_id] = RequestView(
+            request_id=request.request_id,
+            online=is_online(request),
+            arrival_s=request.arrival_time,
+            num_tokens=request.num_tokens,
+        )
+
+    def drop_finished(self, live: dict[str, Any]) -> None:
+        """Forget every request that is not in `live`; call it now and then."""
+        if len(self._views) > 2 * len(live) + 64:
+            self._views = {name: view for name, view in self._views.items() if name in live}
+            self._high_water = {n: high for n, high in self._high_water.items() if n in live}
+
+    def get(self, request_id: str) -> RequestView | None:
+        return self._views.get(request_id)
+
+    def running(self, requests: Iterable[Any]) -> list[RequestView]:
+        """Views of running requests; the answer is good until the next step is scheduled."""
+        views, size, found = [], self._block_size, self._views
+        for request in requests:
+            view = found[request.request_id]
+            computed = request.num_computed_tokens
+            view.num_tokens = request.num_tokens_with_spec + request.num_output_placeholders
+            view.num_computed_tokens = computed
+            view.num_blocks = -(-computed // size)
+            views.append(view)
+        return views
+
+    def waiting(self, requests: Iterable[Any]) -> list[RequestView]:
+        """Views of waiting requests, which hold nothing."""
+        views = []
+        for request in requests:
+            view = self._views[request.request_id]
+            view.num_tokens = request.num_tokens
+            view.num_computed_tokens = request.num_computed_tokens
+            view.num_blocks = 0
+            views.append(view)
+        return views
+
+    def shape_of(
+        self, num_scheduled_tokens: dict[str, int], requests: dict[str, Any], decode_width: int
+    ) -> tuple[StepShape, StepShape]:
+        """The step that vLLM really scheduled (prefix hits make it smaller than planned):
+        of all requests, and of the offline ones alone. Call it before the step is undone."""
+        whole, offline = StepShape(), StepShape()
+        for request_id, num_tokens in num_scheduled_tokens.items():
+            view = self._views[request_id]
+            context = requests[request_id].num_computed_tokens - num_tokens
+            decodes = view.last_token_s is not None and num_tokens <= decode_width
+            for shape in (whole,) if view.online else (whole, offline):
+                if decodes:
+                    shape.add_decode(num_tokens, context)
+                else:
+                    shape.add_prefill(num_tokens, context)
+        return whole, offline
+
+    def computed(
+        self, num_scheduled_tokens: dict[str, int], requests: dict[str, Any], stats: EngineStats
+    ) -> None:
+        """Account for a step that ran to its end (P7): computed, and of that recomputed."""
+        totals = {"online": [0, 0], "offline": [0, 0]}
+        for request_id, num_tokens in num_scheduled_tokens.items():
+            request, view = requests.get(request_id), self._views.get(request_id)
+            if request is None or view is None:
+                continue
+            view.num_stops = 0
+            end = request.num_computed_tokens
+            high = self._high_water.get(request_id, 0)
+            again = max(0, min(end, high) - (end - num_tokens))
+            self._high_water[request_id] = max(high, end)
+            total = totals[class_of(view)]
+            total[0] += num_tokens
+            total[1] += again
+        for label, (computed, again) in totals.items():
+            if computed:
+                stats.count("computed_tokens", computed, label)
+            if again:
+                stats.count("recomputed_tokens", again, label)
+
+    def stopped(self, num_scheduled_tokens: dict[str, int]) -> None:
+        for request_id in num_scheduled_tokens:
+            if view := self._views.get(request_id):
+                view.num_stops += 1
+
+    def emitted(self, request_id: str, num_tokens: int, now_s: float, stats: EngineStats) -> None:
+        """New tokens of a request left the engine."""
+        view = self._views.get(request_id)
+        if view is None:
+            return
+        label = class_of(view)
+        if view.last_token_s is None:
+            stats.observe("ttft_seconds", now_s - view.arrival_s, label)
+        else:
+            stats.observe("tbt_seconds", now_s - view.last_token_s, label)
+        view.last_token_s = now_s
+        stats.count("output_tokens", num_tokens, label)
