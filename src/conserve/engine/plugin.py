@@ -11,7 +11,7 @@ _PATCHED = "_conserve_patched"
 
 
 def register() -> None:
-    """Wrap two methods of vLLM's EngineCore; harmless when called again, or without our scheduler."""
+    """Wrap two methods of EngineCore; harmless when called again, or without our scheduler."""
     from conserve.engine.door import EngineCore
 
     if getattr(EngineCore, _PATCHED, False):
