@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import typer
 
+from conserve.cli.serve import serve
+
 app = typer.Typer(
     name="conserve",
     no_args_is_help=True,
     add_completion=False,
     help="Batch work in the idle time of an interactive vLLM server.",
 )
+
+# Every flag goes to `serve` as it is, --help included: vLLM's parser knows them all.
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)(serve)
 
 
 @app.callback()

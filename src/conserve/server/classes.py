@@ -1,0 +1,70 @@
+"""Which class a request belongs to, from its body and headers.
+
+`service_tier: "flex"` or a `priority` above 0 makes a request offline; everything else is online.
+The engine sees the class as the sign of vLLM's `priority`: above 0 is offline, larger is later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+OFFLINE_PRIORITY = 1
+"""Given to a flex request that names no priority above 0 of its own."""
+
+KNOWN_TIERS = ("auto", "default", "flex", "priority", "scale")
+"""OpenAI's tiers; all but flex are served online, as soon as possible."""
+
+Tier = Literal["default", "flex"]
+
+
+class UnknownTierError(ValueError):
+    """`service_tier` is none of OpenAI's words."""
+
+    def __init__(self, given: object) -> None:
+        known = ", ".join(KNOWN_TIERS)
+        super().__init__(
+            f"service_tier must be one of {known}, not {given!r}. "
+            "Use 'flex' for offline work, or leave the field out."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestClass:
+    """How a request is served: the tier its response names and the priority vLLM gets."""
+
+    tier: Tier
+    priority: int
+
+    @property
+    def online(self) -> bool:
+        return self.tier == "default"
+
+
+def classify(body: Mapping[str, Any], priority_header: str | None = None) -> RequestClass | None:
+    """The class of a request, or None where its `priority` is no integer (vLLM says so itself).
+
+    A priority in the header wins over one in the body, as in vLLM; one that is no integer is
+    ignored, as in vLLM. Raises UnknownTierError.
+    """
+    tier = body.get("service_tier")
+    if tier is not None and tier not in KNOWN_TIERS:
+        raise UnknownTierError(tier)
+    priority = _header_priority(priority_header)
+    if priority is None:
+        priority = body.get("priority", 0)
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        return None
+    if priority > 0:
+        return RequestClass("flex", priority)
+    if tier == "flex":
+        return RequestClass("flex", OFFLINE_PRIORITY)
+    return RequestClass("default", priority)
+
+
+def _header_priority(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None

@@ -1,0 +1,73 @@
+"""What a CPU machine needs to serve well: thread binding, an OpenMP runtime, KV space.
+
+All of it is environment variables that vLLM's worker processes inherit; one that the user has set
+stays as it is. Call before vLLM starts its processes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+BIND = "VLLM_CPU_OMP_THREADS_BIND"
+KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
+
+GIB = 1 << 30
+SMALL_MACHINE = 4
+"""With at most this many CPUs, none is set aside: the server and the engine need little."""
+
+
+def bind_threads(environ: MutableMapping[str, str], num_workers: int) -> str:
+    """Give each of `num_workers` its share of the machine's CPUs; says what was chosen."""
+    if given := environ.get(BIND):
+        return f"threads as {BIND}={given} says"
+    if _num_numa_nodes() > 1:
+        return "threads bound by vLLM, one NUMA node a worker"
+    cpus = usable_cpus()
+    if len(cpus) < num_workers:
+        environ[BIND] = "nobind"
+        return "threads not bound: fewer CPUs than workers"
+    groups = [cpus[i::num_workers] for i in range(num_workers)]
+    environ[BIND] = "|".join(",".join(map(str, sorted(group))) for group in groups)
+    return f"threads on CPUs {environ[BIND]}"
+
+
+def usable_cpus() -> list[int]:
+    """The CPUs that compute: all of a small machine, else one a core with the last left free."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) <= SMALL_MACHINE:
+        return allowed
+    cores: dict[str, int] = {}
+    for cpu in allowed:
+        cores.setdefault(_siblings(cpu), cpu)
+    return list(cores.values())[:-1] or allowed
+
+
+def _siblings(cpu: int) -> str:
+    """The hardware threads that share the core of `cpu`, as the kernel names them."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    return path.read_text().strip() if path.is_file() else str(cpu)
+
+
+def _num_numa_nodes() -> int:
+    return len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
+
+
+def preload_openmp(environ: MutableMapping[str, str], prefix: Path | None = None) -> str:
+    """Have the workers load Intel's OpenMP from the environment; says what was chosen."""
+    preloaded = environ.get("LD_PRELOAD", "")
+    if any(name in preloaded for name in ("libiomp", "libomp", "libgomp")):
+        return "OpenMP as LD_PRELOAD says"
+    library = (prefix or Path(sys.prefix)) / "lib" / "libiomp5.so"
+    if not library.is_file():
+        return "OpenMP of torch (the package intel-openmp would be faster)"
+    environ["LD_PRELOAD"] = ":".join(filter(None, [preloaded, str(library)]))
+    return "libiomp5 preloaded"
+
+
+def kv_cache_bytes(available_bytes: int, default_model: bool) -> int:
+    """KV space: 1 GiB (46,000 tokens) for the default model, else a quarter of free memory."""
+    quarter = available_bytes // 4
+    return min(quarter, GIB) if default_model else quarter

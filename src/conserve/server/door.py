@@ -1,0 +1,107 @@
+"""The one file of this room that names vLLM's modules.
+
+Its `vllm` command cannot be called: the CPU build's looks up a distribution that is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import huggingface_hub
+import psutil
+import vllm
+from vllm.config import KVTransferConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.logger import configure_logging_from_args
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
+
+from conserve.server.errors import BadInputError
+
+DEFAULT_MODEL: str = EngineArgs.model
+"""What vLLM would serve when no model is named."""
+
+
+def version() -> str:
+    return str(vllm.__version__)
+
+
+def on_cpu() -> bool:
+    """Whether vLLM will run its models on the CPU."""
+    return bool(current_platform.is_cpu())
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be had without swapping, within the limit of our container."""
+    available = int(psutil.virtual_memory().available)
+    limit = get_cgroup_memory_limit()
+    if limit is None:
+        return available
+    return max(0, min(available, limit - (get_cgroup_memory_usage() or 0)))
+
+
+def stay_offline() -> None:
+    """Keep this process off the model hub; its children read the environment."""
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What the user gave; an argument in `withheld` is None unless given, its default is there."""
+
+    args: argparse.Namespace
+    withheld: dict[str, object]
+
+
+def parse(
+    arguments: Sequence[str],
+    extend: Callable[[argparse.ArgumentParser], None],
+    withhold: Iterable[str],
+) -> Parsed:
+    """Parse the arguments of `vllm serve`, with the flags that `extend` adds to its parser.
+
+    Raises BadInputError for what the parser does not take; `--help` prints and exits.
+    """
+    root = FlexibleArgumentParser(prog="conserve")
+    parser = ServeSubcommand().subparser_init(root.add_subparsers(dest="subparser"))
+    parser.usage = "conserve serve [MODEL] [options]"
+    parser.description = (
+        "Serve online and offline requests from one vLLM engine.\n"
+        "ConServe's own flags: conserve serve --help=ConServe"
+    )
+    parser.epilog = parser.epilog.replace("vllm serve", "conserve serve")
+    parser.error = root.error = _refuse
+    extend(parser)
+    withheld = {name: parser.get_default(name) for name in withhold}
+    parser.set_defaults(**dict.fromkeys(withheld))
+    try:
+        return Parsed(root.parse_args(["serve", *arguments]), withheld)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise BadInputError(message.removeprefix("argument "))
+
+
+def kv_transfer_config(value: object) -> object:
+    """The type vLLM's arguments hold for `--kv-transfer-config`."""
+    return KVTransferConfig(**value) if isinstance(value, dict) else value
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until a signal ends it. Raises BadInputError for arguments vLLM refuses."""
+    cli_env_setup()
+    configure_logging_from_args(args)
+    command = ServeSubcommand()
+    try:
+        command.validate(args)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+    command.cmd(args)

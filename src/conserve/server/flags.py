@@ -1,0 +1,112 @@
+"""Our own flags of `conserve serve`, beside every flag of `vllm serve`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from conserve.server.errors import BadInputError
+from conserve.server.model import cache_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag: its name, how its text is read, its default and a sentence of help."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: object
+    metavar: str
+    help: str
+
+
+def _milliseconds(text: str) -> float:
+    """Raises ArgumentTypeError unless text is a number above 0."""
+    value = _number(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0 milliseconds, not {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 up to but not 1, not {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
+    return value
+
+
+def flags() -> tuple[Flag, ...]:
+    """All of them; a function, because one default depends on the environment."""
+    return (
+        Flag(
+            "--slo-ttft-ms",
+            _milliseconds,
+            1000.0,
+            "MS",
+            "Target for the time to first token of online requests, in milliseconds. "
+            "A lower target leaves offline work fewer and smaller steps.",
+        ),
+        Flag(
+            "--slo-tbt-ms",
+            _milliseconds,
+            200.0,
+            "MS",
+            "Target for the gap between two tokens of an online request, in milliseconds. "
+            "A lower target means smaller steps while online requests run, "
+            "so fewer offline tokens.",
+        ),
+        Flag(
+            "--offline-floor",
+            _share,
+            0.0,
+            "SHARE",
+            "Share of step time, from 0 up to but not 1, that offline work gets even where the "
+            "targets suffer. 0 lets it starve while online requests need everything.",
+        ),
+        Flag(
+            "--profile-dir",
+            str,
+            str(cache_folder() / "profiles"),
+            "DIR",
+            "Folder where latency models are kept between starts. "
+            "Without a stored one the start takes up to 15 seconds longer.",
+        ),
+    )
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """Add our flags as a group of their own."""
+    group = parser.add_argument_group("ConServe", "Targets of online requests, and offline work.")
+    for flag in flags():
+        group.add_argument(
+            flag.name,
+            type=flag.parse,
+            default=flag.default,
+            metavar=flag.metavar,
+            help=flag.help,
+        )
+
+
+class _EarlyParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadInputError(message.removeprefix("argument "))
+
+
+def check_early(arguments: Sequence[str]) -> None:
+    """Raise BadInputError for a wrong value of ours, before vLLM is imported (about 10 s)."""
+    parser = _EarlyParser(add_help=False, allow_abbrev=False)
+    add_to(parser)
+    parser.parse_known_args(list(arguments))

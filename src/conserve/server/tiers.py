@@ -1,0 +1,171 @@
+"""ASGI middleware that turns `service_tier` into vLLM's `priority`, and says it in the response.
+
+Works in `conserve serve` and, by name, under plain vLLM:
+`vllm serve --middleware conserve.server.tiers.ServiceTierMiddleware`.
+
+The request body is rewritten as the application reads it, so authentication comes first and a
+client that sends none is none of our business. A stream is passed on event by event: a chunk
+costs one prefix test and one concatenation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from conserve.server.classes import RequestClass, UnknownTierError, classify
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+PRIORITY_HEADER = b"x-vllm-priority"
+
+_EVENT = b"data: {"
+_ERROR_EVENT = b'data: {"error"'
+
+
+class ServiceTierMiddleware:
+    """Classifies requests of the three OpenAI endpoints; everything else passes untouched."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or _path(scope) not in PATHS:
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(receive, send, _header(scope, PRIORITY_HEADER))
+        # The header is folded into the body: vLLM would let it overrule what we write there.
+        headers = [(name, value) for name, value in scope["headers"] if name != PRIORITY_HEADER]
+        await self.app({**scope, "headers": headers}, exchange.receive, exchange.send)
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path") or "")
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(self, receive: Receive, send: Send, priority_header: str | None) -> None:
+        self._receive = receive
+        self._send = send
+        self._priority_header = priority_header
+        self._body: list[bytes] = []
+        self._body_done = False
+        self._class: RequestClass | None = None
+        self._rejected: UnknownTierError | None = None
+        self._start: Message | None = None  # held back while a JSON body is collected
+        self._reply: list[bytes] = []
+        self._stream = False
+
+    async def receive(self) -> Message:
+        """The next message for the application; the body comes whole, classified."""
+        while not self._body_done:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return message
+            self._body.append(message.get("body", b""))
+            self._body_done = not message.get("more_body", False)
+            if self._body_done:
+                return {"type": "http.request", "body": self._classified(), "more_body": False}
+        return await self._receive()
+
+    def _classified(self) -> bytes:
+        """The request body with its class written in; any that is no JSON object as it came."""
+        raw = b"".join(self._body)
+        self._body.clear()
+        try:
+            body = json.loads(raw)
+        except ValueError:
+            return raw
+        if not isinstance(body, dict):
+            return raw
+        try:
+            found = classify(body, self._priority_header)
+        except UnknownTierError as error:
+            self._rejected = error
+            # FastAPI passes this one on while it reads the body; `send` words the answer.
+            raise HTTPException(status_code=400, detail=str(error)) from error
+        if found is None:
+            return raw
+        self._class = found
+        # /v1/responses echoes the tier it was asked for; the other two ignore the field.
+        body["service_tier"] = found.tier
+        body["priority"] = found.priority
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._send_start(message)
+        elif self._start is not None and message["type"] == "http.response.body":
+            await self._send_json(message)
+        elif self._stream and message["type"] == "http.response.body":
+            await self._send({**message, "body": self._named_in_event(message.get("body", b""))})
+        else:
+            await self._send(message)
+
+    async def _send_start(self, message: Message) -> None:
+        kind = _header(message, b"content-type") or ""
+        named = self._class is not None and message["status"] == 200
+        if kind.startswith("application/json") and (named or self._rejected):
+            self._start = message
+            return
+        self._stream = named and kind.startswith("text/event-stream")
+        await self._send(message)
+
+    async def _send_json(self, message: Message) -> None:
+        self._reply.append(message.get("body", b""))
+        if message.get("more_body", False):
+            return
+        start, self._start = self._start, None
+        assert start is not None
+        body = self._refusal() if self._rejected else self._named_in_json(b"".join(self._reply))
+        headers = [(k, v) for k, v in start["headers"] if k != b"content-length"]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await self._send({**start, "headers": headers})
+        await self._send({**message, "body": body})
+
+    def _refusal(self) -> bytes:
+        error = {"message": str(self._rejected), "type": "BadRequestError"}
+        return json.dumps({"error": {**error, "param": "service_tier", "code": 400}}).encode()
+
+    def _named_in_json(self, raw: bytes) -> bytes:
+        """A response object with `service_tier`."""
+        assert self._class is not None
+        try:
+            body = json.loads(raw)
+        except ValueError:
+            return raw
+        if not isinstance(body, dict):
+            return raw
+        body["service_tier"] = self._class.tier
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _named_in_event(self, event: bytes) -> bytes:
+        """A chunk with `service_tier`; vLLM sends each event as one message.
+
+        Inside a JSON string a quote is escaped, so the quoted word can only be a key.
+        """
+        assert self._class is not None
+        if not event.startswith(_EVENT) or event.startswith(_ERROR_EVENT):
+            return event
+        if b'"service_tier"' in event:
+            data, end, rest = event.removeprefix(b"data: ").partition(b"\n\n")
+            return b"data: " + self._named_in_json(data) + end + rest
+        return b'data: {"service_tier":"%s",%s' % (
+            self._class.tier.encode(),
+            event[len(_EVENT) :],
+        )

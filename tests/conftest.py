@@ -1,0 +1,125 @@
+"""One real server for all tests that need one, started as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+START_LIMIT_S = 300.0
+MODEL = "SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `conserve serve`; `log` is what it wrote to stdout and stderr."""
+
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of one Prometheus series whose labels include `labels`."""
+        total = 0.0
+        found = False
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            if line.startswith((f"{name} ", f"{name}{{")) and all(
+                f'{key}="{value}"' in line for key, value in labels.items()
+            ):
+                total += float(line.rsplit(" ", 1)[1])
+                found = True
+        assert found, f"no series {name} {labels}"
+        return total
+
+
+StartServer = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> StartServer:
+    """A function that starts `conserve serve` with more arguments, for the length of a `with`."""
+
+    @contextmanager
+    def start(*arguments: str) -> Iterator[Server]:
+        log = tmp_path_factory.mktemp("server") / "log"
+        port = free_port()
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("conserve")), "serve", *arguments]
+                + ["--host", "127.0.0.1", "--port", str(port)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        server = Server(f"http://127.0.0.1:{port}", log, process)
+        try:
+            wait_until_ready(server)
+            yield server
+        finally:
+            stop(process)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(start_server: StartServer) -> Iterator[Server]:
+    """`conserve serve` on the default model, shared by all tests."""
+    with start_server() as server:
+        yield server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            pytest.fail(f"the server ended at start:\n{server.log.read_text()[-8000:]}")
+        try:
+            if httpx.get(f"{server.url}/health", timeout=5).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    pytest.fail(f"the server did not start:\n{server.log.read_text()[-8000:]}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and whatever it started."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:
+    """Show the end of the server's log under a test that failed with it."""
+    report = yield
+    server = getattr(item, "funcargs", {}).get("server")
+    if report.failed and isinstance(server, Server):
+        report.sections.append(("server log", server.log.read_text()[-8000:]))
+    return report

@@ -1,0 +1,158 @@
+"""The server as a user meets it: the official client, the default model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+pytestmark = pytest.mark.server
+
+MODEL = "SmolLM2-135M-Instruct"
+QUESTION: Any = [{"role": "user", "content": "Name three colours."}]
+
+
+@pytest.fixture(scope="session")
+def client(server: Any) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def eventually(true: Callable[[], bool], limit_s: float = 60.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, "still not so"
+        time.sleep(0.1)
+
+
+TIERS = [({}, "default"), ({"service_tier": "auto"}, "default"), ({"service_tier": "flex"}, "flex")]
+tiers = pytest.mark.parametrize(("asked", "told"), TIERS)
+
+
+@tiers
+def test_chat(client: openai.OpenAI, asked: Any, told: str) -> None:
+    reply = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=8, temperature=0, **asked
+    )
+    assert reply.service_tier == told
+    assert reply.choices[0].message.content
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 8
+
+
+@tiers
+def test_chat_stream(client: openai.OpenAI, asked: Any, told: str) -> None:
+    stream = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=8, temperature=0, stream=True, **asked
+    )
+    chunks = list(stream)
+    assert {chunk.service_tier for chunk in chunks} == {told}
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+
+def test_a_stream_says_what_the_whole_says(client: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": QUESTION, "max_tokens": 12, "temperature": 0}
+    whole = client.chat.completions.create(**asked).choices[0].message.content
+    chunks = client.chat.completions.create(stream=True, service_tier="flex", **asked)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole
+
+
+@tiers
+def test_completions(client: openai.OpenAI, asked: Any, told: str) -> None:
+    reply = client.completions.create(
+        model=MODEL, prompt="Once upon a time", max_tokens=8, temperature=0, extra_body=asked
+    )
+    assert reply.model_dump()["service_tier"] == told
+    assert reply.choices[0].text
+
+
+@tiers
+def test_completions_stream(client: openai.OpenAI, asked: Any, told: str) -> None:
+    stream = client.completions.create(
+        model=MODEL, prompt="Once upon", max_tokens=8, stream=True, extra_body=asked
+    )
+    assert {chunk.model_dump()["service_tier"] for chunk in stream} == {told}
+
+
+@tiers
+def test_responses(client: openai.OpenAI, asked: Any, told: str) -> None:
+    reply = client.responses.create(
+        model=MODEL, input="Name three colours.", max_output_tokens=16, **asked
+    )
+    assert reply.service_tier == told
+    assert reply.output_text
+
+
+@tiers
+def test_responses_stream(client: openai.OpenAI, asked: Any, told: str) -> None:
+    stream = client.responses.create(
+        model=MODEL, input="Name three colours.", max_output_tokens=16, stream=True, **asked
+    )
+    events = list(stream)
+    told_in = [e.response.service_tier for e in events if hasattr(e, "response")]
+    assert len(told_in) >= 2
+    assert set(told_in) == {told}
+
+
+def test_a_priority_above_0_is_offline(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=4, extra_body={"priority": 3}
+    )
+    assert reply.service_tier == "flex"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_unknown_tier_is_named_in_the_error(client: openai.OpenAI, stream: bool) -> None:
+    tier: Any = "cheap"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model=MODEL, messages=QUESTION, service_tier=tier, stream=stream
+        )
+    assert caught.value.param == "service_tier"
+    assert "'cheap'" in caught.value.message
+
+
+def test_vllm_still_words_its_own_errors(server: Any) -> None:
+    kind = {"content-type": "application/json"}
+    reply = httpx.post(f"{server.url}/v1/chat/completions", content=b"{not json", headers=kind)
+    assert reply.status_code == 400
+    assert "JSON" in reply.json()["error"]["message"]
+    reply = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "priority": "high"})
+    assert reply.status_code == 400
+    assert "priority" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("tier", ["default", "flex"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_dropped_client_ends_its_request(server: Any, tier: str, stream: bool) -> None:
+    """It leaves the engine and its blocks come back, long before its last token."""
+    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+    before = server.metric("vllm:generation_tokens_total")
+    body = {"model": MODEL, "prompt": "Count:", "max_tokens": 8000, "ignore_eos": True}
+    body |= {"service_tier": tier, "stream": stream}
+    url = f"{server.url}/v1/completions"
+    if stream:
+        with httpx.stream("POST", url, json=body, timeout=60) as reply:
+            assert next(reply.iter_lines()).startswith("data: ")
+            eventually(lambda: server.metric("vllm:num_requests_running") == 1)
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url, json=body, timeout=httpx.Timeout(60, read=1))
+    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+    eventually(lambda: server.metric("vllm:kv_cache_usage_perc") == 0)
+    assert server.metric("vllm:generation_tokens_total") - before < 8000
+
+
+def test_what_it_serves_is_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def test_start_says_what_was_chosen(server: Any) -> None:
+    log = server.log.read_text()
+    assert "first token 1000 ms, between tokens 200 ms" in log
+    assert MODEL in log
+    assert "Traceback" not in log

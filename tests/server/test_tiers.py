@@ -1,0 +1,179 @@
+"""The middleware against a small application that answers as vLLM does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from conserve.server.tiers import ServiceTierMiddleware
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def application() -> FastAPI:
+    """Echoes what it was given, under vLLM's paths and shapes."""
+    app = FastAPI()
+
+    async def create(request: Request, body: dict[str, Any]) -> Response:
+        header = request.headers.get("x-vllm-priority")
+        if body.get("stream"):
+            return StreamingResponse(events(body), media_type="text/event-stream")
+        answer = {"id": "a", "seen": body, "header": header, "service_tier": None}
+        return JSONResponse(answer, status_code=body.get("status", 200))
+
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"):
+        app.post(path, response_model=None)(create)
+    app.add_middleware(ServiceTierMiddleware)
+    return app
+
+
+async def events(body: dict[str, Any]) -> AsyncIterator[str]:
+    yield 'data: {"id":"a","delta":"say \\"data: {\\" and \\"service_tier\\":null"}\n\n'
+    yield 'data: {"id":"a","service_tier":null}\n\n'
+    yield ": keep-alive\n\n"
+    yield f'data: {json.dumps({"error": body["priority"]}, separators=(",", ":"))}\n\n'
+    yield "data: [DONE]\n\n"
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(application())
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+async def test_flex_reaches_vllm_as_a_priority_and_comes_back(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    reply = await client.post(path, json={"service_tier": "flex", "prompt": "Grüß dich \u2028"})
+    assert reply.json() == {
+        "id": "a",
+        "seen": {"service_tier": "flex", "priority": 1, "prompt": "Grüß dich \u2028"},
+        "header": None,
+        "service_tier": "flex",
+    }
+    assert int(reply.headers["content-length"]) == len(reply.content)
+
+
+async def test_a_plain_request_is_default(client: httpx.AsyncClient) -> None:
+    reply = await client.post("/v1/responses", json={})
+    assert reply.json()["seen"] == {"service_tier": "default", "priority": 0}
+    assert reply.json()["service_tier"] == "default"
+
+
+async def test_the_priority_header_is_folded_into_the_body(client: httpx.AsyncClient) -> None:
+    body = {"service_tier": "flex"}
+    reply = await client.post("/v1/completions", json=body, headers={"X-Vllm-Priority": "0"})
+    assert reply.json()["seen"]["priority"] == 1
+    assert reply.json()["header"] is None
+
+
+async def test_an_unknown_tier_is_400_in_the_error_envelope(client: httpx.AsyncClient) -> None:
+    reply = await client.post("/v1/chat/completions", json={"service_tier": "cheap"})
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert (error["param"], error["type"], error["code"]) == (
+        "service_tier",
+        "BadRequestError",
+        400,
+    )
+    assert "'cheap'" in error["message"]
+    assert "flex" in error["message"]
+
+
+async def test_a_stream_names_the_tier_in_each_chunk_and_nowhere_else(
+    client: httpx.AsyncClient,
+) -> None:
+    body = {"stream": True, "service_tier": "flex", "priority": 9}
+    reply = await client.post("/v1/chat/completions", json=body)
+    first, second, *rest = reply.text.split("\n\n")
+    assert json.loads(first.removeprefix("data: ")) == {
+        "service_tier": "flex",
+        "id": "a",
+        "delta": 'say "data: {" and "service_tier":null',
+    }
+    assert json.loads(second.removeprefix("data: ")) == {"id": "a", "service_tier": "flex"}
+    assert second.count("service_tier") == 1
+    assert rest == [": keep-alive", 'data: {"error":9}', "data: [DONE]", ""]
+
+
+@pytest.mark.parametrize("raw", [b"not json", b"[1]", b"", b'{"priority": "x"}', b"\xff{}"])
+async def test_a_body_we_cannot_read_passes_as_it_came(raw: bytes) -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        seen.append((message["body"], message["more_body"]))
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    await ServiceTierMiddleware(app)(scope, one_message(raw), nothing)
+    assert seen == [(raw, False)]
+
+
+async def test_other_paths_pass_untouched(client: httpx.AsyncClient) -> None:
+    reply = await client.post("/v1/embeddings", json={"service_tier": "cheap"})
+    assert reply.json()["seen"] == {"service_tier": "cheap"}
+
+
+async def test_an_error_response_passes_untouched(client: httpx.AsyncClient) -> None:
+    reply = await client.post("/v1/completions", json={"service_tier": "flex", "status": 404})
+    assert reply.status_code == 404
+    assert reply.json()["service_tier"] is None
+
+
+async def test_a_body_in_pieces_is_classified_whole() -> None:
+    pieces = [b'{"service_', b'tier": "fl', b'ex"}']
+    messages = [{"type": "http.request", "body": p, "more_body": p != pieces[-1]} for p in pieces]
+    messages.append({"type": "http.disconnect"})
+    seen = []
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([await receive(), await receive()])
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    await ServiceTierMiddleware(app)(scope, receive, nothing)
+    assert json.loads(seen[0]["body"]) == {"service_tier": "flex", "priority": 1}
+    assert seen[1] == {"type": "http.disconnect"}
+
+
+async def test_a_root_path_does_not_hide_the_endpoint() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(json.loads((await receive())["body"]))
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/llm/v1/completions",
+        "root_path": "/llm",
+        "headers": [],
+    }
+    await ServiceTierMiddleware(app)(scope, one_message(b'{"service_tier":"flex"}'), nothing)
+    assert seen[0]["priority"] == 1
+
+
+def one_message(body: bytes) -> Any:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+async def nothing(message: Any) -> None:
+    """A send that nobody listens to."""
