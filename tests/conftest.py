@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 START_LIMIT_S = 300.0
-MODEL = "SmolLM2-135M-Instruct"
+CONSERVE = str(Path(sys.executable).with_name("conserve"))
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> StartServer:
         port = free_port()
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("conserve")), "serve", *arguments]
-                + ["--host", "127.0.0.1", "--port", str(port)],
+                [CONSERVE, "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -103,16 +102,11 @@ def wait_until_ready(server: Server) -> None:
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End the server and whatever it started."""
     process.send_signal(signal.SIGTERM)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(30)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -58,5 +58,5 @@ def test_a_priority_that_is_no_integer_is_left_to_vllm(priority: object) -> None
 
 @pytest.mark.parametrize("tier", ["cheap", "", 3, ["flex"], "FLEX"])
 def test_an_unknown_tier_is_refused_by_name(tier: object) -> None:
-    with pytest.raises(UnknownTierError, match="service_tier must be one of .*flex"):
+    with pytest.raises(UnknownTierError, match=r"service_tier must be one of .*flex"):
         classify({"service_tier": tier})

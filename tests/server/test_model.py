@@ -46,9 +46,7 @@ def never(source: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_unpacking_leaves_nothing(
-    cache: Path, error: type[BaseException]
-) -> None:
+def test_an_interrupted_unpacking_leaves_nothing(cache: Path, error: type[BaseException]) -> None:
     def unpack(source: Path, folder: Path) -> None:
         fill(source, folder)
         raise error

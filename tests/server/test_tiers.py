@@ -42,7 +42,7 @@ async def events(body: dict[str, Any]) -> AsyncIterator[str]:
     yield 'data: {"id":"a","delta":"say \\"data: {\\" and \\"service_tier\\":null"}\n\n'
     yield 'data: {"id":"a","service_tier":null}\n\n'
     yield ": keep-alive\n\n"
-    yield f'data: {json.dumps({"error": body["priority"]}, separators=(",", ":"))}\n\n'
+    yield f"data: {json.dumps({'error': body['priority']}, separators=(',', ':'))}\n\n"
     yield "data: [DONE]\n\n"
 
 

@@ -1,0 +1,44 @@
+"""`conserve serve` with bad input: one message, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONSERVE = str(Path(sys.executable).with_name("conserve"))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([CONSERVE, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("conserve serve: ")]
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--slo-ttft-ms", "--slo-tbt-ms"])
+@pytest.mark.parametrize("value", ["0", "-5", "soon", "nan", "inf", ""])
+def test_a_target_that_is_no_time(flag: str, value: str) -> None:
+    done = run("serve", f"{flag}={value}")
+    assert_refused(done, flag, "must be", repr(value))
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["1", "-0.1", "all"])
+def test_a_floor_that_is_no_share(value: str) -> None:
+    assert_refused(run("serve", f"--offline-floor={value}"), "--offline-floor", repr(value))
+
+
+@pytest.mark.engine
+def test_a_flag_nobody_knows() -> None:
+    """Through a process: whatever vLLM's import says stays off the message."""
+    assert_refused(run("serve", "--no-such-flag", "1"), "--no-such-flag")

@@ -1,0 +1,85 @@
+"""Thread binding, OpenMP and KV space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conserve.server import cpu
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch, allowed=set(range(2)))
+
+
+def set_machine(
+    monkeypatch: pytest.MonkeyPatch, allowed: set[int], threads_a_core: int = 1, nodes: int = 1
+) -> None:
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: allowed)
+    monkeypatch.setattr(cpu, "_siblings", lambda cpu: str(cpu // threads_a_core))
+    monkeypatch.setattr(cpu, "_num_numa_nodes", lambda: nodes)
+
+
+def bound(num_workers: int = 1, **given: str) -> str | None:
+    environ = dict(given)
+    cpu.bind_threads(environ, num_workers)
+    return environ.get(cpu.BIND)
+
+
+def test_all_cpus_of_a_small_machine_compute() -> None:
+    assert bound() == "0,1"
+
+
+def test_a_larger_one_keeps_a_core_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch, allowed=set(range(16)), threads_a_core=2)
+    assert bound() == "0,2,4,6,8,10,12"
+
+
+def test_each_worker_has_cpus_of_its_own() -> None:
+    assert bound(num_workers=2) == "0|1"
+
+
+def test_more_workers_than_cpus_are_not_bound() -> None:
+    assert bound(num_workers=3) == "nobind"
+
+
+def test_several_numa_nodes_are_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch, allowed=set(range(8)), nodes=2)
+    assert bound() is None
+
+
+def test_the_users_binding_stays() -> None:
+    assert bound(**{cpu.BIND: "1"}) == "1"
+
+
+def test_openmp_is_preloaded_beside_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    library = tmp_path / "lib" / "libiomp5.so"
+    library.touch()
+    environ = {"LD_PRELOAD": "libjemalloc.so"}
+    assert cpu.preload_openmp(environ, tmp_path) == "libiomp5 preloaded"
+    assert environ["LD_PRELOAD"] == f"libjemalloc.so:{library}"
+
+
+@pytest.mark.parametrize("given", ["/x/libgomp.so.1", "/x/libiomp5.so", "/x/libomp.so"])
+def test_the_users_openmp_stays(given: str, tmp_path: Path) -> None:
+    environ = {"LD_PRELOAD": given}
+    cpu.preload_openmp(environ, tmp_path)
+    assert environ == {"LD_PRELOAD": given}
+
+
+def test_without_the_library_nothing_is_preloaded(tmp_path: Path) -> None:
+    environ: dict[str, str] = {}
+    assert "intel-openmp" in cpu.preload_openmp(environ, tmp_path)
+    assert environ == {}
+
+
+@pytest.mark.parametrize(
+    ("available_gib", "default_model", "chosen_gib"),
+    [(20, True, 1), (20, False, 5), (2, True, 0.5), (2, False, 0.5)],
+)
+def test_kv_space(available_gib: int, default_model: bool, chosen_gib: float) -> None:
+    chosen = cpu.kv_cache_bytes(available_gib * cpu.GIB, default_model)
+    assert chosen == chosen_gib * cpu.GIB

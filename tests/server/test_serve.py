@@ -1,0 +1,194 @@
+"""What `conserve serve` hands to vLLM, and what it refuses before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from conserve.engine.settings import EngineSettings
+from conserve.server import cpu, serve
+from conserve.server.errors import BadInputError
+
+pytestmark = pytest.mark.engine
+
+
+class Handed(Exception):  # noqa: N818 - not an error
+    """Carries what vLLM would be started with."""
+
+    def __init__(self, args: Namespace) -> None:
+        self.handed = args
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache with a default model in it, and no variable of the user's."""
+    folder = tmp_path / "conserve" / "SmolLM2-135M-Instruct"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = {k: v for k, v in os.environ.items() if k not in (cpu.BIND, cpu.KV_SPACE, "LD_PRELOAD")}
+    monkeypatch.setattr(os, "environ", kept)
+
+
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    from conserve.server import door
+
+    def run(args: Namespace) -> None:
+        raise Handed(args)
+
+    monkeypatch.setattr(door, "run", run)
+    monkeypatch.setattr(door, "stay_offline", lambda: None)
+    monkeypatch.setattr(door, "on_cpu", lambda: True)
+
+
+def handed(*arguments: str) -> Namespace:
+    with pytest.raises(Handed) as caught:
+        serve.serve([*arguments, "--port", str(free_port())])
+    return caught.value.handed
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(BadInputError) as caught:
+        serve.serve([*arguments, "--port", str(free_port())])
+    return str(caught.value)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def settings_in(args: Namespace) -> EngineSettings:
+    return EngineSettings.of(args.additional_config)
+
+
+@pytest.mark.usefixtures("hand")
+class TestHandedToVllm:
+    def test_with_no_model_the_default_one(self, tmp_path: Path) -> None:
+        args = handed()
+        assert args.model_tag == str(tmp_path / "conserve" / "SmolLM2-135M-Instruct")
+        assert args.served_model_name == ["SmolLM2-135M-Instruct"]
+        assert args.enforce_eager is True
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+    def test_eager_is_the_users_to_choose(self) -> None:
+        assert handed("--no-enforce-eager").enforce_eager is False
+
+    def test_a_model_of_the_users_keeps_vllms_defaults(self, tmp_path: Path) -> None:
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        args = handed(str(folder))
+        assert (args.model_tag, args.served_model_name) == (str(folder), None)
+        assert args.enforce_eager is False
+
+    def test_the_engine_room_is_turned_on(self) -> None:
+        args = handed()
+        assert args.scheduler_cls == "conserve.engine.scheduler.ConserveScheduler"
+        assert args.scheduling_policy == "priority"
+        assert args.kv_transfer_config.kv_role == "kv_both"
+        assert args.middleware == ["conserve.server.tiers.ServiceTierMiddleware"]
+
+    def test_our_flags_reach_the_engine(self, tmp_path: Path) -> None:
+        args = handed(
+            *("--slo-ttft-ms", "500", "--slo_tbt_ms=80", "--offline-floor", "0.25"),
+            *("--profile-dir", str(tmp_path / "p")),
+        )
+        settings = settings_in(args)
+        assert (settings.slo_ttft_s, settings.slo_tbt_s) == (0.5, 0.08)
+        assert settings.offline_floor == 0.25
+        assert settings.profile_dir == str(tmp_path / "p")
+        assert not hasattr(args, "slo_ttft_ms")
+
+    def test_defaults_of_our_flags(self, tmp_path: Path) -> None:
+        settings = settings_in(handed())
+        assert (settings.slo_ttft_s, settings.slo_tbt_s, settings.offline_floor) == (1.0, 0.2, 0.0)
+        assert settings.profile_dir == str(tmp_path / "conserve" / "profiles")
+
+    def test_finer_settings_go_through_additional_config(self) -> None:
+        args = handed("--additional-config", '{"conserve": {"stop": "off"}, "theirs": 1}')
+        assert settings_in(args).stop == "off"
+        assert args.additional_config["theirs"] == 1
+        assert settings_in(handed("--additional-config.conserve.stop", "off")).stop == "off"
+
+    def test_vllms_flags_pass_through(self) -> None:
+        args = handed("--max-model-len", "2k", "--max-num-seqs=12", "--api-key", "secret")
+        assert (args.max_model_len, args.max_num_seqs, args.api_key) == (2000, 12, ["secret"])
+
+    def test_a_flag_that_agrees_with_ours_is_taken(self) -> None:
+        assert handed("--scheduling-policy", "priority").scheduling_policy == "priority"
+
+    def test_threads_openmp_and_kv_space_are_chosen(self) -> None:
+        args = handed()
+        assert args.kv_cache_memory_bytes == 1 << 30
+        assert os.environ[cpu.BIND]
+
+    def test_what_the_user_set_for_the_cpu_stays(self) -> None:
+        os.environ |= {cpu.BIND: "0", cpu.KV_SPACE: "3", "LD_PRELOAD": "libgomp.so"}
+        args = handed()
+        assert args.kv_cache_memory_bytes is None
+        assert (os.environ[cpu.BIND], os.environ["LD_PRELOAD"]) == ("0", "libgomp.so")
+        assert handed("--kv-cache-memory-bytes", "5G").kv_cache_memory_bytes == 5 << 30
+
+    def test_start_says_what_was_chosen(self, capsys: pytest.CaptureFixture[str]) -> None:
+        handed("--slo-ttft-ms", "700", "--offline-floor", "0.1")
+        told = " ".join(capsys.readouterr().err.split())
+        assert "ConServe on vLLM" in told
+        assert "first token 700 ms, between tokens 200 ms, offline work gets at least 10%" in told
+        assert "SmolLM2-135M-Instruct" in told
+        assert "1.0 GiB for KV" in told
+
+
+@pytest.mark.usefixtures("hand")
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("flag", "value"),
+        [
+            ("--scheduling-policy", "fcfs"),
+            ("--scheduler-cls", "mine.Scheduler"),
+            ("--worker-cls", "mine.Worker"),
+            ("--kv-transfer-config", '{"kv_connector": "X", "kv_role": "kv_both"}'),
+        ],
+    )
+    def test_a_flag_that_contradicts_ours(self, flag: str, value: str) -> None:
+        assert refusal(flag, value).startswith(f"{flag} ")
+        assert "contradicts ConServe" in refusal(flag, value)
+
+    def test_a_model_folder_that_is_not_there(self) -> None:
+        assert "'/no/such/model' does not exist" in refusal("/no/such/model")
+
+    def test_a_folder_that_is_no_model(self, tmp_path: Path) -> None:
+        assert "no config.json" in refusal(str(tmp_path))
+
+    def test_a_hub_name_while_offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+
+        monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+        assert "HF_HUB_OFFLINE" in refusal("nobody/nothing-of-this-name")
+
+    def test_a_port_in_use(self) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            with pytest.raises(BadInputError, match=f"cannot listen on port {port} .*in use"):
+                serve.serve(["/no/such/model", "--host", "127.0.0.1", "--port", str(port)])
+
+    def test_a_finer_setting_nobody_knows(self) -> None:
+        given = json.dumps({"conserve": {"stopp": "off"}})
+        assert "unknown setting 'stopp'" in refusal("--additional-config", given)
+
+    def test_a_setting_that_has_a_flag(self) -> None:
+        given = json.dumps({"conserve": {"slo_ttft_s": 3}})
+        assert "slo_ttft_s has a flag of its own" in refusal("--additional-config", given)
+
+    def test_a_value_vllm_does_not_take(self) -> None:
+        assert "--max-num-seqs" in refusal("--max-num-seqs", "many")
