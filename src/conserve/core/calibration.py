@@ -9,6 +9,7 @@ from conserve.core.latency import NUM_FEATURES, Features, LatencyModel, StepShap
 
 KNEES = (0.0, 32.0, 64.0, 128.0, 192.0, 256.0, 384.0, 512.0)
 """Where the roofline may bend, in tokens."""
+HUBER_ROUNDS = 5
 MIN_MARGIN = 0.02
 MAX_MARGIN = 0.5
 
@@ -20,7 +21,8 @@ class CalibrationError(ValueError):
 def fit(samples: Sequence[tuple[StepShape, float]]) -> LatencyModel:
     """The model with the least mean squared *relative* error over (shape, seconds) samples.
 
-    Non-negative least squares for each candidate knee; the best knee wins. Raises
+    Non-negative least squares for each candidate knee, with Huber weights against steps that
+    something else on the machine disturbed; the best knee wins. Raises
     CalibrationError on fewer than 2 * NUM_FEATURES samples or times that are not positive.
     """
     if len(samples) < 2 * NUM_FEATURES:
@@ -31,7 +33,7 @@ def fit(samples: Sequence[tuple[StepShape, float]]) -> LatencyModel:
     for knee in KNEES:
         frame = LatencyModel(fixed=0.0, per_token=0.0, knee=knee)
         rows = [_relative(frame.features(shape), seconds) for shape, seconds in samples]
-        model = LatencyModel.of(_non_negative_least_squares(rows), knee)
+        model = LatencyModel.of(_robust_least_squares(rows), knee)
         error = mean_relative_error(model, samples)
         if best is None or error < best[0] - 1e-9:
             best = (error, model)
@@ -56,15 +58,33 @@ def _relative(features: Features, seconds: float) -> list[float]:
     return [value / seconds for value in features]
 
 
-def _non_negative_least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
-    """x >= 0 that minimises |rows @ x - 1|^2, by coordinate descent on the normal equations."""
+def _robust_least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Iteratively reweighted: residuals past twice their median weigh less (Huber, 1964)."""
+    x = _non_negative_least_squares(rows)
+    for _ in range(HUBER_ROUNDS):
+        residuals = [abs(1 - sum(a * b for a, b in zip(row, x, strict=True))) for row in rows]
+        bound = max(2 * sorted(residuals)[len(residuals) // 2], 1e-9)
+        weights = [min(1.0, bound / r) ** 0.5 if r > 0 else 1.0 for r in residuals]
+        weighted = [[w * a for a in row] for w, row in zip(weights, rows, strict=True)]
+        x = _non_negative_least_squares(weighted, weights)
+    return x
+
+
+def _non_negative_least_squares(
+    rows: Sequence[Sequence[float]], right: Sequence[float] | None = None
+) -> list[float]:
+    """x >= 0 that minimises |rows @ x - right|^2 (right = 1 by default), by coordinate descent
+    on the normal equations."""
     n = NUM_FEATURES
+    right = right if right is not None else [1.0] * len(rows)
     scale = [max((row[i] for row in rows), default=0.0) or 1.0 for i in range(n)]
     gram = [
         [sum(row[i] * row[j] for row in rows) / (scale[i] * scale[j]) for j in range(n)]
         for i in range(n)
     ]
-    target = [sum(row[i] for row in rows) / scale[i] for i in range(n)]
+    target = [
+        sum(row[i] * b for row, b in zip(rows, right, strict=True)) / scale[i] for i in range(n)
+    ]
     x = [0.0] * n
     for _ in range(5000):
         moved = 0.0

@@ -16,9 +16,10 @@ from conserve.engine import profile_store
 from conserve.engine.door import Request, RequestStatus, SamplingParams, init_logger
 from conserve.engine.profile_store import Profile, UnreadableProfileError
 
-logger = init_logger(__name__)
+logger = init_logger("vllm.conserve")
 
 WARM_UP_STEPS = 4
+MOST_SAMPLES = 300
 PREFIX = "conserve-profile-"
 
 
@@ -103,26 +104,22 @@ class _Point:
 
 
 def _script(most_tokens: int, num_slots: int) -> Iterator[_Point]:
-    """Steps in order of what they teach, smallest first within a round."""
-    sizes = [n for n in (1, 16, 64, 128, 256, 512, 1024, 2048) if n <= most_tokens]
-    decodes = [d for d in (1, 4, 8, 16, 32, 64) if d < num_slots]
-    for size in sizes[:6]:
-        yield _Point(prompts=(size,))
-    for count in decodes[:5]:
-        yield _Point(num_decodes=count)
-        yield _Point(num_decodes=count)
-    for size, count in ((64, 8), (256, 16), (128, 4)):
-        if size + count <= most_tokens and count < num_slots:
-            yield _Point(prompts=(size,), num_decodes=count)
-    for size in sizes[6:]:
-        yield _Point(prompts=(size,))
+    """Steps in order of what they teach; it repeats itself until the time is up."""
+    sizes = [n for n in (1, 16, 64, 128, 256, 512) if n <= most_tokens]
+    counts = [d for d in (1, 4, 8, 16, 24, 32, 48, 64) if d < num_slots]
+    mixes = [(64, 8), (256, 16), (128, 4), (32, 24), (384, 32)]
+    mixes = [(n, d) for n, d in mixes if n + d <= most_tokens and d < num_slots]
     while True:
-        for count in decodes:
-            yield _Point(num_decodes=count)
-        for size in sizes[1:6]:
+        for size in sizes:
             yield _Point(prompts=(size,))
+        for count in counts:
+            yield _Point(num_decodes=count)
+        for size, count in mixes:
+            yield _Point(prompts=(size,), num_decodes=count)
+        for size in sizes[2:]:
             yield _Point(prompts=(size // 4,) * 4)
-        yield _Point(prompts=(min(256, most_tokens // 2),), num_decodes=decodes[-1])
+        if most_tokens >= 1024:
+            yield _Point(prompts=(512, 512))
 
 
 @dataclass
@@ -221,25 +218,23 @@ def _run(bench: _Bench, scheduler: Any) -> None:
     most = scheduler.max_num_scheduled_tokens
     room = scheduler.cache_config.num_gpu_blocks * scheduler.block_size
     longest = min(scheduler.max_model_len - 512, room // 2)
-    warm = min(64, most, longest)
     for _ in range(WARM_UP_STEPS):
-        bench.time_point(_Point(prompts=(warm,)), [])
-    script = _script(min(most, longest), scheduler.max_num_running_reqs)
-    for _ in range(6):
-        bench.time_point(next(script), [])
-    resident: list[str] = []
+        bench.time_point(_Point(prompts=(min(64, most, longest),)), [])
+    resident = _residents(bench, min(64, scheduler.max_num_running_reqs - 8, room // 1024))
     if longest >= 1024:
-        resident.append(bench.time_long_prompt(min(longest, 4096), min(512, most)))
-    most_resident = min(64, scheduler.max_num_running_reqs - 8, room // 4 // 256)
-    while len(resident) < most_resident and time.perf_counter() < bench.deadline_s:
-        size = (32, 128, 200)[len(resident) % 3]
-        resident.append(name := bench.add(size))
-        bench.step({name: size})
-    # The long request decodes last, so that small decode steps have little context.
-    resident.reverse()
-    for point in script:
-        if time.perf_counter() > bench.deadline_s or len(bench.samples) > 400:
+        resident.append(bench.time_long_prompt(min(longest, 2048), min(256, most)))
+    for point in _script(min(most, longest), scheduler.max_num_running_reqs):
+        if time.perf_counter() > bench.deadline_s or len(bench.samples) > MOST_SAMPLES:
             return
         point.num_decodes = min(point.num_decodes, len(resident))
         if point.prompts or point.num_decodes:
             bench.time_point(point, resident)
+
+
+def _residents(bench: _Bench, count: int) -> list[str]:
+    """Requests of several lengths that stay, to decode from."""
+    names = [bench.add((32, 64, 128, 256)[i % 4]) for i in range(max(1, count))]
+    for group in (names[i : i + 8] for i in range(0, len(names), 8)):
+        requests = bench.engine_core.scheduler.requests
+        bench.step({name: requests[name].num_tokens for name in group})
+    return names

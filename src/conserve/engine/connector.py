@@ -13,11 +13,8 @@ from conserve.engine.door import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     KVConnectorPromMetrics,
-    KVConnectorRole,
     KVConnectorStats,
-    SchedulerOutput,
     SupportsHMA,
-    VllmConfig,
 )
 from conserve.engine.safepoints import Safepoints
 from conserve.engine.stats import EngineStats, PromMetrics
@@ -36,9 +33,7 @@ class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
 class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Both halves: the scheduler's (`next_step`, statistics) and the worker's (`safepoints`)."""
 
-    def __init__(
-        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: Any
-    ) -> None:
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self.next_step = StepMetadata()
         """Set by the scheduler before it builds a step."""
@@ -89,7 +84,7 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Nothing is loaded into the blocks."""
 
-    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> StepMetadata:
+    def build_connector_meta(self, scheduler_output: Any) -> StepMetadata:
         step, self.next_step = self.next_step, StepMetadata()
         return step
 
@@ -113,7 +108,7 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     @classmethod
     def build_prom_metrics(
         cls,
-        vllm_config: VllmConfig,
+        vllm_config: Any,
         metric_types: dict[type, type],
         labelnames: list[str],
         per_engine_labelvalues: dict[int, list[object]],

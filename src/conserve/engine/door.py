@@ -19,7 +19,6 @@ DOORS = {
     "KVConnectorBase_V1": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorPromMetrics": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
-    "KVConnectorRole": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorStats": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
     "ModelRunnerOutput": "vllm.v1.outputs",
     "Request": "vllm.v1.request",
@@ -29,11 +28,12 @@ DOORS = {
     "SupportsHMA": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "VLLM_VERSION": "vllm.version:__version__",
     "current_platform": "vllm.platforms",
+    "engine_core_module": "vllm.v1.engine.core:",
     "get_kv_transfer_group": "vllm.distributed.kv_transfer",
     "has_kv_transfer_group": "vllm.distributed.kv_transfer",
     "init_logger": "vllm.logger",
 }
-"""Our name -> module, or module:name where vLLM's name differs."""
+"""Our name -> module, module:name where vLLM's name differs, or module: for itself."""
 
 METHODS = {
     "AsyncScheduler": (
@@ -41,7 +41,10 @@ METHODS = {
         "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead", "_preempt_request",
     ),
     "CPUWorker": ("initialize_from_config", "execute_model", "sample_tokens"),
-    "EngineCore": ("__init__", "preprocess_add_request", "add_request"),
+    "EngineCore": (
+        "__init__", "preprocess_add_request", "add_request",
+        "_initialize_effective_attention_block_size",
+    ),
     "GPUWorker": ("initialize_from_config", "execute_model", "sample_tokens"),
     "KVConnectorBase_V1": (
         "bind_connector_metadata", "clear_connector_metadata", "wait_for_layer_load",
@@ -56,7 +59,8 @@ METHODS = {
 def __getattr__(name: str) -> Any:
     if name not in DOORS:
         raise AttributeError(f"no door to vLLM's {name}")
-    module, _, inner = DOORS[name].partition(":")
-    value = getattr(import_module(module), inner or name)
+    path, colon, inner = DOORS[name].partition(":")
+    module = import_module(path)
+    value = module if colon and not inner else getattr(module, inner or name)
     globals()[name] = value
     return value

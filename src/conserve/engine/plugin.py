@@ -11,29 +11,15 @@ _PATCHED = "_conserve_patched"
 
 
 def register() -> None:
-    """Wrap two methods of EngineCore; harmless when called again, or without our scheduler."""
-    from conserve.engine.door import EngineCore
+    """Wrap what the engine process calls; harmless when called again, or without our scheduler."""
+    from conserve.engine import door
 
-    if getattr(EngineCore, _PATCHED, False):
+    core = door.EngineCore
+    if getattr(core, _PATCHED, False):
         return
-    setattr(EngineCore, _PATCHED, True)
-    EngineCore.__init__ = _profiled(EngineCore.__init__)
-    EngineCore.preprocess_add_request = _watched(EngineCore.preprocess_add_request)
-
-
-def _profiled(init: Any) -> Any:
-    """Fit the latency model right after the engine is built, before it takes requests."""
-
-    @wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        init(self, *args, **kwargs)
-        from conserve.engine.calibrate import calibrate
-        from conserve.engine.scheduler import ConserveScheduler
-
-        if isinstance(self.scheduler, ConserveScheduler):
-            calibrate(self)
-
-    return __init__
+    setattr(core, _PATCHED, True)
+    core.preprocess_add_request = _watched(core.preprocess_add_request)
+    _call_when_built(door.engine_core_module)
 
 
 def _watched(preprocess: Any) -> Any:
@@ -49,3 +35,38 @@ def _watched(preprocess: Any) -> Any:
         return result
 
     return preprocess_add_request
+
+
+def _call_when_built(module: Any) -> None:
+    """Fit the latency model right after the engine is built, before it takes requests.
+
+    vLLM loads plugins inside `EngineCore.__init__`, so that method itself can no longer be
+    wrapped. A method it calls after the scheduler is built tells which engine it is, and the
+    function it calls last tells that it is done.
+    """
+    core = module.EngineCore
+    under_construction: list[Any] = []
+    scheduler_built = core._initialize_effective_attention_block_size
+    last_call = module.enable_envs_cache
+
+    @wraps(scheduler_built)
+    def _initialize_effective_attention_block_size(self: Any) -> None:
+        scheduler_built(self)
+        under_construction.append(self)
+
+    @wraps(last_call)
+    def enable_envs_cache() -> None:
+        last_call()
+        while under_construction:
+            _built(under_construction.pop())
+
+    core._initialize_effective_attention_block_size = _initialize_effective_attention_block_size
+    module.enable_envs_cache = enable_envs_cache
+
+
+def _built(engine_core: Any) -> None:
+    from conserve.engine.calibrate import calibrate
+    from conserve.engine.scheduler import ConserveScheduler
+
+    if isinstance(engine_core.scheduler, ConserveScheduler):
+        calibrate(engine_core)

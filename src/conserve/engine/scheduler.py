@@ -24,7 +24,7 @@ from conserve.engine.stats import EngineStats
 from conserve.engine.stopped import Before, StoppedOutput, roll_back
 from conserve.engine.tracker import RequestTracker
 
-logger = init_logger(__name__)
+logger = init_logger("vllm.conserve")
 
 OFFLINE_HEAD = 32
 """How many waiting offline requests the policy sees; a step admits no more."""
@@ -88,9 +88,9 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         now_s = self.clock()
-        self.traffic.spent(
-            min(now_s - self._last_schedule_s, 1.0), online_resident=self._online_resident()
-        )
+        # A wall clock may be set back, and an idle engine has nothing to tell.
+        elapsed_s = min(max(now_s - self._last_schedule_s, 0.0), 1.0)
+        self.traffic.spent(elapsed_s, online_resident=self._online_resident())
         self._last_schedule_s = now_s
         plan = Plan(Mode.IDLE) if self._must_hold_back() else self._decide(now_s)
         record = StepRecord(self._next_number(), plan, now_s)
@@ -249,7 +249,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         """Feed the latency model with a whole step's time, schedule to output."""
         seconds = now_s - max(record.started_s, self._last_end_s)
         self._last_end_s = now_s
-        if not record.shape.num_tokens or isinstance(output, StoppedOutput):
+        if not record.shape.num_tokens or isinstance(output, StoppedOutput) or seconds <= 0:
             return
         model = self.recalibrator.model
         predicted_s = model.predict_s(record.shape)

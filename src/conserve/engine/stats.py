@@ -6,14 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from conserve.engine.door import (
-    Counter,
-    Gauge,
-    Histogram,
-    KVConnectorPromMetrics,
-    KVConnectorStats,
-    VllmConfig,
-)
+from prometheus_client import Counter, Gauge, Histogram
+
+from conserve.engine.door import KVConnectorPromMetrics, KVConnectorStats
 
 LATENCY_BUCKETS = (
     0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0,
@@ -110,7 +105,7 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
 
     def __init__(
         self,
-        vllm_config: VllmConfig,
+        vllm_config: Any,
         metric_types: dict[type, type],
         labelnames: list[str],
         per_engine_labelvalues: dict[int, list[object]],

@@ -1,0 +1,127 @@
+"""A pretend device that owns every KV slot, behind the real scheduler.
+
+It keeps what a model runner keeps (tokens and block tables from the scheduler's output) and a
+memory of slots. A slot holds the hash of all tokens up to its position, as real KV does in
+effect, so reading a slot that was never written, was written for another request, or was left
+half-written by a stopped step is seen at once. The sampled token is a function of that hash:
+the right output of a request, alone or not, is known in closed form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from conserve.engine.stopped import StoppedOutput
+
+VOCABULARY = 997
+HALF_WRITTEN = -1
+
+
+class StaleReadError(AssertionError):
+    """A forward read a slot that does not hold the KV of its request's token."""
+
+
+def chain(hash_so_far: int, token: int) -> int:
+    return (hash_so_far * 1_000_003 + token * 7919 + 12345) % (1 << 61)
+
+
+def sample(prefix_hash: int) -> int:
+    return prefix_hash // 1009 % VOCABULARY + 1
+
+
+def expected_output(prompt: list[int], num_tokens: int) -> list[int]:
+    """What the pretend model answers to `prompt`, whoever else runs."""
+    value = 0
+    for token in prompt:
+        value = chain(value, token)
+    output = []
+    for _ in range(num_tokens):
+        output.append(sample(value))
+        value = chain(value, output[-1])
+    return output
+
+
+@dataclass
+class Row:
+    tokens: list[int]
+    blocks: list[int]
+    hashes: list[int] = field(default_factory=list)
+
+    def hash_at(self, position: int) -> int:
+        while len(self.hashes) <= position:
+            before = self.hashes[-1] if self.hashes else 0
+            self.hashes.append(chain(before, self.tokens[len(self.hashes)]))
+        return self.hashes[position]
+
+
+class Device:
+    """Runs scheduler outputs; `stop_at` in `run` stops the forward after that many layers."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: dict[tuple[int, int], int] = {}
+        self.rows: dict[str, Row] = {}
+        self.num_tokens_run = 0
+
+    def run(self, output: Any, stop_at: int | None = None) -> Any:
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        self._update(output)
+        spans = self._spans(output)
+        for request_id, start, end in spans:
+            row = self.rows[request_id]
+            for position in range(start, end):
+                value = row.hash_at(position) if stop_at is None else HALF_WRITTEN
+                self.slots[self._slot(row, position)] = value
+        names = [name for name, _, _ in spans]
+        if stop_at is not None:
+            return StoppedOutput.of(names, stop_at, None)
+        self.num_tokens_run += sum(end - start for _, start, end in spans)
+        sampled = [self._forward(*span) for span in spans]
+        return ModelRunnerOutput(
+            req_ids=names,
+            req_id_to_index={name: i for i, name in enumerate(names)},
+            sampled_token_ids=sampled,
+        )
+
+    def _slot(self, row: Row, position: int) -> tuple[int, int]:
+        return row.blocks[position // self.block_size], position % self.block_size
+
+    def _forward(self, request_id: str, start: int, end: int) -> list[int]:
+        row = self.rows[request_id]
+        for position in range(end):
+            found = self.slots.get(self._slot(row, position))
+            if found != row.hash_at(position):
+                what = "half-written" if found == HALF_WRITTEN else "foreign or unwritten"
+                raise StaleReadError(f"{request_id} reads {what} KV at position {position}")
+        if end < len(row.tokens):
+            return []
+        row.tokens.append(sample(row.hash_at(end - 1)))
+        return [row.tokens[-1]]
+
+    def _spans(self, output: Any) -> list[tuple[str, int, int]]:
+        cached = output.scheduled_cached_reqs
+        starts = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        starts |= {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        return [
+            (name, starts[name], starts[name] + count)
+            for name, count in output.num_scheduled_tokens.items()
+        ]
+
+    def _update(self, output: Any) -> None:
+        """What a model runner does with a scheduler output before the forward."""
+        for name in output.finished_req_ids:
+            self.rows.pop(name, None)
+        for new in output.scheduled_new_reqs:
+            self.rows[new.req_id] = Row(list(new.prompt_token_ids), list(new.block_ids[0]))
+        cached = output.scheduled_cached_reqs
+        for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
+            row = self.rows[name]
+            if name in cached.all_token_ids and name in cached.resumed_req_ids:
+                row.tokens = list(cached.all_token_ids[name])
+                row.hashes = []
+            if name in cached.resumed_req_ids:
+                row.blocks = list(blocks[0])
+            elif blocks is not None:
+                row.blocks.extend(blocks[0])

@@ -1,0 +1,174 @@
+"""The real scheduler without a model: configuration, requests, and vLLM's step loops."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conserve.engine.launch import vllm_arguments
+from conserve.engine.settings import EngineSettings
+from device import Device
+
+BLOCK_SIZE = 4
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 8,
+    "vocab_size": 1024,
+    "max_position_embeddings": 512,
+    "torch_dtype": "float32",
+}
+
+
+@dataclass
+class FakeClock:
+    """Time in seconds that moves only when told."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def make_scheduler(
+    folder: Path,
+    *,
+    num_blocks: int = 64,
+    max_num_seqs: int = 8,
+    max_step_tokens: int = 32,
+    async_scheduling: bool = False,
+    settings: EngineSettings | None = None,
+) -> Any:
+    """A ConserveScheduler over a tiny Llama's configuration, as `conserve serve` configures it."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import init_none_hash
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    from conserve.engine.scheduler import ConserveScheduler
+
+    (folder / "config.json").write_text(json.dumps(TINY))
+    config = EngineArgs(
+        model=str(folder),
+        skip_tokenizer_init=True,
+        max_model_len=512,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_step_tokens,
+        block_size=BLOCK_SIZE,
+        enforce_eager=True,
+        kv_cache_memory_bytes=1 << 20,
+        **vllm_arguments(settings or EngineSettings(profile_seconds=0)),
+    ).create_engine_config()
+    config.scheduler_config.async_scheduling = async_scheduling
+    config.cache_config.num_gpu_blocks = num_blocks
+    import torch
+
+    spec = FullAttentionSpec(
+        block_size=BLOCK_SIZE, num_kv_heads=2, head_size=8, dtype=torch.float32
+    )
+    cache = KVCacheConfig(
+        num_blocks=num_blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=[KVCacheGroupSpec(["layers"], spec)],
+    )
+    init_none_hash(sha256)
+    scheduler = ConserveScheduler(
+        vllm_config=config,
+        kv_cache_config=cache,
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=BLOCK_SIZE,
+        log_stats=True,
+    )
+    scheduler.clock = clock = FakeClock()
+    scheduler._last_end_s = scheduler._last_schedule_s = clock()
+    scheduler.monitor._clock = clock
+    return scheduler
+
+
+def make_request(
+    name: str, prompt: list[int], num_output: int, *, online: bool, arrival_s: float
+) -> Any:
+    from vllm import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+    from vllm.v1.request import Request
+
+    return Request(
+        name,
+        prompt,
+        SamplingParams(max_tokens=num_output, ignore_eos=True, temperature=0.0),
+        None,
+        arrival_time=arrival_s,
+        priority=0 if online else 1,
+        block_hasher=get_request_block_hasher(BLOCK_SIZE, sha256),
+    )
+
+
+@dataclass
+class Engine:
+    """vLLM's two step loops (`step`, `step_with_batch_queue`) around scheduler and device.
+
+    `stop` decides for every stoppable step whether its forward is stopped; by default that is
+    what the shared flag says.
+    """
+
+    scheduler: Any
+    device: Device
+    step_s: float = 0.05
+    stop: Callable[[int], bool] | None = None
+    depth: int = 1
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
+    num_stops: int = 0
+    _queue: deque[tuple[Any, Any]] = field(default_factory=deque)
+
+    def add(self, request: Any) -> None:
+        self.outputs[request.request_id] = []
+        self.scheduler.add_request(request)
+
+    def step(self) -> bool:
+        """One turn of the loop; whether a forward ran or was waited for."""
+        if len(self._queue) < self.depth and self.scheduler.has_requests():
+            output = self.scheduler.schedule()
+            record = self.scheduler._steps[-1]
+            self._queue.append((output, record))
+            if len(self._queue) < self.depth and output.total_num_scheduled_tokens:
+                return True
+        if not self._queue:
+            return False
+        output, record = self._queue.popleft()
+        self._finish(output, record)
+        return bool(output.total_num_scheduled_tokens)
+
+    def _finish(self, output: Any, record: Any) -> None:
+        stopped = False
+        if record.plan.stoppable and output.total_num_scheduled_tokens:
+            if self.stop is not None:
+                stopped = self.stop(record.number)
+            else:
+                stopped = self.scheduler.flag.is_raised_for(record.number)
+        self.num_stops += stopped
+        result = self.device.run(output, stop_at=3 if stopped else None)
+        self.scheduler.clock.now_s += self.step_s
+        for client in self.scheduler.update_from_output(output, result).values():
+            for one in client.outputs:
+                self.outputs[one.request_id].extend(one.new_token_ids)
+                if one.finish_reason is not None:
+                    self.finished.add(one.request_id)
+
+    def run(self, most_steps: int = 5000) -> int:
+        """Until nothing is left to do; raises AssertionError where that never comes."""
+        for count in range(most_steps):
+            if not self.scheduler.has_unfinished_requests() and not self._queue:
+                return count
+            self.step()
+        raise AssertionError(f"{self.scheduler.get_num_unfinished_requests()} requests remain")
