@@ -110,9 +110,7 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
             draw(running_requests(f"run-{i}", block_size, width, online))
             for i in range(draw(lengths))
         ],
-        waiting_online=[
-            draw(waiting_requests(f"on-{i}", True)) for i in range(num_waiting_online)
-        ],
+        waiting_online=[draw(waiting_requests(f"on-{i}", True)) for i in range(num_waiting_online)],
         waiting_offline=[draw(waiting_requests(f"off-{i}", False)) for i in range(draw(lengths))],
         num_free_blocks=draw(st.integers(0, 400)),
         num_free_slots=draw(st.integers(0, 4)),

@@ -73,9 +73,7 @@ def test_prediction_is_features_times_coefficients(model: LatencyModel, shape: S
     assert LatencyModel.of(model.coefficients, model.knee, model.margin) == model
 
 
-@given(
-    strategies.models(), strategies.shapes(), st.integers(0, 20_000), st.floats(0.0, 1.0)
-)
+@given(strategies.models(), strategies.shapes(), st.integers(0, 20_000), st.floats(0.0, 1.0))
 def test_fitting_prefill_tokens_is_the_largest_that_fits(
     model: LatencyModel, shape: StepShape, context: int, limit_s: float
 ) -> None:

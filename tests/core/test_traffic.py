@@ -62,9 +62,7 @@ def test_offline_share_is_the_share_of_step_time() -> None:
     assert traffic.offline_share < 1e-3
 
 
-@given(
-    st.floats(0.01, 5000.0), st.integers(2, 200), st.booleans(), st.floats(0.0, 1.0)
-)
+@given(st.floats(0.01, 5000.0), st.integers(2, 200), st.booleans(), st.floats(0.0, 1.0))
 def test_time_in_pieces_weighs_what_it_weighs_whole(
     seconds: float, pieces: int, online: bool, share: float
 ) -> None:
