@@ -10,6 +10,8 @@ from conserve.core.latency import NUM_FEATURES, Features, LatencyModel, StepShap
 KNEES = (0.0, 32.0, 64.0, 128.0, 192.0, 256.0, 384.0, 512.0)
 """Where the roofline may bend, in tokens."""
 HUBER_ROUNDS = 5
+TYPICAL_FEATURES: Features = (1.0, 512.0, 512.0 * 512.0, 64.0, 64.0 * 1024.0)
+"""A mixed step of 512 tokens: sets the order of magnitude of coefficients never seen."""
 MIN_MARGIN = 0.02
 MAX_MARGIN = 0.5
 
@@ -22,13 +24,14 @@ def fit(samples: Sequence[tuple[StepShape, float]]) -> LatencyModel:
     """The model with the least mean squared *relative* error over (shape, seconds) samples.
 
     Non-negative least squares for each candidate knee, with Huber weights against steps that
-    something else on the machine disturbed; the best knee wins. Raises
-    CalibrationError on fewer than 2 * NUM_FEATURES samples or times that are not positive.
+    something else on the machine disturbed; the best knee wins. Raises CalibrationError on
+    fewer than 2 * NUM_FEATURES samples, or a time that is not positive and finite.
     """
     if len(samples) < 2 * NUM_FEATURES:
         raise CalibrationError(f"{len(samples)} samples; {2 * NUM_FEATURES} are needed")
-    if any(not seconds > 0 for _, seconds in samples):
-        raise CalibrationError("a step took no time at all")
+    for _, seconds in samples:
+        if not 0 < seconds < float("inf"):
+            raise CalibrationError(f"{seconds} seconds is not a step's time")
     best: tuple[float, LatencyModel] | None = None
     for knee in KNEES:
         frame = LatencyModel(fixed=0.0, per_token=0.0, knee=knee)
@@ -109,11 +112,13 @@ class Recalibrator:
     where it began, so directions that traffic does not excite stay as profiled.
     """
 
-    FORGETTING = 0.998
-    SPREAD = 0.02
+    FORGETTING = 0.995
+    SPREAD = 0.1
     """Variance of a coefficient relative to its profiled value, at the start."""
     OUTLIER = 0.5
     """A step further off than this (relative) was disturbed: only its sign is believed."""
+    UNSEEN = 0.2
+    """Unit of a coefficient profiled as zero, as a share of a typical step."""
     ERROR_MEMORY = 0.98
 
     def __init__(self, model: LatencyModel, mean_error: float = 0.05) -> None:
@@ -121,9 +126,11 @@ class Recalibrator:
         self.mean_error = mean_error
         """Recent mean of |predicted - actual| / actual."""
         self.num_samples = 0
-        # A term that the profile found to be zero may still appear in traffic.
-        floor = 0.01 * max(model.fixed, 1e-6)
-        self._scale = [c if c > 0 else floor * 1e-6 for c in model.coefficients]
+        # A term that the profile found to be zero may still appear in traffic: its unit
+        # is what makes it a share of a typical step.
+        typical_s = sum(c * f for c, f in zip(model.coefficients, TYPICAL_FEATURES, strict=True))
+        unseen = [self.UNSEEN * max(typical_s, 1e-6) / f for f in TYPICAL_FEATURES]
+        self._scale = [c if c > 0 else u for c, u in zip(model.coefficients, unseen, strict=True)]
         self._x = [c / s for c, s in zip(model.coefficients, self._scale, strict=True)]
         self._p = [
             [self.SPREAD if i == j else 0.0 for j in range(NUM_FEATURES)]
@@ -144,10 +151,13 @@ class Recalibrator:
 
     def _update(self, features: Features, actual_s: float, error: float) -> None:
         """One step of recursive least squares on the row features * scale / actual = 1."""
-        row = [f * s / actual_s for f, s in zip(features, self._scale, strict=True)]
+        # Huber's weight. Scaling only the error would let one absurdly short time, whose
+        # row is absurdly long, spend the covariance and with it all later learning.
+        weight = min(1.0, self.OUTLIER / abs(error)) if error else 1.0
+        row = [f * s * weight / actual_s for f, s in zip(features, self._scale, strict=True)]
         p_row = [sum(p * r for p, r in zip(line, row, strict=True)) for line in self._p]
         divisor = self.FORGETTING + sum(r * q for r, q in zip(row, p_row, strict=True))
-        step = max(-self.OUTLIER, min(self.OUTLIER, error)) / divisor
+        step = error * weight / divisor
         self._x = [max(0.0, x + q * step) for x, q in zip(self._x, p_row, strict=True)]
         for i, line in enumerate(self._p):
             for j in range(NUM_FEATURES):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conserve.core.snapshot import RequestView, Snapshot
+from conserve.core.snapshot import RequestView
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
@@ -12,15 +12,14 @@ def blocks_for(num_tokens: int, block_size: int) -> int:
 
 
 def choose_victims(
-    snapshot: Snapshot, candidates: Sequence[RequestView], num_blocks: int, num_slots: int
+    candidates: Sequence[RequestView], num_blocks: int, num_slots: int
 ) -> list[RequestView]:
     """Offline requests to displace so that `num_blocks` more blocks and `num_slots` slots are free.
 
     Cheapest first: what would have to be computed again is smallest (the checkpoint covers
     the rest), then the farthest deadline, then the latest arrival. Stops as soon as enough
-    is free; if all candidates are not enough, none is displaced for nothing: they go only
-    when their slots or blocks help somebody, which the caller checks by asking for what the
-    first waiting requests need.
+    is free, and spares whomever a later, larger victim made needless. Where all candidates
+    together are not enough, none goes.
     """
     if num_blocks <= 0 and num_slots <= 0:
         return []
@@ -50,12 +49,12 @@ def choose_victims(
 def _without_needless(
     victims: list[RequestView], spare_blocks: int, spare_slots: int
 ) -> list[RequestView]:
-    """Drop victims that later, larger ones made unnecessary (needs are what is still missing)."""
+    """Drop victims that later, larger ones made unnecessary, dearest first (spare: at most 0)."""
     kept: list[RequestView] = []
-    for request in victims:
+    for request in reversed(victims):
         if request.num_blocks <= -spare_blocks and spare_slots < 0:
             spare_blocks += request.num_blocks
             spare_slots += 1
         else:
             kept.append(request)
-    return kept
+    return kept[::-1]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from conserve.core.displacement import blocks_for
-from conserve.core.latency import LatencyModel
+from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Plan
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot
@@ -23,10 +26,14 @@ def check(
     views = (*snapshot.running, *snapshot.waiting_online, *snapshot.waiting_offline)
     by_id = {view.request_id: view for view in views}
     _check_grants(snapshot, plan, by_id)
+    _check_accounting(snapshot, plan, model, by_id)
     _check_displacement(snapshot, plan, by_id)
     _check_memory(snapshot, plan, by_id)
-    _check_isolation(snapshot, plan, model, by_id, settings)
-    _check_liveness(snapshot, plan, settings)
+    _check_stopping(snapshot, plan, by_id, settings)
+    if not settings.fixed_step_tokens:
+        _check_isolation(snapshot, plan, model, by_id, settings)
+        _check_unstoppable(snapshot, plan, model, settings)
+    _check_liveness(snapshot, plan)
 
 
 def _require(holds: bool, message: str) -> None:
@@ -43,10 +50,53 @@ def _check_grants(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView])
         _require(0 < tokens <= remaining, f"{request_id}: {tokens} of {remaining} tokens granted")
     total = sum(plan.grants.values())
     _require(total <= snapshot.max_step_tokens, f"{total} tokens in a step")
+
+
+def _check_accounting(
+    snapshot: Snapshot, plan: Plan, model: LatencyModel, by_id: dict[str, RequestView]
+) -> None:
+    """P7: what the plan says of itself is what its grants add up to."""
+    online = sum(tokens for i, tokens in plan.grants.items() if by_id[i].online)
+    offline = sum(plan.grants.values()) - online
     _require(
-        total == plan.shape.num_tokens == plan.num_online_tokens + plan.num_offline_tokens,
-        "P7: the plan's token counts disagree",
+        (online, offline) == (plan.num_online_tokens, plan.num_offline_tokens),
+        "P7: the plan's token counts disagree with its grants",
     )
+    _require(0 <= plan.num_floor_tokens <= offline, "P7: more floor tokens than offline tokens")
+    shape = shape_of(snapshot, plan, (by_id[i] for i in plan.grants))
+    _require(
+        (shape.num_tokens, shape.num_decodes, shape.decode_context)
+        == (plan.shape.num_tokens, plan.shape.num_decodes, plan.shape.decode_context)
+        and math.isclose(shape.attention_pairs, plan.shape.attention_pairs, rel_tol=1e-9),
+        "P7: the plan's shape disagrees with its grants",
+    )
+    predicted_s = model.predict_s(shape)
+    _require(
+        math.isclose(predicted_s, plan.predicted_s, rel_tol=1e-9, abs_tol=EPSILON),
+        "P7: the predicted time is not the shape's",
+    )
+
+
+def shape_of(snapshot: Snapshot, plan: Plan, views: Iterable[RequestView]) -> StepShape:
+    """The shape of what `plan` grants to `views`; whoever waits starts with a prefill."""
+    running = {view.request_id for view in snapshot.running}
+    shape = StepShape()
+    for view in views:
+        decodes = view.request_id in running and _decodes(view, snapshot)
+        add = shape.add_decode if decodes else shape.add_prefill
+        add(plan.grants[view.request_id], view.num_computed_tokens)
+    return shape
+
+
+def _decodes(view: RequestView, snapshot: Snapshot) -> bool:
+    remaining = view.num_tokens - view.num_computed_tokens
+    return view.last_token_s is not None and remaining <= snapshot.decode_width
+
+
+def _promised_blocks(snapshot: Snapshot, views: Iterable[RequestView]) -> int:
+    """Blocks that running requests' known tokens lack yet."""
+    size = snapshot.block_size
+    return sum(max(0, blocks_for(view.num_tokens, size) - view.num_blocks) for view in views)
 
 
 def _check_displacement(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
@@ -55,17 +105,59 @@ def _check_displacement(snapshot: Snapshot, plan: Plan, by_id: dict[str, Request
         _require(request_id in running, f"{request_id} is displaced but does not run")
         _require(not by_id[request_id].online, f"{request_id} is online and displaced")
         _require(request_id not in plan.grants, f"{request_id} is displaced and granted tokens")
-    _require(not plan.displace or bool(snapshot.waiting_online), "displaced for nobody")
+    if plan.displace:
+        _check_needless(snapshot, [by_id[request_id] for request_id in plan.displace])
+
+
+def _check_needless(snapshot: Snapshot, victims: list[RequestView]) -> None:
+    """Without any one of the victims, fewer waiting online requests could start."""
+    promised = _promised_blocks(snapshot, (v for v in snapshot.running if v.online))
+    blocks = snapshot.num_free_blocks - promised + sum(v.num_blocks for v in victims)
+    slots = snapshot.num_free_slots + len(victims)
+    for view in snapshot.waiting_online:
+        need = blocks_for(view.num_tokens, snapshot.block_size)
+        if need > blocks or slots < 1:
+            break
+        blocks, slots = blocks - need, slots - 1
+    else:
+        _require(bool(snapshot.waiting_online), "displaced for nobody")
+    for victim in victims:
+        needless = victim.num_blocks <= blocks and slots >= 1
+        _require(not needless, f"{victim.request_id} is displaced needlessly")
 
 
 def _check_memory(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
     waiting = (*snapshot.waiting_online, *snapshot.waiting_offline)
     admitted = [view for view in waiting if view.request_id in plan.grants]
+    if not admitted:
+        return
+    # Online requests may start on blocks promised to offline ones, never the reverse.
+    offline = any(not view.online for view in admitted)
+    keep = [
+        view
+        for view in snapshot.running
+        if view.request_id not in plan.displace and (view.online or offline)
+    ]
     need = sum(blocks_for(view.num_tokens, snapshot.block_size) for view in admitted)
-    freed = sum(by_id[request_id].num_blocks for request_id in plan.displace)
-    _require(need <= snapshot.num_free_blocks + freed, f"admitted {need} blocks too many")
+    need += _promised_blocks(snapshot, keep)
+    free = snapshot.num_free_blocks + sum(by_id[i].num_blocks for i in plan.displace)
+    _require(need <= free, f"admitted into {free} free blocks, {need} needed")
     slots = snapshot.num_free_slots + len(plan.displace)
     _require(len(admitted) <= slots, f"admitted {len(admitted)} into {slots} slots")
+
+
+def _check_stopping(
+    snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView], settings: PolicySettings
+) -> None:
+    if not plan.stoppable:
+        return
+    _require(snapshot.can_stop, "a stoppable step in an engine that cannot stop one")
+    for view in (by_id[request_id] for request_id in plan.grants):
+        _require(not view.online, "a stoppable step carries online work")
+        _require(
+            view.num_stops < settings.max_stops,
+            f"P0: {view.request_id} was stopped {view.num_stops} times and may be again",
+        )
 
 
 def _check_isolation(
@@ -77,32 +169,59 @@ def _check_isolation(
 ) -> None:
     """P5: no offline token in a step predicted to break an online target."""
     online = [by_id[i] for i in plan.grants if by_id[i].online]
-    _require(not (plan.stoppable and online), "a stoppable step carries online work")
-    if settings.fixed_step_tokens or plan.num_offline_tokens <= plan.num_floor_tokens:
+    if not online or not plan.num_offline_tokens or plan.num_floor_tokens:
         return
-    if plan.num_floor_tokens:
-        return
+    room = snapshot.max_step_tokens - plan.num_online_tokens
+    for view in snapshot.running:
+        left_out = view.online and view.request_id not in plan.grants and _decodes(view, snapshot)
+        fits = 0 < view.num_tokens - view.num_computed_tokens <= room
+        _require(not (left_out and fits), f"P5: {view.request_id} yields to offline tokens")
+    with_margin = 1 + model.margin
     due = [v.last_token_s for v in online if v.last_token_s is not None and _decodes(v, snapshot)]
     if due:
         slack_s = min(due) + snapshot.targets.tbt_s - snapshot.now_s
         _require(
-            model.predict_s(plan.shape) * (1 + model.margin) <= slack_s + EPSILON,
+            plan.predicted_s * with_margin <= slack_s + EPSILON,
             "P5: offline tokens in a step that breaks a TBT target",
+        )
+    if len(due) < len(online):
+        online_s = model.predict_s(shape_of(snapshot, plan, online))
+        _require(
+            plan.predicted_s <= online_s * (1 + settings.prefill_stretch) + EPSILON,
+            "P5: offline tokens stretch a step with a first token in it",
         )
 
 
-def _decodes(view: RequestView, snapshot: Snapshot) -> bool:
-    return view.num_tokens - view.num_computed_tokens <= snapshot.decode_width
-
-
-def _check_liveness(snapshot: Snapshot, plan: Plan, settings: PolicySettings) -> None:
-    """P0, one step of it: work that can run does not wait for ever behind nothing."""
-    runnable_online = [
-        v for v in snapshot.running if v.online and v.num_tokens > v.num_computed_tokens
-    ]
-    if runnable_online:
-        _require(plan.num_online_tokens > 0, "P0: running online requests and no online token")
+def _check_unstoppable(
+    snapshot: Snapshot, plan: Plan, model: LatencyModel, settings: PolicySettings
+) -> None:
+    """An offline step that cannot be stopped is short, or one request's least progress."""
+    if plan.stoppable or any(view.online for view in snapshot.running):
         return
+    if plan.num_online_tokens or not plan.grants:
+        return
+    if len(plan.grants) == 1:
+        least = max(settings.min_chunk, snapshot.decode_width)
+        if plan.num_offline_tokens <= least:
+            return
+    limit_s = snapshot.targets.ttft_s * settings.unstoppable_share
+    _require(
+        plan.predicted_s * (1 + model.margin) <= limit_s + EPSILON,
+        "a long offline step that cannot be stopped",
+    )
+
+
+def _check_liveness(snapshot: Snapshot, plan: Plan) -> None:
+    """P0, one step of it: work that can run does not wait for ever behind nothing."""
     runnable = [v for v in snapshot.running if v.num_tokens > v.num_computed_tokens]
-    if runnable and len(plan.displace) < len(runnable):
+    if any(v.online for v in runnable):
+        _require(plan.num_online_tokens > 0, "P0: running online requests and no online token")
+    elif len(plan.displace) < len(runnable):
         _require(bool(plan.grants), "P0: running requests and an empty step")
+    if snapshot.running:
+        return
+    head = (*snapshot.waiting_online, *snapshot.waiting_offline)[:1]
+    for view in head:
+        fits = blocks_for(view.num_tokens, snapshot.block_size) <= snapshot.num_free_blocks
+        if fits and snapshot.num_free_slots and view.num_tokens > view.num_computed_tokens:
+            _require(view.request_id in plan.grants, f"P0: {view.request_id} waits for nothing")

@@ -121,4 +121,5 @@ def _chunk(room: float, linear: float, per_pair: float) -> float:
     """Positive root p of per_pair/2 * p^2 + linear * p = room (2^31 where nothing bounds it)."""
     if per_pair <= 0:
         return room / linear if linear > 0 else 2.0**31
-    return (math.sqrt(linear * linear + 2 * per_pair * room) - linear) / per_pair
+    # Not (sqrt(..) - linear) / per_pair, which cancels to nothing for a small per_pair.
+    return 2 * room / (linear + math.sqrt(linear * linear + 2 * per_pair * room)) if room else 0.0

@@ -63,13 +63,14 @@ class _Step:
         self._grant_decodes(self.online_decodes, UNLIMITED)
         displaced = self._grant_online_prefills(tbt_limit_s)
         num_online = self.shape.num_tokens
+        online_s = self.model.predict_s(self.shape)
         mode = self._mode()
         limit_s = self._offline_limit_s(mode, tbt_limit_s)
         self._grant_offline(limit_s, mode)
         if not self.shape.num_tokens:
             self._grant_least()
         within = self.shape.num_tokens
-        self._grant_floor(num_online)
+        self._grant_floor(online_s)
         if not self.shape.num_tokens:
             mode = Mode.IDLE
         return Plan(
@@ -102,10 +103,9 @@ class _Step:
         for request in self.online_prefills:
             floor -= self._grant_prefill(request, tbt_limit_s, at_least=floor)
         displaced = self._displace()
+        promised = self._promised_blocks(self.online_decodes + self.online_prefills)
         for request in self.snapshot.waiting_online:
-            if not self._admit(request, reserve=0):
-                break
-            granted = self._grant_prefill(request, tbt_limit_s, at_least=floor)
+            granted = self._start(request, promised, tbt_limit_s, at_least=floor)
             floor -= granted
             if not granted:
                 break
@@ -119,29 +119,20 @@ class _Step:
         candidates = self.offline_decodes + self.offline_prefills
         size = self.snapshot.block_size
         needs = [blocks_for(r.num_tokens, size) for r in waiting]
-        growth = self._online_growth_blocks()
         freeable = self.blocks_left + sum(r.num_blocks for r in candidates)
-        num_served, total = 0, growth
+        num_served, total = 0, self._promised_blocks(self.online_decodes + self.online_prefills)
         for need in needs[: self.slots_left + len(candidates)]:
             if total + need > freeable:
                 break
             num_served, total = num_served + 1, total + need
-        victims = choose_victims(
-            self.snapshot, candidates, total - self.blocks_left, num_served - self.slots_left
-        )
+        if not num_served:
+            return []
+        victims = choose_victims(candidates, total - self.blocks_left, num_served - self.slots_left)
         for request in victims:
             self.displaced.add(request.request_id)
             self.blocks_left += request.num_blocks
             self.slots_left += 1
         return victims
-
-    def _online_growth_blocks(self) -> int:
-        """Blocks that the online requests granted so far take from the free ones."""
-        size, growth = self.snapshot.block_size, 0
-        for request in (*self.online_decodes, *self.online_prefills):
-            end = request.num_computed_tokens + self.grants.get(request.request_id, 0)
-            growth += max(0, blocks_for(end, size) - request.num_blocks)
-        return growth
 
     # Offline
 
@@ -161,7 +152,7 @@ class _Step:
         if mode is Mode.ONLINE_DECODE:
             fill = max(settings.min_slack_fill, snapshot.online_residency)
             return tbt_limit_s * min(1.0, fill)
-        if snapshot.can_stop and mode is Mode.OFFLINE:
+        if mode is Mode.OFFLINE and self._may_stop():
             return UNLIMITED
         # Also where an online request waits for blocks that only offline work can free.
         return snapshot.targets.ttft_s * settings.unstoppable_share
@@ -169,7 +160,8 @@ class _Step:
     def _grant_offline(self, limit_s: float, mode: Mode) -> None:
         """Decodes first (they finish requests and free memory), then prefill chunks in order."""
         if mode is Mode.OFFLINE and not self.settings.fixed_step_tokens:
-            self.tokens_left = min(self.tokens_left, self._best_offline_tokens())
+            best = self._best_offline_tokens(may_stop=limit_s == UNLIMITED)
+            self.tokens_left = min(self.tokens_left, best)
         decodes = self.offline_decodes
         if limit_s < UNLIMITED:
             # The limit may cut the list: whoever waited longest for a token goes first.
@@ -180,58 +172,71 @@ class _Step:
                 return
             if request.request_id not in self.displaced:
                 self._grant_prefill(request, limit_s)
-        if mode is Mode.ONLINE_PREFILL:
+        if mode is not Mode.ONLINE_PREFILL:
+            self._start_offline(limit_s)
+
+    def _start_offline(self, limit_s: float) -> None:
+        """Waiting offline requests in order, while each leaves a block for all that run."""
+        if not self.tokens_left or not self.slots_left or not self.snapshot.waiting_offline:
             return
-        reserve = len(self.offline_decodes) + len(self.offline_prefills)
+        num_running = len(self.offline_decodes) + len(self.offline_prefills)
+        reserve = num_running + self._promised_blocks(self.snapshot.running)
         for request in self.snapshot.waiting_offline:
-            if not self.tokens_left or not self._admit(request, reserve):
-                return
-            if not self._grant_prefill(request, limit_s):
+            if not self._has(request) and not self._start(request, reserve, limit_s):
                 return
 
     def _grant_least(self) -> None:
         """One request's least progress, where the limit is shorter than any step (P0)."""
-        for request in (*self.offline_decodes, *self.offline_prefills):
-            if request.request_id not in self.displaced:
-                self._grant_prefill(request, 0.0, at_least=self.settings.min_chunk)
+        least = self.settings.min_chunk
+        for request in self.offline_decodes:
+            self._grant_decodes([request], UNLIMITED)
+            if self.grants:
                 return
-        for request in self.snapshot.waiting_offline:
-            if self._admit(request, reserve=0):
-                self._grant_prefill(request, 0.0, at_least=self.settings.min_chunk)
-            return
+        for request in self.offline_prefills:
+            if request.request_id not in self.displaced:
+                self._grant_prefill(request, 0.0, at_least=least)
+            if self.grants:
+                return
+        if not self.snapshot.waiting_online:
+            reserve = self._promised_blocks(self.online_decodes + self.online_prefills)
+            for request in self.snapshot.waiting_offline[:1]:
+                self._start(request, reserve, 0.0, at_least=least)
 
-    def _best_offline_tokens(self) -> int:
+    def _best_offline_tokens(self, may_stop: bool) -> int:
         """Step size that harvests most, given what a stop at the current rate throws away."""
         context = max((r.num_computed_tokens for r in self.offline_prefills), default=0)
         decode_context = sum(r.num_computed_tokens for r in self.offline_decodes)
         num_decodes = len(self.offline_decodes)
-        rate = self.snapshot.interruption_rate if self.snapshot.can_stop else 0.0
+        decode_tokens = sum(r.num_tokens - r.num_computed_tokens for r in self.offline_decodes)
+        rate = self.snapshot.interruption_rate if may_stop else 0.0
 
         def predict_s(num_tokens: int) -> float:
-            chunk = max(0, num_tokens - num_decodes)
+            chunk = max(0, num_tokens - decode_tokens)
             pairs = chunk * (context + chunk / 2)
             return self.model.predict_s(StepShape(num_tokens, pairs, num_decodes, decode_context))
 
         most = self.tokens_left
-        least = min(most, max(num_decodes, self.settings.min_chunk))
+        least = min(most, max(decode_tokens, self.settings.min_chunk))
         return best_step_tokens(predict_s, rate, least, most)
 
-    def _grant_floor(self, num_online: int) -> None:
+    def _grant_floor(self, online_s: float) -> None:
         """Offline tokens beyond the limit, where the promised share of time is not reached."""
         floor = self.snapshot.targets.offline_floor
-        if floor <= 0 or self.snapshot.offline_share >= floor or not num_online:
+        if floor <= 0 or self.snapshot.offline_share >= floor or not online_s:
             return
-        online_s = self.model.predict_s(self.shape)
         limit_s = online_s * (1 + self.model.margin) / (1 - floor)
         self._grant_decodes([r for r in self.offline_decodes if not self._has(r)], limit_s)
         for request in self.offline_prefills:
             if request.request_id not in self.displaced and not self._has(request):
                 self._grant_prefill(request, limit_s)
-        for request in self.snapshot.waiting_offline:
-            if self._has(request):
-                continue
-            if not self._admit(request, reserve=0) or not self._grant_prefill(request, limit_s):
-                return
+        if all(self._has(r) for r in self.snapshot.waiting_online):
+            self._start_offline(limit_s)
+
+    def _may_stop(self) -> bool:
+        """Whether the step can be stopped whichever offline requests it turns out to hold."""
+        worn = self.settings.max_stops
+        views = (*self.offline_decodes, *self.offline_prefills, *self.snapshot.waiting_offline)
+        return self.snapshot.can_stop and all(r.num_stops < worn for r in views)
 
     def _stoppable(self, num_online: int) -> bool:
         if num_online or not self.shape.num_tokens or not self.snapshot.can_stop:
@@ -245,14 +250,21 @@ class _Step:
     def _has(self, request: RequestView) -> bool:
         return request.request_id in self.grants
 
-    def _admit(self, request: RequestView, reserve: int) -> bool:
-        """Take a slot and blocks for a waiting request's known tokens, if they are free."""
+    def _promised_blocks(self, running: Iterable[RequestView]) -> int:
+        """Blocks that running requests' known tokens lack yet: promised when they were admitted."""
+        size = self.snapshot.block_size
+        return sum(max(0, blocks_for(r.num_tokens, size) - r.num_blocks) for r in running)
+
+    def _start(self, request: RequestView, reserve: int, limit_s: float, at_least: int = 0) -> int:
+        """A waiting request's first chunk, if a slot, its blocks and `reserve` more are free."""
         need = blocks_for(request.num_tokens, self.snapshot.block_size)
-        if self.slots_left < 1 or need + reserve > self.blocks_left or not self.tokens_left:
-            return False
-        self.slots_left -= 1
-        self.blocks_left -= need
-        return True
+        if self.slots_left < 1 or need + reserve > self.blocks_left:
+            return 0
+        granted = self._grant_prefill(request, limit_s, at_least)
+        if granted:
+            self.slots_left -= 1
+            self.blocks_left -= need
+        return granted
 
     def _grant_decodes(self, requests: Iterable[RequestView], limit_s: float) -> None:
         shape, grants, displaced = self.shape, self.grants, self.displaced

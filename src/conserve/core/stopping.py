@@ -49,8 +49,9 @@ def best_step_tokens(
 
     `predict_s(n)` is the time of an offline step of n tokens. The rate has one maximum for
     the convex step times of a latency model; sizes a factor sqrt(2) apart find it within a
-    few per cent of harvest.
+    few per cent of harvest. `least` is taken as 1 where it is smaller.
     """
+    least = max(1, least)
     if most <= least:
         return most
     best, best_rate = least, -1.0

@@ -8,6 +8,9 @@ import math
 class TrafficEstimate:
     """Decaying averages over the engine's own time; the caller passes every duration in.
 
+    A duration counts as the integral of its decaying weight, so it does not matter
+    whether an hour is passed in whole or in steps.
+
     `interruption_rate` is the hazard of an offline-only engine: arrivals that found it
     so, per second spent so. `online_residency` is the share of time with an online
     request in the engine, `offline_share` the share of step time offline tokens took.
@@ -39,15 +42,15 @@ class TrafficEstimate:
 
     def spent(self, seconds: float, *, online_resident: bool) -> None:
         """The engine spent `seconds` since the last call, with an online request in it or not."""
-        keep = math.exp(-seconds / self.MEMORY_S)
-        self._total_s = self._total_s * keep + seconds
+        keep, weight_s = self._decay(seconds)
+        self._total_s = self._total_s * keep + weight_s
         self._online_s *= keep
         if online_resident:
-            self._online_s += seconds
+            self._online_s += weight_s
             return
         # Offline-only time forgets at its own pace, so that the rate is per second of it.
         self._interruptions *= keep
-        self._offline_only_s = self._offline_only_s * keep + seconds
+        self._offline_only_s = self._offline_only_s * keep + weight_s
 
     def interrupted(self) -> None:
         """An online request came while there was none in the engine."""
@@ -55,6 +58,12 @@ class TrafficEstimate:
 
     def stepped(self, seconds: float, offline_seconds: float) -> None:
         """A step of `seconds` ended, of which offline tokens are charged `offline_seconds`."""
-        keep = math.exp(-seconds / self.MEMORY_S)
-        self._step_s = self._step_s * keep + seconds
-        self._offline_step_s = self._offline_step_s * keep + offline_seconds
+        keep, weight_s = self._decay(seconds)
+        self._step_s = self._step_s * keep + weight_s
+        share = offline_seconds / seconds if seconds > 0 else 0.0
+        self._offline_step_s = self._offline_step_s * keep + share * weight_s
+
+    def _decay(self, seconds: float) -> tuple[float, float]:
+        """What `seconds` leave of the past, and what they weigh themselves."""
+        forgotten = -math.expm1(-seconds / self.MEMORY_S)
+        return 1.0 - forgotten, forgotten * self.MEMORY_S

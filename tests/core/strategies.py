@@ -1,0 +1,129 @@
+"""Random models, requests and snapshots, no stranger than an engine could hand them over."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+
+from conserve.core.displacement import blocks_for
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import RequestView, Snapshot, Targets
+
+NOW_S = 100.0
+
+
+def models() -> st.SearchStrategy[LatencyModel]:
+    """From a small accelerator to a slow CPU, any term but the first two possibly absent."""
+    return st.builds(
+        LatencyModel,
+        fixed=st.floats(1e-4, 0.2),
+        per_token=st.floats(1e-7, 1e-3),
+        per_pair=st.just(0.0) | st.floats(1e-12, 1e-6),
+        per_decode=st.just(0.0) | st.floats(1e-7, 1e-4),
+        per_context=st.just(0.0) | st.floats(1e-10, 1e-6),
+        knee=st.sampled_from([0.0, 64.0, 256.0]),
+        margin=st.sampled_from([0.0, 0.02, 0.2]),
+    )
+
+
+@st.composite
+def shapes(draw: DrawFn, max_requests: int = 4) -> StepShape:
+    shape = StepShape()
+    for _ in range(draw(st.integers(0, max_requests))):
+        shape.add_prefill(draw(st.integers(1, 1024)), draw(st.integers(0, 8192)))
+    for _ in range(draw(st.integers(0, max_requests))):
+        shape.add_decode(1, draw(st.integers(1, 8192)))
+    return shape
+
+
+def settings() -> st.SearchStrategy[PolicySettings]:
+    return st.builds(
+        PolicySettings,
+        prefill_stretch=st.sampled_from([0.0, 0.05, 1.0]),
+        min_slack_fill=st.sampled_from([0.0, 0.35, 1.0]),
+        unstoppable_share=st.sampled_from([0.0, 0.1, 1.0]),
+        max_stops=st.integers(0, 3),
+        min_chunk=st.sampled_from([1, 32]),
+        fixed_step_tokens=st.sampled_from([0, 0, 0, 64]),
+        displacement=st.sampled_from([True, True, False]),
+    )
+
+
+@st.composite
+def running_requests(
+    draw: DrawFn, request_id: str, block_size: int, decode_width: int, online: bool | None = None
+) -> RequestView:
+    if online is None:
+        online = draw(st.booleans())
+    arrival_s = draw(st.floats(0.0, NOW_S))
+    computed = draw(st.integers(0, 600))
+    started = computed > 0 and draw(st.booleans())
+    if started:
+        # A decode, one whose token is still in flight, or a restart after a displacement.
+        remaining = draw(st.integers(0, decode_width) | st.integers(decode_width, 400))
+    else:
+        remaining = draw(st.integers(1, 600))
+    fewest = blocks_for(computed, block_size)
+    most = blocks_for(computed + remaining, block_size)
+    return RequestView(
+        request_id,
+        online,
+        arrival_s,
+        num_tokens=computed + remaining,
+        num_computed_tokens=computed,
+        num_blocks=draw(st.integers(fewest, most)),
+        last_token_s=draw(st.floats(arrival_s, NOW_S)) if started else None,
+        deadline_s=None if online else draw(st.none() | st.floats(NOW_S, 2 * NOW_S)),
+        num_checkpointed_tokens=0 if online else draw(st.integers(0, computed)),
+        num_stops=0 if online else draw(st.integers(0, 3)),
+    )
+
+
+@st.composite
+def waiting_requests(draw: DrawFn, request_id: str, online: bool) -> RequestView:
+    arrival_s = draw(st.floats(0.0, NOW_S))
+    num_tokens = draw(st.integers(1, 1200))
+    # A prefix may lie in the cache already; at least one token is always computed.
+    cached = draw(st.just(0) | st.integers(0, num_tokens - 1))
+    return RequestView(
+        request_id,
+        online,
+        arrival_s,
+        num_tokens=num_tokens,
+        num_computed_tokens=cached,
+        num_stops=0 if online else draw(st.integers(0, 3)),
+    )
+
+
+@st.composite
+def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
+    block_size = draw(st.sampled_from([1, 4, 16]))
+    width = draw(st.sampled_from([1, 1, 4]))
+    lengths = st.integers(0, max_requests)
+    # Who is there decides the mode, so each mode is drawn often.
+    online = draw(st.sampled_from([None, None, False]))
+    num_waiting_online = draw(lengths) if draw(st.booleans()) else 0
+    return Snapshot(
+        now_s=NOW_S,
+        running=[
+            draw(running_requests(f"run-{i}", block_size, width, online))
+            for i in range(draw(lengths))
+        ],
+        waiting_online=[draw(waiting_requests(f"on-{i}", True)) for i in range(num_waiting_online)],
+        waiting_offline=[draw(waiting_requests(f"off-{i}", False)) for i in range(draw(lengths))],
+        num_free_blocks=draw(st.integers(0, 400)),
+        num_free_slots=draw(st.integers(0, 4)),
+        block_size=block_size,
+        max_step_tokens=draw(st.sampled_from([16, 256, 2048])),
+        targets=Targets(
+            ttft_s=draw(st.sampled_from([0.05, 1.0])),
+            tbt_s=draw(st.sampled_from([0.01, 0.2, 2.0])),
+            offline_floor=draw(st.sampled_from([0.0, 0.0, 0.3])),
+        ),
+        decode_width=width,
+        interruption_rate=draw(st.sampled_from([0.0, 0.1, 20.0])),
+        online_residency=draw(st.floats(0.0, 1.0)),
+        offline_share=draw(st.floats(0.0, 1.0)),
+        can_stop=draw(st.booleans()),
+    )

@@ -1,0 +1,392 @@
+"""Careless policies, each of which the invariants or the engine model must catch.
+
+A property that no broken variant violates is a property nobody checks. Every variant here
+differs from the policy in one place; the policy itself passes every scene.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import pytest
+from engine_model import Engine, Job, LivelockError
+
+from conserve.core import invariants
+from conserve.core.invariants import InvariantError
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.plan import Mode, Plan
+from conserve.core.policy import UNLIMITED, _Step, decide
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import RequestView, Snapshot, Targets
+
+NOW_S = 100.0
+MODEL = LatencyModel(fixed=0.01, per_token=1e-3, margin=0.1)
+
+
+def decoding(name: str, online: bool, ago_s: float = 0.0, stops: int = 0) -> RequestView:
+    return RequestView(
+        name,
+        online,
+        NOW_S - 10.0,
+        num_tokens=101,
+        num_computed_tokens=100,
+        num_blocks=7,
+        last_token_s=NOW_S - ago_s,
+        num_stops=stops,
+    )
+
+
+def prefilling(name: str, online: bool, left: int = 400) -> RequestView:
+    return RequestView(
+        name, online, NOW_S - 1.0, num_tokens=64 + left, num_computed_tokens=64, num_blocks=4
+    )
+
+
+def waiting(name: str, online: bool, num_tokens: int) -> RequestView:
+    return RequestView(name, online, NOW_S - 0.1, num_tokens)
+
+
+BASE = Snapshot(
+    now_s=NOW_S,
+    running=(),
+    waiting_online=(),
+    waiting_offline=(),
+    num_free_blocks=100,
+    num_free_slots=4,
+    block_size=16,
+    max_step_tokens=512,
+    targets=Targets(ttft_s=1.0, tbt_s=0.2),
+)
+OFFLINE = tuple(decoding(f"off-{i}", False) for i in range(3))
+SCENES = {
+    "slack beside decodes": replace(
+        BASE, running=(decoding("on", True, 0.05), *OFFLINE, prefilling("chunk", False))
+    ),
+    "no slack beside decodes": replace(
+        BASE, running=(decoding("on", True, 5.0), *OFFLINE, prefilling("chunk", False))
+    ),
+    "first token": replace(
+        BASE, running=(*OFFLINE, prefilling("chunk", False), prefilling("on", True, 100))
+    ),
+    "full of decodes": replace(
+        BASE, running=(*OFFLINE, decoding("on-0", True), decoding("on-1", True)), max_step_tokens=3
+    ),
+    "no block for an arrival": replace(
+        BASE,
+        running=(*OFFLINE, decoding("old", True)),
+        waiting_online=(waiting("new", True, 100),),
+        num_free_blocks=0,
+    ),
+    "no slot for an arrival": replace(
+        BASE, running=OFFLINE, waiting_online=(waiting("new", True, 100),), num_free_slots=0
+    ),
+    "no help for an arrival": replace(
+        BASE, running=OFFLINE, waiting_online=(waiting("new", True, 900),), num_free_blocks=0
+    ),
+    "backlog beside a half-computed prompt": replace(
+        BASE,
+        running=(prefilling("chunk", False, 200),),
+        waiting_offline=(waiting("off", False, 160), waiting("next", False, 160)),
+        num_free_blocks=20,
+        targets=Targets(ttft_s=10.0),
+    ),
+    "backlog and one slot": replace(
+        BASE,
+        waiting_offline=(waiting("off", False, 100), waiting("next", False, 100)),
+        num_free_slots=1,
+        targets=Targets(ttft_s=10.0),
+    ),
+    "worn": replace(
+        BASE,
+        running=(decoding("worn", False, stops=3), prefilling("chunk", False)),
+        can_stop=True,
+    ),
+    "no limit is kept": replace(BASE, running=OFFLINE, targets=Targets(ttft_s=0.01)),
+    "idle but for a prompt": replace(
+        BASE, waiting_offline=(waiting("off", False, 100),), targets=Targets(ttft_s=0.01)
+    ),
+    "floor": replace(
+        BASE,
+        running=(decoding("on", True, 5.0), prefilling("chunk", False)),
+        targets=Targets(offline_floor=0.5),
+    ),
+}
+
+
+class IgnoresTbt(_Step):
+    def _offline_limit_s(self, mode: Mode, tbt_limit_s: float) -> float:
+        return (
+            UNLIMITED if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, tbt_limit_s)
+        )
+
+
+class StretchesFirstTokens(_Step):
+    def _offline_limit_s(self, mode: Mode, tbt_limit_s: float) -> float:
+        return (
+            tbt_limit_s
+            if mode is Mode.ONLINE_PREFILL
+            else super()._offline_limit_s(mode, tbt_limit_s)
+        )
+
+
+class SkipsAnOnlineDecode(_Step):
+    def _sort_running(self) -> None:
+        super()._sort_running()
+        del self.online_decodes[1:]
+
+
+class LongUnstoppable(_Step):
+    def _may_stop(self) -> bool:
+        return True
+
+
+class StopsForEver(_Step):
+    def _stoppable(self, num_online: int) -> bool:
+        return not num_online and self.snapshot.can_stop
+
+
+class StopsOnlineSteps(_Step):
+    def _stoppable(self, num_online: int) -> bool:
+        return True
+
+
+class ForgetsDisplaced(_Step):
+    def _displace(self) -> list[RequestView]:
+        victims = super()._displace()
+        self.displaced.clear()
+        return victims
+
+
+class DisplacesEverybody(_Step):
+    def _displace(self) -> list[RequestView]:
+        if not self.snapshot.waiting_online:
+            return []
+        victims = self.offline_decodes + self.offline_prefills
+        self.displaced.update(victim.request_id for victim in victims)
+        return victims
+
+
+class DisplacesForNobody(_Step):
+    def _displace(self) -> list[RequestView]:
+        victims = self.offline_decodes[:1]
+        self.displaced.update(victim.request_id for victim in victims)
+        return victims
+
+
+class DisplacesOnline(_Step):
+    def _displace(self) -> list[RequestView]:
+        super()._displace()
+        return self.online_decodes[:1] if self.snapshot.waiting_online else []
+
+
+class ForgetsLeastProgress(_Step):
+    def _grant_least(self) -> None:
+        pass
+
+
+class ForgetsOnlineMinimum(_Step):
+    def _grant_decodes(self, requests: Iterable[RequestView], limit_s: float) -> None:
+        requests = [r for r in requests if not r.online or self._tbt_slack_s() > 0]
+        super()._grant_decodes(requests, limit_s)
+
+
+class GivesPromisedBlocksAway(_Step):
+    def _promised_blocks(self, running: Iterable[RequestView]) -> int:
+        return 0
+
+
+class MoreSlots(_Step):
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.slots_left += 100
+
+
+class MoreTokens(_Step):
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.tokens_left += 100
+
+
+def of(step: type[_Step]) -> Callable[[Snapshot], Plan]:
+    return lambda snapshot: step(snapshot, MODEL, PolicySettings()).plan()
+
+
+def without_margin(snapshot: Snapshot) -> Plan:
+    return decide(snapshot, replace(MODEL, margin=0.0))
+
+
+def altered(change: Callable[[Plan, Snapshot], None]) -> Callable[[Snapshot], Plan]:
+    """The policy's plan with one thing wrong in it."""
+
+    def planner(snapshot: Snapshot) -> Plan:
+        plan = decide(snapshot, MODEL)
+        change(plan, snapshot)
+        return plan
+
+    return planner
+
+
+def shift_tokens(plan: Plan, snapshot: Snapshot) -> None:
+    plan.num_online_tokens += 1
+    plan.num_offline_tokens -= 1
+
+
+def miscount_floor(plan: Plan, snapshot: Snapshot) -> None:
+    plan.num_floor_tokens = plan.num_offline_tokens + 1
+
+
+def misshape(plan: Plan, snapshot: Snapshot) -> None:
+    shape = plan.shape
+    plan.shape = StepShape(shape.num_tokens, shape.attention_pairs + 1e6, shape.num_decodes)
+
+
+def mispredict(plan: Plan, snapshot: Snapshot) -> None:
+    plan.predicted_s *= 0.5
+
+
+def grant_stranger(plan: Plan, snapshot: Snapshot) -> None:
+    plan.grants["stranger"] = 1
+
+
+def grant_too_much(plan: Plan, snapshot: Snapshot) -> None:
+    for request_id in plan.grants:
+        plan.grants[request_id] += 1000
+
+
+def grant_nothing(plan: Plan, snapshot: Snapshot) -> None:
+    for request_id in plan.grants:
+        plan.grants[request_id] = 0
+
+
+def displace_waiting(plan: Plan, snapshot: Snapshot) -> None:
+    plan.displace += [view.request_id for view in snapshot.waiting_online]
+
+
+def claim_stoppable(plan: Plan, snapshot: Snapshot) -> None:
+    plan.stoppable = bool(plan.grants)
+
+
+@dataclass
+class Control:
+    name: str
+    planner: Callable[[Snapshot], Plan]
+    message: str
+
+
+CONTROLS = [
+    Control("ignores the margin", without_margin, "P5: .* breaks a TBT target"),
+    Control("fills beyond the TBT slack", of(IgnoresTbt), "P5: .* breaks a TBT target"),
+    Control("stretches first tokens", of(StretchesFirstTokens), "P5: .* stretch"),
+    Control("offline before online", of(SkipsAnOnlineDecode), "P5: on-. yields to offline"),
+    Control("long steps that cannot stop", of(LongUnstoppable), "cannot be stopped"),
+    Control("stops for ever", of(StopsForEver), "P0: worn was stopped 3 times"),
+    Control("stops online steps", of(StopsOnlineSteps), "stoppable step"),
+    Control("stops where none can stop", altered(claim_stoppable), "cannot stop one"),
+    Control("grants to the displaced", of(ForgetsDisplaced), "displaced and granted"),
+    Control("displaces everybody", of(DisplacesEverybody), "displaced needlessly"),
+    Control("displaces for nobody", of(DisplacesForNobody), "displaced for nobody"),
+    Control("displaces an online request", of(DisplacesOnline), "is online and displaced"),
+    Control("displaces who waits", altered(displace_waiting), "does not run"),
+    Control("forgets least progress", of(ForgetsLeastProgress), "P0: "),
+    Control("forgets late online requests", of(ForgetsOnlineMinimum), "P0: running online"),
+    Control("gives promised blocks away", of(GivesPromisedBlocksAway), "free blocks"),
+    Control("more slots than there are", of(MoreSlots), "into . slots"),
+    Control("more tokens than there are", of(MoreTokens), "tokens in a step"),
+    Control("P7: classes mixed up", altered(shift_tokens), "P7: the plan's token counts"),
+    Control("P7: floor miscounted", altered(miscount_floor), "P7: more floor tokens"),
+    Control("P7: shape", altered(misshape), "P7: the plan's shape"),
+    Control("P7: predicted time", altered(mispredict), "P7: the predicted time"),
+    Control("grants to a stranger", altered(grant_stranger), "unknown request stranger"),
+    Control("grants more than is left", altered(grant_too_much), "tokens granted"),
+    Control("grants of nothing", altered(grant_nothing), ": 0 of .* tokens granted"),
+]
+
+
+@pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES.keys())
+def test_the_policy_itself_passes_every_scene(scene: Snapshot) -> None:
+    invariants.check(scene, decide(scene, MODEL), MODEL)
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)
+def test_a_careless_variant_is_caught(control: Control) -> None:
+    caught = []
+    for scene in SCENES.values():
+        try:
+            invariants.check(scene, control.planner(scene), MODEL)
+        except InvariantError as error:
+            caught.append(str(error))
+    assert any(re.search(control.message, message) for message in caught), caught
+
+
+class StarvesOffline(ForgetsLeastProgress):
+    def _grant_offline(self, limit_s: float, mode: Mode) -> None:
+        pass
+
+
+def engine_of(step: type[_Step], **fields: object) -> Engine:
+    engine = Engine(
+        LatencyModel(fixed=0.01, per_token=1e-3),
+        num_blocks=40,
+        policy=lambda snapshot, model, settings: step(snapshot, model, settings).plan(),
+        check=False,
+        **fields,  # type: ignore[arg-type]
+    )
+    engine.submit(Job(f"off-{i}", False, 0.0, prompt=200, output=4) for i in range(3))
+    return engine
+
+
+def intruder(engine: Engine, step_s: float) -> Job:
+    """Somebody arrives in the middle of every step that may be stopped."""
+    return Job(f"on-{engine.num_steps}", True, engine.now_s + step_s / 2, prompt=32, output=1)
+
+
+def finish_offline(engine: Engine) -> None:
+    def finished() -> bool:
+        return sum(not job.online for job in engine.finished) == 3
+
+    engine.run(max_steps=3000, until=finished)
+
+
+ADVERSE = {
+    "can_stop": True,
+    "adversary": intruder,
+    "settings": PolicySettings(patience=0.0, prefill_stretch=0.0),
+}
+
+
+def test_the_engine_model_catches_a_policy_that_stops_a_request_for_ever() -> None:
+    finish_offline(engine_of(_Step, **ADVERSE))
+    with pytest.raises(LivelockError, match="P0"):
+        finish_offline(engine_of(StopsForEver, **ADVERSE))
+
+
+def test_the_engine_model_catches_a_policy_without_least_progress() -> None:
+    slow = {"targets": Targets(ttft_s=0.01)}
+    finish_offline(engine_of(_Step, **slow))
+    with pytest.raises(LivelockError, match="P0"):
+        finish_offline(engine_of(ForgetsLeastProgress, **slow))
+
+
+def test_the_engine_model_catches_a_policy_that_grants_offline_work_nothing() -> None:
+    with pytest.raises(LivelockError, match="P0"):
+        finish_offline(engine_of(StarvesOffline))
+
+
+def test_the_engine_model_catches_promises_not_kept() -> None:
+    """A policy that gives promised blocks away makes the engine take them back."""
+    taken = {}
+    for step in (_Step, GivesPromisedBlocksAway):
+        engine = Engine(
+            LatencyModel(fixed=0.006, per_token=5e-5),
+            num_blocks=36,
+            max_step_tokens=200,
+            policy=lambda snapshot, model, settings, s=step: s(snapshot, model, settings).plan(),
+            check=False,
+        )
+        engine.submit(Job(f"off-{i}", False, 0.0, prompt=320, output=8) for i in range(8))
+        engine.run(max_steps=2000)
+        taken[step] = engine.num_taken
+    assert taken[_Step] == 0
+    assert taken[GivesPromisedBlocksAway] > 0
