@@ -19,7 +19,7 @@ from conserve.bench.demo_client import Sample, Seen
 from conserve.metrics.percentiles import percentile
 
 REFRESH_S = 0.5
-HISTORY = 60
+HISTORY = 44
 BARS = " ▁▂▃▄▅▆▇█"
 ONLINE, OFFLINE = "dodger_blue1", "orange1"
 
@@ -88,7 +88,7 @@ class Screen:
         return bars
 
     def _flow(self) -> Table:
-        """Tokens a second of each class over the last minute."""
+        """Tokens a second of each class, one character a second."""
         online, offline = rates(self._seen.samples[-HISTORY - 1 :])
         top = max((a + b for a, b in zip(online, offline, strict=True)), default=0.0)
         flow = Table.grid(padding=(0, 1))
@@ -97,17 +97,17 @@ class Screen:
             flow.add_row(f"{name:9}", Text(sparkline(values, top), style=colour), now)
         return flow
 
-    def _latency(self, start_s: float) -> Text:
+    def _latency(self, start_s: float) -> RenderableType:
         online = [r for r in self._seen.records if r.online and r.arrival_s >= start_s]
         ttfts = [r.ttft_s for r in online if r.ttft_s is not None]
         tbts = [gap for r in online for gap in r.tbts_s]
         if not ttfts or not tbts:
             return Text("no chat yet", style="dim")
-        shown = [f"{1000 * (percentile(v, q) or 0):.0f}" for v in (ttfts, tbts) for q in (50, 99)]
-        return Text(
-            f"{len(online)} chats   first token P50 {shown[0]} ms, P99 {shown[1]} ms   "
-            f"between tokens P50 {shown[2]}, P99 {shown[3]} ms"
-        )
+        rows = Table.grid(padding=(0, 2))
+        for name, values in (("first token", ttfts), ("between tokens", tbts)):
+            p50, p99 = (1000 * (percentile(values, q) or 0) for q in (50, 99))
+            rows.add_row(name, f"median {p50:,.0f} ms", f"99th percentile {p99:,.0f} ms")
+        return rows
 
 
 def _bar(done: float, total: float) -> ProgressBar:
