@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 START_LIMIT_S = 300.0
+QUIET = ("--disable-access-log-for-endpoints", "/metrics,/health")
 CONSERVE = str(Path(sys.executable).with_name("conserve"))
 
 
@@ -56,7 +57,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> StartServer:
         port = free_port()
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [CONSERVE, "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)],
+                [CONSERVE, "serve", *arguments, *QUIET, "--host", "127.0.0.1", "--port", str(port)],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

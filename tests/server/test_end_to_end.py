@@ -137,7 +137,8 @@ def test_a_dropped_client_ends_its_request(server: Any, tier: str, stream: bool)
     url = f"{server.url}/v1/completions"
     if stream:
         with httpx.stream("POST", url, json=body, timeout=60) as reply:
-            assert next(reply.iter_lines()).startswith("data: ")
+            lines = reply.iter_lines()  # kept: dropping it would close the connection
+            assert next(lines).startswith("data: ")
             eventually(lambda: server.metric("vllm:num_requests_running") == 1)
     else:
         with pytest.raises(httpx.ReadTimeout):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from conserve.cli.demo import demo
 from conserve.cli.serve import serve
 
 app = typer.Typer(
     name="conserve",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     help="Batch work in the idle time of an interactive vLLM server.",
 )
 
@@ -20,9 +22,12 @@ app.command(
 )(serve)
 
 
+app.command()(demo)
+
+
 @app.callback()
 def root() -> None:
-    """Keep subcommands as subcommands while there is only one."""
+    """Runs before every subcommand."""
 
 
 def main() -> None:

@@ -1,0 +1,172 @@
+"""The demo's load: bursty chat in an open loop, and summaries kept in flight as flex requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from conserve.bench.demo_texts import Document, summary_prompt
+from conserve.metrics import CUT_OFF, RequestRecord
+
+CHAT_TOKENS = 40
+SUMMARY_TOKENS = 64
+IN_FLIGHT = 24
+SAMPLE_S = 1.0
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One document's summary; seconds are on the demo's clock."""
+
+    document: str
+    summary: str
+    num_prompt_tokens: int
+    num_output_tokens: int
+    finished_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Tokens the engine had computed for each class at one moment."""
+
+    at_s: float
+    online_tokens: float
+    offline_tokens: float
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the demo has seen so far; the screen and the results read it."""
+
+    records: list[RequestRecord] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+
+class DemoClient:
+    """Sends the demo's requests to one server. Its clock starts when it is made."""
+
+    def __init__(self, http: httpx.AsyncClient, model: str, seen: Seen) -> None:
+        self._http = http
+        self._model = model
+        self._seen = seen
+        self._zero_s = asyncio.get_running_loop().time()
+
+    def now_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._zero_s
+
+    async def chat(self, prompts: Iterator[str], arrivals_s: Sequence[float]) -> None:
+        """Ask one question at each moment, whatever became of the earlier ones."""
+        async with asyncio.TaskGroup() as asked:
+            for when_s in arrivals_s:
+                await asyncio.sleep(max(0.0, when_s - self.now_s()))
+                asked.create_task(self._question(next(prompts), when_s))
+
+    async def summarise(self, documents: Sequence[Document]) -> None:
+        """Summarise every document, IN_FLIGHT at a time. Raises DemoError if one fails."""
+        waiting = deque(documents)
+
+        async def place() -> None:
+            while waiting:
+                await self._summary(waiting.popleft())
+
+        await asyncio.gather(*(place() for _ in range(IN_FLIGHT)))
+
+    async def sample(self) -> None:
+        """Read the engine's counters every second until cancelled."""
+        while True:
+            with suppress(httpx.HTTPError):
+                text = (await self._http.get("/metrics")).text
+                self._seen.samples.append(_sample(self.now_s(), text))
+            await asyncio.sleep(SAMPLE_S)
+
+    async def warm_up(self, prompts: Iterator[str]) -> None:
+        """A few requests of both classes that nothing counts. Raises DemoError if one fails."""
+        for fields in ({}, {"service_tier": "flex"}):
+            record = RequestRecord("warm-up", online=not fields, arrival_s=self.now_s())
+            await self._ask(record, next(prompts), 8, fields)
+            if record.error:
+                raise DemoError(f"the server does not answer as it should: {record.error}")
+
+    async def _question(self, prompt: str, arrival_s: float) -> None:
+        record = RequestRecord(f"chat-{len(self._seen.records)}", online=True, arrival_s=arrival_s)
+        self._seen.records.append(record)
+        await self._ask(record, prompt, CHAT_TOKENS, {})
+
+    async def _summary(self, document: Document) -> None:
+        record = RequestRecord(document.name, online=False, arrival_s=self.now_s())
+        self._seen.records.append(record)
+        text = await self._ask(
+            record, summary_prompt(document), SUMMARY_TOKENS, {"service_tier": "flex"}
+        )
+        if record.error:
+            raise DemoError(f"the summary of {document.name!r} failed: {record.error}")
+        tokens = record.num_prompt_tokens, record.num_output_tokens
+        self._seen.summaries.append(Summary(document.name, text.strip(), *tokens, self.now_s()))
+
+    async def _ask(
+        self, record: RequestRecord, prompt: str, max_tokens: int, fields: dict[str, Any]
+    ) -> str:
+        """Stream one answer into `record`; returns its text."""
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            **fields,
+        }
+        parts: list[str] = []
+        record.error = CUT_OFF
+        try:
+            async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    text = (await response.aread()).decode(errors="replace")
+                    record.error = f"HTTP {response.status_code}: {text[:300]}"
+                    return ""
+                parts = [self._receive(m, record) async for m in _messages(response)]
+            record.error = None
+        except httpx.HTTPError as error:
+            record.error = f"{type(error).__name__}: {error}"
+        return "".join(parts)
+
+    def _receive(self, message: dict[str, Any], record: RequestRecord) -> str:
+        usage = message.get("usage") or {}
+        fresh = int(usage.get("completion_tokens", 0)) - record.num_output_tokens
+        record.token_times_s += [self.now_s()] * fresh
+        record.num_output_tokens += fresh
+        record.num_prompt_tokens = int(usage.get("prompt_tokens", record.num_prompt_tokens))
+        choices = message.get("choices") or []
+        return (choices[0]["delta"].get("content") or "") if choices else ""
+
+
+async def _messages(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The JSON of each server-sent event."""
+    async for line in response.aiter_lines():
+        if line.startswith("data: {"):
+            message = json.loads(line[6:])
+            if "error" in message:
+                raise httpx.RemoteProtocolError(str(message["error"]))
+            yield message
+
+
+def _sample(at_s: float, text: str) -> Sample:
+    """The engine's token counters out of a /metrics page; 0 before the first step."""
+    tokens = {"online": 0.0, "offline": 0.0}
+    for line in text.splitlines():
+        if line.startswith("conserve:computed_tokens_total"):
+            name = "offline" if 'class="offline"' in line else "online"
+            tokens[name] += float(line.rsplit(" ", 1)[1])
+    return Sample(at_s, tokens["online"], tokens["offline"])
