@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from conserve.cli.bench import app as bench
 from conserve.cli.serve import serve
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(serve)
+app.add_typer(bench)
 
 
 @app.callback()

@@ -1,0 +1,124 @@
+"""The arms: each is one way to start a server and to send it the same two classes of requests.
+
+To add one, add a row to `ARMS`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from conserve.metrics import Targets
+from conserve.workload import ScenarioError, unknown_name
+
+FLEX: Mapping[str, Any] = {"service_tier": "flex"}
+LATER: Mapping[str, Any] = {"priority": 1}
+
+ONLINE_ONLY = "online-only"
+BOUND = "fcfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One arm of a benchmark.
+
+    kind: `stock` starts vLLM's own server, `conserve` starts `conserve serve`.
+    shows: one sentence on what comparing with it tells.
+    online, offline: the classes of requests it is sent.
+    offline_fields: what is added to the body of an offline request.
+    args: what its server gets beside the arguments that every arm gets.
+    settings: `conserve serve` settings that differ from the default.
+    """
+
+    name: str
+    kind: Literal["stock", "conserve"]
+    shows: str
+    online: bool = True
+    offline: bool = True
+    offline_fields: Mapping[str, Any] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def _ablation(name: str, shows: str, **settings: str) -> Arm:
+    return Arm(f"conserve-{name}", "conserve", shows, offline_fields=FLEX, settings=settings)
+
+
+ARMS: Mapping[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm(
+            ONLINE_ONLY,
+            "stock",
+            "Stock vLLM with the online requests alone: the latency to come close to.",
+            offline=False,
+        ),
+        Arm(
+            BOUND,
+            "stock",
+            "Stock vLLM, everything first come first served: the offline throughput to come "
+            "close to, called the bound.",
+        ),
+        Arm(
+            "priority",
+            "stock",
+            "Stock vLLM with --scheduling-policy priority, online requests first.",
+            offline_fields=LATER,
+            args=("--scheduling-policy", "priority"),
+        ),
+        Arm(
+            "offline-only",
+            "stock",
+            "Stock vLLM with the offline requests alone: what the machine can do.",
+            online=False,
+        ),
+        Arm("conserve", "conserve", "ConServe as it comes.", offline_fields=FLEX),
+        Arm(
+            "conserve-online-only",
+            "conserve",
+            "ConServe with the online requests alone: what its scheduler itself costs.",
+            offline=False,
+        ),
+        _ablation(
+            "fixed-budget",
+            "ConServe with a fixed token budget a step instead of the latency targets.",
+            fixed_step_tokens="512",
+        ),
+        _ablation(
+            "no-displacement",
+            "ConServe where a waiting online request does not displace running offline ones.",
+            displacement="false",
+        ),
+        _ablation(
+            "no-stop",
+            "ConServe where a step that has begun runs to its end.",
+            max_stops="0",
+        ),
+    )
+}
+
+
+def arm_named(name: str) -> Arm:
+    """The arm of that name. Raises ScenarioError with the nearest one."""
+    try:
+        return ARMS[name]
+    except KeyError:
+        raise ScenarioError(unknown_name("arm", name, list(ARMS))) from None
+
+
+def server_command(
+    arm: Arm, model: str, port: int, args: Sequence[str], targets: Targets
+) -> list[str]:
+    """The command that starts the arm's server; `args` are those every arm gets."""
+    shared = ["--port", str(port), "--host", "127.0.0.1", *args, *arm.args]
+    if arm.kind == "stock":
+        module = "vllm.entrypoints.openai.api_server"
+        return [sys.executable, "-m", module, "--model", model, *shared]
+    ours = ["--slo-ttft-ms", f"{targets.ttft_s * 1000:g}"]
+    ours += ["--slo-tbt-ms", f"{targets.tbt_s * 1000:g}"]
+    for key, value in arm.settings.items():
+        ours += ["--conserve-set", f"{key}={value}"]
+    start = "from conserve.cli.main import main; main()"
+    return [sys.executable, "-c", start, "serve", model, *shared, *ours]
