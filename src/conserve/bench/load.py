@@ -47,23 +47,22 @@ class Job:
     counters: str
 
 
-def start(job: Job) -> subprocess.Popen[str]:
-    """Run a job in a process of its own; its last line on stderr says what went wrong."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "conserve.bench.load"],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdin
-    process.stdin.write(json.dumps(asdict(job)))
-    process.stdin.close()
-    return process
+def start(job: Job, log: Path) -> subprocess.Popen[bytes]:
+    """Run a job in a process of its own; the last line of its log says what went wrong."""
+    command = [sys.executable, "-m", "conserve.bench.load", json.dumps(asdict(job))]
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C reaches the runner alone, which then ends the client.
+            start_new_session=True,
+        )
 
 
 def main() -> None:
-    job = Job(**json.load(sys.stdin))
+    job = Job(**json.loads(sys.argv[1]))
     load = Load()
     try:
         asyncio.run(_drive(job, load))

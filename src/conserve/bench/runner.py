@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,7 +152,8 @@ class Runner:
             records=str(partial),
             counters=str(self._folder.counters_path(key)),
         )
-        why = _drive(load.start(job), server)
+        log = server.log.with_suffix(".client.log")
+        why = _drive(load.start(job, log), server) and _last_line(log)
         if why:
             self._fail(key, why)
             return
@@ -166,8 +166,8 @@ class Runner:
         self._say(f"  {key}: FAILED: {why}")
 
 
-def _drive(client: subprocess.Popen[str], server: Server) -> str | None:
-    """Wait for the client while watching the server; returns the client's complaint, or None.
+def _drive(client: subprocess.Popen[bytes], server: Server) -> int:
+    """Wait for the client while watching the server; returns the client's exit status.
 
     Raises ServerDiedError. However this is left, the client has ended.
     """
@@ -176,16 +176,19 @@ def _drive(client: subprocess.Popen[str], server: Server) -> str | None:
             server.check()
             time.sleep(POLL_S)
     finally:
-        if client.poll() is None:
-            client.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                client.wait(timeout=10)
-        client.kill()
-        complaint = client.communicate()[1].strip()
+        client.terminate()
+        try:
+            client.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            client.kill()
+            client.wait()
     server.check()
-    if client.returncode == 0:
-        return None
-    return complaint.splitlines()[-1] if complaint else f"the client ended with {client.returncode}"
+    return client.returncode
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"the client: {lines[-1] if lines else 'ended without a word'}"
 
 
 def _in_short(records: Path, scenario: Scenario) -> str:
