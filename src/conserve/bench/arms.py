@@ -5,6 +5,7 @@ To add one, add a row to `ARMS`.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ LATER: Mapping[str, Any] = {"priority": 1}
 ONLINE_ONLY = "online-only"
 BOUND = "fcfs"
 
+FIXED_STEP_TOKENS = 256
+"""About what two CPU cores compute of the default model in the default TBT target."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
@@ -29,7 +33,7 @@ class Arm:
     online, offline: the classes of requests it is sent.
     offline_fields: what is added to the body of an offline request.
     args: what its server gets beside the arguments that every arm gets.
-    settings: `conserve serve` settings that differ from the default.
+    settings: EngineSettings of `conserve serve` that differ from the default, as JSON.
     """
 
     name: str
@@ -39,11 +43,11 @@ class Arm:
     offline: bool = True
     offline_fields: Mapping[str, Any] = field(default_factory=dict)
     args: tuple[str, ...] = ()
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _ablation(name: str, shows: str, **settings: str) -> Arm:
-    return Arm(f"conserve-{name}", "conserve", shows, offline_fields=FLEX, settings=settings)
+def _ablation(name: str, shows: str, **settings: Any) -> Arm:
+    return Arm(name, "conserve", shows, offline_fields=FLEX, settings=settings)
 
 
 ARMS: Mapping[str, Arm] = {
@@ -82,19 +86,26 @@ ARMS: Mapping[str, Arm] = {
             offline=False,
         ),
         _ablation(
-            "fixed-budget",
+            "conserve-fixed-budget",
             "ConServe with a fixed token budget a step instead of the latency targets.",
-            fixed_step_tokens="512",
+            policy={"fixed_step_tokens": FIXED_STEP_TOKENS},
         ),
         _ablation(
-            "no-displacement",
+            "conserve-no-displacement",
             "ConServe where a waiting online request does not displace running offline ones.",
-            displacement="false",
+            policy={"displacement": False},
         ),
         _ablation(
-            "no-stop",
+            "conserve-no-stop",
             "ConServe where a step that has begun runs to its end.",
-            max_stops="0",
+            stop="off",
+        ),
+        _ablation(
+            "sarathi-p",
+            "Fixed budget, preemption between steps only, recomputing what was displaced: the "
+            "ConServe paper's baseline Sarathi-P, in our scheduler.",
+            policy={"fixed_step_tokens": FIXED_STEP_TOKENS},
+            stop="off",
         ),
     )
 }
@@ -118,7 +129,7 @@ def server_command(
         return [sys.executable, "-m", module, "--model", model, *shared]
     ours = ["--slo-ttft-ms", f"{targets.ttft_s * 1000:g}"]
     ours += ["--slo-tbt-ms", f"{targets.tbt_s * 1000:g}"]
-    for key, value in arm.settings.items():
-        ours += ["--conserve-set", f"{key}={value}"]
+    if arm.settings:
+        ours += ["--additional-config", json.dumps({"conserve": arm.settings})]
     start = "from conserve.cli.main import main; main()"
     return [sys.executable, "-c", start, "serve", model, *shared, *ours]

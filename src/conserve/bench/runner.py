@@ -227,7 +227,7 @@ def _added_to(old: Description, new: Description, folder: Path) -> Description:
     }
     return replace(
         new,
-        command=old.command,
+        command=old.command if new.command in old.command else f"{old.command}; {new.command}",
         started=old.started,
         scenario={**new.scenario, **union},
         arms={**old.arms, **new.arms},
