@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from conserve.bench.arms import BOUND, ONLINE_ONLY
+from conserve.bench.arms import ARMS, BOUND, ONLINE_ONLY
 from conserve.bench.store import ResultFolder, Run
 from conserve.metrics import RunSummary, median, summarise
 
@@ -127,12 +127,17 @@ def _add_ratios(
         for seed, values in by_seed.items():
             for ratio in RATIOS:
                 base = over[ratio.over]
-                if base is None or base == arm:
+                if base is None or base == arm or not _comparable(arm, ratio):
                     continue
                 below = arms.get(base, {}).get(seed, {}).get(ratio.metric)
                 above = values[ratio.metric]
                 if below and above is not None:
                     values[ratio.name] = above / below
+
+
+def _comparable(arm: str, ratio: Ratio) -> bool:
+    """An arm without offline requests has no share of the bound."""
+    return ratio.over != "bound" or ARMS[arm].offline
 
 
 def _spreads(by_seed: dict[int, dict[str, float | None]]) -> ArmFigures:

@@ -31,6 +31,7 @@ class Job:
 
     scenario: its values, at one point of its sweep. text: names the run's own prompts; runs on one
     server must differ in it, or the second would find the first one's in the prefix cache.
+    probe_gflops: the machine's speed just before, kept with the counters.
     """
 
     base_url: str
@@ -43,6 +44,7 @@ class Job:
     offline: bool
     offline_fields: dict[str, Any]
     warm_up: bool
+    probe_gflops: float
     records: str
     counters: str
 
@@ -72,7 +74,11 @@ def main() -> None:
         sys.exit("ended before the run was over")
     finally:
         write_records(Path(job.records), load.records)
-        counters = {"start": load.counters_start, "end": load.counters_end}
+        counters = {
+            "probe_gflops": round(job.probe_gflops, 1),
+            "start": load.counters_start,
+            "end": load.counters_end,
+        }
         Path(job.counters).write_text(json.dumps(counters, indent=1, sort_keys=True) + "\n")
 
 

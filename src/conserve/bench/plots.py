@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.axis import Axis
+from matplotlib.container import ErrorbarContainer
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from conserve.bench.arms import ARMS
 from conserve.bench.figures import Figures
 from conserve.bench.store import Run
-from conserve.bench.style import FAINT, INK, colours, picture
-from conserve.metrics import RequestRecord, Targets
+from conserve.bench.style import INK, colours, picture
+from conserve.metrics import RequestRecord, Targets, percentile
 from conserve.workload import Point
+
+Numbers = npt.NDArray[np.float64]
 
 TAIL = (0.5, 0.1, 0.01, 0.001)
 TAIL_NAMES = ("P50", "P90", "P99", "P99.9")
-SMOOTHING_S = 1.5
+DASHED = (0, (4, 3))
 
 
 def latency(path: Path, runs: Sequence[Run], targets: Targets) -> bool:
@@ -43,26 +50,29 @@ def latency(path: Path, runs: Sequence[Run], targets: Targets) -> bool:
             _target(axes, target_s)
             axes.set_title(title)
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(_seconds))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            everything = [value for one in values.values() for value in one[side]]
+            # Tokens of one message are 0 s apart, which a log scale cannot show.
+            least, most = percentile(everything, 5) or 1e-3, max(everything, default=1.0)
+            axes.set_xlim(max(least / 1.5, 1e-3), max(most, target_s) * 1.3)
+            _log_ticks(axes.xaxis)
         panels[0].set_yscale("log")
         panels[0].set_yticks(TAIL, [f"{n}  {t:.3g}" for n, t in zip(TAIL_NAMES, TAIL, strict=True)])
         panels[0].yaxis.set_minor_locator(NullLocator())
         panels[0].set_ylabel("share of values above")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        figure.legend(*_legend(panels[0]), loc="outside lower center", ncols=5)
     return True
 
 
 def _tail(axes: Axes, values: list[float], arm: str, colour: str) -> None:
-    # The largest value has no value above it: on a log scale its step ends at half a value.
-    ordered = np.maximum(np.sort(np.asarray(values)), 1e-4)
+    # The largest value has none above it: on a log scale its step ends at half a value.
+    ordered = np.maximum(np.sort(np.asarray(values)), 1e-3)
     above = (len(ordered) - np.arange(1, len(ordered) + 1)) / max(len(ordered), 1)
     above[-1:] = 0.5 / max(len(ordered), 1)
     axes.step(ordered, above, where="post", label=arm, color=colour)
 
 
 def _target(axes: Axes, target_s: float) -> None:
-    axes.axvline(target_s, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.axvline(target_s, color=INK, linewidth=1, linestyle=DASHED, zorder=1)
     axes.annotate(
         f"target {_seconds(target_s)}",
         (target_s, 1.0),
@@ -89,11 +99,12 @@ def timeline(path: Path, runs: Sequence[Run], duration_s: float) -> bool:
         panels = figure.subplots(
             len(runs) + 1, 1, sharex=True, height_ratios=heights, squeeze=False
         )[:, 0]
-        times = np.arange(0.0, duration_s + 0.1, 0.25)
+        times = np.linspace(0.0, duration_s, 400)
+        width_s = max(duration_s / 40, 0.5)
         top = 0.0
         for axes, run in zip(panels, runs, strict=False):
-            online = _rate([r for r in run.records if r.online], times)
-            offline = _rate([r for r in run.records if not r.online], times)
+            online = _rate([r for r in run.records if r.online], times, width_s)
+            offline = _rate([r for r in run.records if not r.online], times, width_s)
             axes.fill_between(times, 0, online, color=INK, alpha=0.75, linewidth=0)
             axes.fill_between(
                 times, online, online + offline, color=colour[run.key.arm], alpha=0.55, linewidth=0
@@ -107,24 +118,21 @@ def timeline(path: Path, runs: Sequence[Run], duration_s: float) -> bool:
         panels[-1].set_xlim(0, duration_s)
         panels[-1].set_xlabel(
             f"seconds; dark: online tokens, coloured: offline tokens (seed {runs[0].key.seed}, "
-            f"prompt and output, smoothed over {2 * SMOOTHING_S:g} s)"
+            f"prompt and output, smoothed over {2 * width_s:g} s)"
         )
     return True
 
 
-def _rate(records: Sequence[RequestRecord], times: np.ndarray) -> np.ndarray:
-    """Tokens a second at `times`, smoothed with a Gaussian; a prompt counts at its first token."""
-    when = [t for r in records for t in r.token_times_s]
-    weight = [
-        1 + (r.num_prompt_tokens if i == 0 else 0)
-        for r in records
-        for i in range(len(r.token_times_s))
-    ]
-    if not when:
+def _rate(records: Sequence[RequestRecord], times: Numbers, width_s: float) -> Numbers:
+    """Tokens a second at `times`, smoothed by a Gaussian; a prompt counts at its first token."""
+    tokens = [(t, 1) for r in records for t in r.token_times_s]
+    tokens += [(r.token_times_s[0], r.num_prompt_tokens) for r in records if r.token_times_s]
+    if not tokens:
         return np.zeros_like(times)
-    gaps = (times[:, None] - np.asarray(when)[None, :]) / SMOOTHING_S
-    kernel = np.exp(-0.5 * gaps**2) / (SMOOTHING_S * np.sqrt(2 * np.pi))
-    rate: np.ndarray = kernel @ np.asarray(weight, dtype=float)
+    when, weight = np.asarray(tokens, dtype=float).T
+    gaps = (times[:, None] - when[None, :]) / width_s
+    kernel = np.exp(-0.5 * gaps**2) / (width_s * np.sqrt(2 * np.pi))
+    rate: Numbers = kernel @ weight
     return rate
 
 
@@ -138,47 +146,65 @@ def _arrivals(axes: Axes, runs: Sequence[Run]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def tradeoff(path: Path, figures: Figures, targets: Targets) -> bool:
-    """Offline tokens a second against TTFT P99: up and left is worse, right and down better."""
-    point = next(iter(figures.points), None)
-    arms = figures.points[point] if point else {}
-    shown = {a: f for a, f in arms.items() if "ttft_p99_s" in f and "offline_tps" in f}
-    if not any(f["offline_tps"].median for f in shown.values()):
+def tradeoff(path: Path, figures: Figures, point: str, targets: Targets) -> bool:
+    """Offline tokens a second against the tails of online requests; False: none was offline."""
+    arms = figures.points.get(point, {})
+    shown = [arm for arm, f in arms.items() if "ttft_p99_s" in f and "tbt_p99_s" in f]
+    if not any(arms[arm]["offline_tps"].median for arm in shown):
         return False
     colour = colours(arms)
-    with picture(path, 6.8, 4.4) as figure:
-        axes = figure.subplots()
-        for arm, f in shown.items():
-            x, y = f["offline_tps"], f["ttft_p99_s"]
-            axes.errorbar(
-                x.median,
-                y.median,
-                xerr=[[x.median - x.low], [x.high - x.median]],
-                yerr=[[y.median - y.low], [y.high - y.median]],
-                fmt="o",
-                markersize=9,
-                color=colour[arm],
-                elinewidth=1.2,
-                capsize=2,
-            )
+    with picture(path, 9.6, 4.4) as figure:
+        panels = figure.subplots(1, 2)
+        sides = (
+            ("ttft_p99_s", "TTFT P99", targets.ttft_s),
+            ("tbt_p99_s", "TBT P99", targets.tbt_s),
+        )
+        for axes, (name, title, target_s) in zip(panels, sides, strict=True):
+            for arm in shown:
+                x, y = arms[arm]["offline_tps"], arms[arm][name]
+                axes.errorbar(
+                    x.median,
+                    y.median,
+                    xerr=[[x.median - x.low], [x.high - x.median]],
+                    yerr=[[y.median - y.low], [y.high - y.median]],
+                    fmt="D" if ARMS[arm].kind == "conserve" else "o",
+                    markersize=8,
+                    color=colour[arm],
+                    elinewidth=1.2,
+                    label=arm,
+                )
+            axes.axhline(target_s, color=INK, linewidth=1, linestyle=DASHED, zorder=1)
             axes.annotate(
-                arm,
-                (x.median, y.median),
-                xytext=(8, 7),
+                f"target {_seconds(target_s)}",
+                (1.0, target_s),
+                (-2, 3),
+                fontsize=8,
+                ha="right",
+                xycoords=("axes fraction", "data"),
                 textcoords="offset points",
-                color=colour[arm],
-                weight="bold",
-                fontsize=9,
             )
-        axes.axhline(targets.ttft_s, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(_seconds))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.margins(x=0.16, y=0.16)
-        axes.set_xlabel("offline tokens a second (more is better)")
-        axes.set_ylabel("TTFT P99 (less is better)")
-        axes.set_title("What offline work costs online requests")
+            axes.set_yscale("log")
+            _log_ticks(axes.yaxis)
+            axes.margins(x=0.08, y=0.12)
+            axes.set_xlabel("offline tokens a second")
+            axes.set_title(title)
+        figure.legend(*_legend(panels[0]), loc="outside lower center", ncols=5)
     return True
+
+
+def _legend(axes: Axes) -> tuple[list[Any], list[str]]:
+    """Handles and labels without their error bars."""
+    handles, labels = axes.get_legend_handles_labels()
+    return [h[0] if isinstance(h, ErrorbarContainer) else h for h in handles], labels
+
+
+def _log_ticks(axis: Axis) -> None:
+    """A labelled tick at 1, 2 and 5 of each decade; at 1 alone where that would be crowded."""
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high < low * 300 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=30))
+    axis.set_major_formatter(FuncFormatter(_seconds))
+    axis.set_minor_formatter(NullFormatter())
 
 
 SWEPT = (
@@ -215,11 +241,10 @@ def sweep(path: Path, figures: Figures, points: Sequence[Point], x_label: str) -
             axes.set_xlabel(x_label)
             if log:
                 axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(FuncFormatter(_seconds))
-                axes.yaxis.set_minor_formatter(NullFormatter())
+                _log_ticks(axes.yaxis)
             else:
                 axes.set_ylim(bottom=0)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.legend(*_legend(panels[0]), loc="outside lower center", ncols=4)
     return True
 
 
@@ -242,6 +267,3 @@ def _line(
         alpha=0.12,
     )
     axes.plot(x, [s.median for _, s in there], marker="o", markersize=4, **look)  # type: ignore[arg-type]
-
-
-__all__ = ["FAINT", "latency", "sweep", "timeline", "tradeoff"]

@@ -28,6 +28,9 @@ from conserve.bench.tables import (
 )
 from conserve.workload import Scenario
 
+DRIFT = 1.1
+"""A machine whose speed varies by more than this between runs is reported."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -123,6 +126,12 @@ def _notes(scenario: Scenario, runs: list[Run]) -> Iterator[str]:
     """What a reader must know before believing a figure."""
     if len(scenario.seeds) < 3:
         yield f"{len(scenario.seeds)} seed(s) only: no spread to judge differences by."
+    speeds = [run.probe_gflops for run in runs]
+    if runs and max(speeds) > DRIFT * min(speeds):
+        yield (
+            f"the machine's own speed varied from {min(speeds):.0f} to {max(speeds):.0f} GFLOP/s "
+            "between runs (measured before each): smaller differences between arms mean nothing."
+        )
     for run in runs:
         offline = [record for record in run.records if not record.online]
         pool = scenario.offline.num_requests if scenario.offline else 0
@@ -144,9 +153,9 @@ def _pictures(
     drawn: list[tuple[str, str, Callable[[Path], bool]]] = [
         (
             "tradeoff.png",
-            "Each arm's offline throughput and the first-token tail it costs; bars span the "
-            f"seeds, the dashed line is the target. Right and low is better.{where}",
-            lambda file: plots.tradeoff(file, figures, targets),
+            "Each arm's offline throughput and the tails of its online requests; bars span the "
+            f"seeds. Right and low is better.{where}",
+            lambda file: plots.tradeoff(file, figures, first_point, targets),
         ),
         (
             "latency.png",

@@ -149,6 +149,7 @@ class Runner:
             offline=arm.offline,
             offline_fields=dict(arm.offline_fields),
             warm_up=warm_up,
+            probe_gflops=machine.probe_gflops(),
             records=str(partial),
             counters=str(self._folder.counters_path(key)),
         )

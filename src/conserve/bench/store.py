@@ -66,6 +66,7 @@ class Run:
     records: list[RequestRecord]
     counters_start: dict[str, float]
     counters_end: dict[str, float]
+    probe_gflops: float
 
     def counted(self, name: str) -> float | None:
         """How far a counter rose over the window; None if the server has no such counter."""
@@ -120,7 +121,9 @@ class ResultFolder:
             if self.has(key):
                 counters = _read_json(self.counters_path(key))
                 records = read_records(self.records_path(key))
-                yield Run(key, records, counters["start"], counters["end"])
+                yield Run(
+                    key, records, counters["start"], counters["end"], counters["probe_gflops"]
+                )
 
 
 def run_keys(scenario: Scenario, arms: list[str], seeds: list[int]) -> list[RunKey]:
