@@ -102,8 +102,8 @@ class Replay(Table):
     """The requests of a trace, from a place the seed picks, at the pace and lengths given.
 
     Time is stretched by one factor so that the whole trace's mean rate becomes `rate_rps`;
-    prompt and output lengths are multiplied by one factor so that its mean prompt becomes
-    `mean_prompt_tokens`, then cut to the two maxima.
+    prompts and outputs are multiplied by a factor each so that their means over the whole trace
+    become `mean_prompt_tokens` and `mean_output_tokens`, then cut to the two maxima.
     """
 
     kind: Literal["replay"]
@@ -111,6 +111,7 @@ class Replay(Table):
     format: RequestFormat
     rate_rps: float = Field(gt=0)
     mean_prompt_tokens: float = Field(gt=0)
+    mean_output_tokens: float = Field(gt=0)
     max_prompt_tokens: int = Field(ge=1)
     max_output_tokens: int = Field(ge=1)
 

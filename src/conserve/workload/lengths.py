@@ -56,14 +56,15 @@ class Independent(Table):
 class Empirical(Table):
     """Pairs of prompt and output length drawn from the rows of the trace called `trace`.
 
-    Both lengths are multiplied by one factor that makes the trace's mean prompt
-    `mean_prompt_tokens` long, then cut to the two maxima.
+    Prompts and outputs are multiplied by a factor each, so that the trace's means become
+    `mean_prompt_tokens` and `mean_output_tokens`, then cut to the two maxima.
     """
 
     kind: Literal["trace"]
     trace: str
     format: LengthFormat
     mean_prompt_tokens: float = Field(gt=0)
+    mean_output_tokens: float = Field(gt=0)
     max_prompt_tokens: int = Field(ge=1)
     max_output_tokens: int = Field(ge=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -109,7 +109,7 @@ def _times(
         duration_s,
         arrivals.rate_rps,
     )
-    workload.scales.append(Scale(arrivals.trace, duration_s / arrivals.trace_seconds, 1.0))
+    workload.scales.append(Scale(arrivals.trace, time=duration_s / arrivals.trace_seconds))
     return poisson(rng, points, duration_s)
 
 
@@ -117,21 +117,38 @@ def _replay(
     workload: Workload, spec: Replay, duration_s: float, rng: Random, traces: Mapping[str, Path]
 ) -> list[RequestPlan]:
     rows = read_requests(traces[spec.trace], spec.format)
-    time = time_factor(rows, spec.rate_rps)
-    length = length_factor([row.num_prompt_tokens for row in rows], spec.mean_prompt_tokens)
-    workload.scales.append(Scale(spec.trace, time, length))
+    pairs = [(row.num_prompt_tokens, row.num_output_tokens) for row in rows]
+    scale = _length_scale(spec, pairs, time_factor(rows, spec.rate_rps))
+    workload.scales.append(scale)
     plans = []
-    for i, row in enumerate(window(rows, time, duration_s, rng)):
-        prompt = scaled_length(row.num_prompt_tokens, length, spec.max_prompt_tokens)
-        output = scaled_length(row.num_output_tokens, length, spec.max_output_tokens)
-        prefix = _blocks(row, length, prompt)
+    for i, row in enumerate(window(rows, scale.time, duration_s, rng)):
+        prompt, output = _scaled(spec, scale, row.num_prompt_tokens, row.num_output_tokens)
+        prefix = _blocks(row, scale.prompt, prompt)
         plans.append(RequestPlan(f"online-{i}", True, row.arrival_s, prompt, output, prefix))
     return plans
 
 
-def _blocks(row: TraceRow, length: float, num_prompt_tokens: int) -> tuple[tuple[str, int], ...]:
+def _length_scale(
+    spec: Replay | Empirical, pairs: Sequence[tuple[int, int]], time: float = 1.0
+) -> Scale:
+    return Scale(
+        spec.trace,
+        time=time,
+        prompt=length_factor([prompt for prompt, _ in pairs], spec.mean_prompt_tokens),
+        output=length_factor([output for _, output in pairs], spec.mean_output_tokens),
+    )
+
+
+def _scaled(spec: Replay | Empirical, scale: Scale, prompt: int, output: int) -> tuple[int, int]:
+    return (
+        scaled_length(prompt, scale.prompt, spec.max_prompt_tokens),
+        scaled_length(output, scale.output, spec.max_output_tokens),
+    )
+
+
+def _blocks(row: TraceRow, factor: float, num_prompt_tokens: int) -> tuple[tuple[str, int], ...]:
     """The row's prefix blocks at this scale, as many as the prompt has room for."""
-    size = max(round(MOONCAKE_BLOCK_TOKENS * length), 1)
+    size = max(round(MOONCAKE_BLOCK_TOKENS * factor), 1)
     left = num_prompt_tokens
     blocks = []
     for block_id in row.prefix_ids:
@@ -149,15 +166,9 @@ def _lengths(
     if not isinstance(spec, Empirical):
         return [(spec.prompt.draw(rng), spec.output.draw(rng)) for _ in range(count)]
     rows = read_lengths(traces[spec.trace], spec.format)
-    factor = length_factor([prompt for prompt, _ in rows], spec.mean_prompt_tokens)
-    workload.scales.append(Scale(spec.trace, 1.0, factor))
-    return [
-        (
-            scaled_length(prompt, factor, spec.max_prompt_tokens),
-            scaled_length(output, factor, spec.max_output_tokens),
-        )
-        for prompt, output in rng.choices(rows, k=count)
-    ]
+    scale = _length_scale(spec, rows)
+    workload.scales.append(scale)
+    return [_scaled(spec, scale, *pair) for pair in rng.choices(rows, k=count)]
 
 
 def _add_offline(

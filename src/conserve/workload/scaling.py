@@ -11,23 +11,27 @@ from .traces import RatePoint, TraceRow
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What a trace was multiplied by. Both factors are above 0; 1.0 leaves the trace as it is.
+    """What a trace was multiplied by. Every factor is above 0; 1.0 leaves the trace as it is.
 
     time: seconds of the run for one second of the trace.
-    length: tokens of a request here for one token in the trace.
+    prompt, output: tokens of a request here for one token in the trace.
     """
 
     trace: str
-    time: float
-    length: float
+    time: float = 1.0
+    prompt: float = 1.0
+    output: float = 1.0
 
     def __str__(self) -> str:
-        return f"{self.trace}: time x {self.time:.4g}, lengths x {self.length:.4g}"
+        return (
+            f"{self.trace}: time x {self.time:.4g}, prompts x {self.prompt:.4g}, "
+            f"outputs x {self.output:.4g}"
+        )
 
 
-def length_factor(prompt_tokens: Sequence[int], mean_prompt_tokens: float) -> float:
-    """The factor that gives these prompts the wanted mean (before any maximum cuts them)."""
-    return mean_prompt_tokens * len(prompt_tokens) / sum(prompt_tokens)
+def length_factor(lengths: Sequence[int], mean_tokens: float) -> float:
+    """The factor that gives these lengths the wanted mean (before any maximum cuts them)."""
+    return mean_tokens * len(lengths) / sum(lengths)
 
 
 def scaled_length(num_tokens: int, factor: float, max_tokens: int) -> int:
