@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from conserve.cli.bench import app as bench
 from conserve.cli.demo import demo
 from conserve.cli.serve import serve
 
@@ -20,8 +21,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(serve)
-
-
+app.add_typer(bench)
 app.command()(demo)
 
 

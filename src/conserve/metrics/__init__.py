@@ -1,1 +1,33 @@
 """The only definitions of TTFT, TPOT, TBT, goodput and percentiles."""
+
+from .percentiles import median, percentile
+from .records import CUT_OFF, BadRecordError, RequestRecord, read_records, write_records
+from .summary import RunSummary, Throughput, summarise, throughput
+from .targets import (
+    Targets,
+    goodput_rps,
+    meets,
+    slo_attainment,
+    tbt_attainment,
+    ttft_attainment,
+)
+
+__all__ = [
+    "CUT_OFF",
+    "BadRecordError",
+    "RequestRecord",
+    "RunSummary",
+    "Targets",
+    "Throughput",
+    "goodput_rps",
+    "median",
+    "meets",
+    "percentile",
+    "read_records",
+    "slo_attainment",
+    "summarise",
+    "tbt_attainment",
+    "throughput",
+    "ttft_attainment",
+    "write_records",
+]

@@ -1,0 +1,179 @@
+"""The load: an open loop of online requests beside a closed loop of offline ones, over HTTP.
+
+Time is the event loop's clock, so a test can drive it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from conserve.metrics import CUT_OFF, RequestRecord
+from conserve.workload import RequestPlan, Workload
+
+Body = Callable[[RequestPlan], dict[str, Any]]
+"""The JSON body of a request; what the client adds is how it is streamed."""
+
+STREAMED: Mapping[str, Any] = {
+    "stream": True,
+    # The count of tokens so far in every message: a message may carry several tokens.
+    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+}
+AFTER_FAILURE_S = 1.0
+"""Pause of an offline place whose request failed, so that a dead server is not hammered."""
+
+COUNTERS = ("conserve:", "vllm:num_preemptions", "vllm:prompt_tokens", "vllm:generation_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A run's spans in seconds; its clock is 0 at the end of the lead-in."""
+
+    lead_in_s: float
+    duration_s: float
+    drain_s: float
+
+
+@dataclass(slots=True)
+class Load:
+    """What one run saw. Counters are the server's /metrics at the window's two ends."""
+
+    records: list[RequestRecord] = field(default_factory=list)
+    counters_start: dict[str, float] = field(default_factory=dict)
+    counters_end: dict[str, float] = field(default_factory=dict)
+
+
+class LoadClient:
+    """Sends one run's requests to one server. Use within the event loop that made `http`."""
+
+    def __init__(self, http: httpx.AsyncClient, body: Body) -> None:
+        self._http = http
+        self._body = body
+        self._zero_s = 0.0
+
+    async def run(self, workload: Workload, window: Window, load: Load) -> None:
+        """Fill `load`; on cancellation what was seen so far is in it."""
+        self._zero_s = asyncio.get_running_loop().time() + window.lead_in_s
+        plans = iter(workload.offline)
+        offline = [
+            asyncio.create_task(self._keep_busy(plans, load)) for _ in range(workload.in_flight)
+        ]
+        start = asyncio.create_task(self._scrape_at(0.0, load.counters_start))
+        end = asyncio.create_task(self._scrape_at(window.duration_s, load.counters_end))
+        online = [asyncio.create_task(self._arrive(plan, load)) for plan in workload.online]
+        everything = [*offline, *online, start, end]
+        try:
+            await self._sleep_until(window.duration_s)
+            if online:
+                await asyncio.wait(online, timeout=window.drain_s)
+            await asyncio.gather(start, end)
+        finally:
+            for task in everything:
+                task.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
+
+    async def warm_up(self, plans: list[RequestPlan]) -> None:
+        """Send `plans` at once and wait for them. Raises RuntimeError if one fails."""
+        load = Load()
+        await asyncio.gather(*(self._send(plan, 0.0, load) for plan in plans))
+        if bad := [record.error for record in load.records if record.error]:
+            raise RuntimeError(f"{len(bad)} of {len(plans)} warm-up requests failed: {bad[0]}")
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._zero_s
+
+    async def _sleep_until(self, when_s: float) -> None:
+        await asyncio.sleep(max(when_s - self._now_s(), 0.0))
+
+    async def _arrive(self, plan: RequestPlan, load: Load) -> None:
+        await self._sleep_until(plan.arrival_s)
+        # From the planned arrival: a late client is slow service too, not a later arrival.
+        await self._send(plan, plan.arrival_s, load)
+
+    async def _keep_busy(self, plans: Iterator[RequestPlan], load: Load) -> None:
+        """One place of the offline load: the next request as soon as one has ended."""
+        for plan in plans:
+            record = await self._send(plan, self._now_s(), load)
+            if record.failed:
+                await asyncio.sleep(AFTER_FAILURE_S)
+
+    async def _send(self, plan: RequestPlan, arrival_s: float, load: Load) -> RequestRecord:
+        record = RequestRecord(plan.request_id, plan.online, arrival_s)
+        record.num_prompt_tokens = plan.num_prompt_tokens
+        # Kept from the start, so that it is there however this ends.
+        load.records.append(record)
+        record.error = CUT_OFF
+        try:
+            record.error = await self._stream(plan, record)
+        except httpx.HTTPError as error:
+            record.error = f"{type(error).__name__}: {error}"
+        except asyncio.CancelledError:
+            if plan.online:
+                record.error = "not finished when the run ended"
+            raise
+        return record
+
+    async def _stream(self, plan: RequestPlan, record: RequestRecord) -> str | None:
+        """Receive the tokens of one request into `record`; returns what went wrong, or None."""
+        body = {**self._body(plan), **STREAMED}
+        async with self._http.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != 200:
+                text = (await response.aread()).decode(errors="replace")
+                return f"HTTP {response.status_code}: {text[:300]}"
+            async for message in _messages(response):
+                if message is None:
+                    return _mismatch(plan, record)
+                if "error" in message:
+                    return f"in the stream: {message['error']}"
+                self._receive(message.get("usage") or {}, record)
+        return f"the stream broke off after {record.num_output_tokens} tokens"
+
+    def _receive(self, usage: dict[str, Any], record: RequestRecord) -> None:
+        fresh = int(usage.get("completion_tokens", 0)) - record.num_output_tokens
+        record.token_times_s += [self._now_s()] * fresh
+        record.num_output_tokens += fresh
+        record.num_prompt_tokens = int(usage.get("prompt_tokens", record.num_prompt_tokens))
+
+    async def _scrape_at(self, when_s: float, into: dict[str, float]) -> None:
+        await self._sleep_until(when_s)
+        with suppress(httpx.HTTPError):
+            response = await self._http.get("/metrics")
+            if response.status_code == 200:
+                into.update(_counters(response.text))
+
+
+async def _messages(response: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:
+    """The JSON of each server-sent event; None for the last one."""
+    async for line in response.aiter_lines():
+        if line == "data: [DONE]":
+            yield None
+        elif line.startswith("data: "):
+            yield json.loads(line[6:])
+
+
+def _mismatch(plan: RequestPlan, record: RequestRecord) -> str | None:
+    wanted = (plan.num_prompt_tokens, plan.num_output_tokens)
+    got = (record.num_prompt_tokens, record.num_output_tokens)
+    return None if got == wanted else f"{got} prompt and output tokens, not {wanted}"
+
+
+def _counters(text: str) -> dict[str, float]:
+    """Samples of the series we report, by name and labels; histogram buckets are left out."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        if not family.name.startswith(COUNTERS):
+            continue
+        for sample in family.samples:
+            if sample.name.endswith(("_bucket", "_created")):
+                continue
+            skipped = ("engine", "model_name")
+            labels = ",".join(f"{k}={v}" for k, v in sample.labels.items() if k not in skipped)
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = float(sample.value)
+    return found

@@ -1,0 +1,56 @@
+"""Prompts as token ids: plain words of the model's own vocabulary, so that counts are exact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+
+from tokenizers import Tokenizer
+
+from conserve.workload import RequestPlan, ScenarioError
+
+PLAIN_WORD = re.compile(r"[Ġ▁][a-z]{2,}")
+"""A space and one lower-case word, as byte-level and as sentencepiece vocabularies write it."""
+
+
+class Vocabulary:
+    """The ids of a model's plain words."""
+
+    def __init__(self, word_ids: list[int]) -> None:
+        if len(word_ids) < 2:
+            raise ScenarioError("the model's vocabulary has no plain words to write prompts with")
+        self._word_ids = word_ids
+
+    @classmethod
+    def of_model(cls, model: str) -> Vocabulary:
+        """Read the tokenizer of a model folder or hub name. Raises ScenarioError."""
+        file = Path(model) / "tokenizer.json"
+        try:
+            tokenizer = (
+                Tokenizer.from_file(str(file))
+                if file.is_file()
+                else Tokenizer.from_pretrained(model)
+            )
+        except Exception as error:  # the library raises bare Exception
+            raise ScenarioError(f"{model}: no tokenizer.json could be read: {error}") from error
+        return cls.of_tokens(tokenizer.get_vocab())
+
+    @classmethod
+    def of_tokens(cls, tokens: Mapping[str, int]) -> Vocabulary:
+        return cls(sorted(i for token, i in tokens.items() if PLAIN_WORD.fullmatch(token)))
+
+    def prompt(self, plan: RequestPlan, text: str) -> list[int]:
+        """The token ids of a plan's prompt, num_prompt_tokens of them.
+
+        Equal prefix names give equal ids under one `text`; what follows them is the request's own.
+        """
+        ids: list[int] = []
+        for name, num_tokens in plan.prefix:
+            ids += self._words(f"{text}/prefix/{name}", num_tokens)
+        own = max(plan.num_prompt_tokens - len(ids), 0)
+        return (ids + self._words(f"{text}/{plan.request_id}", own))[: plan.num_prompt_tokens]
+
+    def _words(self, stream: str, count: int) -> list[int]:
+        return Random(stream).choices(self._word_ids, k=count)  # noqa: S311 - text, no secret

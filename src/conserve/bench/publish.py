@@ -1,0 +1,125 @@
+"""Results in the repository, and the documents' numbers made from them.
+
+A document holds what it quotes between two comments:
+
+    <!-- bench:burst headline --> ... <!-- /bench -->
+
+where `burst` is a folder of benchmarks/results and `headline` one of QUOTES; a point of a sweep
+follows the folder after a colon (`bench:gamma:rate-1 ratios`).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from conserve.bench.figures import Figures, read_figures
+from conserve.bench.report import write_report
+from conserve.bench.store import ResultError, ResultFolder
+from conserve.bench.tables import HEADLINE, LATENCY, THROUGHPUT, ratio_table, table
+
+RESULTS = Path("benchmarks/results")
+DOCUMENTS = ("README.md", "docs/**/*.md")
+MARKED = re.compile(
+    r"(?P<open><!-- bench:(?P<result>[\w.-]+)(?::(?P<point>[\w.-]+))? (?P<quote>\w+) -->)"
+    r"(?P<text>.*?)(?P<close><!-- /bench -->)",
+    re.DOTALL,
+)
+MOST_BYTES = 5 * 2**20
+
+Quote = Callable[[Figures, str], str]
+
+QUOTES: dict[str, Quote] = {
+    "headline": lambda f, p: table("", HEADLINE, f.points[p], with_spread=False).markdown(),
+    "latency": lambda f, p: table("", LATENCY, f.points[p]).markdown(),
+    "throughput": lambda f, p: table("", THROUGHPUT, f.points[p]).markdown(),
+    "ratios": lambda f, p: ratio_table(f, p).markdown(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A quoted number that its file does not bear out."""
+
+    document: Path
+    marker: str
+
+
+def publish_result(folder: Path, root: Path) -> list[str]:
+    """Copy a result without its logs to benchmarks/results and fill every document in.
+
+    Returns what was done, one line each. Raises ResultError for a folder with failed runs, one
+    that is too large, or a marker that names nothing.
+    """
+    source = ResultFolder(folder)
+    name = source.description().scenario["name"]
+    left = [key for key in source.failures() if not source.has(key)]
+    if left:
+        raise ResultError(f"{folder}: {left[0]} failed; run it again before publishing")
+    write_report(folder)
+    target = root / RESULTS / name
+    _copy(folder, target)
+    return [f"wrote {target}", *fill_documents(root)]
+
+
+def fill_documents(root: Path) -> list[str]:
+    """Put each marker's numbers in; returns the documents that changed. Raises ResultError."""
+    changed = []
+    for document in _documents(root):
+        before = document.read_text(encoding="utf-8")
+        after = MARKED.sub(lambda found: _filled(found, root), before)
+        if after != before:
+            document.write_text(after, encoding="utf-8")
+            changed.append(f"filled in {document}")
+    return changed
+
+
+def stale_quotes(root: Path) -> list[Stale]:
+    """Every place where a document and the result it quotes disagree. Raises ResultError."""
+    return [
+        Stale(document, found["open"])
+        for document in _documents(root)
+        for found in MARKED.finditer(document.read_text(encoding="utf-8"))
+        if _filled(found, root) != found[0]
+    ]
+
+
+def _documents(root: Path) -> list[Path]:
+    return sorted({path for pattern in DOCUMENTS for path in root.glob(pattern)})
+
+
+def _filled(found: re.Match[str], root: Path) -> str:
+    path = root / RESULTS / found["result"] / "figures.json"
+    if not path.is_file():
+        raise ResultError(f"{found['open']} quotes {path.parent}, which is not there")
+    figures = read_figures(path)
+    point = found["point"] or next(iter(figures.points))
+    if point not in figures.points:
+        raise ResultError(f"{found['open']}: points are {', '.join(figures.points)}")
+    if found["quote"] not in QUOTES:
+        raise ResultError(f"{found['open']}: quotes are {', '.join(QUOTES)}")
+    return f"{found['open']}\n{QUOTES[found['quote']](figures, point)}\n{found['close']}"
+
+
+def _copy(folder: Path, target: Path) -> None:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if _published(file, folder))
+    if size > MOST_BYTES:
+        raise ResultError(f"{folder}: {size / 2**20:.1f} MiB is too much to commit")
+    if target.resolve() == folder.resolve():
+        return
+    if target.exists():
+        shutil.rmtree(target)
+    for file in sorted(folder.rglob("*")):
+        if _published(file, folder):
+            place = target / file.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+
+
+def _published(file: Path, folder: Path) -> bool:
+    inside = file.relative_to(folder)
+    kept = inside.parts[0] != "logs" and not file.name.startswith("partial-")
+    return file.is_file() and kept and file.name != "failures.json"

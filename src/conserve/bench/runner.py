@@ -1,0 +1,235 @@
+"""Runs a scenario: every arm's server in turn, arms interleaved over seeds."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from conserve.bench import load, machine
+from conserve.bench.arms import Arm, arm_named, server_command
+from conserve.bench.server import Server, ServerDiedError, free_port
+from conserve.bench.store import WHOLE, Description, ResultError, ResultFolder, RunKey, points_of
+from conserve.metrics import read_records, summarise
+from conserve.workload import Scenario, build_workload
+
+START_S = 300.0
+POLL_S = 0.5
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `conserve bench run` was asked for. traces: paths by the names the scenario uses."""
+
+    scenario: Scenario
+    model: str
+    folder: Path
+    command: str
+    traces: dict[str, Path] = field(default_factory=dict)
+    server_args: tuple[str, ...] = ()
+
+
+class Runner:
+    """Runs what a plan's folder does not hold yet. Ctrl-C ends servers and keeps finished runs."""
+
+    def __init__(self, plan: Plan, say: Say) -> None:
+        self._plan = plan
+        self._say = say
+        self._folder = ResultFolder(plan.folder)
+        self._arms = [arm_named(name) for name in plan.scenario.arms]
+        self._failures: dict[RunKey, str] = {}
+
+    def run(self) -> dict[RunKey, str]:
+        """Returns the runs that failed, with the reason. Raises ScenarioError, TraceError."""
+        self._describe()
+        for index, seed in enumerate(self._plan.scenario.seeds):
+            # Another arm begins each round, so that drift of the machine favours none.
+            first = index % len(self._arms)
+            for arm in self._arms[first:] + self._arms[:first]:
+                self._round(arm, seed)
+        return self._failures
+
+    def _describe(self) -> None:
+        """Write run.json, or see that the folder's is of the same benchmark."""
+        plan = self._plan
+        description = Description(
+            command=plan.command,
+            started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            model=Path(plan.model).name,
+            machine=machine.describe_machine(),
+            versions=machine.versions(),
+            environment=self._without_paths_of_here(machine.server_environment(plan.model)),
+            scenario=plan.scenario.model_dump(mode="json"),
+            arms={arm.name: self._describe_arm(arm) for arm in self._arms},
+            scales=self._scales(),
+        )
+        for scale in description.scales:
+            self._say(f"trace {scale}")
+        if (plan.folder / "run.json").is_file():
+            description = _added_to(self._folder.description(), description, plan.folder)
+        self._folder.write_description(description)
+
+    def _scales(self) -> list[str]:
+        """Builds every workload once: a bad trace is found before a server is started."""
+        scales: dict[str, None] = {}
+        for point in points_of(self._plan.scenario):
+            for seed in self._plan.scenario.seeds:
+                workload = build_workload(self._plan.scenario.at(point), seed, self._plan.traces)
+                prefix = f"{point.name}: " if point else ""
+                scales.update(dict.fromkeys(f"{prefix}{scale}" for scale in workload.scales))
+        return list(scales)
+
+    def _describe_arm(self, arm: Arm) -> dict[str, str]:
+        command = ["python", *self._command(arm, 8000)[1:]]
+        words = machine.hide_paths(command, {self._plan.model: Path(self._plan.model).name})
+        return {"shows": arm.shows, "kind": arm.kind, "command": " ".join(words)}
+
+    def _without_paths_of_here(self, environment: dict[str, str]) -> dict[str, str]:
+        return {
+            name: ":".join(Path(part).name for part in value.split(":"))
+            if name == "LD_PRELOAD"
+            else value
+            for name, value in environment.items()
+        }
+
+    def _command(self, arm: Arm, port: int) -> list[str]:
+        scenario = self._plan.scenario
+        args = machine.server_args(scenario.server.args, self._plan.server_args)
+        return server_command(arm, self._plan.model, port, args, scenario.targets.targets())
+
+    def _round(self, arm: Arm, seed: int) -> None:
+        """All points of one arm and one seed, on one fresh server."""
+        points = points_of(self._plan.scenario)
+        keys = [RunKey(point.name if point else WHOLE, arm.name, seed) for point in points]
+        left = [
+            (key, self._plan.scenario.at(point))
+            for key, point in zip(keys, points, strict=True)
+            if not self._folder.has(key)
+        ]
+        if not left:
+            return
+        self._say(f"{arm.name}, seed {seed}: starting its server")
+        port = free_port()
+        log = self._folder.log_path(arm.name, seed)
+        environment = machine.server_environment(self._plan.model)
+        try:
+            with Server(self._command(arm, port), environment, port, log) as server:
+                started_s = time.monotonic()
+                server.wait_until_healthy(START_S)
+                self._say(f"  ready in {time.monotonic() - started_s:.0f} s")
+                warm_up = True
+                while left:
+                    self._one(arm, *left[0], server, warm_up)
+                    left.pop(0)
+                    warm_up = False
+        except ServerDiedError as error:
+            for key, _ in left:
+                self._fail(key, str(error))
+
+    def _one(
+        self, arm: Arm, key: RunKey, scenario: Scenario, server: Server, warm_up: bool
+    ) -> None:
+        """One run. Its records appear under their name only when it is whole."""
+        final = self._folder.records_path(key)
+        partial = final.with_name(f"partial-{final.name}")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        job = load.Job(
+            base_url=server.base_url,
+            model=self._plan.model,
+            scenario=scenario.model_dump(mode="json"),
+            seed=key.seed,
+            text=f"{key.point}/{key.seed}",
+            traces={name: str(path) for name, path in self._plan.traces.items()},
+            online=arm.online,
+            offline=arm.offline,
+            offline_fields=dict(arm.offline_fields),
+            warm_up=warm_up,
+            probe_gflops=machine.probe_gflops(),
+            records=str(partial),
+            counters=str(self._folder.counters_path(key)),
+        )
+        log = server.log.with_suffix(".client.log")
+        why = _drive(load.start(job, log), server) and _last_line(log)
+        if why:
+            self._fail(key, why)
+            return
+        partial.rename(final)
+        self._say(f"  {key}: {_in_short(final, scenario)}")
+
+    def _fail(self, key: RunKey, why: str) -> None:
+        self._failures[key] = why
+        self._folder.write_failures(self._failures)
+        self._say(f"  {key}: FAILED: {why}")
+
+
+def _drive(client: subprocess.Popen[bytes], server: Server) -> int:
+    """Wait for the client while watching the server; returns the client's exit status.
+
+    Raises ServerDiedError. However this is left, the client has ended.
+    """
+    try:
+        while client.poll() is None:
+            server.check()
+            time.sleep(POLL_S)
+    finally:
+        client.terminate()
+        try:
+            client.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            client.kill()
+            client.wait()
+    server.check()
+    return client.returncode
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"the client: {lines[-1] if lines else 'ended without a word'}"
+
+
+def _in_short(records: Path, scenario: Scenario) -> str:
+    """One line for the terminal while the benchmark goes on."""
+    s = summarise(read_records(records), scenario.duration_s, scenario.targets.targets())
+    parts = []
+    if s.num_online and s.ttft_p99_s is not None and s.tbt_p99_s is not None:
+        parts.append(f"TTFT p99 {s.ttft_p99_s:.2f} s, TBT p99 {s.tbt_p99_s * 1000:.0f} ms")
+    if s.offline_tps:
+        parts.append(f"offline {s.offline_rps:.2f} requests/s, {s.offline_tps:.0f} tokens/s")
+    if failed := s.num_online_failed + s.num_offline_failed:
+        parts.append(f"{failed} requests failed")
+    return "; ".join(parts) or "nothing was finished"
+
+
+def _added_to(old: Description, new: Description, folder: Path) -> Description:
+    """The description of a folder that more arms and seeds of one benchmark are added to.
+
+    Raises ResultError unless the runs of both may stand in one table.
+    """
+    for name in ("model", "machine", "versions", "environment", "scales"):
+        if getattr(old, name) != getattr(new, name):
+            raise ResultError(
+                f"{folder} holds a benchmark with another {name}: "
+                f"{getattr(old, name)}, not {getattr(new, name)}. Name another folder with --out."
+            )
+    changes = ("arms", "seeds", "about")
+    before, after = (
+        {key: value for key, value in d.scenario.items() if key not in changes} for d in (old, new)
+    )
+    if before != after:
+        raise ResultError(f"{folder} holds another scenario. Name another folder with --out.")
+    union = {
+        name: list(dict.fromkeys([*old.scenario[name], *new.scenario[name]]))
+        for name in ("arms", "seeds")
+    }
+    return replace(
+        new,
+        command=old.command if new.command in old.command else f"{old.command}; {new.command}",
+        started=old.started,
+        scenario={**new.scenario, **union},
+        arms={**old.arms, **new.arms},
+    )

@@ -1,0 +1,68 @@
+"""What of a scenario is run: the arms, seeds and traces named on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from conserve.bench.arms import arm_named
+from conserve.workload import Scenario, ScenarioError, load_scenario, unknown_name
+
+
+def chosen(file: Path, arms: str | None, seeds: str | None) -> Scenario:
+    """The scenario of a file with the arms and seeds given as lists with commas.
+
+    Raises ScenarioError.
+    """
+    scenario = load_scenario(file)
+    changes: dict[str, tuple[str, ...] | tuple[int, ...]] = {}
+    if arms is not None:
+        changes["arms"] = tuple(_words(arms, "--arms"))
+    if seeds is not None:
+        try:
+            changes["seeds"] = tuple(int(word) for word in _words(seeds, "--seeds"))
+        except ValueError as error:
+            raise ScenarioError(f"--seeds: {seeds!r} is no list of integers like 1,2,3") from error
+    picked = scenario.model_copy(update=changes)
+    for name in picked.arms:
+        _check_arm(picked, name)
+    return picked
+
+
+def _check_arm(scenario: Scenario, name: str) -> None:
+    arm = arm_named(name)
+    sends_online = arm.online and scenario.online is not None
+    if not sends_online and not (arm.offline and scenario.offline is not None):
+        raise ScenarioError(f"{scenario.name}: arm {name!r} would be sent nothing")
+
+
+def _words(text: str, flag: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise ScenarioError(f"{flag}: names nothing")
+    return words
+
+
+def trace_paths(scenario: Scenario, given: Sequence[str]) -> dict[str, Path]:
+    """Paths by the names the scenario uses, from `NAME=PATH`, or `PATH` where it uses one.
+
+    Raises ScenarioError for a name it does not use, a missing one, or a file that is not there.
+    """
+    names = [name for point in scenario.points for name in scenario.at(point).trace_names()]
+    names = list(dict.fromkeys([*scenario.trace_names(), *names]))
+    paths: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            if len(names) != 1:
+                raise ScenarioError(f"--trace {text}: say which with NAME=PATH; names: {names}")
+            name, path = names[0], text
+        if name not in names:
+            raise ScenarioError(f"--trace: {unknown_name('trace', name, names)}")
+        paths[name] = Path(path)
+    for name in names:
+        if name not in paths:
+            raise ScenarioError(f"{scenario.name}: give the trace with --trace {name}=PATH")
+        if not paths[name].is_file():
+            raise ScenarioError(f"--trace {name}: no file {paths[name]}")
+    return paths

@@ -1,0 +1,125 @@
+"""Tables of figures as rows of text: one place decides units, digits and headings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conserve.bench.figures import RATIOS, ArmFigures, Figures, Spread
+
+NOT_MEASURED = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A figure as a column: its name, heading, factor to the unit shown, and digits."""
+
+    name: str
+    heading: str
+    factor: float = 1.0
+    digits: int = 2
+
+    def cell(self, figures: ArmFigures, with_spread: bool = True) -> str:
+        spread = figures.get(self.name)
+        return NOT_MEASURED if spread is None else self.text(spread, with_spread)
+
+    def text(self, spread: Spread, with_spread: bool) -> str:
+        """`0.52`, or `0.52 (0.50 to 0.61)` when seeds differ."""
+        middle, low, high = (
+            f"{value * self.factor:.{self.digits}f}"
+            for value in (spread.median, spread.low, spread.high)
+        )
+        if not with_spread or spread.num_seeds == 1 or low == high:
+            return middle
+        return f"{middle} ({low} to {high})"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """headings[0] is the arm's; rows are as long as headings."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [self.headings, ["---", *["---:"] * (len(self.headings) - 1)], *self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+LATENCY = (
+    Column("ttft_p50_s", "TTFT P50, s"),
+    Column("ttft_p90_s", "TTFT P90, s"),
+    Column("ttft_p99_s", "TTFT P99, s"),
+    Column("tbt_p50_s", "TBT P50, ms", 1000, 0),
+    Column("tbt_p90_s", "TBT P90, ms", 1000, 0),
+    Column("tbt_p99_s", "TBT P99, ms", 1000, 0),
+)
+ATTAINMENT = (
+    Column("slo_attainment", "requests within targets, %", 100, 0),
+    Column("ttft_attainment", "TTFT within target, %", 100, 0),
+    Column("tbt_attainment", "gaps within target, %", 100, 1),
+    Column("goodput_rps", "goodput, requests/s"),
+    Column("num_online", "online requests", 1, 0),
+    Column("num_online_failed", "of them failed", 1, 0),
+)
+THROUGHPUT = (
+    Column("offline_rps", "offline requests/s"),
+    Column("offline_prompt_tps", "offline prompt tokens/s", 1, 0),
+    Column("offline_output_tps", "offline output tokens/s", 1, 1),
+    Column("online_prompt_tps", "online prompt tokens/s", 1, 0),
+    Column("online_output_tps", "online output tokens/s", 1, 1),
+    Column("total_tps", "total tokens/s", 1, 0),
+)
+HEADLINE = (
+    Column("ttft_p50_s", "TTFT P50, s"),
+    Column("ttft_p99_s", "TTFT P99, s"),
+    Column("tbt_p50_s", "TBT P50, ms", 1000, 0),
+    Column("tbt_p99_s", "TBT P99, ms", 1000, 0),
+    Column("slo_attainment", "within targets, %", 100, 0),
+    Column("offline_rps", "offline requests/s"),
+    Column("offline_tps", "offline tokens/s", 1, 0),
+    Column("total_tps", "total tokens/s", 1, 0),
+)
+
+
+def table(
+    title: str, columns: Sequence[Column], arms: dict[str, ArmFigures], with_spread: bool = True
+) -> Table:
+    """One row an arm; columns that no arm has are left out."""
+    used = [column for column in columns if any(column.name in f for f in arms.values())]
+    rows = [
+        [arm, *(column.cell(figures, with_spread) for column in used)]
+        for arm, figures in arms.items()
+    ]
+    return Table(title, ["arm", *(column.heading for column in used)], rows)
+
+
+def ratio_table(figures: Figures, point: str, with_spread: bool = True) -> Table:
+    """Each arm over online work alone and over the bound."""
+    columns = [Column(r.name, f"{figures.label(r)}, x") for r in RATIOS if figures.has_ratio(r)]
+    ratios = {r.name for r in RATIOS}
+    arms = {arm: f for arm, f in figures.points[point].items() if ratios & set(f)}
+    return table("Ratios", columns, arms, with_spread)
+
+
+def counter_table(arms: dict[str, ArmFigures]) -> Table | None:
+    """What servers counted over the window, one row a counter; None when nothing was."""
+    names = dict.fromkeys(
+        name
+        for figures in arms.values()
+        for name in figures
+        if name.startswith(("counted:conserve:", "counted:vllm:num_preemptions"))
+    )
+    rows = []
+    for name in names:
+        column = Column(name, "", digits=3)
+        cells = [column.cell(figures, with_spread=False) for figures in arms.values()]
+        if any(cell not in ("0.000", NOT_MEASURED) for cell in cells):
+            shown = name.removeprefix("counted:").removeprefix("conserve:").removeprefix("vllm:")
+            rows.append([f"`{shown}`", *(_trimmed(cell) for cell in cells)])
+    return Table("Counted by the server", ["counter", *arms], rows) if rows else None
+
+
+def _trimmed(cell: str) -> str:
+    return cell.rstrip("0").rstrip(".") if "." in cell else cell

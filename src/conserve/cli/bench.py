@@ -1,0 +1,162 @@
+"""`conserve bench`: run a scenario, report, compare, publish."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conserve.bench.store import ResultError
+from conserve.workload import ScenarioError, TraceError
+
+app = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    help="Every arm side by side, on real servers, in one command.",
+)
+
+SCENARIOS = Path("benchmarks/scenarios")
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help="A TOML file, or a name in benchmarks/scenarios.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="A folder or hub name; the default model if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to write, or to go on with. [default: out/bench/SCENARIO]"),
+    ] = None,
+    arms: Annotated[str | None, typer.Option(help="These arms only, with commas between.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="These seeds only, with commas.")] = None,
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(help="PATH of the trace the scenario replays, or NAME=PATH for each."),
+    ] = None,
+    server_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One more argument for every arm's server, as --server-arg=--flag=value."
+        ),
+    ] = None,
+) -> None:
+    """Start each arm's server in turn, send it the scenario, and write a report.
+
+    A folder that already holds runs of this benchmark is added to: what is there is not repeated.
+    """
+    from conserve.bench.report import write_report
+    from conserve.bench.runner import Plan, Runner
+    from conserve.bench.selection import chosen, trace_paths
+
+    with _clear_errors():
+        picked = chosen(_scenario_file(scenario), arms, seeds)
+        plan = Plan(
+            scenario=picked,
+            model=model or _default_model(),
+            folder=out or Path("out/bench") / picked.name,
+            command=_command(),
+            traces=trace_paths(picked, trace or []),
+            server_args=tuple(server_arg or []),
+        )
+        try:
+            failures = Runner(plan, typer.echo).run()
+        except KeyboardInterrupt:
+            typer.echo(
+                "stopped; finished runs are kept, and the same command goes on with the rest"
+            )
+            if any(plan.folder.glob("records/*/*.jsonl.gz")):
+                write_report(plan.folder)
+            raise typer.Exit(130) from None
+        typer.echo(f"report: {write_report(plan.folder)}")
+        if failures:
+            raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: Path) -> None:
+    """Make the report of a result folder again, from its stored records."""
+    from conserve.bench.report import write_report
+
+    with _clear_errors():
+        typer.echo(write_report(folder))
+
+
+@app.command()
+def compare(
+    before: Path,
+    after: Path,
+    anyway: Annotated[
+        bool, typer.Option(help="Even across machines, models or scenarios.")
+    ] = False,
+) -> None:
+    """Put two result folders side by side, arm by arm."""
+    from conserve.bench.compare import compare_folders
+
+    with _clear_errors():
+        typer.echo(compare_folders(before, after, anyway))
+
+
+@app.command()
+def publish(
+    folder: Path,
+    root: Annotated[Path, typer.Option(help="The repository.")] = Path(),
+) -> None:
+    """Copy a result into benchmarks/results and fill in the numbers that the documents quote."""
+    from conserve.bench.publish import publish_result
+
+    with _clear_errors():
+        for line in publish_result(folder, root):
+            typer.echo(line)
+
+
+def _scenario_file(name: str) -> Path:
+    """A path as it is; a bare name from the repository's scenarios."""
+    from conserve.workload import unknown_name
+
+    if name.endswith(".toml"):
+        return Path(name)
+    file = SCENARIOS / f"{name}.toml"
+    if not file.is_file():
+        known = sorted(path.stem for path in SCENARIOS.glob("*.toml"))
+        if not known:
+            raise ScenarioError(
+                f"no {SCENARIOS} here: run this in the repository, or give a TOML file"
+            )
+        raise ScenarioError(unknown_name("scenario", name, known))
+    return file
+
+
+def _default_model() -> str:
+    from conserve.server.errors import BadInputError
+    from conserve.server.model import default_model
+
+    try:
+        return str(default_model())
+    except BadInputError as error:
+        raise ScenarioError(str(error)) from error
+
+
+def _command() -> str:
+    """The command as a reader can repeat it: absolute paths by their last name."""
+    words = []
+    for word in sys.argv[1:]:
+        name, equals, value = word.rpartition("=")
+        words.append(name + equals + (Path(value).name if value.startswith("/") else value))
+    return " ".join(["conserve", *words])
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Bad input as one message on stderr and status 2, without a traceback."""
+    try:
+        yield
+    except (ScenarioError, TraceError, ResultError) as error:
+        typer.echo(f"conserve bench: {error}", err=True)
+        raise typer.Exit(2) from error

@@ -1,0 +1,72 @@
+"""How many tokens a request has, in and out: fixed, lognormal, or the rows of a trace."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .table import Table
+from .traces import LengthFormat
+
+
+class Fixed(Table):
+    """Every request has `tokens` tokens."""
+
+    kind: Literal["fixed"]
+    tokens: int = Field(ge=1)
+
+    def draw(self, rng: Random) -> int:
+        return self.tokens
+
+
+class Lognormal(Table):
+    """Lognormal around `median_tokens` with `sigma` of the logarithm, cut to [min, max]."""
+
+    kind: Literal["lognormal"]
+    median_tokens: float = Field(gt=0)
+    sigma: float = Field(ge=0)
+    min_tokens: int = Field(default=1, ge=1)
+    max_tokens: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Lognormal:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+        return self
+
+    def draw(self, rng: Random) -> int:
+        tokens = round(rng.lognormvariate(math.log(self.median_tokens), self.sigma))
+        return min(max(tokens, self.min_tokens), self.max_tokens)
+
+
+Length = Annotated[Fixed | Lognormal, Field(discriminator="kind")]
+
+
+class Independent(Table):
+    """Prompt and output lengths drawn apart from each other."""
+
+    kind: Literal["independent"]
+    prompt: Length
+    output: Length
+
+
+class Empirical(Table):
+    """Pairs of prompt and output length drawn from the rows of the trace called `trace`.
+
+    Prompts and outputs are multiplied by a factor each, so that the trace's means become
+    `mean_prompt_tokens` and `mean_output_tokens`, then cut to the two maxima.
+    """
+
+    kind: Literal["trace"]
+    trace: str
+    format: LengthFormat
+    mean_prompt_tokens: float = Field(gt=0)
+    mean_output_tokens: float = Field(gt=0)
+    max_prompt_tokens: int = Field(ge=1)
+    max_output_tokens: int = Field(ge=1)
+
+
+Lengths = Annotated[Independent | Empirical, Field(discriminator="kind")]

@@ -1,0 +1,188 @@
+"""The requests of one run: from a scenario and a seed, always the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from .arrivals import Arrivals, Diurnal, Replay, poisson
+from .lengths import Empirical, Lengths
+from .scaling import Scale, length_factor, scaled_length, squeezed_rates, time_factor, window
+from .scenario import Offline, Online, Scenario
+from .table import ScenarioError
+from .traces import MOONCAKE_BLOCK_TOKENS, TraceRow, read_lengths, read_rates, read_requests
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPlan:
+    """One request to send.
+
+    arrival_s: when it is sent, on the run's clock; an offline one may wait for its turn after it.
+    prefix: (name, tokens) of the texts its prompt begins with; equal names are equal texts. What
+    they leave of num_prompt_tokens is text no other request has.
+    """
+
+    request_id: str
+    online: bool
+    arrival_s: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+    prefix: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """online: by arrival. offline: in the order they are sent, `in_flight` at a time."""
+
+    online: list[RequestPlan] = field(default_factory=list)
+    offline: list[RequestPlan] = field(default_factory=list)
+    in_flight: int = 0
+    scales: list[Scale] = field(default_factory=list)
+
+
+def build_workload(scenario: Scenario, seed: int, traces: Mapping[str, Path]) -> Workload:
+    """The requests of one run of a scenario without a sweep (see Scenario.at).
+
+    traces: the path of each name in scenario.trace_names(). Raises ScenarioError, TraceError.
+    """
+    for name in scenario.trace_names():
+        if name not in traces:
+            raise ScenarioError(
+                f"{scenario.name}: needs the trace {name!r}: give its file with --trace {name}=PATH"
+            )
+    workload = Workload(in_flight=_in_flight(scenario.offline))
+    try:
+        if scenario.online:
+            _add_online(workload, scenario.online, scenario.duration_s, seed, traces)
+        if scenario.offline:
+            _add_offline(workload, scenario.offline, scenario.lead_in_s, seed, traces)
+    except ValueError as error:
+        if isinstance(error, ScenarioError) or type(error) is not ValueError:
+            raise
+        raise ScenarioError(f"{scenario.name}: {error}") from error
+    return workload
+
+
+def _in_flight(offline: Offline | None) -> int:
+    if offline is None:
+        return 0
+    return offline.num_requests if offline.in_flight == "all" else offline.in_flight
+
+
+def _stream(seed: int, what: str) -> Random:
+    """A random stream of its own for each use, so that changing one leaves the others alone."""
+    return Random(f"{seed}/{what}")  # noqa: S311 - a workload, no secret
+
+
+def _add_online(
+    workload: Workload, online: Online, duration_s: float, seed: int, traces: Mapping[str, Path]
+) -> None:
+    rng = _stream(seed, "online arrivals")
+    if isinstance(online.arrivals, Replay):
+        workload.online.extend(_replay(workload, online.arrivals, duration_s, rng, traces))
+        return
+    assert online.lengths is not None  # Online checks it
+    times = _times(workload, online.arrivals, duration_s, rng, traces)
+    lengths = _lengths(workload, online.lengths, len(times), _stream(seed, "online"), traces)
+    workload.online.extend(
+        RequestPlan(f"online-{i}", True, arrival_s, prompt, output)
+        for i, (arrival_s, (prompt, output)) in enumerate(zip(times, lengths, strict=True))
+    )
+
+
+def _times(
+    workload: Workload,
+    arrivals: Arrivals,
+    duration_s: float,
+    rng: Random,
+    traces: Mapping[str, Path],
+) -> list[float]:
+    assert not isinstance(arrivals, Replay)
+    if not isinstance(arrivals, Diurnal):
+        return arrivals.times(rng, duration_s)
+    points = squeezed_rates(
+        read_rates(traces[arrivals.trace]),
+        arrivals.trace_start_s,
+        arrivals.trace_seconds,
+        duration_s,
+        arrivals.rate_rps,
+    )
+    workload.scales.append(Scale(arrivals.trace, time=duration_s / arrivals.trace_seconds))
+    return poisson(rng, points, duration_s)
+
+
+def _replay(
+    workload: Workload, spec: Replay, duration_s: float, rng: Random, traces: Mapping[str, Path]
+) -> list[RequestPlan]:
+    rows = read_requests(traces[spec.trace], spec.format)
+    pairs = [(row.num_prompt_tokens, row.num_output_tokens) for row in rows]
+    scale = _length_scale(spec, pairs, time_factor(rows, spec.rate_rps))
+    workload.scales.append(scale)
+    plans = []
+    for i, row in enumerate(window(rows, scale.time, duration_s, rng)):
+        prompt, output = _scaled(spec, scale, row.num_prompt_tokens, row.num_output_tokens)
+        prefix = _blocks(row, scale.prompt, prompt)
+        plans.append(RequestPlan(f"online-{i}", True, row.arrival_s, prompt, output, prefix))
+    return plans
+
+
+def _length_scale(
+    spec: Replay | Empirical, pairs: Sequence[tuple[int, int]], time: float = 1.0
+) -> Scale:
+    return Scale(
+        spec.trace,
+        time=time,
+        prompt=length_factor([prompt for prompt, _ in pairs], spec.mean_prompt_tokens),
+        output=length_factor([output for _, output in pairs], spec.mean_output_tokens),
+    )
+
+
+def _scaled(spec: Replay | Empirical, scale: Scale, prompt: int, output: int) -> tuple[int, int]:
+    return (
+        scaled_length(prompt, scale.prompt, spec.max_prompt_tokens),
+        scaled_length(output, scale.output, spec.max_output_tokens),
+    )
+
+
+def _blocks(row: TraceRow, factor: float, num_prompt_tokens: int) -> tuple[tuple[str, int], ...]:
+    """The row's prefix blocks at this scale, as many as the prompt has room for."""
+    size = max(round(MOONCAKE_BLOCK_TOKENS * factor), 1)
+    left = num_prompt_tokens
+    blocks = []
+    for block_id in row.prefix_ids:
+        if left <= 0:
+            break
+        blocks.append((f"block-{block_id}", min(size, left)))
+        left -= size
+    return tuple(blocks)
+
+
+def _lengths(
+    workload: Workload, spec: Lengths, count: int, rng: Random, traces: Mapping[str, Path]
+) -> list[tuple[int, int]]:
+    """(prompt, output) tokens of `count` requests."""
+    if not isinstance(spec, Empirical):
+        return [(spec.prompt.draw(rng), spec.output.draw(rng)) for _ in range(count)]
+    rows = read_lengths(traces[spec.trace], spec.format)
+    scale = _length_scale(spec, rows)
+    workload.scales.append(scale)
+    return [_scaled(spec, scale, *pair) for pair in rng.choices(rows, k=count)]
+
+
+def _add_offline(
+    workload: Workload, offline: Offline, lead_in_s: float, seed: int, traces: Mapping[str, Path]
+) -> None:
+    rng = _stream(seed, "offline")
+    lengths = _lengths(workload, offline.lengths, offline.num_requests, rng, traces)
+    shared = offline.shared_prefix
+    for i, (prompt, output) in enumerate(lengths):
+        prefix: tuple[tuple[str, int], ...] = ()
+        if shared:
+            group = rng.randrange(shared.num_prefixes)
+            # One token at least is the request's own.
+            prefix = ((f"shared-{group}", min(shared.tokens, prompt - 1)),)
+        workload.offline.append(
+            RequestPlan(f"offline-{i}", False, -lead_in_s, prompt, output, prefix)
+        )

@@ -1,0 +1,110 @@
+"""A fake server, and an event loop whose clock jumps: a minute of load takes milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """Instead of waiting for the next timer, moves the clock to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now_s = 0.0
+        select = self._selector.select
+
+        def jump(timeout: float | None = None) -> Any:
+            events = select(0)
+            if not events:
+                assert timeout is not None, "everything waits for everything else"
+                self._now_s += timeout
+            return events
+
+        self._selector.select = jump
+
+    def time(self) -> float:
+        return self._now_s
+
+
+class StreamingTransport(httpx.AsyncBaseTransport):
+    """Calls an ASGI app and hands its messages on as they are sent (httpx's own collects them)."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = await request.aread()
+        messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        scope = {"type": "http", "method": request.method, "path": request.url.path}
+        task = asyncio.create_task(self._app(scope, receive, messages.put))
+        try:
+            start = await messages.get()
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        return httpx.Response(start["status"], stream=_Stream(messages, task))
+
+
+class _Stream(httpx.AsyncByteStream):
+    def __init__(self, messages: asyncio.Queue[dict[str, Any]], task: asyncio.Task[None]) -> None:
+        self._messages = messages
+        self._task = task
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            message = await self._messages.get()
+            yield message["body"]
+            if not message["more_body"]:
+                return
+
+    async def aclose(self) -> None:
+        # The client hung up.
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+@pytest.fixture(scope="session")
+def token_server() -> ModuleType:
+    """The module of the fake server (test folders are no packages)."""
+    file = Path(__file__).with_name("token_server.py")
+    spec = importlib.util.spec_from_file_location("token_server", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def in_virtual_time() -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Runs a coroutine on a clock that jumps and begins at 0."""
+
+    def run(main: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+            return runner.run(main)
+
+    return run
+
+
+@pytest.fixture
+def connect() -> Callable[[Any], httpx.AsyncClient]:
+    """An HTTP client of an ASGI app, within this process."""
+
+    def client(app: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=StreamingTransport(app), base_url="http://fake")
+
+    return client

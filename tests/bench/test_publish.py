@@ -1,0 +1,96 @@
+"""Numbers in documents come from result files; this repository's own are checked here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conserve.bench.publish import fill_documents, publish_result, stale_quotes
+from conserve.bench.store import ResultError, ResultFolder
+
+ROOT = Path(__file__).parents[2]
+STORED = Path(__file__).with_name("stored")
+QUOTE = "Before.\n<!-- bench:stored {quote} -->\nold\n<!-- /bench -->\nAfter.\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository whose README quotes the stored result."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(QUOTE.format(quote="headline"))
+    return tmp_path
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    """The stored result with the run that failed in it left out of the failures."""
+    target = tmp_path / "measured"
+    shutil.copytree(STORED, target)
+    (target / "failures.json").unlink()
+    (target / "logs").mkdir()
+    (target / "logs" / "fcfs.seed-1.log").write_text("a path of this machine")
+    return target
+
+
+def test_no_number_in_our_documents_is_stale() -> None:
+    assert stale_quotes(ROOT) == []
+
+
+def test_publishing_copies_the_result_and_fills_the_documents_in(root: Path, result: Path) -> None:
+    publish_result(result, root)
+    published = root / "benchmarks" / "results" / "stored"
+    assert (published / "report.html").is_file()
+    assert not (published / "logs").exists()
+    assert len(list(ResultFolder(published).runs())) == len(list(ResultFolder(result).runs()))
+    text = (root / "README.md").read_text()
+    assert text.startswith("Before.\n<!-- bench:stored headline -->\n| arm |")
+    assert text.endswith("<!-- /bench -->\nAfter.\n")
+    assert "| conserve |" in text
+    assert stale_quotes(root) == []
+    assert fill_documents(root) == []
+
+
+def test_a_changed_number_is_stale(root: Path, result: Path) -> None:
+    publish_result(result, root)
+    readme = root / "README.md"
+    text = readme.read_text()
+    digit = next(c for c in text.split("| conserve |")[1] if c.isdigit())
+    before, after = text.split("| conserve |")
+    changed = after.replace(digit, str((int(digit) + 1) % 10), 1)
+    readme.write_text(f"{before}| conserve |{changed}")
+    (stale,) = stale_quotes(root)
+    assert stale.document == readme
+
+
+@pytest.mark.parametrize("quote", ["headline", "latency", "throughput", "ratios"])
+def test_every_quote_can_be_filled(root: Path, result: Path, quote: str) -> None:
+    (root / "README.md").write_text("nothing")
+    (root / "docs" / "page.md").write_text(QUOTE.format(quote=quote))
+    done = publish_result(result, root)
+    assert any("page.md" in line for line in done)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- bench:nowhere headline --><!-- /bench -->", "nowhere, which is not there"),
+        ("<!-- bench:stored speed --><!-- /bench -->", "quotes are headline"),
+        ("<!-- bench:stored:rate-9 ratios --><!-- /bench -->", "points are "),
+    ],
+)
+def test_a_marker_that_names_nothing_is_refused(
+    root: Path, result: Path, text: str, message: str
+) -> None:
+    (root / "README.md").write_text("nothing")
+    publish_result(result, root)
+    (root / "README.md").write_text(text)
+    with pytest.raises(ResultError, match=message):
+        stale_quotes(root)
+
+
+def test_a_result_with_failed_runs_is_not_published(root: Path) -> None:
+    with pytest.raises(ResultError, match="fcfs at rate-1, seed 2 failed"):
+        publish_result(STORED, root)
+    assert not (root / "benchmarks").exists()

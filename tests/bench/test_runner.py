@@ -1,0 +1,213 @@
+"""The runner with fake servers: real processes, real sockets, no model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from conserve.bench import machine, runner
+from conserve.bench.arms import Arm
+from conserve.bench.runner import Plan, Runner
+from conserve.bench.server import Server, ServerDiedError, free_port
+from conserve.bench.store import ResultError, ResultFolder, RunKey
+from conserve.workload import Scenario, parse
+
+FAKE = str(Path(__file__).with_name("token_server.py"))
+TABLE = {
+    "name": "fake",
+    "about": "A test.",
+    "duration_s": 0.6,
+    "lead_in_s": 0.1,
+    "drain_s": 5,
+    "seeds": [1, 2],
+    "arms": ["online-only", "fcfs"],
+    "online": {
+        "arrivals": {"kind": "bursts", "num_requests": 3, "burst_size": 3, "burst_span_s": 0},
+        "lengths": {
+            "kind": "independent",
+            "prompt": {"kind": "fixed", "tokens": 8},
+            "output": {"kind": "fixed", "tokens": 3},
+        },
+    },
+    "offline": {
+        "in_flight": 2,
+        "num_requests": 5000,
+        "lengths": {
+            "kind": "independent",
+            "prompt": {"kind": "fixed", "tokens": 20},
+            "output": {"kind": "fixed", "tokens": 3},
+        },
+    },
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with a tokenizer that knows a few plain words."""
+    words = ["Ġone", "Ġtwo", "Ġthree", "Ġfour", "no", "Ġ5"]
+    folder = tmp_path / "tiny-model"
+    folder.mkdir()
+    vocabulary = {word: index for index, word in enumerate(words)}
+    Tokenizer(WordLevel(vocabulary, unk_token="no")).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Arms in it get a server that ends itself after so many answers."""
+    after: dict[str, str] = {}
+
+    def command(arm: Arm, model: str, port: int, args: Any, targets: Any) -> list[str]:
+        limit = [after[arm.name]] if arm.name in after else []
+        return [sys.executable, FAKE, str(port), *limit]
+
+    monkeypatch.setattr(runner, "server_command", command)
+    monkeypatch.setattr(machine, "PROBE_S", 0.0)
+    monkeypatch.setattr(machine, "server_environment", lambda model: {})
+    return after
+
+
+def plan(model: Path, folder: Path, **changes: Any) -> Plan:
+    scenario: Scenario = parse({**TABLE, **changes}, "fake")
+    return Plan(scenario, str(model), folder, command="conserve bench run fake")
+
+
+def run(wanted: Plan) -> tuple[dict[RunKey, str], list[str]]:
+    said: list[str] = []
+    return Runner(wanted, said.append).run(), said
+
+
+def order_of_starts(said: list[str]) -> list[str]:
+    return [line.removesuffix(": starting its server") for line in said if "starting" in line]
+
+
+@pytest.mark.usefixtures("dying")
+def test_arms_are_interleaved_and_every_run_is_stored(model: Path, tmp_path: Path) -> None:
+    failures, said = run(plan(model, tmp_path / "out"))
+    assert failures == {}
+    assert order_of_starts(said) == [
+        "online-only, seed 1",
+        "fcfs, seed 1",
+        "fcfs, seed 2",
+        "online-only, seed 2",
+    ]
+    folder = ResultFolder(tmp_path / "out")
+    runs = list(folder.runs())
+    assert len(runs) == 4
+    for stored in runs:
+        online = [r for r in stored.records if r.online]
+        offline = [r for r in stored.records if not r.online]
+        assert len(online) == 3
+        assert all(r.finished and r.num_prompt_tokens == 8 for r in online)
+        assert bool(offline) == (stored.key.arm == "fcfs")
+        assert not any(r.failed for r in stored.records)
+        assert "conserve:stopped_steps_total" in stored.counters_end
+    assert str(tmp_path) not in (tmp_path / "out" / "run.json").read_text()
+
+
+@pytest.mark.usefixtures("dying")
+def test_a_folder_is_gone_on_with_and_not_repeated(model: Path, tmp_path: Path) -> None:
+    run(plan(model, tmp_path / "out", seeds=[1], arms=["fcfs"]))
+    before = (tmp_path / "out/records/all/fcfs.seed-1.jsonl.gz").read_bytes()
+    _, said = run(plan(model, tmp_path / "out", seeds=[1], arms=["online-only", "fcfs"]))
+    assert order_of_starts(said) == ["online-only, seed 1"]
+    assert (tmp_path / "out/records/all/fcfs.seed-1.jsonl.gz").read_bytes() == before
+    arms = {stored.key.arm for stored in ResultFolder(tmp_path / "out").runs()}
+    assert arms == {"fcfs", "online-only"}
+
+
+@pytest.mark.usefixtures("dying")
+def test_another_scenario_s_folder_is_refused(model: Path, tmp_path: Path) -> None:
+    run(plan(model, tmp_path / "out", seeds=[1], arms=["online-only"]))
+    with pytest.raises(ResultError, match="another scenario"):
+        run(plan(model, tmp_path / "out", duration_s=0.7))
+
+
+def test_a_server_that_dies_fails_its_arm_alone(
+    model: Path, tmp_path: Path, dying: dict[str, str]
+) -> None:
+    dying["fcfs"] = "20"  # the 8 requests of the warm-up are answered
+    wanted = plan(model, tmp_path / "out", seeds=[1], arms=["fcfs", "online-only"], duration_s=3)
+    failures, _ = run(wanted)
+    (why,) = failures.values()
+    assert next(iter(failures)).arm == "fcfs"
+    assert "the server ended with status 3" in why
+    assert "the fake server begins" in why
+    folder = ResultFolder(tmp_path / "out")
+    assert folder.failures() == failures
+    assert [stored.key.arm for stored in folder.runs()] == ["online-only"]
+
+
+def test_a_server_that_never_starts_shows_its_log(tmp_path: Path) -> None:
+    script = "import sys; sys.exit('no such model: nowhere')"
+    with (
+        Server([sys.executable, "-c", script], {}, free_port(), tmp_path / "log") as server,
+        pytest.raises(ServerDiedError, match="status 1\nno such model: nowhere"),
+    ):
+        server.wait_until_healthy(60)
+
+
+def test_a_server_s_children_end_with_it(tmp_path: Path) -> None:
+    script = (
+        "import signal, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal, time\\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    log = tmp_path / "log"
+    with Server([sys.executable, "-c", script], {}, free_port(), log):
+        while not log.read_text().strip():
+            time.sleep(0.01)
+        child = int(log.read_text())
+    state = Path(f"/proc/{child}/stat")
+    assert not state.is_file() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_ctrl_c_ends_the_server_and_keeps_what_was_measured(
+    model: Path, tmp_path: Path, dying: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(plan(model, tmp_path / "out", seeds=[1], arms=["online-only"]))
+    servers: list[Server] = []
+
+    def interrupt(client: subprocess.Popen[bytes], server: Server) -> int:
+        servers.append(server)
+        try:
+            raise KeyboardInterrupt
+        finally:
+            client.send_signal(signal.SIGKILL)
+            client.wait()
+
+    monkeypatch.setattr(runner, "_drive", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(model, tmp_path / "out", seeds=[1], arms=["online-only", "fcfs"]))
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{servers[0].base_url}/health")
+    assert [stored.key.arm for stored in ResultFolder(tmp_path / "out").runs()] == ["online-only"]
+
+
+@pytest.mark.usefixtures("dying")
+def test_points_of_a_sweep_share_a_server_and_no_prompt(model: Path, tmp_path: Path) -> None:
+    points = [{"name": f"n{n}", "x": n, "set": {"online.arrivals.num_requests": n}} for n in (2, 4)]
+    _, said = run(plan(model, tmp_path / "out", seeds=[1], arms=["online-only"], points=points))
+    assert order_of_starts(said) == ["online-only, seed 1"]
+    by_point = {s.key.point: len(s.records) for s in ResultFolder(tmp_path / "out").runs()}
+    assert by_point == {"n2": 2, "n4": 4}
+
+
+def test_run_json_is_complete_or_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="cannot be read"):
+        ResultFolder(tmp_path).description()
+    (tmp_path / "run.json").write_text(json.dumps({"command": "x"}))
+    with pytest.raises(ResultError, match="no field 'arms'"):
+        ResultFolder(tmp_path).description()
