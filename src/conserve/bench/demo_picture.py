@@ -76,7 +76,7 @@ def _draw_flow(axes: Any, seen: Seen, zero_s: float) -> None:
     axes.stairs(online, edges, baseline=0, fill=True, color=ONLINE, label="online: chat")
     axes.set_ylabel("tokens a second")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_ylim(0, max(total, default=1.0) * 1.3)
+    axes.set_ylim(0, 1.3 * max([*total, 1.0]))
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.86), frameon=False, reverse=True)
 
 

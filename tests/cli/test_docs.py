@@ -1,0 +1,75 @@
+"""What a user can type is in the documentation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+from conserve.cli.main import app
+from conserve.server.flags import flags
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+
+
+def commands() -> dict[str, typer.core.TyperCommand]:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return group.commands
+
+
+def leaves(found: dict, path: str = "conserve") -> dict[str, object]:
+    """Every command that can be run, by its full name."""
+    all_of_them: dict[str, object] = {}
+    for name, command in found.items():
+        nested = getattr(command, "commands", None)
+        words = f"{path} {name}"
+        all_of_them |= leaves(nested, words) if nested else {words: command}
+    return all_of_them
+
+
+@pytest.mark.parametrize("name", sorted(leaves(commands())))
+def test_every_command_is_documented(name: str) -> None:
+    assert name in TEXT
+
+
+@pytest.mark.parametrize("name", sorted(leaves(commands())))
+def test_every_option_of_a_command_is_documented(name: str) -> None:
+    command = leaves(commands())[name]
+    options = [
+        option
+        for parameter in command.params
+        for option in parameter.opts
+        if option.startswith("--") and option != "--help"
+    ]
+    assert [option for option in options if f"`{option}" not in TEXT] == []
+
+
+def test_every_flag_of_serve_is_in_the_table() -> None:
+    table = (ROOT / "docs" / "serving.md").read_text()
+    for flag in flags():
+        assert re.search(rf"^\| `{flag.name}` \| ", table, re.MULTILINE), flag.name
+
+
+def test_the_table_gives_the_defaults() -> None:
+    table = (ROOT / "docs" / "serving.md").read_text()
+    for flag in flags():
+        if isinstance(flag.default, float):
+            assert f"| `{flag.name}` | {flag.default:g} |" in table
+
+
+def test_every_make_target_is_documented() -> None:
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = TEXT + (ROOT / "CONTRIBUTING.md").read_text()
+    undocumented = [t for t in targets[0].split() if t != "help" and f"make {t}" not in text]
+    assert undocumented == []
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.endswith(".png"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
