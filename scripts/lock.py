@@ -30,7 +30,9 @@ def resolve(*inputs: Path) -> dict[str, str]:
             command += ["-r", str(path)]
         subprocess.run(command, check=True)
         found = json.loads(Path(report.name).read_text())["install"]
-    pins = {i["metadata"]["name"].lower().replace("_", "-"): i["metadata"]["version"] for i in found}
+    pins = {
+        i["metadata"]["name"].lower().replace("_", "-"): i["metadata"]["version"] for i in found
+    }
     return {name: pins[name] for name in sorted(pins) if name not in LEFT_OUT}
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
+
 from conserve.bench import demo_client, demo_texts
 from conserve.bench.demo import DemoPlan
 from conserve.bench.demo_client import DemoClient, DemoError, Sample, Seen, Summary
 from conserve.bench.demo_results import Period, Results, figures, table, write_results
 from conserve.bench.demo_screen import Screen, rates, sparkline
 from conserve.metrics.records import RequestRecord, read_records
-from rich.console import Console
 
 pytestmark = pytest.mark.anyio
 

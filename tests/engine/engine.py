@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from device import Device
+
 from conserve.engine.launch import vllm_arguments
 from conserve.engine.settings import EngineSettings
-from device import Device
 
 BLOCK_SIZE = 4
 TINY = {
@@ -55,6 +56,7 @@ def make_scheduler(
     from vllm.v1.structured_output import StructuredOutputManager
 
     from conserve.engine.scheduler import ConserveScheduler
+    from conserve.engine.steps import Experience
 
     (folder / "config.json").write_text(json.dumps(TINY))
     config = EngineArgs(
@@ -89,7 +91,7 @@ def make_scheduler(
         log_stats=True,
     )
     scheduler.clock = clock = FakeClock()
-    scheduler._last_end_s = scheduler._last_schedule_s = clock()
+    scheduler.experience = Experience(clock())
     scheduler.monitor._clock = clock
     return scheduler
 

@@ -11,11 +11,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from device import VOCABULARY, Device, StaleReadError, expected_output
+from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
+
 from conserve.engine import scheduler as scheduler_module
 from conserve.engine import stopped
 from conserve.engine.settings import EngineSettings
-from device import VOCABULARY, Device, StaleReadError, expected_output
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

@@ -43,7 +43,7 @@ def calibrate(engine_core: Any) -> None:
     if profile is None:
         logger.warning("ConServe: no latency profile; starting from a generic one")
         return
-    scheduler.recalibrator = Recalibrator(profile.model, profile.mean_error)
+    scheduler.experience.recalibrator = Recalibrator(profile.model, profile.mean_error)
     _report(scheduler, profile, origin)
 
 

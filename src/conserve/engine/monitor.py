@@ -38,8 +38,7 @@ class ArrivalMonitor:
         """request_id -> (arrival time, prompt tokens) of online requests not yet scheduled."""
         self.stop_raised_s: float | None = None
         """When the running step was asked to stop."""
-        self.num_unstopped = 0
-        """Arrivals in a stoppable step that was left to finish, since last read."""
+        self._num_unstopped = 0
 
     @property
     def num_pending(self) -> int:
@@ -74,6 +73,12 @@ class ArrivalMonitor:
             raised_s, self._step, self.stop_raised_s = self.stop_raised_s, None, None
             return raised_s
 
+    def take_unstopped(self) -> int:
+        """Arrivals in stoppable steps that were left to finish, since the last call."""
+        with self._lock:
+            count, self._num_unstopped = self._num_unstopped, 0
+            return count
+
     def _judge(self) -> None:
         step, model = self._step, self._model
         if step is None or model is None or self.stop_raised_s is not None:
@@ -91,4 +96,4 @@ class ArrivalMonitor:
             self.stop_raised_s = now_s
             self._flag.raise_for(step.number)
         else:
-            self.num_unstopped += 1
+            self._num_unstopped += 1

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
-from conserve.core.calibration import Recalibrator
-from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
-from conserve.core.snapshot import Snapshot
-from conserve.core.traffic import TrafficEstimate
+from conserve.core.snapshot import RequestView, Snapshot
 from conserve.engine.capabilities import layers_between_safepoints, why_not_stoppable
 from conserve.engine.connector import ConserveConnector, StepMetadata
 from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
@@ -21,6 +18,7 @@ from conserve.engine.monitor import ArrivalMonitor, RunningStep
 from conserve.engine.queue import ClassQueue, is_online
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
+from conserve.engine.steps import Experience, StepRecord
 from conserve.engine.stopped import Before, StoppedOutput, roll_back
 from conserve.engine.tracker import RequestTracker
 
@@ -28,21 +26,7 @@ logger = init_logger("vllm.conserve")
 
 OFFLINE_HEAD = 32
 """How many waiting offline requests the policy sees; a step admits no more."""
-GENERIC_MODEL = LatencyModel(fixed=0.02, per_token=1e-3, margin=0.2)
-"""Believed before anything was measured."""
 SCHEDULABLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-
-
-@dataclass(slots=True)
-class StepRecord:
-    """One scheduled step, kept until its output comes back."""
-
-    number: int
-    plan: Plan
-    started_s: float
-    shape: StepShape = field(default_factory=StepShape)
-    offline_shape: StepShape = field(default_factory=StepShape)
-    before: dict[str, Before] = field(default_factory=dict)
 
 
 class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
@@ -54,8 +38,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self.settings = settings
         self.clock = time.time
         """Wall clock, since vLLM's arrival times are."""
-        self.recalibrator = Recalibrator(GENERIC_MODEL, mean_error=0.2)
-        self.traffic = TrafficEstimate()
+        self.experience = Experience(self.clock())
         self.tracker = RequestTracker(self.block_size)
         self.planner = decide
         """The policy; the start-up profile puts its own script here for a while."""
@@ -65,8 +48,6 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self._grants: dict[str, int] = {}
         self._steps: deque[StepRecord] = deque()
         self._step_number = 0
-        self._last_plan = Plan(Mode.IDLE)
-        self._last_end_s = self._last_schedule_s = self.clock()
         self._num_held_back = 0
         self._our_connector = _find_ours(self.connector)
         self._own_stats = EngineStats()
@@ -81,21 +62,18 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
 
     @property
     def stats(self) -> EngineStats:
-        """Where figures go: to the API process if our connector is there to carry them."""
+        """Where figures go: to the API process, or nowhere without our connector to carry them."""
         return self._our_connector.stats if self._our_connector else self._own_stats
 
     # One step
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         now_s = self.clock()
-        # A wall clock may be set back, and an idle engine has nothing to tell.
-        elapsed_s = min(max(now_s - self._last_schedule_s, 0.0), 1.0)
-        self.traffic.spent(elapsed_s, online_resident=self._online_resident())
-        self._last_schedule_s = now_s
+        self.experience.schedules(now_s, online_resident=self._online_resident())
         plan = Plan(Mode.IDLE) if self._must_hold_back() else self._decide(now_s)
         record = StepRecord(self._next_number(), plan, now_s)
         if plan.mode is not Mode.IDLE:
-            self._note_interruption(plan)
+            self.experience.decided(plan)
         self._displace(plan, now_s)
         self._grants = plan.grants
         self._put_online_first()
@@ -127,14 +105,12 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         return bool(self.waiting.online) or any(is_online(r) for r in self.running)
 
     def snapshot(self, now_s: float) -> Snapshot:
-        head = self.waiting.offline_head(OFFLINE_HEAD)
+        traffic = self.experience.traffic
         return Snapshot(
             now_s=now_s,
             running=self.tracker.running(self.running),
-            waiting_online=self.tracker.waiting(
-                r for r in self.waiting.online if r.status in SCHEDULABLE
-            ),
-            waiting_offline=self.tracker.waiting(r for r in head if r.status in SCHEDULABLE),
+            waiting_online=self._waiting_views(self.waiting.online),
+            waiting_offline=self._waiting_views(self.waiting.offline_head(OFFLINE_HEAD)),
             num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
             num_free_slots=self.max_num_active_reqs
             - len(self.running)
@@ -143,21 +119,30 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             max_step_tokens=self.max_num_scheduled_tokens,
             targets=self.settings.targets,
             decode_width=self._decode_width,
-            interruption_rate=self.traffic.interruption_rate,
-            online_residency=self.traffic.online_residency,
-            offline_share=self.traffic.offline_share,
+            interruption_rate=traffic.interruption_rate,
+            online_residency=traffic.online_residency,
+            offline_share=traffic.offline_share,
             can_stop=self.can_stop,
         )
 
+    def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:
+        schedulable = (r for r in requests if r.status in SCHEDULABLE)
+        return self.tracker.waiting(
+            schedulable, self._num_prefix_cached, self.max_num_scheduled_tokens
+        )
+
+    def _num_prefix_cached(self, request: Any) -> int:
+        """Tokens of a waiting request that vLLM will find computed when it admits it."""
+        manager = self.kv_cache_manager
+        if request.num_computed_tokens or not manager.prefix_cache_lookup_enabled(request):
+            return int(request.num_computed_tokens)
+        longest = request.num_tokens - 1
+        return int(manager.coordinator.find_longest_cache_hit(request.block_hashes, longest)[1])
+
     def _decide(self, now_s: float) -> Plan:
-        plan = self.planner(self.snapshot(now_s), self.recalibrator.model, self._policy)
+        plan = self.planner(self.snapshot(now_s), self.experience.model, self._policy)
         self.stats.count("decision_seconds", self.clock() - now_s)
         return plan
-
-    def _note_interruption(self, plan: Plan) -> None:
-        if self._last_plan.mode is Mode.OFFLINE and plan.num_online_tokens:
-            self.traffic.interrupted()
-        self._last_plan = plan
 
     def _displace(self, plan: Plan, now_s: float) -> None:
         if not plan.displace:
@@ -199,7 +184,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             was.scheduled(self.requests[request_id])
         self._steps.append(record)
         if record.plan.stoppable and output.total_num_scheduled_tokens:
-            model = self.recalibrator.model
+            model = self.experience.model
             predicted_s = model.predict_s(record.shape)
             self.monitor.step_started(
                 RunningStep(record.number, record.started_s, predicted_s), model
@@ -222,7 +207,9 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             for one in client.outputs:
                 if one.new_token_ids:
                     self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
-        self._learn(record, model_runner_output, now_s)
+        whole = not isinstance(model_runner_output, StoppedOutput)
+        self.experience.ended(record, now_s, self.stats, whole=whole)
+        self._own_stats.reset()
         self.tracker.drop_finished(self.requests)
         return outputs
 
@@ -245,28 +232,6 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         if raised_s is not None:
             self.stats.observe("stop_response_seconds", self.clock() - raised_s)
 
-    def _learn(self, record: StepRecord, output: Any, now_s: float) -> None:
-        """Feed the latency model with a whole step's time, schedule to output."""
-        seconds = now_s - max(record.started_s, self._last_end_s)
-        self._last_end_s = now_s
-        if not record.shape.num_tokens or isinstance(output, StoppedOutput) or seconds <= 0:
-            return
-        model = self.recalibrator.model
-        predicted_s = model.predict_s(record.shape)
-        self.recalibrator.observe(record.shape, seconds)
-        self.traffic.stepped(
-            seconds,
-            seconds * record.offline_shape.num_tokens / record.shape.num_tokens,
-        )
-        stats = self.stats
-        stats.count("steps", 1, str(record.plan.mode))
-        stats.observe("step_seconds", seconds)
-        stats.observe("step_predicted_seconds", predicted_s)
-        stats.set("latency_model_error_ratio", self.recalibrator.mean_error)
-        if self.monitor.num_unstopped:
-            stats.count("unstopped_arrivals", self.monitor.num_unstopped)
-            self.monitor.num_unstopped = 0
-
     def _gauge(self) -> None:
         stats, queue = self.stats, self.waiting
         num_online = sum(1 for r in self.running if is_online(r))
@@ -274,7 +239,9 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         stats.set("running_requests", len(self.running) - num_online, "offline")
         stats.set("waiting_requests", len(queue.online), "online")
         stats.set("waiting_requests", len(queue.offline), "offline")
-        stats.set("interruptions_per_second", self.traffic.interruption_rate)
+        stats.set("interruptions_per_second", self.experience.traffic.interruption_rate)
+        if unstopped := self.monitor.take_unstopped():
+            stats.count("unstopped_arrivals", unstopped)
 
     # Requests and the end
 
@@ -286,7 +253,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def forget_history(self) -> None:
         """Start counting anew: what the start-up profile did is nobody's traffic."""
-        self.traffic = TrafficEstimate()
+        self.experience.forget_traffic()
         self.tracker = RequestTracker(self.block_size)
         self.stats.reset()
         if self.log_stats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from conserve.core.latency import StepShape
@@ -53,14 +53,18 @@ class RequestTracker:
             views.append(view)
         return views
 
-    def waiting(self, requests: Iterable[Any]) -> list[RequestView]:
-        """Views of waiting requests, which hold nothing."""
+    def waiting(
+        self, requests: Iterable[Any], num_cached: Callable[[Any], int], most_tokens: int
+    ) -> list[RequestView]:
+        """Views of waiting requests, which hold nothing; what the prefix cache has of them counts
+        as computed. Looks into the cache for those only that `most_tokens` can reach."""
         views = []
         for request in requests:
             view = self._views[request.request_id]
             view.num_tokens = request.num_tokens
-            view.num_computed_tokens = request.num_computed_tokens
+            view.num_computed_tokens = num_cached(request) if most_tokens > 0 else 0
             view.num_blocks = 0
+            most_tokens -= view.num_tokens - view.num_computed_tokens
             views.append(view)
         return views
 
