@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+
 from conserve.cli.main import app
 from conserve.server.flags import flags
 
