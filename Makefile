@@ -25,6 +25,7 @@ $(VENV)/bin/python:
 	@scripts/make_venv.sh $(VENV)
 
 $(STAMP): $(LOCKS) pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || scripts/make_venv.sh $(VENV)  # a broken one
 	@echo "setup: installing $(LOCKS) into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock -r requirements/dev.lock
 	@echo "setup: installing conserve itself"

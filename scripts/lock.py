@@ -30,9 +30,8 @@ def resolve(*inputs: Path) -> dict[str, str]:
             command += ["-r", str(path)]
         subprocess.run(command, check=True)
         found = json.loads(Path(report.name).read_text())["install"]
-    pins = {
-        i["metadata"]["name"].lower().replace("_", "-"): i["metadata"]["version"] for i in found
-    }
+    packages = [package["metadata"] for package in found]
+    pins = {p["name"].lower().replace("_", "-"): p["version"] for p in packages}
     return {name: pins[name] for name in sorted(pins) if name not in LEFT_OUT}
 
 

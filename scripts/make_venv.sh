@@ -5,7 +5,7 @@ set -euo pipefail
 for name in python3.11 python3.12 python3.13 python3; do
     if "$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
         echo "setup: making $1 with $("$name" --version)"
-        "$name" -m venv "$1"
+        "$name" -m venv --clear "$1"
         exit 0
     fi
 done

@@ -117,9 +117,30 @@ async def test_a_body_we_cannot_read_passes_as_it_came(raw: bytes) -> None:
         message = await receive()
         seen.append((message["body"], message["more_body"]))
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
-    await ServiceTierMiddleware(app)(scope, one_message(raw), nothing)
+    await ServiceTierMiddleware(app)(completions(), one_message(raw), nothing)
     assert seen == [(raw, False)]
+
+
+@pytest.mark.parametrize("raw", [b'{ "messages" : [1.50] }', b'{"x":"\\ud800"}'])
+async def test_a_request_without_our_words_passes_byte_for_byte(raw: bytes) -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((await receive())["body"])
+
+    await ServiceTierMiddleware(app)(completions(), one_message(raw), nothing)
+    assert seen == [raw]
+
+
+async def test_text_that_is_no_unicode_survives_the_rewriting() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(json.loads((await receive())["body"]))
+
+    raw = b'{"service_tier":"flex","prompt":"\\ud800"}'
+    await ServiceTierMiddleware(app)(completions(), one_message(raw), nothing)
+    assert seen[0]["prompt"] == "\ud800"
 
 
 async def test_other_paths_pass_untouched(client: httpx.AsyncClient) -> None:
@@ -145,8 +166,7 @@ async def test_a_body_in_pieces_is_classified_whole() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.extend([await receive(), await receive()])
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
-    await ServiceTierMiddleware(app)(scope, receive, nothing)
+    await ServiceTierMiddleware(app)(completions(), receive, nothing)
     assert json.loads(seen[0]["body"]) == {"service_tier": "flex", "priority": 1}
     assert seen[1] == {"type": "http.disconnect"}
 
@@ -166,6 +186,10 @@ async def test_a_root_path_does_not_hide_the_endpoint() -> None:
     }
     await ServiceTierMiddleware(app)(scope, one_message(b'{"service_tier":"flex"}'), nothing)
     assert seen[0]["priority"] == 1
+
+
+def completions() -> dict[str, Any]:
+    return {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
 
 
 def one_message(body: bytes) -> Any:

@@ -39,8 +39,9 @@ class DemoPlan:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        if not (self.alone_s > 0 and self.together_s > 0):
-            raise DemoError("the demo's periods must be longer than 0 seconds")
+        for name in ("alone_s", "together_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name):g}")
 
     def arrivals_s(self) -> list[float]:
         """When chats come within one span of `alone_s`."""

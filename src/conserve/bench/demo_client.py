@@ -87,9 +87,12 @@ class DemoClient:
         """Read the engine's counters every second until cancelled."""
         while True:
             with suppress(httpx.HTTPError):
-                text = (await self._http.get("/metrics")).text
-                self._seen.samples.append(_sample(self.now_s(), text))
+                await self.sample_once()
             await asyncio.sleep(SAMPLE_S)
+
+    async def sample_once(self) -> None:
+        text = (await self._http.get("/metrics")).text
+        self._seen.samples.append(_sample(self.now_s(), text))
 
     async def warm_up(self, prompts: Iterator[str]) -> None:
         """A few requests of both classes that nothing counts. Raises DemoError if one fails."""

@@ -16,7 +16,7 @@ from conserve.bench.demo_screen import rates
 
 ONLINE, OFFLINE, INK, FAINT = "#2563eb", "#f59e0b", "#1f2937", "#9ca3af"
 TARGET_S = 1.0
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "text.color": INK,
     "axes.labelcolor": INK,

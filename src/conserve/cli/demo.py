@@ -20,19 +20,20 @@ def demo(
     ] = 168.0,
 ) -> None:
     """Summarise 79 documents in the idle time of a chat, on the default model."""
-    from conserve.bench.demo import DemoError, DemoPlan, run_demo
+    from conserve.bench.demo import DemoPlan, run_demo
+    from conserve.bench.demo_client import DemoError
     from conserve.bench.demo_results import table
     from conserve.server.errors import BadInputError
     from conserve.server.model import NAME, default_model
 
     console = Console()
     try:
-        default_model()
         plan = DemoPlan(alone_s=alone_s, together_s=together_s)
+        default_model()
         results = run_demo(NAME, _serve_command, out, plan)
-    except (BadInputError, DemoError, OSError) as error:
+    except (BadInputError, DemoError, OSError, ValueError) as error:
         print(f"conserve demo: {error}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(1) from error
+        raise typer.Exit(1 if isinstance(error, DemoError) else 2) from error
     console.print(table(results))
     for name, path in (("summaries", results.summaries), ("picture", results.picture)):
         console.print(f"{name:10} {path}", soft_wrap=True)

@@ -32,6 +32,8 @@ SCHEDULABLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
     """Online requests first, offline requests in the slack. See docs/design/policy.md."""
 
+    running: list[Any]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings = EngineSettings.of(self.vllm_config.additional_config)

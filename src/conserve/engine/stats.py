@@ -67,6 +67,8 @@ class EngineStats(KVConnectorStats):  # type: ignore[misc]
     def set(self, name: str, value: float, label: str = "") -> None:
         self.data.setdefault(name, {})[label] = value
 
+    data: dict[str, dict[str, Any]]
+
     def reset(self) -> None:
         self.data = {}
 

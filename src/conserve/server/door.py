@@ -43,7 +43,7 @@ def available_memory_bytes() -> int:
     limit = get_cgroup_memory_limit()
     if limit is None:
         return available
-    return max(0, min(available, limit - (get_cgroup_memory_usage() or 0)))
+    return max(0, min(available, int(limit) - int(get_cgroup_memory_usage() or 0)))
 
 
 def stay_offline() -> None:

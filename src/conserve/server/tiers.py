@@ -25,8 +25,12 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+ECHOING = "/v1/responses"
+"""vLLM puts the tier it was asked for into this endpoint's responses and events."""
 PRIORITY_HEADER = b"x-vllm-priority"
 
+_WORDS = (b"service_tier", b"priority")
+_ONLINE = RequestClass("default", 0)
 _EVENT = b"data: {"
 _ERROR_EVENT = b'data: {"error"'
 
@@ -41,7 +45,7 @@ class ServiceTierMiddleware:
         if scope["type"] != "http" or scope["method"] != "POST" or _path(scope) not in PATHS:
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(receive, send, _header(scope, PRIORITY_HEADER))
+        exchange = _Exchange(receive, send, _path(scope), _header(scope, PRIORITY_HEADER))
         # The header is folded into the body: vLLM would let it overrule what we write there.
         headers = [(name, value) for name, value in scope["headers"] if name != PRIORITY_HEADER]
         await self.app({**scope, "headers": headers}, exchange.receive, exchange.send)
@@ -59,9 +63,12 @@ def _header(scope: Scope, name: bytes) -> str | None:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, receive: Receive, send: Send, priority_header: str | None) -> None:
+    def __init__(
+        self, receive: Receive, send: Send, path: str, priority_header: str | None
+    ) -> None:
         self._receive = receive
         self._send = send
+        self._path = path
         self._priority_header = priority_header
         self._body: list[bytes] = []
         self._body_done = False
@@ -87,6 +94,9 @@ class _Exchange:
         """The request body with its class written in; any that is no JSON object as it came."""
         raw = b"".join(self._body)
         self._body.clear()
+        if self._says_nothing(raw):
+            self._class = _ONLINE
+            return raw
         try:
             body = json.loads(raw)
         except ValueError:
@@ -102,10 +112,15 @@ class _Exchange:
         if found is None:
             return raw
         self._class = found
-        # /v1/responses echoes the tier it was asked for; the other two ignore the field.
         body["service_tier"] = found.tier
         body["priority"] = found.priority
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(body, separators=(",", ":")).encode()
+
+    def _says_nothing(self, raw: bytes) -> bool:
+        """Whether the body need not be read: the usual chat request, with no word of ours."""
+        if self._priority_header is not None or self._path == ECHOING:
+            return False
+        return not any(word in raw for word in _WORDS)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
