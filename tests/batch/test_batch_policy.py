@@ -117,7 +117,7 @@ def test_the_table_of_the_lifecycle() -> None:
 
 def test_durations() -> None:
     assert [duration_s(word) for word in ("24h", "30m", "90s", "7d")] == [86400, 1800, 90, 604800]
-    for word in ("", "24", "h", "0h", "-1h", "1.5h", "24 h", "31d", "1w", "２h"):
+    for word in ("", "24", "h", "0h", "-1h", "1.5h", "24 h", "31d", "1w", "\uff12h"):
         with pytest.raises(ValueError, match="must be"):
             duration_s(word)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -181,10 +182,10 @@ def test_the_key_brings_shared_prefixes_together() -> None:
     prompts = [(head, f"{head}{dice.random()}") for head in heads for _ in range(20)]
     dice.shuffle(prompts)
     ordered = [head for head, _ in sorted(prompts, key=lambda pair: prefix_key(pair[1].encode()))]
-    changes = sum(a != b for a, b in zip(ordered, ordered[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(ordered))
     assert changes == len(heads) - 1
     shuffled = [head for head, _ in prompts]
-    assert sum(a != b for a, b in zip(shuffled, shuffled[1:], strict=False)) > 100
+    assert sum(a != b for a, b in pairwise(shuffled)) > 100
 
 
 def test_the_key_of_a_prompt_is_its_own() -> None:
