@@ -187,7 +187,12 @@ async def running(
     key = model.api_keys[0] if model.api_keys else "any"
     executor = asgi_executor(model.app, api_key=key)
     transport = httpx.ASGITransport(model.app)
-    http = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=PATIENCE_S)
+    http = httpx.AsyncClient(
+        transport=transport,
+        base_url="http://test",
+        timeout=PATIENCE_S,
+        headers={"authorization": f"Bearer {key}"},
+    )
     client = openai.AsyncOpenAI(
         api_key=key, base_url="http://test/v1", http_client=http, max_retries=0
     )

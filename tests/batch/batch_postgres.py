@@ -51,6 +51,10 @@ class Postgres:
         log = str(self.folder / "log")
         self._run("pg_ctl", "-D", self.data, "-l", log, "-w", "-o", options, "start")
 
+    def resume_if_halted(self) -> None:
+        if not (self.folder / "data" / "postmaster.pid").exists():
+            self.resume()
+
     def halt(self) -> None:
         self._run("pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop")
 

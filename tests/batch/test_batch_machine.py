@@ -43,7 +43,7 @@ from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 
 T = TypeVar("T")
-WINDOW_S = 600
+WINDOW_S = 60
 LEASE_S = 30.0
 LIMITS = settings(
     max_examples=15,
