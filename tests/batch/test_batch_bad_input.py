@@ -190,6 +190,14 @@ async def test_other_requests(settings: BatchSettings) -> None:
         check(response, 400, "invalid_value", "idempotency-key")
 
 
+async def test_lone_surrogates_are_refused(settings: BatchSettings) -> None:
+    async with running(settings) as run:
+        file_id = await run.upload(numbered(1))
+        start = f'{{"input_file_id": "{file_id}", "endpoint": "{CHAT}", "completion_window": "24h"'
+        body = start + ', "metadata": {"k": "\\ud800"}}'
+        check(await run.http.post("/v1/batches", content=body), 400, "invalid_value", "metadata.k")
+
+
 async def test_an_output_file_is_no_input(settings: BatchSettings) -> None:
     async with running(settings) as run:
         batch = await run.until((await run.submit(numbered(1))).id, "completed")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import openai
@@ -21,6 +24,7 @@ from batch_fakes import (
     running,
 )
 
+from conserve.batch.outcome import Tokens
 from conserve.batch.settings import BatchSettings
 
 pytestmark = pytest.mark.anyio
@@ -198,6 +202,11 @@ async def test_one_idempotency_key_makes_one_batch(settings: BatchSettings) -> N
             await run.client.batches.create(**other, extra_headers=headers)
         assert caught.value.code == "idempotency_key_reused"
         assert (await run.client.batches.create(**arguments)).id != made[0].id
+        for each in [batch async for batch in run.client.batches.list()]:
+            await run.until(each.id, "completed")
+        await run.client.files.delete(file_id)
+        again = await run.client.batches.create(**arguments, extra_headers=headers)
+        assert again.id == made[0].id
 
 
 async def test_one_key_neither_sees_nor_takes_anothers(settings: BatchSettings) -> None:
@@ -331,3 +340,58 @@ async def test_stop_waits_for_lines_in_flight(tmp_path: Path) -> None:
         await run.service.stop()
         counts = (await run.client.batches.retrieve(batch.id)).request_counts
         assert counts.completed == 5
+
+
+async def test_two_processes_share_one_folder(settings: BatchSettings) -> None:
+    narrow = settings.model_copy(update={"max_in_flight": 2})
+    first, second = FakeModel(), FakeModel()
+    first.open.clear()
+    async with running(narrow, first) as one, running(narrow, second):
+        batch = await one.submit(numbered(60))
+        # The first holds two lines and can do no more: the rest is done by the second.
+        await eventually(lambda: first.running == 2 and sum(second.seen.values()) == 58)
+        first.open.set()
+        batch = await one.until(batch.id, "completed")
+        assert (first.seen + second.seen).most_common(1)[0][1] == 1
+        assert len(await one.lines_of(batch.output_file_id)) == 60
+
+
+@pytest.mark.parametrize("group_prefixes", [True, False])
+async def test_shared_beginnings_run_together(tmp_path: Path, group_prefixes: bool) -> None:
+    settings = BatchSettings(
+        data_dir=tmp_path, poll_s=POLL_S, max_in_flight=1, group_prefixes=group_prefixes
+    )
+    heads = [f"head {n} " * 100 for n in range(3)]
+    rows = [line(f"{n}", f"{heads[n % 3]}{n}") for n in range(12)]
+    async with running(settings) as run:
+        await run.until((await run.submit(jsonl(rows))).id, "completed")
+        order = [body["messages"][0]["content"][:6] for body in run.model.bodies]
+    changes = sum(a != b for a, b in pairwise(order))
+    assert changes == (2 if group_prefixes else 11)
+
+
+async def test_an_old_leaving_in_staging_is_cleared(settings: BatchSettings) -> None:
+    settings.staging_dir.mkdir(parents=True)
+    for name, age_s in (("old", 7200), ("fresh", 60)):
+        (settings.staging_dir / name).write_bytes(b"x")
+        moment = time.time() - age_s
+        os.utime(settings.staging_dir / name, (moment, moment))
+    async with running(settings) as run:
+        await run.client.batches.list()
+        assert os.listdir(settings.staging_dir) == ["fresh"]
+
+
+async def test_a_miss_is_foretold_once(
+    settings: BatchSettings, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = FakeModel()
+    model.open.clear()
+    async with running(settings, model, clock) as run:
+        await run.client.batches.list()
+        await run.service.stores.harvest.add("w", 1, Tokens(output=1), 100.0)
+        batch = await run.submit(numbered(100), deadline="10m")
+        assert batch.deadline_state == "will_miss"
+        for _ in range(2):
+            await run.service._worker._warn_of_misses()
+    foretold = [record for record in caplog.records if "will miss" in record.getMessage()]
+    assert [record.args for record in foretold] == [(batch.id,)]

@@ -75,6 +75,12 @@ class BatchStore:
             raise InvalidRequestError(message, code="invalid_purpose", param="input_file_id")
         return row
 
+    async def find(self, tenant: str, request: BatchCreate, key: str) -> RowMapping | None:
+        """The batch that `key` made before. Raises InvalidRequestError: for another request."""
+        async with self._database.read() as connection:
+            wanted = {"tenant": tenant, "idempotency_key": key}
+            return await self._known(connection, {**wanted, "idempotency_digest": digest(request)})
+
     async def create(
         self, tenant: str, request: BatchCreate, key: str | None, estimated_tokens: int
     ) -> RowMapping:
@@ -129,7 +135,7 @@ class BatchStore:
             "priority": request.priority,
             "deadline_at": deadline_at,
             "idempotency_key": key,
-            "idempotency_digest": sha256(request.model_dump_json().encode()).hexdigest(),
+            "idempotency_digest": digest(request),
             "status": Status.VALIDATING,
             "expiring": False,
             "not_before": 0.0,
@@ -198,6 +204,11 @@ class BatchStore:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [view(row) for row in rows]
+
+
+def digest(request: BatchCreate) -> str:
+    """Tells two requests apart that share an Idempotency-Key."""
+    return sha256(request.model_dump_json().encode()).hexdigest()
 
 
 def deadline_of(request: BatchCreate, now: float) -> float | None:

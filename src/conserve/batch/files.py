@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ import fsspec  # type: ignore[import-untyped]
 from conserve.batch.errors import StorageFullError, StoreUnavailableError
 
 CHUNK_BYTES = 65_536
+# A staging file nobody wrote to for so long belongs to nobody.
+STALE_S = 3600.0
 
 
 class FileContents:
@@ -32,13 +35,18 @@ class FileContents:
         self.staging_dir = staging_dir
 
     async def prepare(self) -> None:
-        """Make the folders."""
+        """Make the folders, and clear away what processes left that died while they wrote."""
         await asyncio.to_thread(self._prepare)
 
     def _prepare(self) -> None:
         with storage_errors():
             self.staging_dir.mkdir(parents=True, exist_ok=True)
             self._fs.makedirs(self._root, exist_ok=True)
+            stale = time.time() - STALE_S
+            for left in self.staging_dir.iterdir():
+                with suppress(FileNotFoundError):  # another server clears, too
+                    if left.stat().st_mtime < stale:
+                        left.unlink()
 
     async def keep(self, staged: Path, blob_id: str) -> None:
         """Move a finished staging file to its place, durably."""

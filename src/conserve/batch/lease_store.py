@@ -27,10 +27,19 @@ STATEMENT_ROWS = 500
 class LeaseStore:
     """Raises LeaseLostError to a worker whose row is gone, and StoreUnavailableError."""
 
-    def __init__(self, database: Database, clock: Callable[[], float], lease_s: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        lease_s: float,
+        *,
+        group_prefixes: bool = True,
+    ) -> None:
         self._database = database
         self._clock = clock
         self._lease_s = lease_s
+        by_prefix = (lines.c.prefix_key,) if group_prefixes else ()
+        self._line_order = (*by_prefix, lines.c.line_no)
 
     async def enlist(self, worker_id: str) -> None:
         async with self._database.write() as connection:
@@ -89,7 +98,7 @@ class LeaseStore:
         )
 
     async def claim(self, worker_id: str, batch_id: str, limit: int, max_losses: int) -> list[Line]:
-        """Up to `limit` waiting lines of the batch, shared prefixes together, now this worker's.
+        """Up to `limit` waiting lines of the batch, in the order set, now this worker's.
 
         Lines lost more than `max_losses` times are left to `worn_out`.
         """
@@ -112,7 +121,7 @@ class LeaseStore:
                     lines.c.not_before <= now,
                     lines.c.losses <= max_losses,
                 )
-                .order_by(lines.c.prefix_key, lines.c.line_no)
+                .order_by(*self._line_order)
                 .limit(min(limit, STATEMENT_ROWS))
                 .with_for_update(skip_locked=True)
             )

@@ -51,6 +51,7 @@ class BatchService:
             Intake(self.stores.jobs, self.stores.contents, executor, settings),
             Assembly(self.stores.jobs, self.stores.contents, clock),
             lambda worker_id: Dispatcher(worker_id, self.stores, executor, settings, clock),
+            clock,
         )
         self._running: asyncio.Task[None] | None = None
 
@@ -107,6 +108,10 @@ class BatchService:
     ) -> BatchObject:
         """Raises InvalidRequestError, also where `strict_deadline` cannot be kept."""
         await self.stores.prepare()
+        if idempotency_key is not None:
+            known = await self.stores.batches.find(tenant, request, idempotency_key)
+            if known is not None:  # whatever became of its input since
+                return (await self._describe([known]))[0]
         if not self._executor.serves(request.endpoint):
             message = f"endpoint: this server's model has no {request.endpoint}."
             raise InvalidRequestError(message, code="endpoint_not_served", param="endpoint")

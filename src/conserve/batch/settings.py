@@ -65,6 +65,11 @@ class BatchSettings(BaseSettings):
         description="Times a line may be lost with the process that ran it before it is failed: "
         "bounds a line that brings the engine down.",
     )
+    group_prefixes: bool = Field(
+        True,
+        description="Feed lines with a shared beginning together, for the engine's prefix cache; "
+        "off feeds them in the order of the file.",
+    )
     max_lines: int = Field(50_000, ge=1, description="Requests in one input file.")
     max_file_bytes: int = Field(200 * MIB, ge=1, description="Bytes of one input file.")
     max_line_bytes: int = Field(

@@ -21,7 +21,9 @@ class Stores:
         self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
         self.files = FileStore(self.database, self.contents, clock)
         self.batches = BatchStore(self.database, clock)
-        self.leases = LeaseStore(self.database, clock, settings.lease_s)
+        self.leases = LeaseStore(
+            self.database, clock, settings.lease_s, group_prefixes=settings.group_prefixes
+        )
         self.jobs = JobStore(self.database, clock)
         self.harvest = HarvestStore(self.database, clock)
         self._prepared = False

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from sqlalchemy import RowMapping
 
+from conserve.batch import policy
 from conserve.batch.assembly import Assembly
 from conserve.batch.dispatcher import Dispatcher, wait_for_event
 from conserve.batch.errors import LeaseLostError, StoreUnavailableError
@@ -43,7 +44,10 @@ class Worker:
         intake: Intake,
         assembly: Assembly,
         make_dispatcher: MakeDispatcher,
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
+        self._warned: set[str] = set()
         self._stores = stores
         self._settings = settings
         self._intake = intake
@@ -156,6 +160,19 @@ class Worker:
     async def _collect(self, worker_id: str) -> None:
         while await self._stores.files.collect():
             pass
+        await self._warn_of_misses()
+
+    async def _warn_of_misses(self) -> None:
+        """Say once of each batch that it will miss its deadline, while there is time to act."""
+        now, harvest = self._clock(), await self._stores.harvest.recent()
+        ordered = policy.order(await self._stores.batches.views(), now, harvest)
+        for view in ordered:
+            finish_at = policy.estimated_finish(view.batch_id, ordered, now, harvest)
+            state = policy.deadline_state(view, finish_at, now, harvest)
+            if state == "will_miss" and view.batch_id not in self._warned:
+                logger.warning("%s will miss its deadline at the recent rate", view.batch_id)
+                self._warned.add(view.batch_id)
+        self._warned &= {view.batch_id for view in ordered}
 
     async def _jobs(self, worker_id: str) -> None:
         """Validate and assemble until nothing is left to."""

@@ -42,8 +42,8 @@ class EnvelopeRoute(APIRoute):
                 response = envelope(from_validation(error.errors()))
             except ClientDisconnect:
                 response = Response(status_code=499)  # nobody is there to read it
-            except HTTPException:
-                raise
+            except HTTPException as error:
+                response = envelope(_from_http(error))
             except Exception:
                 logger.exception("request %s failed", request_id)
                 response = envelope(_OurFaultError("Internal error; see the server's log."))
@@ -56,6 +56,12 @@ class EnvelopeRoute(APIRoute):
 class _OurFaultError(BatchError):
     status_code = 500
     code = "internal_error"
+
+
+def _from_http(error: HTTPException) -> BatchError:
+    named = InvalidRequestError(str(error.detail), code="invalid_request")
+    named.status_code = error.status_code
+    return named
 
 
 def envelope(error: BatchError) -> JSONResponse:

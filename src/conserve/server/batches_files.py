@@ -59,7 +59,7 @@ def file_routes(service: BatchService) -> APIRouter:
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
         order: Literal["asc", "desc"] = "desc",
-        purpose: str | None = None,
+        purpose: Annotated[str | None, Query(pattern="^[a-z_-]{1,32}$")] = None,
     ) -> FileList:
         """The caller's files."""
         tenant = tenant_for(service, request)
