@@ -10,9 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-from batch_fakes import CHAT, Running, eventually, numbered, running
+from batch_fakes import CHAT, FakeClock, Running, eventually, numbered, running
+from pydantic import ValidationError
 
+from conserve.batch.errors import BatchSettingsError
 from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
 
 pytestmark = pytest.mark.anyio
 
@@ -195,7 +198,10 @@ async def test_lone_surrogates_are_refused(settings: BatchSettings) -> None:
         file_id = await run.upload(numbered(1))
         start = f'{{"input_file_id": "{file_id}", "endpoint": "{CHAT}", "completion_window": "24h"'
         body = start + ', "metadata": {"k": "\\ud800"}}'
-        check(await run.http.post("/v1/batches", content=body), 400, "invalid_value", "metadata.k")
+        response = await run.http.post(
+            "/v1/batches", content=body, headers={"content-type": "application/json"}
+        )
+        check(response, 400, "invalid_value", "metadata.k")
 
 
 async def test_an_output_file_is_no_input(settings: BatchSettings) -> None:
@@ -247,3 +253,24 @@ async def test_a_full_disk_says_so(
         assert response.headers["retry-after"] == "60"
         nothing_left(settings)
         assert (await run.http.get("/v1/files")).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data_dir", "/dev/null/here"),
+        ("database_url", "nonsense"),
+        ("database_url", "oracle+nothing://x/y"),
+        ("files_url", "nothing://x"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(tmp_path: Path, setting: str, value: str) -> None:
+    settings = BatchSettings.model_validate({"data_dir": tmp_path, setting: value})
+    with pytest.raises(BatchSettingsError, match=setting):
+        Stores(settings, FakeClock())
+
+
+@pytest.mark.parametrize(("setting", "value"), [("lease_s", 0), ("max_lines", 0), ("leas_s", 3)])
+def test_settings_out_of_bounds_are_refused(setting: str, value: int) -> None:
+    with pytest.raises(ValidationError, match=setting):
+        BatchSettings.model_validate({setting: value})

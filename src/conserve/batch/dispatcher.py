@@ -93,7 +93,8 @@ class Dispatcher:
                     await self._revoke_closed()
                     await self._feed(group)
                 except StoreUnavailableError as error:
-                    logger.warning("feeding pauses: %s", error.message)
+                    if not self._unsure:
+                        logger.warning("feeding pauses: %s", error.message)
                     self._unsure = True
                 await wait_for_event(wake, self._settings.poll_s)
             await self._drain()

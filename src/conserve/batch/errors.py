@@ -63,6 +63,10 @@ class StorageFullError(StoreUnavailableError):
     retry_after_s = 60
 
 
+class BatchSettingsError(Exception):
+    """A setting that cannot work here; the message names it and the fix. Raised at start only."""
+
+
 class BadTransitionError(Exception):
     """Our own bug: a batch was moved along an edge the lifecycle does not have."""
 

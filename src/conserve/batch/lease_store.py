@@ -8,6 +8,7 @@ lines, so that no two transactions wait for each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
@@ -237,14 +238,7 @@ def _named(batch_id: str, named: Iterable[Line]) -> tuple[Any, Any]:
 
 
 def _line(row: Any) -> Line:
-    return Line(
-        row["batch_id"],
-        row["line_no"],
-        row["custom_id"],
-        row["offset"],
-        row["length"],
-        row["attempts"],
-    )
+    return Line(**{field.name: row[field.name] for field in fields(Line)})
 
 
 def _by_batch(outcomes: Iterable[Outcome]) -> Iterator[tuple[str, list[Outcome]]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import ArgumentError
 
 from conserve.batch.batch_store import BatchStore
 from conserve.batch.database import Database
+from conserve.batch.errors import BatchSettingsError
 from conserve.batch.file_store import FileStore
 from conserve.batch.files import FileContents
 from conserve.batch.harvest import HarvestStore
@@ -15,10 +19,15 @@ from conserve.batch.settings import BatchSettings
 
 
 class Stores:
+    """Raises BatchSettingsError where the settings name a place that cannot be."""
+
     def __init__(self, settings: BatchSettings, clock: Callable[[], float]) -> None:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        self.database = Database(settings.resolved_database_url)
-        self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
+        with _named("data_dir"):
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with _named("database_url"):
+            self.database = Database(settings.resolved_database_url)
+        with _named("files_url"):
+            self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
         self.files = FileStore(self.database, self.contents, clock)
         self.batches = BatchStore(self.database, clock)
         self.leases = LeaseStore(
@@ -37,3 +46,11 @@ class Stores:
 
     async def close(self) -> None:
         await self.database.close()
+
+
+@contextmanager
+def _named(setting: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ImportError, ValueError, ArgumentError) as error:
+        raise BatchSettingsError(f"{setting} cannot be used: {error}") from error

@@ -122,11 +122,15 @@ class Worker:
     ) -> None:
         """Run `step` for ever; an outage of the database skips a turn."""
         never = asyncio.Event()
+        is_away = False
         while True:
             try:
                 await step(worker_id)
+                is_away = False
             except StoreUnavailableError as error:
-                logger.warning("a step of the batch service waits: %s", error.message)
+                if not is_away:
+                    logger.warning("a part of the batch service waits: %s", error.message)
+                is_away = True
             await wait_for_event(wake or never, every_s)
             (wake or never).clear()
 
