@@ -1,1 +1,1 @@
-"""Files and batches as OpenAI has them: durable, dispatched, recovered."""
+"""Files and batches as OpenAI has them: a durable store, a dispatcher, recovery."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from conserve.cli.batch import app as batch
 from conserve.cli.bench import app as bench
 from conserve.cli.demo import demo
 from conserve.cli.serve import serve
@@ -22,6 +23,7 @@ app.command(
     add_help_option=False,
 )(serve)
 app.add_typer(bench)
+app.add_typer(batch)
 app.command()(demo)
 
 

@@ -1,0 +1,271 @@
+"""Feeds leased lines to the executor and stores what they come to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from conserve.batch import policy
+from conserve.batch.errors import StoreUnavailableError
+from conserve.batch.executor import Executor, Reply
+from conserve.batch.outcome import (
+    OVERLOAD,
+    Line,
+    Outcome,
+    Postponed,
+    Result,
+    Tokens,
+    failure,
+    from_reply,
+    keep_reply,
+    offline_body,
+)
+from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
+from conserve.batch.window import Window, retry_delay_s
+
+logger = logging.getLogger(__name__)
+
+# Claims are transactions: worth one only when this share of the window is free.
+CLAIM_SHARE = 8
+STORE_RETRY_S = 1.0
+COUNT_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A line with all it takes to run it."""
+
+    line: Line
+    endpoint: str
+    body: bytes
+
+
+class Dispatcher:
+    """One worker's lines in flight. A slot is free again when the line's result is stored, so a
+    database that is away for a while stops the feeding and costs no memory."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        stores: Stores,
+        executor: Executor,
+        settings: BatchSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._worker_id = worker_id
+        self._leases = stores.leases
+        self._batches = stores.batches
+        self._harvest = stores.harvest
+        self._contents = stores.contents
+        self._executor = executor
+        self._settings = settings
+        self._clock = clock
+        self._window = Window(settings.max_in_flight)
+        self._in_flight: dict[Line, asyncio.Task[None]] = {}
+        self._revoked: set[Line] = set()
+        self._finished: list[Outcome] = []
+        self._any_finished = asyncio.Event()
+        self._closing = False
+        self._unsure = False
+        self._busy_since: float | None = None
+        self._uncounted: list[Result] = []
+        self._recent = (-math.inf, policy.Harvest())
+
+    async def run(self, stopping: asyncio.Event, wake: asyncio.Event) -> None:
+        """Feed until `stopping`, then wait up to `drain_s` for what is in flight.
+
+        Lines cut off at the end stay leased: the worker gives them back as it retires.
+        Raises LeaseLostError when the worker was taken for dead.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._store(wake))
+            while not stopping.is_set():
+                wake.clear()
+                try:
+                    await self._reconcile()
+                    await self._revoke_closed()
+                    await self._feed(group)
+                except StoreUnavailableError as error:
+                    if not self._unsure:
+                        logger.warning("feeding pauses: %s", error.message)
+                    self._unsure = True
+                await wait_for_event(wake, self._settings.poll_s)
+            await self._drain()
+
+    async def _drain(self) -> None:
+        """Every line in flight ends or is cut off, and `_store` ends with the last result."""
+        tasks = list(self._in_flight.values())
+        if tasks and self._settings.drain_s:
+            await asyncio.wait(tasks, timeout=self._settings.drain_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._closing = True
+        self._any_finished.set()
+
+    async def _reconcile(self) -> None:
+        """After an outage: a claim may have been committed though its answer was lost."""
+        if self._unsure:
+            await self._leases.give_back_others(self._worker_id, self._in_flight)
+            self._unsure = False
+
+    async def _revoke_closed(self) -> None:
+        """Stop lines of batches that are cancelled or out of time."""
+        running = {line.batch_id for line in self._in_flight}
+        if not running:
+            return
+        closed = await self._leases.closed(running)
+        for line, task in self._in_flight.items():
+            if line.batch_id in closed and line not in self._revoked:
+                self._revoked.add(line)
+                task.cancel()
+
+    async def _feed(self, group: asyncio.TaskGroup) -> None:
+        free = self._free_slots()
+        if free <= 0:
+            return
+        waiting = await self._leases.waiting(self._settings.max_losses)
+        if not waiting:
+            return
+        now = self._clock()
+        if now >= self._recent[0] + COUNT_EVERY_S:
+            self._recent = (now, await self._harvest.recent())
+        harvest = self._recent[1]
+        views = [view for view in await self._batches.views() if view.batch_id in waiting]
+        for view in policy.order(views, now, harvest):
+            if free <= 0:
+                return
+            claimed = await self._leases.claim(
+                self._worker_id, view.batch_id, free, self._settings.max_losses
+            )
+            free -= len(claimed)
+            await self._start(group, claimed, policy.engine_priority(view, now, harvest))
+
+    def _free_slots(self) -> int:
+        in_flight, limit = len(self._in_flight), self._window.limit
+        free = limit - in_flight
+        if in_flight and free < max(1, limit // CLAIM_SHARE):
+            return 0
+        room = self._executor.room()
+        return free if room is None else min(free, room)
+
+    async def _start(self, group: asyncio.TaskGroup, claimed: list[Line], priority: int) -> None:
+        if not claimed:
+            return
+        try:
+            requests = await self._requests(claimed, priority)
+        except FileNotFoundError as error:
+            logger.warning("the input of %s cannot be read: %s", claimed[0].batch_id, error)
+            for line in claimed:
+                self._finish(self._later(line, None))
+            return
+        for request in requests:
+            if self._busy_since is None:
+                self._busy_since = self._clock()
+            task = group.create_task(self._run_line(request))
+            self._in_flight[request.line] = task
+
+    async def _requests(self, claimed: list[Line], priority: int) -> list[Request]:
+        file_id, endpoint = await self._batches.source(claimed[0].batch_id)
+        spans = [(line.offset, line.length) for line in claimed]
+        texts = await self._contents.ranges(file_id, spans)
+        requests = []
+        for line, text in zip(claimed, texts, strict=True):
+            try:
+                requests.append(Request(line, endpoint, offline_body(text, priority)))
+            except (msgspec.DecodeError, RecursionError) as error:
+                # The file is no longer what was validated.
+                self._finish(failure(line, "invalid_json_line", str(error)))
+        return requests
+
+    async def _run_line(self, request: Request) -> None:
+        try:
+            outcome = await self._answer(request)
+        except asyncio.CancelledError:
+            if request.line not in self._revoked:
+                raise
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            outcome = Postponed(request.line, 0.0, counted=False)
+        self._finish(outcome)
+
+    async def _answer(self, request: Request) -> Outcome:
+        try:
+            reply = await self._executor.run(request.endpoint, request.body, {})
+        except Exception as error:
+            logger.warning("%s line %d: %r", request.line.batch_id, request.line.line_no, error)
+            return self._later(request.line, None)
+        return from_reply(request.line, reply) or self._later(request.line, reply)
+
+    def _later(self, line: Line, reply: Reply | None) -> Outcome:
+        """Try again after a while; or keep the failure, when the tries are used up."""
+        now = self._clock()
+        if reply is not None and reply.status_code in OVERLOAD:
+            self._window.on_overload(now)
+            return Postponed(line, now + retry_delay_s(0), counted=False)
+        if line.attempts + 1 < self._settings.max_attempts:
+            return Postponed(line, now + retry_delay_s(line.attempts), counted=True)
+        if reply is not None:
+            return keep_reply(line, reply)
+        return failure(line, "server_error", f"The server failed {line.attempts + 1} times.")
+
+    def _finish(self, outcome: Outcome) -> None:
+        self._finished.append(outcome)
+        self._any_finished.set()
+
+    async def _store(self, wake: asyncio.Event) -> None:
+        """Store results in groups: those that come while one group is written form the next."""
+        while self._finished or not self._closing:
+            await self._any_finished.wait()
+            self._any_finished.clear()
+            group, self._finished = self._finished, []
+            try:
+                stored = await self._leases.record(self._worker_id, group)
+            except StoreUnavailableError as error:
+                logger.warning("%d results wait for the database: %s", len(group), error.message)
+                if self._closing:
+                    return  # their lines run again
+                self._finished = group + self._finished
+                self._any_finished.set()
+                await asyncio.sleep(STORE_RETRY_S)
+                continue
+            self._release(group)
+            wake.set()
+            with suppress(StoreUnavailableError):  # a rate, not an account
+                await self._count(stored)
+
+    def _release(self, group: list[Outcome]) -> None:
+        for outcome in group:
+            self._in_flight.pop(outcome.line, None)
+            self._revoked.discard(outcome.line)
+            if isinstance(outcome, Result):
+                self._window.on_result()
+
+    async def _count(self, stored: list[Result]) -> None:
+        """Tell the harvest, once a second at most."""
+        now = self._clock()
+        self._uncounted += stored
+        if self._busy_since is None or (self._in_flight and now < self._busy_since + COUNT_EVERY_S):
+            return
+        tokens = sum((result.tokens for result in self._uncounted), Tokens())
+        num_requests, busy_s = len(self._uncounted), now - self._busy_since
+        self._uncounted = []
+        self._busy_since = now if self._in_flight else None
+        await self._harvest.add(self._worker_id, num_requests, tokens, busy_s)
+
+
+async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
+    """Until the event is set, or the time is over."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

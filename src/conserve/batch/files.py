@@ -1,0 +1,172 @@
+"""Where file contents live: a local folder, or whatever fsspec reaches."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import fsspec  # type: ignore[import-untyped]
+
+from conserve.batch.errors import StorageFullError, StoreUnavailableError
+
+CHUNK_BYTES = 65_536
+# A staging file nobody wrote to for so long belongs to nobody.
+STALE_S = 3600.0
+
+
+class FileContents:
+    """Blobs by id. A blob is there entirely or not at all; writing one twice is harmless.
+
+    Raises StoreUnavailableError (StorageFullError on a full disk) where the storage fails, and
+    FileNotFoundError where a blob is missing.
+    """
+
+    def __init__(self, url: str, staging_dir: Path) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._is_local = urlsplit(url).scheme in ("", "file", "local")
+        self.staging_dir = staging_dir
+
+    async def prepare(self) -> None:
+        """Make the folders, and clear away what processes left that died while they wrote."""
+        await asyncio.to_thread(self._prepare)
+
+    def _prepare(self) -> None:
+        with storage_errors():
+            self.staging_dir.mkdir(parents=True, exist_ok=True)
+            self._fs.makedirs(self._root, exist_ok=True)
+            stale = time.time() - STALE_S
+            for left in self.staging_dir.iterdir():
+                with suppress(FileNotFoundError):  # another server clears, too
+                    if left.stat().st_mtime < stale:
+                        left.unlink()
+
+    async def keep(self, staged: Path, blob_id: str) -> None:
+        """Move a finished staging file to its place, durably."""
+        await asyncio.to_thread(self._keep, staged, blob_id)
+
+    def _keep(self, staged: Path, blob_id: str) -> None:
+        with storage_errors():
+            if not self._is_local:
+                self._fs.put_file(str(staged), self._path(blob_id))
+                staged.unlink()
+                return
+            _sync(staged)
+            target = Path(self._path(blob_id))
+            if staged.stat().st_dev == target.parent.stat().st_dev:
+                staged.replace(target)
+            else:
+                beside = target.with_name(f"{staged.name}.moving")
+                shutil.copyfile(staged, beside)
+                _sync(beside)
+                beside.replace(target)
+                staged.unlink()
+            _sync(target.parent)
+
+    async def delete(self, blob_id: str) -> None:
+        """Remove a blob; no error when it is gone already."""
+        await asyncio.to_thread(self._delete, blob_id)
+
+    def _delete(self, blob_id: str) -> None:
+        with storage_errors():
+            try:
+                self._fs.rm_file(self._path(blob_id))
+            except FileNotFoundError:
+                return
+
+    async def chunks(self, blob_id: str) -> AsyncIterator[bytes]:
+        """The whole blob in pieces of CHUNK_BYTES."""
+        handle = await asyncio.to_thread(self._open, blob_id)
+        try:
+            while chunk := await asyncio.to_thread(_read, handle):
+                yield chunk
+        finally:
+            handle.close()
+
+    async def ranges(self, blob_id: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Bytes of each (offset, length)."""
+        return await asyncio.to_thread(self._ranges, blob_id, spans)
+
+    def _ranges(self, blob_id: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        with storage_errors():
+            if not self._is_local:
+                path = self._path(blob_id)
+                starts = [offset for offset, _ in spans]
+                ends = [offset + length for offset, length in spans]
+                paths = [path] * len(spans)
+                return list(self._fs.cat_ranges(paths, starts, ends, on_error="raise"))
+            with open(self._path(blob_id), "rb") as handle:
+                return [os.pread(handle.fileno(), length, offset) for offset, length in spans]
+
+    def _open(self, blob_id: str) -> IO[bytes]:
+        with storage_errors():
+            handle: IO[bytes] = self._fs.open(self._path(blob_id), "rb")
+            return handle
+
+    def _path(self, blob_id: str) -> str:
+        return f"{self._root}/{blob_id}"
+
+
+class Staging:
+    """A local file in the making. Removed on exit unless `FileContents.keep` took it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: IO[bytes] | None = None
+
+    def __enter__(self) -> Staging:
+        with storage_errors():
+            # Line by line would be a system call each; 64 KiB at a time is one for many.
+            self._handle = open(self.path, "wb", buffering=CHUNK_BYTES)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._handle is not None:
+            # A full disk is reported by `write` or `finish`.
+            with suppress(OSError):
+                self._handle.close()
+        self.path.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> None:
+        assert self._handle is not None
+        with storage_errors():
+            self._handle.write(data)
+
+    def finish(self) -> None:
+        """Everything written is in the file; no write may follow."""
+        assert self._handle is not None
+        with storage_errors():
+            self._handle.close()
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """OSError in, our named errors out; a missing file stays what it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFullError("The storage for files is full; try again later.") from error
+        raise StoreUnavailableError("The storage for files does not answer; try again.") from error
+
+
+def _read(handle: IO[bytes]) -> bytes:
+    with storage_errors():
+        return handle.read(CHUNK_BYTES)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

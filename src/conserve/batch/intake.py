@@ -1,0 +1,76 @@
+"""The first job of a batch: validate its file and put its lines down."""
+
+from __future__ import annotations
+
+from sqlalchemy import RowMapping
+
+from conserve.batch.errors import StoreUnavailableError
+from conserve.batch.executor import Executor
+from conserve.batch.files import FileContents
+from conserve.batch.job_store import JobStore
+from conserve.batch.models import LineErrorObject
+from conserve.batch.settings import BatchSettings
+from conserve.batch.validation import LineIndex, Rules, Validation
+
+ROWS_AT_ONCE = 500
+
+
+class Intake:
+    """Runs in turns with the event loop: no slice of work is longer than one chunk of the file."""
+
+    def __init__(
+        self, jobs: JobStore, contents: FileContents, executor: Executor, settings: BatchSettings
+    ) -> None:
+        self._jobs = jobs
+        self._contents = contents
+        self._executor = executor
+        self._settings = settings
+
+    async def run(self, row: RowMapping) -> None:
+        """Move a batch from validating to in_progress, or to failed with a list of reasons.
+
+        Raises LeaseLostError when the batch is cancelled meanwhile or taken over.
+        """
+        rules = await self._rules(row["endpoint"])
+        await self._jobs.clear_lines(row)
+        validation = Validation(rules)
+        try:
+            await self._index(row, validation)
+        except FileNotFoundError:
+            gone = LineErrorObject(code="file_not_found", message="The input file is gone.")
+            await self._jobs.refuse(row, [gone])
+            return
+        if validation.errors:
+            await self._jobs.refuse(row, validation.errors)
+        else:
+            await self._jobs.accept(row, validation)
+
+    async def _rules(self, endpoint: str) -> Rules:
+        try:
+            models = await self._executor.models()
+        except Exception as error:
+            raise StoreUnavailableError("The server does not say which models it has.") from error
+        return Rules(
+            endpoint=endpoint,
+            models=models,
+            max_lines=self._settings.max_lines,
+            max_line_bytes=self._settings.max_line_bytes,
+            default_output_tokens=self._settings.default_output_tokens,
+        )
+
+    async def _index(self, row: RowMapping, validation: Validation) -> None:
+        found: list[LineIndex] = []
+        async for chunk in self._contents.chunks(row["input_file_id"]):
+            found.extend(validation.feed(chunk))
+            if validation.done_early:
+                return
+            if len(found) >= ROWS_AT_ONCE:
+                await self._put(row, found, validation)
+                found = []
+        found.extend(validation.finish())
+        await self._put(row, found, validation)
+
+    async def _put(self, row: RowMapping, found: list[LineIndex], validation: Validation) -> None:
+        # The lines of a file that is refused anyway are of no use.
+        if found and not validation.errors:
+            await self._jobs.add_lines(row, found)

@@ -1,0 +1,218 @@
+"""Work on whole batches: validating, assembling, clearing away. One worker holds a batch at once.
+
+Each step of a job checks, in the transaction that writes, that the batch is still this worker's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from sqlalchemy import RowMapping, and_, delete, exists, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from conserve.batch.batch_store import move
+from conserve.batch.database import Database
+from conserve.batch.errors import LeaseLostError
+from conserve.batch.lease_store import hold_worker
+from conserve.batch.lifecycle import TERMINAL, LineState, Status
+from conserve.batch.models import LineErrorObject
+from conserve.batch.schema import batches, files, lines, results
+from conserve.batch.validation import LineIndex, Validation
+
+# Results are whole answers: this many are in memory at once while an output file is written.
+ASSEMBLY_ROWS = 64
+CLEAR_ROWS = 2000
+
+
+class JobStore:
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def expire(self) -> None:
+        """Close batches whose time is over to further leases."""
+        late = and_(
+            batches.c.status == Status.IN_PROGRESS,
+            batches.c.expiring.is_(False),
+            batches.c.expires_at <= self._clock(),
+        )
+        async with self._database.read() as connection:
+            if not (await connection.execute(select(exists().where(late)))).scalar_one():
+                return
+        async with self._database.write() as connection:
+            await connection.execute(update(batches).where(late).values(expiring=True))
+
+    async def claim(self, worker_id: str) -> RowMapping | None:
+        """A batch that waits to be validated or assembled, now this worker's; oldest first.
+
+        A worker does one job at a time: one it holds already was dropped in an outage.
+        """
+        free = or_(batches.c.owner.is_(None), batches.c.owner == worker_id)
+        ready = and_(free, batches.c.not_before <= self._clock(), _needs_work())
+        query = select(batches).where(ready).order_by(batches.c.created_at, batches.c.id).limit(1)
+        async with self._database.read() as connection:
+            if (await connection.execute(query)).first() is None:
+                return None
+        async with self._database.write() as connection:
+            await hold_worker(connection, worker_id)
+            locked = query.with_for_update(skip_locked=True)
+            row = (await connection.execute(locked)).mappings().first()
+            if row is None:
+                return None
+            await connection.execute(
+                update(batches).where(batches.c.id == row["id"]).values(owner=worker_id)
+            )
+            return await self._owned(connection, row["id"], worker_id)
+
+    async def postpone(self, row: RowMapping, delay_s: float) -> None:
+        """Let go of a job that failed; it is taken up again after a while."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(batches)
+                .where(batches.c.id == row["id"], batches.c.owner == row["owner"])
+                .values(owner=None, not_before=self._clock() + delay_s)
+            )
+
+    @staticmethod
+    async def _owned(connection: AsyncConnection, batch_id: str, worker_id: str) -> RowMapping:
+        query = select(batches).where(batches.c.id == batch_id, batches.c.owner == worker_id)
+        row = (await connection.execute(query.with_for_update())).mappings().first()
+        if row is None:
+            raise LeaseLostError(batch_id)
+        return row
+
+    async def clear_lines(self, row: RowMapping) -> None:
+        """Forget what an earlier validation of this batch put down."""
+        async with self._database.write() as connection:
+            await self._owned(connection, row["id"], row["owner"])
+            await connection.execute(delete(lines).where(lines.c.batch_id == row["id"]))
+            await connection.execute(
+                update(batches).where(batches.c.id == row["id"]).values(has_lines=True)
+            )
+
+    async def add_lines(self, row: RowMapping, found: Sequence[LineIndex]) -> None:
+        """Put good lines down; none is leased before the batch is in progress."""
+        fresh = {"batch_id": row["id"], "state": LineState.PENDING, "owner": None}
+        zeros = {"not_before": 0.0, "attempts": 0, "losses": 0}
+        values = [
+            {
+                "line_no": line.line_no,
+                "custom_id": line.custom_id,
+                "offset": line.offset,
+                "length": line.length,
+                "prefix_key": line.prefix_key,
+                **fresh,
+                **zeros,
+            }
+            for line in found
+        ]
+        async with self._database.write() as connection:
+            owned = await self._owned(connection, row["id"], row["owner"])
+            if owned["status"] != Status.VALIDATING:
+                raise LeaseLostError(row["id"])
+            await connection.execute(insert(lines), values)
+
+    async def accept(self, row: RowMapping, validation: Validation) -> None:
+        """validating -> in_progress."""
+        async with self._database.write() as connection:
+            await move(
+                connection,
+                row,
+                Status.IN_PROGRESS,
+                self._clock(),
+                owner=None,
+                total=validation.num_lines,
+                model=validation.model,
+                estimated_tokens=validation.estimated_tokens,
+            )
+
+    async def refuse(self, row: RowMapping, errors: Sequence[LineErrorObject]) -> None:
+        """validating -> failed."""
+        encoded = json.dumps([error.model_dump() for error in errors])
+        async with self._database.write() as connection:
+            await move(connection, row, Status.FAILED, self._clock(), owner=None, errors=encoded)
+
+    async def finalize(self, row: RowMapping) -> RowMapping:
+        """in_progress -> finalizing, still this worker's."""
+        async with self._database.write() as connection:
+            await move(connection, row, Status.FINALIZING, self._clock())
+            return await self._owned(connection, row["id"], row["owner"])
+
+    async def outcomes(self, batch_id: str) -> AsyncIterator[RowMapping]:
+        """Every line in the order of the file: line_no, custom_id, and failed and payload, which
+        are None where the line never ran."""
+        last = 0
+        while True:
+            query = (
+                select(lines.c.line_no, lines.c.custom_id, results.c.failed, results.c.payload)
+                .outerjoin_from(
+                    lines,
+                    results,
+                    and_(
+                        results.c.batch_id == lines.c.batch_id,
+                        results.c.line_no == lines.c.line_no,
+                    ),
+                )
+                .where(lines.c.batch_id == batch_id, lines.c.line_no > last)
+                .order_by(lines.c.line_no)
+                .limit(ASSEMBLY_ROWS)
+            )
+            async with self._database.read() as connection:
+                rows = (await connection.execute(query)).mappings().all()
+            if not rows:
+                return
+            for row in rows:
+                yield row
+            last = rows[-1]["line_no"]
+
+    async def settle(
+        self, row: RowMapping, target: Status, made: dict[str, dict[str, Any]]
+    ) -> None:
+        """The last move. `made`: row of the file for each of `output` and `error` that has lines.
+
+        Files and status change together: a batch shows its files when it has ended, never before.
+        """
+        named = {f"{kind}_file_id": file["id"] for kind, file in made.items()}
+        async with self._database.write() as connection:
+            if made:
+                await connection.execute(insert(files), list(made.values()))
+            await move(connection, row, target, self._clock(), owner=None, **named)
+
+    async def clear_finished(self) -> bool:
+        """Delete some lines and results of batches that ended. True when there may be more."""
+        finished = and_(batches.c.has_lines.is_(True), batches.c.status.in_(sorted(TERMINAL)))
+        query = select(batches.c.id).where(finished).limit(1)
+        async with self._database.read() as connection:
+            batch_id = (await connection.execute(query)).scalar()
+        if batch_id is None:
+            return False
+        some = (
+            select(lines.c.line_no).where(lines.c.batch_id == batch_id).limit(CLEAR_ROWS)
+        ).scalar_subquery()
+        async with self._database.write() as connection:
+            for table in (results, lines):
+                gone = await connection.execute(
+                    delete(table).where(table.c.batch_id == batch_id, table.c.line_no.in_(some))
+                )
+            if gone.rowcount == 0:
+                await connection.execute(
+                    update(batches).where(batches.c.id == batch_id).values(has_lines=False)
+                )
+        return True
+
+
+def _needs_work() -> Any:
+    def none_in(*states: LineState) -> Any:
+        mine = and_(lines.c.batch_id == batches.c.id, lines.c.state.in_(states))
+        return ~exists().where(mine).correlate(batches)
+
+    idle = none_in(LineState.LEASED)
+    over = none_in(LineState.LEASED, LineState.PENDING)
+    return or_(
+        batches.c.status.in_([Status.VALIDATING, Status.FINALIZING]),
+        and_(batches.c.status == Status.CANCELLING, idle),
+        and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(True), idle),
+        and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False), over),
+    )

@@ -1,0 +1,297 @@
+"""Who does what: workers, the lines they hold, and the results they bring.
+
+A worker holds work as long as it sends heartbeats. When it stops, its row goes and its work with
+it; from then on nothing it brings is taken. Locks are always taken in the order worker, batch,
+lines, so that no two transactions wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from conserve.batch.database import Database
+from conserve.batch.errors import LeaseLostError
+from conserve.batch.lifecycle import LineState, Status
+from conserve.batch.outcome import Line, Outcome, Postponed, Result, Tokens
+from conserve.batch.schema import batches, lines, results, workers
+
+# Databases bound the parameters of one statement, at about 32,000.
+STATEMENT_ROWS = 500
+
+
+class LeaseStore:
+    """Raises LeaseLostError to a worker whose row is gone, and StoreUnavailableError."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        lease_s: float,
+        *,
+        group_prefixes: bool = True,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._lease_s = lease_s
+        by_prefix = (lines.c.prefix_key,) if group_prefixes else ()
+        self._line_order = (*by_prefix, lines.c.line_no)
+
+    async def enlist(self, worker_id: str) -> None:
+        async with self._database.write() as connection:
+            row = {"id": worker_id, "expires_at": self._clock() + self._lease_s}
+            await connection.execute(insert(workers).values(row))
+
+    async def heartbeat(self, worker_id: str) -> None:
+        """Raises LeaseLostError: the worker was taken for dead, and its work is somebody else's."""
+        async with self._database.write() as connection:
+            changed = await connection.execute(
+                update(workers)
+                .where(workers.c.id == worker_id)
+                .values(expires_at=self._clock() + self._lease_s)
+            )
+            if changed.rowcount != 1:
+                raise LeaseLostError(worker_id)
+
+    async def overdue(self) -> list[str]:
+        """Workers without a heartbeat for a lease."""
+        query = select(workers.c.id).where(workers.c.expires_at < self._clock())
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def others(self, worker_id: str) -> list[str]:
+        query = select(workers.c.id).where(workers.c.id != worker_id)
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def bury(self, worker_id: str, *, only_overdue: bool) -> bool:
+        """Take a dead worker's work back, one loss noted on each of its lines. False when somebody
+        else did, or the worker is alive after all."""
+        async with self._database.write() as connection:
+            doomed = delete(workers).where(workers.c.id == worker_id)
+            if only_overdue:
+                doomed = doomed.where(workers.c.expires_at < self._clock())
+            if (await connection.execute(doomed)).rowcount != 1:
+                return False
+            await self._free(connection, worker_id, lost=True)
+            return True
+
+    async def retire(self, worker_id: str) -> None:
+        """Give everything back and go."""
+        async with self._database.write() as connection:
+            await connection.execute(delete(workers).where(workers.c.id == worker_id))
+            await self._free(connection, worker_id, lost=False)
+
+    @staticmethod
+    async def _free(connection: AsyncConnection, worker_id: str, *, lost: bool) -> None:
+        await connection.execute(
+            update(batches).where(batches.c.owner == worker_id).values(owner=None)
+        )
+        await connection.execute(
+            update(lines)
+            .where(lines.c.owner == worker_id, lines.c.state == LineState.LEASED)
+            .values(state=LineState.PENDING, owner=None, losses=lines.c.losses + int(lost))
+        )
+
+    async def claim(self, worker_id: str, batch_id: str, limit: int, max_losses: int) -> list[Line]:
+        """Up to `limit` waiting lines of the batch, in the order set, now this worker's.
+
+        Lines lost more than `max_losses` times are left to `worn_out`.
+        """
+        now = self._clock()
+        async with self._database.write() as connection:
+            await hold_worker(connection, worker_id)
+            is_open = select(batches.c.id).where(
+                batches.c.id == batch_id,
+                batches.c.status == Status.IN_PROGRESS,
+                batches.c.expiring.is_(False),
+                batches.c.expires_at > now,
+            )
+            if (await connection.execute(is_open.with_for_update(read=True))).first() is None:
+                return []
+            query = (
+                select(lines)
+                .where(
+                    lines.c.batch_id == batch_id,
+                    lines.c.state == LineState.PENDING,
+                    lines.c.not_before <= now,
+                    lines.c.losses <= max_losses,
+                )
+                .order_by(*self._line_order)
+                .limit(min(limit, STATEMENT_ROWS))
+                .with_for_update(skip_locked=True)
+            )
+            claimed = [_line(row) for row in (await connection.execute(query)).mappings()]
+            await connection.execute(
+                update(lines)
+                .where(*_named(batch_id, claimed))
+                .values(state=LineState.LEASED, owner=worker_id)
+            )
+            return claimed
+
+    async def waiting(self, max_losses: int) -> set[str]:
+        """Batches with a line that may be claimed now."""
+        now = self._clock()
+        line = exists().where(
+            lines.c.batch_id == batches.c.id,
+            lines.c.state == LineState.PENDING,
+            lines.c.not_before <= now,
+            lines.c.losses <= max_losses,
+        )
+        query = select(batches.c.id).where(
+            batches.c.status == Status.IN_PROGRESS,
+            batches.c.expiring.is_(False),
+            batches.c.expires_at > now,
+            line,
+        )
+        async with self._database.read() as connection:
+            return set((await connection.execute(query)).scalars())
+
+    async def worn_out(self, max_losses: int) -> list[Line]:
+        """Waiting lines that went down with their process too often to be tried again."""
+        running = select(batches.c.id).where(batches.c.status == Status.IN_PROGRESS)
+        query = select(lines).where(
+            lines.c.batch_id.in_(running),
+            lines.c.state == LineState.PENDING,
+            lines.c.losses > max_losses,
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query.limit(STATEMENT_ROWS))).mappings()
+            return [_line(row) for row in rows]
+
+    async def record(self, worker_id: str | None, outcomes: Iterable[Outcome]) -> list[Result]:
+        """Store what lines came to, each once: only lines the worker still holds are taken
+        (or, with no worker, lines that wait). Returns the results that were stored."""
+        stored = []
+        for batch_id, group in _by_batch(outcomes):
+            for part in _parts(group):
+                async with self._database.write() as connection:
+                    stored += await self._record(connection, worker_id, batch_id, part)
+        return stored
+
+    @staticmethod
+    async def _record(
+        connection: AsyncConnection, worker_id: str | None, batch_id: str, part: list[Outcome]
+    ) -> list[Result]:
+        await connection.execute(
+            select(batches.c.id).where(batches.c.id == batch_id).with_for_update()
+        )
+        state = LineState.PENDING if worker_id is None else LineState.LEASED
+        query = select(lines.c.line_no).where(
+            *_named(batch_id, [outcome.line for outcome in part]),
+            lines.c.state == state,
+            lines.c.owner.is_not_distinct_from(worker_id),
+        )
+        held = set((await connection.execute(query.with_for_update())).scalars())
+        mine = [outcome for outcome in part if outcome.line.line_no in held]
+        done = [outcome for outcome in mine if isinstance(outcome, Result)]
+        for outcome in mine:
+            if isinstance(outcome, Postponed):
+                await _put_back(connection, outcome)
+        if done:
+            await _finish(connection, batch_id, done)
+        return done
+
+    async def give_back_others(self, worker_id: str, kept: Iterable[Line]) -> None:
+        """Lines this worker holds without knowing, all but `kept`, go back to wait."""
+        known = {(line.batch_id, line.line_no) for line in kept}
+        mine = (lines.c.owner == worker_id, lines.c.state == LineState.LEASED)
+        async with self._database.write() as connection:
+            held = (await connection.execute(select(lines).where(*mine))).mappings().all()
+            strays = [_line(row) for row in held if (row["batch_id"], row["line_no"]) not in known]
+            for line in strays:
+                await connection.execute(
+                    update(lines)
+                    .where(*_named(line.batch_id, [line]), *mine)
+                    .values(state=LineState.PENDING, owner=None)
+                )
+
+    async def closed(self, batch_ids: Iterable[str]) -> set[str]:
+        """Those of the batches whose lines must not run any more."""
+        wanted = set(batch_ids)
+        query = select(batches.c.id).where(
+            batches.c.id.in_(sorted(wanted)),
+            batches.c.status == Status.IN_PROGRESS,
+            batches.c.expiring.is_(False),
+        )
+        async with self._database.read() as connection:
+            return wanted - set((await connection.execute(query)).scalars())
+
+
+async def hold_worker(connection: AsyncConnection, worker_id: str) -> None:
+    """Keep the worker from being buried until the transaction ends.
+
+    Raises LeaseLostError when it has been: what a buried worker takes, nobody would take back.
+    """
+    query = select(workers.c.id).where(workers.c.id == worker_id).with_for_update(read=True)
+    if (await connection.execute(query)).first() is None:
+        raise LeaseLostError(worker_id)
+
+
+def _named(batch_id: str, named: Iterable[Line]) -> tuple[Any, Any]:
+    return lines.c.batch_id == batch_id, lines.c.line_no.in_([line.line_no for line in named])
+
+
+def _line(row: Any) -> Line:
+    return Line(**{field.name: row[field.name] for field in fields(Line)})
+
+
+def _by_batch(outcomes: Iterable[Outcome]) -> Iterator[tuple[str, list[Outcome]]]:
+    ordered = sorted(outcomes, key=lambda outcome: (outcome.line.batch_id, outcome.line.line_no))
+    for batch_id, group in groupby(ordered, key=lambda outcome: outcome.line.batch_id):
+        yield batch_id, list(group)
+
+
+def _parts(group: list[Outcome]) -> Iterator[list[Outcome]]:
+    for start in range(0, len(group), STATEMENT_ROWS):
+        yield group[start : start + STATEMENT_ROWS]
+
+
+async def _put_back(connection: AsyncConnection, postponed: Postponed) -> None:
+    await connection.execute(
+        update(lines)
+        .where(*_named(postponed.line.batch_id, [postponed.line]))
+        .values(
+            state=LineState.PENDING,
+            owner=None,
+            not_before=postponed.not_before,
+            attempts=lines.c.attempts + int(postponed.counted),
+        )
+    )
+
+
+async def _finish(connection: AsyncConnection, batch_id: str, done: list[Result]) -> None:
+    await connection.execute(
+        update(lines)
+        .where(*_named(batch_id, [result.line for result in done]))
+        .values(state=LineState.DONE, owner=None)
+    )
+    rows = [
+        {
+            "batch_id": batch_id,
+            "line_no": result.line.line_no,
+            "failed": result.failed,
+            "payload": result.payload,
+        }
+        for result in done
+    ]
+    await connection.execute(insert(results), rows)
+    failed = sum(result.failed for result in done)
+    tokens = sum((result.tokens for result in done), Tokens())
+    await connection.execute(
+        update(batches)
+        .where(batches.c.id == batch_id)
+        .values(
+            failed=batches.c.failed + failed,
+            completed=batches.c.completed + len(done) - failed,
+            input_tokens=batches.c.input_tokens + tokens.input,
+            cached_tokens=batches.c.cached_tokens + tokens.cached,
+            output_tokens=batches.c.output_tokens + tokens.output,
+            reasoning_tokens=batches.c.reasoning_tokens + tokens.reasoning,
+        )
+    )

@@ -1,0 +1,54 @@
+"""The life of a batch: its states, and the only table of moves between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from conserve.batch.errors import BadTransitionError
+
+
+class Status(StrEnum):
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    Status.VALIDATING: frozenset({Status.FAILED, Status.IN_PROGRESS, Status.CANCELLING}),
+    Status.IN_PROGRESS: frozenset({Status.FINALIZING, Status.EXPIRED, Status.CANCELLING}),
+    Status.FINALIZING: frozenset({Status.COMPLETED, Status.CANCELLING}),
+    Status.CANCELLING: frozenset({Status.CANCELLED}),
+    Status.FAILED: frozenset(),
+    Status.COMPLETED: frozenset(),
+    Status.EXPIRED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+
+TERMINAL = frozenset(status for status, nexts in TRANSITIONS.items() if not nexts)
+LIVE = frozenset(Status) - TERMINAL
+CANCELLABLE = frozenset(s for s, nexts in TRANSITIONS.items() if Status.CANCELLING in nexts)
+
+
+class LineState(StrEnum):
+    """A line waits, is leased to one worker, or has its result stored."""
+
+    PENDING = "pending"
+    LEASED = "leased"
+    DONE = "done"
+
+
+def sources(target: Status) -> frozenset[Status]:
+    """States from which `target` may be entered."""
+    return frozenset(status for status, nexts in TRANSITIONS.items() if target in nexts)
+
+
+def check(current: Status, target: Status) -> None:
+    """Raises BadTransitionError unless the table has the edge."""
+    if target not in TRANSITIONS[current]:
+        raise BadTransitionError(f"a batch cannot go from {current} to {target}")

@@ -1,0 +1,120 @@
+"""Which batch goes first, what the engine is told, and whether a deadline can be met.
+
+Pure: the moment and the recent harvest are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+MOST_URGENT = 1
+# A batch whose slack is under this share of its remaining work, or this long, goes first.
+RISK_SHARE = 0.25
+RISK_SLACK_S = 60.0
+# Slack is compared in bands, each this many times the one before; within a band, first come first
+# served. Comparing it exactly would make two batches take turns, to the good of neither.
+BAND_FACTOR = 4.0
+FIRST_BAND_S = 600.0
+
+LiveDeadlineState = Literal["unknown", "on_track", "at_risk", "will_miss"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchView:
+    """What the order knows of one live batch. Lower priority values go first, as in vLLM."""
+
+    batch_id: str
+    created_at: float
+    priority: int
+    due_at: float
+    remaining_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """What offline work got lately. `tokens_per_s` is None until there is something to tell."""
+
+    tokens_per_s: float | None = None
+    mean_output_tokens: float | None = None
+
+
+def work_s(tokens: float, harvest: Harvest) -> float:
+    """Seconds the harvest takes for `tokens`; 0 while nothing is known."""
+    return tokens / harvest.tokens_per_s if harvest.tokens_per_s else 0.0
+
+
+def slack_s(view: BatchView, now_s: float, harvest: Harvest) -> float:
+    """Laxity: time left before the batch is due, less the time it still needs alone."""
+    return view.due_at - now_s - work_s(view.remaining_tokens, harvest)
+
+
+def is_at_risk(view: BatchView, now_s: float, harvest: Harvest) -> bool:
+    threshold = max(RISK_SLACK_S, RISK_SHARE * work_s(view.remaining_tokens, harvest))
+    return slack_s(view, now_s, harvest) < threshold
+
+
+def slack_band(view: BatchView, now_s: float, harvest: Harvest) -> int:
+    """0 when at risk, then 1 up to 10 minutes of slack, 2 up to 40 minutes, and so on."""
+    if is_at_risk(view, now_s, harvest):
+        return 0
+    band, edge_s = 1, FIRST_BAND_S
+    slack = slack_s(view, now_s, harvest)
+    while slack > edge_s:
+        band, edge_s = band + 1, edge_s * BAND_FACTOR
+    return band
+
+
+def order(views: Iterable[BatchView], now_s: float, harvest: Harvest) -> list[BatchView]:
+    """Live batches, the one to feed next first.
+
+    What is at risk goes before everything, least slack first. Then the user's priority, the band
+    of slack, first come; the id settles ties, so that every server finds the same order.
+    """
+
+    def key(view: BatchView) -> tuple[float | int | str, ...]:
+        band = slack_band(view, now_s, harvest)
+        if band == 0:
+            return (0, slack_s(view, now_s, harvest), view.created_at, view.batch_id)
+        return (1, view.priority, band, view.created_at, view.batch_id)
+
+    return sorted(views, key=key)
+
+
+def engine_priority(view: BatchView, now_s: float, harvest: Harvest) -> int:
+    """`priority` of the batch's requests inside the engine: 1 or more is offline, larger later."""
+    if is_at_risk(view, now_s, harvest):
+        return MOST_URGENT
+    return MOST_URGENT + view.priority
+
+
+def estimated_finish(
+    batch_id: str, ordered: Sequence[BatchView], now_s: float, harvest: Harvest
+) -> float | None:
+    """When the batch ends if everything before it in the order goes first; None if unknown.
+
+    Raises:
+        KeyError: the batch is not in the order.
+    """
+    if not harvest.tokens_per_s:
+        return None
+    tokens = 0.0
+    for view in ordered:
+        tokens += view.remaining_tokens
+        if view.batch_id == batch_id:
+            return now_s + work_s(tokens, harvest)
+    raise KeyError(batch_id)
+
+
+def deadline_state(
+    view: BatchView, finish_at: float | None, now_s: float, harvest: Harvest
+) -> LiveDeadlineState:
+    """What to tell the user of a live batch before it is too late."""
+    if now_s >= view.due_at:
+        return "will_miss"
+    if finish_at is None:
+        return "unknown"
+    if finish_at > view.due_at:
+        return "will_miss"
+    return "at_risk" if is_at_risk(view, now_s, harvest) else "on_track"

@@ -1,0 +1,141 @@
+"""Tables of the store. Times are seconds since the epoch, as the injected clock tells them."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("num_lines", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    # uploading: the blob may be missing; ready; deleting: the blob may be gone.
+    Column("state", String(16), nullable=False),
+    Index("ix_files_listing", "tenant", "created_at", "id"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("completion_window", String(32), nullable=False),
+    Column("metadata", Text),
+    Column("output_expires_after_s", Integer),
+    Column("priority", Integer, nullable=False),
+    Column("deadline_at", Double),
+    Column("idempotency_key", String(255)),
+    Column("idempotency_digest", String(64)),
+    Column("status", String(16), nullable=False),
+    # Set when an in_progress batch passed expires_at: no line is leased any more.
+    Column("expiring", Boolean, nullable=False),
+    # The worker that validates or assembles this batch, if any.
+    Column("owner", String(64)),
+    Column("not_before", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("in_progress_at", Double),
+    Column("finalizing_at", Double),
+    Column("completed_at", Double),
+    Column("failed_at", Double),
+    Column("expired_at", Double),
+    Column("cancelling_at", Double),
+    Column("cancelled_at", Double),
+    Column("model", Text),
+    Column("errors", Text),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("total", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    # Tokens the whole batch is expected to take, known before its first result.
+    Column("estimated_tokens", BigInteger, nullable=False),
+    # True until the lines and results of a finished batch are deleted.
+    Column("has_lines", Boolean, nullable=False),
+    UniqueConstraint("tenant", "idempotency_key"),
+    Index("ix_batches_listing", "tenant", "created_at", "id"),
+    Index("ix_batches_status", "status"),
+    Index("ix_batches_input", "input_file_id"),
+)
+
+lines = Table(
+    "lines",
+    metadata,
+    Column("batch_id", String(64), ForeignKey(batches.c.id), primary_key=True),
+    Column("line_no", Integer, primary_key=True, autoincrement=False),
+    Column("custom_id", Text, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("length", Integer, nullable=False),
+    Column("prefix_key", String(64), nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("owner", String(64)),
+    Column("not_before", Double, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Index("ix_lines_order", "batch_id", "state", "prefix_key", "line_no"),
+    Index("ix_lines_owner", "owner"),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("batch_id", String(64), ForeignKey(batches.c.id), primary_key=True),
+    Column("line_no", Integer, primary_key=True, autoincrement=False),
+    Column("failed", Boolean, nullable=False),
+    # The finished line of the output or error file, without its newline.
+    Column("payload", LargeBinary, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("expires_at", Double, nullable=False),
+)
+
+harvest = Table(
+    "harvest",
+    metadata,
+    Column("worker_id", String(64), primary_key=True),
+    Column("minute", BigInteger, primary_key=True, autoincrement=False),
+    Column("requests", Integer, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    # Seconds of this minute in which the worker had at least one line in flight.
+    Column("busy_s", Double, nullable=False),
+)

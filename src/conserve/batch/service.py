@@ -1,0 +1,167 @@
+"""The batch service as the routes see it: one object for each process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from sqlalchemy import RowMapping
+
+from conserve.batch import policy
+from conserve.batch.assembly import Assembly
+from conserve.batch.batch_store import deadline_of
+from conserve.batch.describe import Outlook, batch_object
+from conserve.batch.dispatcher import Dispatcher
+from conserve.batch.errors import InvalidRequestError
+from conserve.batch.executor import Executor
+from conserve.batch.file_store import Upload
+from conserve.batch.files import Staging
+from conserve.batch.intake import Intake
+from conserve.batch.models import BatchCreate, BatchObject, FileObject, duration_s
+from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
+from conserve.batch.validation import BYTES_PER_TOKEN
+from conserve.batch.worker import Worker
+
+
+class BatchService:
+    """Use as an async context manager: work goes on in the background between enter and exit.
+
+    Every method that takes a tenant raises NotFoundError for what is another's, and any method
+    StoreUnavailableError while the database or the file store is away.
+    """
+
+    def __init__(
+        self,
+        settings: BatchSettings,
+        executor: Executor,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._executor = executor
+        self.stores = Stores(settings, clock)
+        self._worker = Worker(
+            self.stores,
+            settings,
+            Intake(self.stores.jobs, self.stores.contents, executor, settings),
+            Assembly(self.stores.jobs, self.stores.contents, clock),
+            lambda worker_id: Dispatcher(worker_id, self.stores, executor, settings, clock),
+            clock,
+        )
+        self._running: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> BatchService:
+        self._running = asyncio.create_task(self._worker.run(), name="conserve-batch")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        await self.stores.close()
+
+    async def stop(self) -> None:
+        """Feed no more, drain for `drain_s`, give leases back. Harmless when called twice."""
+        self._worker.stop()
+        if self._running is not None:
+            await self._running
+
+    async def staging(self) -> Staging:
+        """A place for an upload to grow in."""
+        await self.stores.prepare()
+        return Staging(self.settings.staging_dir / f"upload-{uuid4().hex}")
+
+    async def add_file(self, upload: Upload, staged: Path) -> FileObject:
+        await self.stores.prepare()
+        return await self.stores.files.add(upload, staged)
+
+    async def file(self, tenant: str, file_id: str) -> FileObject:
+        await self.stores.prepare()
+        return await self.stores.files.get(tenant, file_id)
+
+    async def file_page(
+        self,
+        tenant: str,
+        after: str | None,
+        limit: int,
+        order: Literal["asc", "desc"],
+        purpose: str | None,
+    ) -> tuple[list[FileObject], bool]:
+        await self.stores.prepare()
+        return await self.stores.files.page(tenant, after, limit, order, purpose)
+
+    async def file_content(
+        self, tenant: str, file_id: str
+    ) -> tuple[FileObject, AsyncIterator[bytes]]:
+        await self.stores.prepare()
+        return await self.stores.files.content(tenant, file_id)
+
+    async def delete_file(self, tenant: str, file_id: str) -> None:
+        await self.stores.prepare()
+        await self.stores.files.delete(tenant, file_id)
+
+    async def create_batch(
+        self, tenant: str, request: BatchCreate, idempotency_key: str | None
+    ) -> BatchObject:
+        """Raises InvalidRequestError, also where `strict_deadline` cannot be kept."""
+        await self.stores.prepare()
+        if idempotency_key is not None:
+            known = await self.stores.batches.find(tenant, request, idempotency_key)
+            if known is not None:  # whatever became of its input since
+                return (await self._describe([known]))[0]
+        if not self._executor.serves(request.endpoint):
+            message = f"endpoint: this server's model has no {request.endpoint}."
+            raise InvalidRequestError(message, code="endpoint_not_served", param="endpoint")
+        source = await self.stores.batches.input_file(tenant, request)
+        harvest = await self.stores.harvest.recent()
+        output_tokens = harvest.mean_output_tokens or self.settings.default_output_tokens
+        tokens = source["bytes"] / BYTES_PER_TOKEN + source["num_lines"] * output_tokens
+        if request.strict_deadline:
+            await self._refuse_infeasible(request, tokens, harvest)
+        row = await self.stores.batches.create(tenant, request, idempotency_key, int(tokens))
+        self._worker.wake()
+        return (await self._describe([row]))[0]
+
+    async def _refuse_infeasible(
+        self, request: BatchCreate, tokens: float, harvest: policy.Harvest
+    ) -> None:
+        now = self._clock()
+        due_at = deadline_of(request, now) or now + duration_s(request.completion_window)
+        newcomer = policy.BatchView("", now, request.priority, due_at, tokens)
+        ordered = policy.order([*await self.stores.batches.views(), newcomer], now, harvest)
+        finish_at = policy.estimated_finish("", ordered, now, harvest)
+        if finish_at is not None and finish_at > due_at:
+            late_s = int(finish_at - due_at) + 1
+            message = (
+                f"deadline cannot be kept: at the recent rate the batch would end {late_s} s late. "
+                "Give it more time, or leave strict_deadline out to try."
+            )
+            raise InvalidRequestError(message, code="deadline_infeasible", param="deadline")
+
+    async def batch(self, tenant: str, batch_id: str) -> BatchObject:
+        await self.stores.prepare()
+        row = await self.stores.batches.get(tenant, batch_id)
+        return (await self._describe([row]))[0]
+
+    async def batch_page(
+        self, tenant: str, after: str | None, limit: int
+    ) -> tuple[list[BatchObject], bool]:
+        await self.stores.prepare()
+        rows, more = await self.stores.batches.page(tenant, after, limit)
+        return await self._describe(rows), more
+
+    async def cancel_batch(self, tenant: str, batch_id: str) -> BatchObject:
+        await self.stores.prepare()
+        row = await self.stores.batches.cancel(tenant, batch_id)
+        self._worker.wake()
+        return (await self._describe([row]))[0]
+
+    async def _describe(self, rows: Sequence[RowMapping]) -> list[BatchObject]:
+        now = self._clock()
+        harvest = await self.stores.harvest.recent()
+        ordered = policy.order(await self.stores.batches.views(), now, harvest)
+        outlook = Outlook(now, harvest, ordered)
+        return [batch_object(row, outlook) for row in rows]

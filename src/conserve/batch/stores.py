@@ -1,0 +1,56 @@
+"""The store in one piece: the database, and what each part of the service asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import ArgumentError
+
+from conserve.batch.batch_store import BatchStore
+from conserve.batch.database import Database
+from conserve.batch.errors import BatchSettingsError
+from conserve.batch.file_store import FileStore
+from conserve.batch.files import FileContents
+from conserve.batch.harvest import HarvestStore
+from conserve.batch.job_store import JobStore
+from conserve.batch.lease_store import LeaseStore
+from conserve.batch.settings import BatchSettings
+
+
+class Stores:
+    """Raises BatchSettingsError where the settings name a place that cannot be."""
+
+    def __init__(self, settings: BatchSettings, clock: Callable[[], float]) -> None:
+        with _named("data_dir"):
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with _named("database_url"):
+            self.database = Database(settings.resolved_database_url)
+        with _named("files_url"):
+            self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
+        self.files = FileStore(self.database, self.contents, clock)
+        self.batches = BatchStore(self.database, clock)
+        self.leases = LeaseStore(
+            self.database, clock, settings.lease_s, group_prefixes=settings.group_prefixes
+        )
+        self.jobs = JobStore(self.database, clock)
+        self.harvest = HarvestStore(self.database, clock)
+        self._prepared = False
+
+    async def prepare(self) -> None:
+        """Tables and folders, once. Raises StoreUnavailableError: try again later."""
+        if not self._prepared:
+            await self.database.migrate()
+            await self.contents.prepare()
+            self._prepared = True
+
+    async def close(self) -> None:
+        await self.database.close()
+
+
+@contextmanager
+def _named(setting: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ImportError, ValueError, ArgumentError) as error:
+        raise BatchSettingsError(f"{setting} cannot be used: {error}") from error

@@ -1,0 +1,197 @@
+"""One process's share of the work: heartbeats, takeovers, jobs, lines, and clearing away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy import RowMapping
+
+from conserve.batch import policy
+from conserve.batch.assembly import Assembly
+from conserve.batch.dispatcher import Dispatcher, wait_for_event
+from conserve.batch.errors import LeaseLostError, StoreUnavailableError
+from conserve.batch.ids import new_worker_id
+from conserve.batch.intake import Intake
+from conserve.batch.lifecycle import Status
+from conserve.batch.outcome import failure
+from conserve.batch.presence import Presence, forget, is_gone
+from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
+
+logger = logging.getLogger(__name__)
+
+BEATS_A_LEASE = 3
+RESTART_S = 1.0
+JOB_RETRY_S = 5.0
+COLLECT_EVERY_S = 60.0
+
+MakeDispatcher = Callable[[str], Dispatcher]
+
+
+class Worker:
+    """Works until stopped, through every outage of the database.
+
+    A worker taken for dead drops what it has in flight and goes on under a new name, so that
+    nothing it held can be stored twice.
+    """
+
+    def __init__(
+        self,
+        stores: Stores,
+        settings: BatchSettings,
+        intake: Intake,
+        assembly: Assembly,
+        make_dispatcher: MakeDispatcher,
+        clock: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._warned: set[str] = set()
+        self._stores = stores
+        self._settings = settings
+        self._intake = intake
+        self._assembly = assembly
+        self._make_dispatcher = make_dispatcher
+        self._stopping = asyncio.Event()
+        self._feed_wake = asyncio.Event()
+        self._job_wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something is to be done that the next look at the database would find later."""
+        self._feed_wake.set()
+        self._job_wake.set()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.wake()
+
+    async def run(self) -> None:
+        """Returns after `stop`, with everything given back that could be."""
+        while not self._stopping.is_set():
+            try:
+                await self._stores.prepare()
+                await self._live_once()
+            except* StoreUnavailableError as group:
+                logger.warning("the batch service waits: %s", group.exceptions[0])
+            except* LeaseLostError:
+                logger.warning("this worker was taken for dead; it goes on under a new name")
+            except* Exception:
+                logger.exception("the batch service starts over")
+            await wait_for_event(self._stopping, RESTART_S)
+
+    async def _live_once(self) -> None:
+        worker_id = new_worker_id()
+        folder = self._settings.workers_dir
+        presence = Presence(folder, worker_id)
+        try:
+            await self._stores.leases.enlist(worker_id)
+            try:
+                await self._work(worker_id)
+            finally:
+                await self._retire(worker_id)
+        finally:
+            presence.leave()
+
+    async def _work(self, worker_id: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            poll_s, beat_s = self._settings.poll_s, self._settings.lease_s / BEATS_A_LEASE
+            loops = (
+                self._repeat(beat_s, self._beat, worker_id),
+                self._repeat(poll_s, self._jobs, worker_id, self._job_wake),
+                self._repeat(poll_s, self._tidy, worker_id),
+                self._repeat(COLLECT_EVERY_S, self._collect, worker_id),
+            )
+            helpers = [group.create_task(loop) for loop in loops]
+            await self._make_dispatcher(worker_id).run(self._stopping, self._feed_wake)
+            for helper in helpers:
+                helper.cancel()
+
+    async def _retire(self, worker_id: str) -> None:
+        try:
+            await self._stores.leases.retire(worker_id)
+        except StoreUnavailableError:
+            logger.warning("work in hand is given back when its lease ends")
+
+    async def _repeat(
+        self,
+        every_s: float,
+        step: Callable[[str], Awaitable[None]],
+        worker_id: str,
+        wake: asyncio.Event | None = None,
+    ) -> None:
+        """Run `step` for ever; an outage of the database skips a turn."""
+        never = asyncio.Event()
+        is_away = False
+        while True:
+            try:
+                await step(worker_id)
+                is_away = False
+            except StoreUnavailableError as error:
+                if not is_away:
+                    logger.warning("a part of the batch service waits: %s", error.message)
+                is_away = True
+            await wait_for_event(wake or never, every_s)
+            (wake or never).clear()
+
+    async def _beat(self, worker_id: str) -> None:
+        await self._stores.leases.heartbeat(worker_id)
+        folder = self._settings.workers_dir
+        for other in await self._stores.leases.overdue():
+            await self._bury(other, only_overdue=True)
+        for other in await self._stores.leases.others(worker_id):
+            if is_gone(folder, other):
+                await self._bury(other, only_overdue=False)
+                forget(folder, other)
+
+    async def _bury(self, other: str, *, only_overdue: bool) -> None:
+        if await self._stores.leases.bury(other, only_overdue=only_overdue):
+            logger.warning("%s is gone; its lines are taken over", other)
+            self.wake()
+
+    async def _tidy(self, worker_id: str) -> None:
+        """Expire what is late, fail what brings processes down, forget what is over."""
+        await self._stores.jobs.expire()
+        losses = self._settings.max_losses
+        worn = await self._stores.leases.worn_out(losses)
+        if worn:
+            message = f"The process that ran this request ended {losses + 1} times."
+            failures = [failure(line, "server_error", message) for line in worn]
+            await self._stores.leases.record(None, failures)
+        while await self._stores.jobs.clear_finished():
+            pass
+
+    async def _collect(self, worker_id: str) -> None:
+        while await self._stores.files.collect():
+            pass
+        await self._warn_of_misses()
+
+    async def _warn_of_misses(self) -> None:
+        """Say once of each batch that it will miss its deadline, while there is time to act."""
+        now, harvest = self._clock(), await self._stores.harvest.recent()
+        ordered = policy.order(await self._stores.batches.views(), now, harvest)
+        for view in ordered:
+            finish_at = policy.estimated_finish(view.batch_id, ordered, now, harvest)
+            state = policy.deadline_state(view, finish_at, now, harvest)
+            if state == "will_miss" and view.batch_id not in self._warned:
+                logger.warning("%s will miss its deadline at the recent rate", view.batch_id)
+                self._warned.add(view.batch_id)
+        self._warned &= {view.batch_id for view in ordered}
+
+    async def _jobs(self, worker_id: str) -> None:
+        """Validate and assemble until nothing is left to."""
+        while (row := await self._stores.jobs.claim(worker_id)) is not None:
+            try:
+                await self._job(row)
+            except LeaseLostError:
+                logger.info("%s changed hands or was cancelled", row["id"])
+            except Exception as error:
+                logger.warning("%s is tried again in %g s: %r", row["id"], JOB_RETRY_S, error)
+                await self._stores.jobs.postpone(row, JOB_RETRY_S)
+
+    async def _job(self, row: RowMapping) -> None:
+        if row["status"] == Status.VALIDATING:
+            await self._intake.run(row)
+        else:
+            await self._assembly.run(row)
+        self._feed_wake.set()

@@ -1,0 +1,296 @@
+"""`conserve batch`: submit, watch and fetch batches on any OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from conserve.batch.models import ENDPOINTS
+from conserve.batch.validation import Rules, validate
+
+app = typer.Typer(no_args_is_help=True, help="Batches on any OpenAI-compatible server.")
+notes = Console(stderr=True, highlight=False)
+ENDED = ("completed", "failed", "expired", "cancelled")
+CHUNK_BYTES = 65_536
+
+UrlOption = Annotated[
+    str, typer.Option(envvar="CONSERVE_URL", help="The server, with or without /v1.")
+]
+KeyOption = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Its API key.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+IdArgument = Annotated[str, typer.Argument(metavar="BATCH", help="Id of the batch.")]
+FileArgument = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, help="One request a line (JSONL).")
+]
+EndpointOption = Annotated[
+    str | None, typer.Option(help="The lines' url; read from the first line when left out.")
+]
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@dataclass
+class Server:
+    """The few calls the commands need. Ends the command with one clear line where one fails."""
+
+    client: httpx.Client
+
+    def call(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            response = self.client.request(method, path, **request)
+        except httpx.HTTPError as error:
+            raise fail(f"{self.client.base_url} does not answer: {error}") from None
+        if response.is_error:
+            raise fail(f"{reason(response)} (HTTP {response.status_code})")
+        try:
+            return response.json()
+        except json.JSONDecodeError:
+            raise fail(f"{self.client.base_url}{path} answers no JSON; is it a /v1 URL?") from None
+
+    def batch(self, batch_id: str) -> Any:
+        return self.call("GET", f"batches/{batch_id}")
+
+    def save(self, file_id: str, target: BinaryIO) -> None:
+        try:
+            with self.client.stream("GET", f"files/{file_id}/content") as response:
+                if response.is_error:
+                    response.read()
+                    raise fail(f"{reason(response)} (HTTP {response.status_code})")
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    target.write(chunk)
+        except httpx.HTTPError as error:
+            raise fail(f"the download broke off: {error}") from None
+
+
+@contextmanager
+def server(url: str, api_key: str) -> Iterator[Server]:
+    base = url.rstrip("/")
+    base = base if base.endswith("/v1") else f"{base}/v1"
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    with httpx.Client(base_url=f"{base}/", headers=headers, timeout=600) as client:
+        yield Server(client)
+
+
+def fail(message: str) -> typer.Exit:
+    notes.print(f"error: {message}", markup=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
+def reason(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return response.text[:200] or response.reason_phrase
+
+
+def show_batch(batch: Any, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(batch))
+        return
+    counts = batch.get("request_counts") or {}
+    done = f"{counts.get('completed', 0)} of {counts.get('total', 0)} done"
+    rows = {"status": batch["status"], "requests": f"{done}, {counts.get('failed', 0)} failed"}
+    names = ("endpoint", "model", "deadline_state", "tokens_per_second", "input_file_id")
+    for name in (*names, "output_file_id", "error_file_id"):
+        rows[name] = batch.get(name)
+    for name in ("created_at", "estimated_finish_at", "expires_at", "completed_at"):
+        rows[name] = clock_time(batch.get(name))
+    typer.echo(batch["id"])
+    for name, value in rows.items():
+        if value is not None:
+            typer.echo(f"  {name:<20} {value}")
+    for error in (batch.get("errors") or {}).get("data") or []:
+        where = f"line {error['line']}: " if error.get("line") else ""
+        typer.echo(f"  {where}{error['code']}: {error['message']}")
+
+
+def clock_time(moment: float | None) -> str | None:
+    if moment is None:
+        return None
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def follow(one: Server, batch_id: str, every_s: float) -> Any:
+    """The batch at its end; progress is shown meanwhile on a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=notes, transient=True) as progress:
+        task = progress.add_task("waiting", total=None)
+        while (batch := one.batch(batch_id))["status"] not in ENDED:
+            counts = batch.get("request_counts") or {}
+            done = counts.get("completed", 0) + counts.get("failed", 0)
+            total = counts.get("total") or None
+            progress.update(task, description=batch["status"], completed=done, total=total)
+            time.sleep(every_s)
+    return batch
+
+
+def end(batch: Any, as_json: bool) -> None:
+    """Show an ended batch; exit status 1 unless it completed."""
+    show_batch(batch, as_json)
+    if batch["status"] != "completed":
+        raise typer.Exit(1)
+
+
+def endpoint_of(file: Path) -> str:
+    with file.open("rb") as handle:
+        first = handle.readline(CHUNK_BYTES * 256)
+    try:
+        return str(json.loads(first)["url"])
+    except (ValueError, KeyError, TypeError):
+        raise fail(f"{file}: the first line names no url; see `conserve batch validate`") from None
+
+
+@app.command()
+def submit(
+    file: FileArgument,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = "",
+    endpoint: EndpointOption = None,
+    window: Annotated[str, typer.Option(help="Time the batch has, such as 24h or 30m.")] = "24h",
+    deadline: Annotated[str | None, typer.Option(help="2h, or a time; ConServe only.")] = None,
+    strict_deadline: Annotated[
+        bool, typer.Option(help="Refuse a deadline that looks hopeless; ConServe only.")
+    ] = False,
+    priority: Annotated[int | None, typer.Option(help="1 is first; ConServe only.")] = None,
+    wait: Annotated[bool, typer.Option(help="Stay until the batch has ended.")] = False,
+    every_s: Annotated[float, typer.Option(min=0.01, help="Seconds between looks.")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a file and start a batch."""
+    body: dict[str, Any] = {
+        "endpoint": endpoint or endpoint_of(file),
+        "completion_window": window,
+        "deadline": deadline,
+        "strict_deadline": strict_deadline or None,
+        "priority": priority,
+    }
+    with server(url, api_key) as one, file.open("rb") as handle:
+        upload = {"file": (file.name, handle, "application/jsonl")}
+        made = one.call("POST", "files", files=upload, data={"purpose": "batch"})
+        sent = {name: value for name, value in body.items() if value is not None}
+        batch = one.call("POST", "batches", json={"input_file_id": made["id"], **sent})
+        if wait:
+            end(follow(one, batch["id"], every_s), as_json)
+        else:
+            show_batch(batch, as_json)
+
+
+@app.command("list")
+def list_batches(
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = "",
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """The newest batches."""
+    with server(url, api_key) as one:
+        batches = one.call("GET", "batches", params={"limit": limit})["data"]
+    if as_json:
+        typer.echo(json.dumps(batches))
+        return
+    table = Table("batch", "status", "done", "failed", "total", "created", box=None)
+    for batch in batches:
+        counts = batch.get("request_counts") or {}
+        numbers = [str(counts.get(name, 0)) for name in ("completed", "failed", "total")]
+        created = clock_time(batch["created_at"]) or ""
+        table.add_row(batch["id"], batch["status"], *numbers, created)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+@app.command()
+def show(
+    batch_id: IdArgument,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """One batch."""
+    with server(url, api_key) as one:
+        show_batch(one.batch(batch_id), as_json)
+
+
+@app.command()
+def watch(
+    batch_id: IdArgument,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = "",
+    every_s: Annotated[float, typer.Option(min=0.01, help="Seconds between looks.")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a batch to its end, with a progress bar."""
+    with server(url, api_key) as one:
+        end(follow(one, batch_id, every_s), as_json)
+
+
+@app.command()
+def cancel(
+    batch_id: IdArgument,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a batch; what it has done is kept."""
+    with server(url, api_key) as one:
+        show_batch(one.call("POST", f"batches/{batch_id}/cancel"), as_json)
+
+
+@app.command()
+def results(
+    batch_id: IdArgument,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Here instead of standard output.")
+    ] = None,
+    errors: Annotated[bool, typer.Option(help="The error file instead.")] = False,
+) -> None:
+    """Fetch the output file of a batch that has ended."""
+    kind = "error_file_id" if errors else "output_file_id"
+    with server(url, api_key) as one:
+        batch = one.batch(batch_id)
+        if not batch.get(kind):
+            raise fail(f"{batch_id} is {batch['status']} and has no {kind.removesuffix('_id')}")
+        if output is None:
+            one.save(batch[kind], sys.stdout.buffer)
+            return
+        # A download that breaks off leaves what was there before.
+        part = output.with_name(f"{output.name}.part")
+        try:
+            with part.open("wb") as target:
+                one.save(batch[kind], target)
+            part.replace(output)
+        finally:
+            part.unlink(missing_ok=True)
+    notes.print(f"saved {output}", markup=False)
+
+
+@app.command("validate")
+def validate_file(
+    file: FileArgument, endpoint: EndpointOption = None, as_json: JsonOption = False
+) -> None:
+    """Check a file as the server would, without one; models are not known here."""
+    where = endpoint or endpoint_of(file)
+    if where not in ENDPOINTS:
+        raise fail(f"{where} is no batch endpoint; there are {', '.join(ENDPOINTS)}")
+    with file.open("rb") as handle:
+        found = validate(iter(lambda: handle.read(CHUNK_BYTES), b""), Rules(endpoint=where))
+    if as_json:
+        errors = [error.model_dump() for error in found.errors]
+        typer.echo(json.dumps({"requests": found.num_lines, "errors": errors}))
+    else:
+        for error in found.errors:
+            typer.echo(f"{file}:{error.line or 1}: {error.code}: {error.message}")
+        typer.echo(f"{found.num_lines} requests, {found.num_errors} errors")
+    if found.errors:
+        raise typer.Exit(1)

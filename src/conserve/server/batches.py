@@ -1,0 +1,92 @@
+"""Routes of /v1/batches, and the batch service around an app."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, FastAPI, Header, Query, Request
+
+from conserve.batch.executor import Executor
+from conserve.batch.models import BatchCreate, BatchList, BatchObject, page
+from conserve.batch.service import BatchService
+from conserve.batch.settings import BatchSettings
+from conserve.server.batches_errors import ERROR_RESPONSES, EnvelopeRoute
+from conserve.server.batches_files import file_routes
+from conserve.server.batches_tenants import tenant_for
+
+
+def batch_routes(service: BatchService) -> APIRouter:
+    router = APIRouter(prefix="/v1/batches", route_class=EnvelopeRoute, tags=["batches"])
+
+    @router.post("", responses=ERROR_RESPONSES)
+    async def create_batch(
+        request: Request,
+        body: BatchCreate,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    ) -> BatchObject:
+        """Start a batch; with an Idempotency-Key, once however often it is sent."""
+        return await service.create_batch(tenant_for(service, request), body, idempotency_key)
+
+    @router.get("", responses=ERROR_RESPONSES)
+    async def list_batches(
+        request: Request,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    ) -> BatchList:
+        """The caller's batches, newest first."""
+        objects, more = await service.batch_page(tenant_for(service, request), after, limit)
+        return BatchList(**page(objects, more))
+
+    @router.get("/{batch_id}", responses=ERROR_RESPONSES)
+    async def retrieve_batch(request: Request, batch_id: str) -> BatchObject:
+        """One batch."""
+        return await service.batch(tenant_for(service, request), batch_id)
+
+    @router.post("/{batch_id}/cancel", responses=ERROR_RESPONSES)
+    async def cancel_batch(request: Request, batch_id: str) -> BatchObject:
+        """Stop a batch that has not ended, and keep what it has."""
+        return await service.cancel_batch(tenant_for(service, request), batch_id)
+
+    return router
+
+
+def attach_batches(app: FastAPI, service: BatchService) -> None:
+    """Put the routes of files and batches on an app; nothing runs yet."""
+    app.include_router(file_routes(service))
+    app.include_router(batch_routes(service))
+
+
+@asynccontextmanager
+async def batch_service(
+    settings: BatchSettings,
+    app: FastAPI,
+    executor: Executor,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[BatchService]:
+    """Routes on `app`, and the work behind them, for as long as the block runs.
+
+    To be entered once for each process that serves `app`, before its first request. A database
+    that is away is no error here: the routes answer 503 and the work begins when it is back. On
+    exit lines in flight have `drain_s` to end; then leases are given back. Stop sooner with
+    `service.stop()`, while the engine still answers.
+    """
+    service = BatchService(settings, executor, clock)
+    attach_batches(app, service)
+    async with service:
+        yield service
+
+
+def batch_app(
+    settings: BatchSettings, executor: Executor, clock: Callable[[], float] = time.time
+) -> FastAPI:
+    """An app with nothing but these routes, in front of any executor."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with batch_service(settings, app, executor, clock):
+            yield
+
+    return FastAPI(title="ConServe batches", lifespan=lifespan)

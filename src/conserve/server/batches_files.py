@@ -1,0 +1,112 @@
+"""Routes of /v1/files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from conserve.batch.errors import NotFoundError
+from conserve.batch.models import FileDeleted, FileList, FileObject, page
+from conserve.batch.service import BatchService
+from conserve.server.batches_errors import ERROR_RESPONSES, EnvelopeRoute
+from conserve.server.batches_tenants import tenant_for
+from conserve.server.batches_upload import receive
+
+UPLOAD_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "minLength": 1},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": 3600,
+                            "maximum": 2_592_000,
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+def file_routes(service: BatchService) -> APIRouter:
+    router = APIRouter(prefix="/v1/files", route_class=EnvelopeRoute, tags=["files"])
+
+    @router.post("", responses=ERROR_RESPONSES, openapi_extra=UPLOAD_SCHEMA)
+    async def upload_file(request: Request) -> FileObject:
+        """Upload a file of requests, one JSON object a line."""
+        with await service.staging() as staging:
+            upload = await receive(
+                request, staging, tenant_for(service, request), service.settings.max_file_bytes
+            )
+            return await service.add_file(upload, staging.path)
+
+    @router.get("", responses=ERROR_RESPONSES)
+    async def list_files(
+        request: Request,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+        order: Literal["asc", "desc"] = "desc",
+        purpose: Annotated[str | None, Query(pattern="^[a-z_-]{1,32}$")] = None,
+    ) -> FileList:
+        """The caller's files."""
+        tenant = tenant_for(service, request)
+        objects, more = await service.file_page(tenant, after, limit, order, purpose)
+        return FileList(**page(objects, more))
+
+    @router.get("/{file_id}", responses=ERROR_RESPONSES)
+    async def retrieve_file(request: Request, file_id: str) -> FileObject:
+        """One file's description."""
+        return await service.file(tenant_for(service, request), file_id)
+
+    @router.delete("/{file_id}", responses=ERROR_RESPONSES)
+    async def delete_file(request: Request, file_id: str) -> FileDeleted:
+        """Delete a file no live batch reads."""
+        await service.delete_file(tenant_for(service, request), file_id)
+        return FileDeleted(id=file_id)
+
+    @router.get(
+        "/{file_id}/content",
+        responses={**ERROR_RESPONSES, 200: {"content": {"application/octet-stream": {}}}},
+        response_class=StreamingResponse,
+    )
+    async def file_content(request: Request, file_id: str) -> StreamingResponse:
+        """A file's bytes."""
+        file, chunks = await service.file_content(tenant_for(service, request), file_id)
+        return StreamingResponse(
+            await _opened(chunks, file_id),
+            media_type="application/octet-stream",
+            headers={
+                "content-length": str(file.bytes),
+                "content-disposition": f"attachment; filename*=utf-8''{quote(file.filename)}",
+            },
+        )
+
+    return router
+
+
+async def _opened(chunks: AsyncIterator[bytes], file_id: str) -> AsyncIterator[bytes]:
+    """The same chunks, with the first at hand: what fails, fails before the answer begins."""
+    try:
+        first = await anext(chunks, b"")
+    except FileNotFoundError:
+        raise NotFoundError(f"The content of {file_id!r} is gone.", param="file_id") from None
+
+    async def all_chunks() -> AsyncIterator[bytes]:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return all_chunks()

@@ -1,0 +1,65 @@
+"""Databases, settings and the fake model for the tests of the batch room."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+from batch_fakes import FakeClock
+from batch_postgres import Postgres, binary
+
+from conserve.batch.settings import BatchSettings
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    if binary("initdb") is None:
+        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+    server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """A fresh, empty database."""
+    name = f"test_{uuid4().hex}"
+    asyncio.run(_create(postgres.dsn("postgres"), name))
+    return postgres.url(name)
+
+
+async def _create(dsn: str, name: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Each database in turn: what holds for one must hold for the other."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/contract.db"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> BatchSettings:
+    return BatchSettings(data_dir=tmp_path / "data", poll_s=0.05)

@@ -1,0 +1,276 @@
+"""Bad input over HTTP: OpenAI's envelope, a code, the field's name, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from batch_fakes import CHAT, FakeClock, Running, eventually, numbered, running
+from pydantic import ValidationError
+
+from conserve.batch.errors import BatchSettingsError
+from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
+
+pytestmark = pytest.mark.anyio
+
+
+def check(response: httpx.Response, status: int, code: str | None, param: str | None) -> None:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    assert error["message"]
+    assert response.headers["x-request-id"]
+
+
+def nothing_left(settings: BatchSettings) -> None:
+    for folder in ("staging", "files"):
+        assert os.listdir(settings.data_dir / folder) == []
+
+
+async def post_file(run: Running, name: str, content: bytes, **fields: str) -> httpx.Response:
+    data = {"purpose": "batch", **fields}
+    return await run.http.post("/v1/files", files={"file": (name, content)}, data=data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fields", "status", "code", "param"),
+    [
+        ("a", b"x", {"purpose": "fine-tune"}, 400, "invalid_value", "purpose"),
+        ("a", b"", {}, 400, "empty_file", "file"),
+        ("a", b"\x89PNG\r\n\x1a\n\0\0", {}, 400, "binary_file", "file"),
+        ("a", b"x" * 5001, {}, 413, "file_too_large", "file"),
+        ("a", b"x" * 100_000, {}, 413, "file_too_large", "file"),
+        ("../a", b"x", {}, 400, "invalid_filename", "file"),
+        ("/etc/passwd", b"x", {}, 400, "invalid_filename", "file"),
+        ("a\\b", b"x", {}, 400, "invalid_filename", "file"),
+        ("..", b"x", {}, 400, "invalid_filename", "file"),
+        ("é" * 200, b"x", {}, 400, "invalid_filename", "file"),
+        ("a", b"x", {"expires_after[seconds]": "3600"}, 400, "invalid_value", "expires_after"),
+        (
+            "a",
+            b"x",
+            {"expires_after[anchor]": "created_at", "expires_after[seconds]": "60"},
+            400,
+            "invalid_value",
+            "expires_after[seconds]",
+        ),
+        ("a", b"x", {"what": "else"}, 400, "unknown_parameter", "what"),
+        ("a", b"x", {"long": "x" * 70_000}, 400, None, None),
+    ],
+)
+async def test_uploads(
+    tmp_path: Path,
+    name: str,
+    content: bytes,
+    fields: dict[str, str],
+    status: int,
+    code: str | None,
+    param: str | None,
+) -> None:
+    settings = BatchSettings(data_dir=tmp_path, max_file_bytes=5000)
+    async with running(settings) as run:
+        check(await post_file(run, name, content, **fields), status, code, param)
+        nothing_left(settings)
+
+
+FORM = "multipart/form-data; boundary=b"
+HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+PURPOSE = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "code", "param"),
+    [
+        ("application/json", b"{}", "invalid_form", None),
+        ("multipart/form-data", b"", "invalid_form", None),
+        (FORM, b"", "invalid_form", None),
+        (FORM, b"nonsense", "invalid_form", None),
+        (FORM, PURPOSE + HEAD + b"half a fi", "invalid_form", None),
+        (FORM, PURPOSE + b"--b--\r\n", "missing_required_parameter", "file"),
+        (FORM, HEAD + b"x\r\n--b--\r\n", "missing_required_parameter", "purpose"),
+        (FORM, HEAD + b"x\r\n" + HEAD + b"y\r\n--b--\r\n", "invalid_file", "file"),
+    ],
+)
+async def test_forms(
+    settings: BatchSettings, kind: str, body: bytes, code: str, param: str | None
+) -> None:
+    async with running(settings) as run:
+        response = await run.http.post("/v1/files", content=body, headers={"content-type": kind})
+        check(response, 400, code, param)
+        nothing_left(settings)
+
+
+async def test_a_body_cut_off_leaves_nothing(settings: BatchSettings) -> None:
+    async with running(settings) as run:
+        started = asyncio.Event()
+        staged: list[str] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            yield PURPOSE + HEAD + b"some of it"
+            await eventually(lambda: bool(os.listdir(settings.data_dir / "staging")))
+            staged.extend(os.listdir(settings.data_dir / "staging"))
+            started.set()
+            await asyncio.Event().wait()
+
+        headers = {"content-type": FORM}
+        upload = asyncio.create_task(run.http.post("/v1/files", content=body(), headers=headers))
+        await started.wait()
+        upload.cancel()
+        await asyncio.gather(upload, return_exceptions=True)
+        assert len(staged) == 1
+        nothing_left(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param"),
+    [
+        ({"input_file_id": None}, "invalid_value", "input_file_id"),
+        ({"input_file_id": "../../etc/passwd"}, "file_not_found", "input_file_id"),
+        ({"input_file_id": "file-" + "0" * 32}, "file_not_found", "input_file_id"),
+        ({"input_file_id": "file-\0"}, "file_not_found", "input_file_id"),
+        ({"endpoint": "/v1/chat"}, "invalid_value", "endpoint"),
+        ({"completion_window": "soon"}, "invalid_value", "completion_window"),
+        ({"completion_window": 24}, "invalid_value", "completion_window"),
+        ({"metadata": {"k" * 65: "v"}}, "invalid_value", None),
+        ({"metadata": {"k": "v" * 513}}, "invalid_value", "metadata.k"),
+        ({"metadata": {"k": 1}}, "invalid_value", "metadata.k"),
+        ({"metadata": {str(n): "v" for n in range(17)}}, "invalid_value", "metadata"),
+        ({"metadata": {"k": "\0"}}, "invalid_value", "metadata.k"),
+        ({"deadline": "yesterday"}, "invalid_value", "deadline"),
+        ({"deadline": 5}, "invalid_value", "deadline"),
+        ({"deadline": []}, "invalid_value", None),
+        ({"priority": 0}, "invalid_value", "priority"),
+        ({"priority": "high"}, "invalid_value", "priority"),
+        ({"webhook": "x"}, "unknown_parameter", "webhook"),
+        ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "invalid_value", None),
+    ],
+)
+async def test_batches(
+    settings: BatchSettings, changes: dict[str, Any], code: str, param: str | None
+) -> None:
+    async with running(settings) as run:
+        file_id = await run.upload(numbered(1))
+        good = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        response = await run.http.post("/v1/batches", json={**good, **changes})
+        found = response.json()["error"]["param"]
+        check(response, 400, code, found if param is None else param)
+        listed = (await run.http.get("/v1/batches")).json()
+        assert listed == {
+            "object": "list",
+            "data": [],
+            "first_id": None,
+            "last_id": None,
+            "has_more": False,
+        }
+
+
+async def test_other_requests(settings: BatchSettings) -> None:
+    async with running(settings) as run:
+        file_id = await run.upload(numbered(1))
+        http = run.http
+        check(await http.post("/v1/batches", content=b"{"), 400, "invalid_value", None)
+        missing = await http.post("/v1/batches", json={})
+        check(missing, 400, "missing_required_parameter", "input_file_id")
+        for path in ("/v1/batches/batch_x", "/v1/batches/file-x", "/v1/batches/%00"):
+            check(await http.get(path), 404, "not_found", "batch_id")
+        for path in ("/v1/files/x", "/v1/files/..%5C", "/v1/files/x/content"):
+            check(await http.get(path), 404, "not_found", "file_id")
+        check(await http.get("/v1/files?limit=0"), 400, "invalid_value", "limit")
+        check(await http.get("/v1/files?order=up"), 400, "invalid_value", "order")
+        check(await http.get("/v1/files?after=7"), 404, "not_found", "file_id")
+        check(await http.get("/v1/batches?limit=101"), 400, "invalid_value", "limit")
+        long_key = {"Idempotency-Key": "k" * 256}
+        body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        response = await http.post("/v1/batches", json=body, headers=long_key)
+        check(response, 400, "invalid_value", "idempotency-key")
+
+
+async def test_lone_surrogates_are_refused(settings: BatchSettings) -> None:
+    async with running(settings) as run:
+        file_id = await run.upload(numbered(1))
+        start = f'{{"input_file_id": "{file_id}", "endpoint": "{CHAT}", "completion_window": "24h"'
+        body = start + ', "metadata": {"k": "\\ud800"}}'
+        response = await run.http.post(
+            "/v1/batches", content=body, headers={"content-type": "application/json"}
+        )
+        check(response, 400, "invalid_value", "metadata.k")
+
+
+async def test_an_output_file_is_no_input(settings: BatchSettings) -> None:
+    async with running(settings) as run:
+        batch = await run.until((await run.submit(numbered(1))).id, "completed")
+        body = {
+            "input_file_id": batch.output_file_id,
+            "endpoint": CHAT,
+            "completion_window": "24h",
+        }
+        response = await run.http.post("/v1/batches", json=body)
+        check(response, 400, "invalid_purpose", "input_file_id")
+
+
+async def test_a_deadline_that_cannot_be_kept(settings: BatchSettings) -> None:
+    async with running(settings) as run:
+        file_id = await run.upload(numbered(1000))
+        good = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        tight = {**good, "deadline": "10s", "strict_deadline": True}
+        async with run.service.stores.database.write() as connection:
+            from conserve.batch.schema import harvest
+
+            minute = int(run.service._clock() // 60)
+            row = {"worker_id": "w", "minute": minute, "requests": 1, "tokens": 100}
+            values = {**row, "output_tokens": 50, "busy_s": 100.0}
+            await connection.execute(harvest.insert().values(values))
+        response = await run.http.post("/v1/batches", json=tight)
+        check(response, 400, "deadline_infeasible", "deadline")
+        loose = (
+            await run.http.post("/v1/batches", json={**tight, "strict_deadline": False})
+        ).json()
+        assert loose["deadline_state"] == "will_miss"
+        assert loose["estimated_finish_at"] > loose["deadline"]
+
+
+async def test_a_full_disk_says_so(
+    settings: BatchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, staged: Path, blob_id: str) -> None:
+        from conserve.batch.files import storage_errors
+
+        with storage_errors():
+            raise OSError(28, "No space left on device")
+
+    async with running(settings) as run:
+        monkeypatch.setattr("conserve.batch.files.FileContents._keep", full)
+        response = await post_file(run, "a", numbered(1))
+        check(response, 503, "storage_full", None)
+        assert response.headers["retry-after"] == "60"
+        nothing_left(settings)
+        assert (await run.http.get("/v1/files")).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data_dir", "/dev/null/here"),
+        ("database_url", "nonsense"),
+        ("database_url", "oracle+nothing://x/y"),
+        ("files_url", "nothing://x"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(tmp_path: Path, setting: str, value: str) -> None:
+    settings = BatchSettings.model_validate({"data_dir": tmp_path, setting: value})
+    with pytest.raises(BatchSettingsError, match=setting):
+        Stores(settings, FakeClock())
+
+
+@pytest.mark.parametrize(("setting", "value"), [("lease_s", 0), ("max_lines", 0), ("leas_s", 3)])
+def test_settings_out_of_bounds_are_refused(setting: str, value: int) -> None:
+    with pytest.raises(ValidationError, match=setting):
+        BatchSettings.model_validate({setting: value})

@@ -1,0 +1,324 @@
+"""What the store promises, on SQLite and on PostgreSQL alike."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from batch_fakes import CHAT, FakeClock, numbered
+
+from conserve.batch.assembly import Assembly
+from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
+from conserve.batch.executor import Reply
+from conserve.batch.file_store import Upload
+from conserve.batch.lifecycle import Status
+from conserve.batch.models import BatchCreate
+from conserve.batch.outcome import Line, Postponed, Result, Tokens, keep_reply
+from conserve.batch.schema import metadata
+from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
+from conserve.batch.validation import Rules, Validation
+
+pytestmark = pytest.mark.anyio
+
+LEASE_S = 30.0
+OK = Reply(200, b'{"usage":{"prompt_tokens":3,"completion_tokens":2}}')
+MANY = 1000
+
+
+@pytest.fixture
+async def stores(tmp_path: Path, database_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
+    settings = BatchSettings(data_dir=tmp_path, database_url=database_url, lease_s=LEASE_S)
+    made = Stores(settings, clock)
+    await made.prepare()
+    yield made
+    await made.close()
+
+
+async def new_file(stores: Stores, content: bytes, tenant: str = "t") -> str:
+    staged = stores.contents.staging_dir / "staged"
+    staged.write_bytes(content)
+    upload = Upload(tenant, "in.jsonl", "batch", len(content), content.count(b"\n"))
+    return (await stores.files.add(upload, staged)).id
+
+
+async def new_batch(stores: Stores, num_lines: int = 3, **wishes: Any) -> str:
+    """A batch in progress; leaves the worker `intake` behind."""
+    file_id = await new_file(stores, numbered(num_lines))
+    window = wishes.pop("completion_window", "24h")
+    request = BatchCreate(input_file_id=file_id, endpoint=CHAT, completion_window=window, **wishes)
+    row = await stores.batches.create("t", request, None, 100)
+    worker = f"intake-{row['id']}"
+    await stores.leases.enlist(worker)
+    job = await stores.jobs.claim(worker)
+    assert job is not None
+    await stores.jobs.clear_lines(job)
+    validation = Validation(Rules(CHAT))
+    found = [*validation.feed(numbered(num_lines)), *validation.finish()]
+    await stores.jobs.add_lines(job, found)
+    await stores.jobs.accept(job, validation)
+    await stores.leases.retire(worker)
+    return str(row["id"])
+
+
+async def claim(stores: Stores, worker: str, batch_id: str, limit: int = MANY) -> list[Line]:
+    return await stores.leases.claim(worker, batch_id, limit, MANY)
+
+
+def done(lines: list[Line]) -> list[Result]:
+    return [keep_reply(line, OK) for line in lines]
+
+
+async def counts(stores: Stores, batch_id: str) -> tuple[int, int, int]:
+    row = await stores.batches.get("t", batch_id)
+    return row["total"], row["completed"], row["failed"]
+
+
+async def test_migrations_make_the_tables_the_code_expects(stores: Stores) -> None:
+    def differences(connection: Any) -> list[Any]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    async with stores.database.read() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_many_servers_migrate_at_once(tmp_path: Path, database_url: str) -> None:
+    settings = BatchSettings(data_dir=tmp_path, database_url=database_url)
+    many = [Stores(settings, FakeClock()) for _ in range(4)]
+    await asyncio.gather(*(one.prepare() for one in many))
+    await many[0].leases.enlist("w")
+    assert await many[3].leases.others("x") == ["w"]
+    for one in many:
+        await one.close()
+
+
+async def test_a_line_is_leased_to_one_worker(stores: Stores) -> None:
+    batch_id = await new_batch(stores, 40)
+    workers = [f"w{n}" for n in range(8)]
+    for worker in workers:
+        await stores.leases.enlist(worker)
+    claims = await asyncio.gather(*(claim(stores, worker, batch_id, 7) for worker in workers))
+    taken = [line.line_no for lines in claims for line in lines]
+    assert len(taken) == len(set(taken))
+    rest = await claim(stores, "w0", batch_id)
+    assert sorted(taken + [line.line_no for line in rest]) == list(range(1, 41))
+    assert await claim(stores, "w1", batch_id) == []
+
+
+async def test_a_result_is_stored_once_and_counted_once(stores: Stores) -> None:
+    batch_id = await new_batch(stores)
+    await stores.leases.enlist("w")
+    lines = await claim(stores, "w", batch_id)
+    failed = Result(lines[0], True, b"{}", Tokens(input=1))
+    assert len(await stores.leases.record("w", [failed, *done(lines[1:])])) == 3
+    assert await stores.leases.record("w", done(lines)) == []
+    assert await counts(stores, batch_id) == (3, 2, 1)
+    row = await stores.batches.get("t", batch_id)
+    assert (row["input_tokens"], row["output_tokens"]) == (7, 4)
+
+
+async def test_the_dead_bring_nothing_and_their_lines_run_again(
+    stores: Stores, clock: FakeClock
+) -> None:
+    batch_id = await new_batch(stores)
+    await stores.leases.enlist("dead")
+    await stores.leases.enlist("alive")
+    lines = await claim(stores, "dead", batch_id)
+    clock.advance(LEASE_S - 1)
+    await stores.leases.heartbeat("alive")
+    assert await stores.leases.overdue() == []
+    assert not await stores.leases.bury("dead", only_overdue=True)
+    clock.advance(2)
+    assert await stores.leases.overdue() == ["dead"]
+    assert await stores.leases.bury("dead", only_overdue=True)
+    assert not await stores.leases.bury("dead", only_overdue=True)
+    again = await claim(stores, "alive", batch_id)
+    assert [line.line_no for line in again] == [line.line_no for line in lines]
+    assert await stores.leases.record("dead", done(lines)) == []
+    for call in (stores.leases.heartbeat("dead"), claim(stores, "dead", batch_id)):
+        with pytest.raises(LeaseLostError):
+            await call
+    assert len(await stores.leases.record("alive", done(again))) == 3
+    assert await counts(stores, batch_id) == (3, 3, 0)
+
+
+async def test_a_retired_worker_costs_its_lines_nothing(stores: Stores) -> None:
+    batch_id = await new_batch(stores)
+    for name in ("polite", "lost"):
+        await stores.leases.enlist(name)
+        await claim(stores, name, batch_id)
+        if name == "polite":
+            await stores.leases.retire(name)
+    assert await stores.leases.worn_out(0) == []
+    await stores.leases.bury("lost", only_overdue=False)
+    assert len(await stores.leases.worn_out(0)) == 3
+    await stores.leases.enlist("w")
+    assert await stores.leases.claim("w", batch_id, 9, max_losses=0) == []
+    assert await stores.leases.waiting(0) == set()
+    assert await stores.leases.waiting(1) == {batch_id}
+    # Lines that nobody may run any more are failed without a worker.
+    worn = await stores.leases.worn_out(0)
+    assert len(await stores.leases.record(None, done(worn))) == 3
+
+
+async def test_a_postponed_line_waits_and_remembers(stores: Stores, clock: FakeClock) -> None:
+    batch_id = await new_batch(stores, 1)
+    await stores.leases.enlist("w")
+    (line,) = await claim(stores, "w", batch_id)
+    await stores.leases.record("w", [Postponed(line, clock() + 5, counted=True)])
+    assert await claim(stores, "w", batch_id) == []
+    assert await stores.leases.waiting(MANY) == set()
+    clock.advance(5)
+    (line,) = await claim(stores, "w", batch_id)
+    assert line.attempts == 1
+    await stores.leases.record("w", [Postponed(line, 0, counted=False)])
+    (line,) = await claim(stores, "w", batch_id)
+    assert line.attempts == 1
+
+
+async def test_strays_of_a_lost_answer_go_back(stores: Stores) -> None:
+    batch_id = await new_batch(stores)
+    await stores.leases.enlist("w")
+    kept, *strays = await claim(stores, "w", batch_id)
+    await stores.leases.give_back_others("w", [kept])
+    assert await claim(stores, "w", batch_id) == strays
+
+
+async def test_a_cancelled_batch_leases_nothing_but_takes_results(stores: Stores) -> None:
+    batch_id = await new_batch(stores)
+    await stores.leases.enlist("w")
+    lines = await claim(stores, "w", batch_id, 2)
+    assert await stores.leases.closed([batch_id]) == set()
+    await stores.batches.cancel("t", batch_id)
+    assert await stores.leases.closed([batch_id]) == {batch_id}
+    assert await claim(stores, "w", batch_id) == []
+    assert await stores.jobs.claim("w") is None  # lines are still out
+    await stores.leases.record("w", done(lines))
+    job = await stores.jobs.claim("w")
+    assert job is not None
+    assert job["status"] == Status.CANCELLING
+    with pytest.raises(InvalidRequestError):
+        await stores.batches.cancel("t", batch_id)
+
+
+async def test_a_late_batch_leases_nothing(stores: Stores, clock: FakeClock) -> None:
+    batch_id = await new_batch(stores, completion_window="60s")
+    await stores.leases.enlist("w")
+    clock.advance(60)
+    assert await claim(stores, "w", batch_id) == []
+    assert await stores.jobs.claim("w") is None
+    await stores.jobs.expire()
+    job = await stores.jobs.claim("w")
+    assert job is not None
+    assert job["expiring"]
+
+
+async def test_a_job_belongs_to_one_worker_and_is_taken_over(
+    stores: Stores, clock: FakeClock
+) -> None:
+    batch_id = await new_batch(stores, 1)
+    for name in ("first", "second"):
+        await stores.leases.enlist(name)
+    await stores.leases.record("first", done(await claim(stores, "first", batch_id)))
+    job = await stores.jobs.claim("first")
+    assert job is not None
+    assert await stores.jobs.claim("second") is None
+    await stores.leases.bury("first", only_overdue=False)
+    other = await stores.jobs.claim("second")
+    assert other is not None
+    assembly = Assembly(stores.jobs, stores.contents, clock)
+    with pytest.raises(LeaseLostError):
+        await assembly.run(job)
+    await assembly.run(other)
+    row = await stores.batches.get("t", batch_id)
+    assert row["status"] == Status.COMPLETED
+    assert (await stores.files.get("t", row["output_file_id"])).purpose == "batch_output"
+
+
+async def test_cancelled_while_it_is_assembled(stores: Stores, clock: FakeClock) -> None:
+    batch_id = await new_batch(stores, 1)
+    await stores.leases.enlist("w")
+    await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
+    job = await stores.jobs.claim("w")
+    assert job is not None
+    job = await stores.jobs.finalize(job)
+    await stores.batches.cancel("t", batch_id)
+    assembly = Assembly(stores.jobs, stores.contents, clock)
+    with pytest.raises(LeaseLostError):
+        await assembly.run(job)
+    again = await stores.jobs.claim("w")
+    assert again is not None
+    await assembly.run(again)
+    row = await stores.batches.get("t", batch_id)
+    assert (row["status"], row["completed"]) == (Status.CANCELLED, 1)
+    assert row["output_file_id"] is not None
+
+
+async def test_a_postponed_job_comes_back(stores: Stores, clock: FakeClock) -> None:
+    batch_id = await new_batch(stores, 1)
+    await stores.leases.enlist("w")
+    await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
+    job = await stores.jobs.claim("w")
+    assert job is not None
+    await stores.jobs.postpone(job, 5)
+    assert await stores.jobs.claim("w") is None
+    clock.advance(5)
+    again = await stores.jobs.claim("w")
+    assert again is not None
+    assert again["id"] == batch_id
+
+
+async def test_lines_of_ended_batches_are_cleared(stores: Stores, clock: FakeClock) -> None:
+    batch_id = await new_batch(stores, 3)
+    await stores.leases.enlist("w")
+    await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
+    assert not await stores.jobs.clear_finished()
+    job = await stores.jobs.claim("w")
+    assert job is not None
+    await Assembly(stores.jobs, stores.contents, clock).run(job)
+    while await stores.jobs.clear_finished():
+        pass
+    assert [row async for row in stores.jobs.outcomes(batch_id)] == []
+    assert await counts(stores, batch_id) == (3, 3, 0)
+
+
+async def test_one_key_makes_one_batch_however_many_send_it(stores: Stores) -> None:
+    file_id = await new_file(stores, numbered(1))
+    request = BatchCreate(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
+    made = await asyncio.gather(*(stores.batches.create("t", request, "key", 1) for _ in range(6)))
+    assert len({row["id"] for row in made}) == 1
+    file_id = await new_file(stores, numbered(1), tenant="u")
+    other = BatchCreate(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
+    assert (await stores.batches.create("u", other, "key", 1))["id"] != made[0]["id"]
+
+
+async def test_files_and_blobs_stay_in_step(stores: Stores, clock: FakeClock) -> None:
+    kept = await new_file(stores, numbered(1))
+    gone = await new_file(stores, numbered(2))
+    await stores.files.delete("t", gone)
+    with pytest.raises(NotFoundError):
+        await stores.files.delete("t", gone)
+    assert os.listdir(stores.contents._root) == [kept]
+    assert await stores.files.collect() == 0
+    with pytest.raises(NotFoundError):
+        await stores.files.get("u", kept)
+
+
+async def test_the_harvest_is_a_rate_while_busy(stores: Stores, clock: FakeClock) -> None:
+    assert (await stores.harvest.recent()).tokens_per_s is None
+    await stores.leases.enlist("w")
+    await stores.harvest.add("w", 4, Tokens(input=60, output=40), 10.0)
+    clock.advance(1800)
+    await stores.harvest.add("w", 4, Tokens(input=60, output=40), 10.0)
+    recent = await stores.harvest.recent()
+    assert (recent.tokens_per_s, recent.mean_output_tokens) == (10.0, 10.0)
+    await stores.leases.enlist("second")
+    assert (await stores.harvest.recent()).tokens_per_s == 20.0
+    clock.advance(3 * 3600)
+    assert (await stores.harvest.recent()).tokens_per_s is None

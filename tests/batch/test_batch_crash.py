@@ -1,0 +1,146 @@
+"""Servers that are really killed: no line lost, none twice, every answer right, every count too."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from batch_fakes import CHAT, answer, line, numbered
+from batch_server import PATIENCE_S, Server, server
+
+# Every run with work left passes each point this often.
+EARLY_POINTS = {"model": 40, "before-commit": 12, "after-commit": 12}
+# Passed when the output file is put in its place.
+LATE_POINTS = ["before-keep:1", "after-keep:1"]
+
+
+def status_of(one: Server, batch_id: str) -> str:
+    """Its status, or `dead`."""
+    try:
+        with one.client as client:
+            return client.batches.retrieve(batch_id).status
+    except (openai.APIConnectionError, httpx.TransportError):
+        return "dead"
+
+
+def run_to_the_end(one: Server, batch_id: str) -> str:
+    """`completed`, or `dead` when the server died first."""
+    patience = time.monotonic() + PATIENCE_S
+    while one.process.poll() is None:
+        status = status_of(one, batch_id)
+        if status not in ("validating", "in_progress", "finalizing", "dead"):
+            return status
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    return "dead"
+
+
+def submit(one: Server, content: bytes) -> str:
+    with one.client as client:
+        made = client.files.create(file=("in.jsonl", content), purpose="batch")
+        return client.batches.create(
+            input_file_id=made.id, endpoint=CHAT, completion_window="24h"
+        ).id
+
+
+def check_complete(one: Server, batch_id: str, prompts: dict[str, str], folder: Path) -> None:
+    with one.client as client:
+        batch = client.batches.retrieve(batch_id)
+        assert batch.status == "completed"
+        counts = batch.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (len(prompts), len(prompts), 0)
+        assert batch.usage.input_tokens == 3 * len(prompts)
+        assert batch.usage.output_tokens == 2 * len(prompts)
+        assert batch.error_file_id is None
+        lines = [
+            json.loads(text) for text in client.files.content(batch.output_file_id).iter_lines()
+        ]
+        found = [(each["custom_id"], each["response"]["body"]) for each in lines]
+        assert sorted(custom_id for custom_id, _ in found) == sorted(prompts)
+        assert all(body == answer(prompts[custom_id]) for custom_id, body in found)
+        files = {file.id for file in client.files.list()}
+        assert {path.name for path in (folder / "files").iterdir()} == files
+
+
+def early_points(seed: int, count: int) -> list[str]:
+    dice = random.Random(seed)
+    points = [dice.choice(sorted(EARLY_POINTS)) for _ in range(count)]
+    return [f"{point}:{dice.randint(1, EARLY_POINTS[point])}" for point in points]
+
+
+def crash_and_recover(folder: Path, points: list[str], num_lines: int, **settings: Any) -> None:
+    """Submit and kill, then kill at each point in turn, then let the batch end."""
+    prompts = {f"request-{n}": f"prompt {n}" for n in range(num_lines)}
+    with server(folder, **settings) as one:
+        assert one.wait()
+        batch_id = submit(one, numbered(num_lines))
+    for point in points:
+        with server(folder, point, **settings) as one:
+            assert not one.wait() or run_to_the_end(one, batch_id) == "dead", point
+    with server(folder, **settings) as one:
+        assert one.wait()
+        assert run_to_the_end(one, batch_id) == "completed"
+        check_complete(one, batch_id, prompts, folder)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_seeded_points_on_sqlite(tmp_path: Path, seed: int) -> None:
+    crash_and_recover(tmp_path, early_points(seed, 4) + LATE_POINTS, num_lines=700)
+
+
+def test_killed_at_seeded_points_on_postgres(tmp_path: Path, postgres_url: str) -> None:
+    points = early_points(3, 4) + LATE_POINTS
+    crash_and_recover(tmp_path, points, num_lines=700, database_url=postgres_url)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [4, 5])
+def test_five_thousand_lines_and_twenty_kills(tmp_path: Path, seed: int) -> None:
+    crash_and_recover(tmp_path, early_points(seed, 17) + LATE_POINTS, num_lines=5_000)
+
+
+def test_two_servers_share_one_batch_and_one_outlives_the_other(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    shared = {
+        "database_url": postgres_url,
+        "files_url": f"file://{tmp_path}/files",
+        "lease_s": 2.0,
+        "max_in_flight": 8,
+    }
+    prompts = {f"request-{n}": f"prompt {n}" for n in range(400)}
+    # Folders of their own: as on two machines, only the lease tells that the other is dead.
+    with (
+        server(tmp_path / "one", data_dir=tmp_path / "one", **shared) as one,
+        server(tmp_path / "two", "model:50", data_dir=tmp_path / "two", **shared) as two,
+    ):
+        assert one.wait()
+        assert two.wait()
+        batch_id = submit(one, numbered(400))
+        two.process.wait(PATIENCE_S)
+        assert two.process.returncode == -signal.SIGKILL  # it did its part, then died
+        assert run_to_the_end(one, batch_id) == "completed"
+        check_complete(one, batch_id, prompts, tmp_path)
+
+
+def test_sigterm_gives_leases_back(tmp_path: Path) -> None:
+    content = b"".join(
+        [numbered(50), json.dumps(line("slow", "fail:503:1000000:x")).encode(), b"\n"]
+    )
+    with server(tmp_path, lease_s=3600) as one:
+        assert one.wait()
+        batch_id = submit(one, content)
+        patience = time.monotonic() + PATIENCE_S
+        while one.client.batches.retrieve(batch_id).request_counts.completed < 50:
+            assert time.monotonic() < patience
+            time.sleep(0.05)
+        one.kill(signal.SIGTERM)
+        assert one.process.returncode == 0
+    assert list((tmp_path / "workers").iterdir()) == []

@@ -1,0 +1,195 @@
+"""Input files, good and bad: what is found, where, and that chunks do not matter."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from batch_fakes import CHAT, MODEL, jsonl, line, numbered
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conserve.batch.outcome import offline_body
+from conserve.batch.prefix import prefix_key
+from conserve.batch.validation import (
+    LineIndex,
+    ModelLimits,
+    Rules,
+    Validation,
+    body_of,
+    validate,
+)
+
+RULES = Rules(endpoint=CHAT, models={MODEL: ModelLimits(100)}, max_lines=50, max_line_bytes=2000)
+
+
+def index(
+    content: bytes, rules: Rules = RULES, step: int = 64
+) -> tuple[list[LineIndex], Validation]:
+    validation = Validation(rules)
+    found = []
+    for start in range(0, len(content), step):
+        found += validation.feed(content[start : start + step])
+        if validation.done_early:
+            return found, validation
+    found += validation.finish()
+    return found, validation
+
+
+def codes(content: bytes, rules: Rules = RULES) -> list[tuple[int | None, str, str | None]]:
+    return [(e.line, e.code, e.param) for e in validate([content], rules).errors]
+
+
+@given(
+    st.lists(st.text(max_size=40), max_size=20),
+    st.integers(1, 200),
+    st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+    st.booleans(),
+)
+def test_the_index_points_at_every_line(
+    prompts: list[str], step: int, newline: bytes, ended: bool
+) -> None:
+    rows = [line(f"id {n} é", prompt) for n, prompt in enumerate(prompts)]
+    content = newline.join(json.dumps(row).encode() for row in rows) + newline * ended
+    found, validation = index(content, step=step)
+    if not prompts:
+        assert [error.code for error in validation.errors] == ["empty_file"]
+        return
+    assert validation.errors == []
+    assert validation.num_lines == len(prompts)
+    for row, each in zip(rows, found, strict=True):
+        text = content[each.offset : each.offset + each.length]
+        assert json.loads(text) == row
+        assert each.custom_id == row["custom_id"]
+        sent = json.loads(offline_body(text, 3))
+        assert sent == {**row["body"], "service_tier": "flex", "priority": 3}
+
+
+@given(st.binary(max_size=300), st.integers(1, 50))
+def test_any_bytes_are_refused_without_a_crash(content: bytes, step: int) -> None:
+    found, validation = index(content, step=step)
+    assert found == []
+    assert validation.errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param"),
+    [
+        ({"custom_id": ""}, "invalid_custom_id", "custom_id"),
+        ({"custom_id": "x" * 513}, "invalid_custom_id", "custom_id"),
+        ({"custom_id": "a\0b"}, "invalid_custom_id", "custom_id"),
+        ({"custom_id": 7}, "invalid_request", "custom_id"),
+        ({"method": "GET"}, "invalid_method", "method"),
+        ({"url": "/v1/embeddings"}, "mismatched_url", "url"),
+        ({"body": {"model": "other"}}, "model_not_found", "body.model"),
+        ({"body": {"model": None}}, "invalid_request", "body.model"),
+        ({"body": {"messages": None}}, "missing_required_parameter", "body.messages"),
+        ({"body": {"stream": True}}, "stream_not_supported", "body.stream"),
+        ({"body": {"background": True}}, "background_not_supported", "body.background"),
+        ({"body": {"n": 0}}, "invalid_value", "body.n"),
+        ({"body": {"n": 1.5}}, "invalid_request", "body.n"),
+        ({"body": {"max_tokens": 101}}, "invalid_value", "body.max_tokens"),
+        ({"body": {"max_completion_tokens": -1}}, "invalid_value", "body.max_completion_tokens"),
+    ],
+)
+def test_a_bad_line_is_named(changes: dict[str, Any], code: str, param: str) -> None:
+    bad = {**line("bad"), **changes}
+    bad["body"] = {**line("bad")["body"], **changes.get("body", {})}
+    content = jsonl([line("good"), bad])
+    assert codes(content) == [(2, code, param)]
+
+
+@pytest.mark.parametrize("name", ["custom_id", "method", "url", "body"])
+def test_a_missing_field_is_named(name: str) -> None:
+    row = line("a")
+    del row[name]
+    assert codes(jsonl([row])) == [(1, "missing_required_parameter", name)]
+
+
+def test_a_missing_model_is_named() -> None:
+    row = line("a")
+    del row["body"]["model"]
+    assert codes(jsonl([row])) == [(1, "missing_required_parameter", "body.model")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[1, 2]",
+        b'"text"',
+        b"{",
+        b'{"custom_id": "a", "body": {"x": "\xff"}}',
+        b'{"custom_id": "a", "body": {"x": NaN}}',
+        b'{"custom_id": "a", "body": ' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
+)
+def test_what_is_no_line_at_all(text: bytes) -> None:
+    ((number, code, _),) = codes(text)
+    assert number == 1
+    assert code in ("invalid_json_line", "invalid_request", "missing_required_parameter")
+
+
+def test_lines_of_two_models_do_not_mix() -> None:
+    rules = Rules(endpoint=CHAT, models={"a": ModelLimits(), "b": ModelLimits()})
+    rows = [line("1", body={"model": "a"}), line("2", body={"model": "b"})]
+    assert codes(jsonl(rows), rules) == [(2, "mismatched_model", "body.model")]
+    assert validate([jsonl(rows[:1])], rules).model == "a"
+
+
+def test_any_model_passes_where_the_server_names_none() -> None:
+    assert codes(jsonl([line("1", body={"model": "whatever"})]), Rules(endpoint=CHAT)) == []
+
+
+def test_a_long_line_is_skipped_and_the_next_is_found() -> None:
+    content = jsonl([line("long", "x" * 3000), line("short")])
+    found, validation = index(content)
+    assert [(e.line, e.code) for e in validation.errors] == [(1, "line_too_long")]
+    assert [each.custom_id for each in found] == ["short"]
+    assert json.loads(content[found[0].offset :])["custom_id"] == "short"
+
+
+def test_at_the_limit_and_over_it() -> None:
+    assert codes(numbered(50)) == []
+    assert codes(numbered(51)) == [(51, "too_many_requests", None)]
+
+
+def test_a_hundred_errors_are_enough() -> None:
+    rules = Rules(endpoint=CHAT, max_lines=1000)
+    validation = validate([b"{}\n" * 500], rules)
+    assert [error.line for error in validation.errors] == list(range(1, 101))
+    assert validation.num_lines == 100
+
+
+def test_the_estimate_counts_what_is_asked_for() -> None:
+    rules = Rules(endpoint=CHAT, default_output_tokens=10)
+    short = validate([jsonl([line("a")])], rules).estimated_tokens
+    more = validate([jsonl([line("a", body={"max_tokens": 50, "n": 2})])], rules).estimated_tokens
+    assert more - short == 90
+
+
+def test_body_of_keeps_numbers_as_they_are_spelt() -> None:
+    text = b'{"custom_id":"a","body":{"model":"m","temperature":1.10,"big":123456789012345678901}}'
+    assert bytes(body_of(text)["temperature"]) == b"1.10"
+    assert b"123456789012345678901" in offline_body(text, 1)
+
+
+def test_the_key_brings_shared_prefixes_together() -> None:
+    dice = random.Random(0)
+    heads = [f"head {n} " * 200 for n in range(8)]
+    prompts = [(head, f"{head}{dice.random()}") for head in heads for _ in range(20)]
+    dice.shuffle(prompts)
+    ordered = [head for head, _ in sorted(prompts, key=lambda pair: prefix_key(pair[1].encode()))]
+    changes = sum(a != b for a, b in pairwise(ordered))
+    assert changes == len(heads) - 1
+    shuffled = [head for head, _ in prompts]
+    assert sum(a != b for a, b in pairwise(shuffled)) > 100
+
+
+def test_the_key_of_a_prompt_is_its_own() -> None:
+    assert prefix_key(b"") == prefix_key(memoryview(b""))
+    assert len(prefix_key(b"x" * 50_000)) == 40
+    assert prefix_key(b"a" * 300) != prefix_key(b"a" * 301)
+    assert prefix_key(b"a" * 300)[:10] == prefix_key(b"a" * 301)[:10]
