@@ -20,7 +20,9 @@ from rich.table import Table
 from conserve.batch.models import ENDPOINTS
 from conserve.batch.validation import Rules, validate
 
-app = typer.Typer(no_args_is_help=True, help="Batches on any OpenAI-compatible server.")
+app = typer.Typer(
+    name="batch", no_args_is_help=True, help="Batches on any OpenAI-compatible server."
+)
 notes = Console(stderr=True, highlight=False)
 ENDED = ("completed", "failed", "expired", "cancelled")
 CHUNK_BYTES = 65_536
