@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from conserve.bench.arms import ARMS
 from conserve.bench.publish import fill_documents, publish_result, stale_quotes
 from conserve.bench.store import ResultError, ResultFolder
+from conserve.workload import Scenario
+from conserve.workload.scenario import Offline
 
 ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).with_name("stored")
@@ -75,7 +78,7 @@ def test_every_quote_can_be_filled(root: Path, result: Path, quote: str) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- bench:nowhere headline --><!-- /bench -->", "nowhere, which is not there"),
+        ("<!-- bench:nowhere headline --><!-- /bench -->", "neither a result nor a scenario"),
         ("<!-- bench:stored speed --><!-- /bench -->", "quotes are headline"),
         ("<!-- bench:stored:rate-9 ratios --><!-- /bench -->", "points are "),
     ],
@@ -94,3 +97,25 @@ def test_a_result_with_failed_runs_is_not_published(root: Path) -> None:
     with pytest.raises(ResultError, match="fcfs at rate-1, seed 2 failed"):
         publish_result(STORED, root)
     assert not (root / "benchmarks").exists()
+
+
+def test_a_scenario_without_a_result_says_so(root: Path, result: Path) -> None:
+    scenarios = root / "benchmarks" / "scenarios"
+    scenarios.mkdir(parents=True)
+    (scenarios / "stored.toml").write_text("")
+    assert len(stale_quotes(root)) == 1
+    fill_documents(root)
+    assert "Not measured yet." in (root / "README.md").read_text()
+    assert stale_quotes(root) == []
+    publish_result(result, root)
+    assert "Not measured yet." not in (root / "README.md").read_text()
+
+
+def test_every_arm_scenario_and_key_is_in_the_docs() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    scenarios = [file.stem for file in (ROOT / "benchmarks" / "scenarios").glob("*.toml")]
+    kinds = ["bursts", "phases", "gamma", "diurnal", "replay", "independent", "trace"]
+    keys = [name for name in Scenario.model_fields if name not in ("name", "online", "offline")]
+    keys += [f"offline.{name}" for name in Offline.model_fields]
+    for word in [*ARMS, *scenarios, *kinds, *keys]:
+        assert f"`{word}" in page, word

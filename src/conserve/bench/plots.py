@@ -208,8 +208,8 @@ def _log_ticks(axis: Axis) -> None:
 
 
 SWEPT = (
-    ("ttft_p99_s", "TTFT P99, s", True),
-    ("tbt_p99_s", "TBT P99, s", True),
+    ("ttft_p99_s", "TTFT P99", True),
+    ("tbt_p99_s", "TBT P99", True),
     ("offline_tps", "offline tokens/s", False),
 )
 

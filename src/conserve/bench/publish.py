@@ -1,11 +1,12 @@
 """Results in the repository, and the documents' numbers made from them.
 
-A document holds what it quotes between two comments:
+A document holds what it quotes between two comments, the first at the beginning of a line:
 
     <!-- bench:burst headline --> ... <!-- /bench -->
 
 where `burst` is a folder of benchmarks/results and `headline` one of QUOTES; a point of a sweep
-follows the folder after a colon (`bench:gamma:rate-1 ratios`).
+follows the folder after a colon (`bench:gamma:rate-1 ratios`). A scenario without a result reads
+"Not measured yet.".
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from conserve.bench.store import ResultError, ResultFolder
 from conserve.bench.tables import HEADLINE, LATENCY, THROUGHPUT, ratio_table, table
 
 RESULTS = Path("benchmarks/results")
+SCENARIOS = Path("benchmarks/scenarios")
+NOT_YET = "Not measured yet."
 DOCUMENTS = ("README.md", "docs/**/*.md")
 MARKED = re.compile(
-    r"(?P<open><!-- bench:(?P<result>[\w.-]+)(?::(?P<point>[\w.-]+))? (?P<quote>\w+) -->)"
+    r"^(?P<open><!-- bench:(?P<result>[\w.-]+)(?::(?P<point>[\w.-]+))? (?P<quote>\w+) -->)"
     r"(?P<text>.*?)(?P<close><!-- /bench -->)",
-    re.DOTALL,
+    re.DOTALL | re.MULTILINE,
 )
 MOST_BYTES = 5 * 2**20
 
@@ -94,7 +97,9 @@ def _documents(root: Path) -> list[Path]:
 def _filled(found: re.Match[str], root: Path) -> str:
     path = root / RESULTS / found["result"] / "figures.json"
     if not path.is_file():
-        raise ResultError(f"{found['open']} quotes {path.parent}, which is not there")
+        if not (root / SCENARIOS / f"{found['result']}.toml").is_file():
+            raise ResultError(f"{found['open']}: neither a result nor a scenario of that name")
+        return f"{found['open']}\n{NOT_YET}\n{found['close']}"
     figures = read_figures(path)
     point = found["point"] or next(iter(figures.points))
     if point not in figures.points:

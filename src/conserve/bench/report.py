@@ -125,7 +125,7 @@ def _verdict(figures: Figures) -> Iterator[str]:
 def _notes(scenario: Scenario, runs: list[Run]) -> Iterator[str]:
     """What a reader must know before believing a figure."""
     if len(scenario.seeds) < 3:
-        yield f"{len(scenario.seeds)} seed(s) only: no spread to judge differences by."
+        yield "fewer than three seeds: no spread to judge differences by."
     speeds = [run.probe_gflops for run in runs]
     if runs and max(speeds) > DRIFT * min(speeds):
         yield (

@@ -105,12 +105,7 @@ def ratio_table(figures: Figures, point: str, with_spread: bool = True) -> Table
 
 def counter_table(arms: dict[str, ArmFigures]) -> Table | None:
     """What servers counted over the window, one row a counter; None when nothing was."""
-    names = dict.fromkeys(
-        name
-        for figures in arms.values()
-        for name in figures
-        if name.startswith(("counted:conserve:", "counted:vllm:num_preemptions"))
-    )
+    names = dict.fromkeys(name for figures in arms.values() for name in figures if _shown(name))
     rows = []
     for name in names:
         column = Column(name, "", digits=3)
@@ -119,6 +114,13 @@ def counter_table(arms: dict[str, ArmFigures]) -> Table | None:
             shown = name.removeprefix("counted:").removeprefix("conserve:").removeprefix("vllm:")
             rows.append([f"`{shown}`", *(_trimmed(cell) for cell in cells)])
     return Table("Counted by the server", ["counter", *arms], rows) if rows else None
+
+
+def _shown(name: str) -> bool:
+    """Counters of ours and vLLM's preemptions; how many wait at this moment tells nothing."""
+    ours = name.startswith("counted:conserve:")
+    bare = name.partition("{")[0]
+    return (ours and bare.endswith(("_total", "_ratio"))) or "vllm:num_preemptions" in bare
 
 
 def _trimmed(cell: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ def run(
             traces=trace_paths(picked, trace or []),
             server_args=tuple(server_arg or []),
         )
+        # A runner that is told to end must end its servers too.
+        signal.signal(signal.SIGTERM, _interrupt)
         try:
             failures = Runner(plan, typer.echo).run()
         except KeyboardInterrupt:
@@ -114,6 +117,10 @@ def publish(
     with _clear_errors():
         for line in publish_result(folder, root):
             typer.echo(line)
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _scenario_file(name: str) -> Path:
