@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,7 +133,10 @@ def _rate(records: Sequence[RequestRecord], times: Numbers, width_s: float) -> N
     when, weight = np.asarray(tokens, dtype=float).T
     gaps = (times[:, None] - when[None, :]) / width_s
     kernel = np.exp(-0.5 * gaps**2) / (width_s * np.sqrt(2 * np.pi))
-    rate: Numbers = kernel @ weight
+    # Nothing was seen after the run's end: near it only a part of the kernel counts.
+    end_s = max(times[-1], when.max())
+    seen = [0.5 + 0.5 * math.erf((end_s - t) / width_s / math.sqrt(2)) for t in times]
+    rate: Numbers = (kernel @ weight) / np.asarray(seen)
     return rate
 
 
