@@ -46,7 +46,7 @@ T = TypeVar("T")
 WINDOW_S = 60
 LEASE_S = 30.0
 LIMITS = settings(
-    max_examples=15,
+    max_examples=20,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
@@ -160,6 +160,8 @@ class BatchLife(RuleBasedStateMachine):
         for other in self.do(self.stores.leases.overdue()):
             assert other in self.ghosts
             self.do(self.stores.leases.bury(other, only_overdue=True))
+        if data.draw(st.booleans()):
+            self.haunt(name, "good")
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
@@ -195,6 +197,9 @@ class BatchLife(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["good", "later"]))
     def a_ghost_brings(self, data: st.DataObject, how: str) -> None:
         name = data.draw(st.sampled_from(sorted(n for n, held in self.ghosts.items() if held)))
+        self.haunt(name, how)
+
+    def haunt(self, name: str, how: str) -> None:
         lines = self.ghosts.pop(name)
         assert self.do(self.stores.leases.record(name, self.outcomes(lines, how))) == []
         with pytest.raises(LeaseLostError):
@@ -349,4 +354,6 @@ async def careless_record(
 def test_carelessness_is_caught(name: str, careless: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LeaseStore, name, staticmethod(careless))
     with pytest.raises(Exception):  # noqa: B017, PT011  (whatever gives it away)
-        run_state_machine_as_test(BatchLife, settings=settings(LIMITS, phases=[Phase.generate]))
+        run_state_machine_as_test(
+            BatchLife, settings=settings(LIMITS, phases=[Phase.generate], max_examples=300)
+        )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._file = make_url(url).database or ""
         self._engine = _sqlite_engine(url) if self.is_sqlite else _postgres_engine(url)
         self._writer = self._engine.execution_options(conserve_write=True)
 
@@ -52,6 +56,9 @@ class Database:
 
     async def migrate(self) -> None:
         """Bring the tables up to date; safe when many servers do it at once."""
+        if self.is_sqlite:
+            async with _named_errors():
+                await asyncio.to_thread(_turn_to_wal, self._file)
         async with self.write() as connection:
             if not self.is_sqlite:
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
@@ -78,13 +85,23 @@ async def _named_errors() -> AsyncIterator[None]:
         yield
     except CALLERS_FAULT:
         raise
-    except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
+    except (exc.DBAPIError, exc.TimeoutError, sqlite3.Error, OSError) as error:
         raise StoreUnavailableError("The batch database does not answer; try again.") from error
     except Exception as error:
         # asyncpg raises its own classes while a connection is being made.
         if type(error).__module__.partition(".")[0] == "asyncpg":
             raise StoreUnavailableError("The batch database does not answer; try again.") from error
         raise
+
+
+def _turn_to_wal(file: str) -> None:
+    """Set the file's journal mode, which stays with it.
+
+    Under a lock of its own: two connections that turn a new file at once wait for each other.
+    """
+    with open(f"{file}.lock", "w") as lock, closing(sqlite3.connect(file)) as connection:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _postgres_engine(url: str) -> AsyncEngine:
@@ -105,7 +122,6 @@ def _sqlite_engine(url: str) -> AsyncEngine:
     def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # BEGIN is ours, below
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()

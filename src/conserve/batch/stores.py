@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -36,13 +37,17 @@ class Stores:
         self.jobs = JobStore(self.database, clock)
         self.harvest = HarvestStore(self.database, clock)
         self._prepared = False
+        self._preparing = asyncio.Lock()
 
     async def prepare(self) -> None:
         """Tables and folders, once. Raises StoreUnavailableError: try again later."""
-        if not self._prepared:
-            await self.database.migrate()
-            await self.contents.prepare()
-            self._prepared = True
+        if self._prepared:
+            return
+        async with self._preparing:
+            if not self._prepared:
+                await self.database.migrate()
+                await self.contents.prepare()
+                self._prepared = True
 
     async def close(self) -> None:
         await self.database.close()
