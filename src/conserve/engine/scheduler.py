@@ -54,6 +54,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self._our_connector = _find_ours(self.connector)
         self._own_stats = EngineStats()
         self.flag = StopFlag(flag_name(self.vllm_config))
+        self.flag.reset()
         self.monitor = ArrivalMonitor(
             self.flag, self.clock, settings.slo_ttft_s, self._policy.patience
         )
