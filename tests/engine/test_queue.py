@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("vllm")
@@ -17,6 +17,7 @@ from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
 from conserve.engine.queue import ClassQueue, is_online
 
 pytestmark = pytest.mark.engine
+calm = settings(derandomize=True, deadline=None, database=None)
 
 
 @dataclass(eq=False)
@@ -90,12 +91,14 @@ one_class = st.lists(st.tuples(st.just(1), st.integers(0, 5)), min_size=1, max_s
 )
 
 
+@calm
 @given(both_classes, operations)
 def test_the_queue_is_a_sorted_list(requests: list[Request], script: list[Operation]) -> None:
     play(ClassQueue(), requests, script)
 
 
 @pytest.mark.parametrize("make", [ClassQueue, PriorityRequestQueue])
+@calm
 @given(requests=one_class, script=operations)
 def test_one_class_is_queued_as_vllm_queues_it(
     make: Callable[[], RequestQueue], requests: list[Request], script: list[Operation]

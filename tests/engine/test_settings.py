@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
 from conserve.core.settings import PolicySettings
 from conserve.engine.settings import KEY, STOP_MODES, EngineSettings
 
+calm = run_with(derandomize=True, deadline=None, database=None)
 positive = st.floats(min_value=1e-6, max_value=1e6)
 share = st.floats(min_value=0, max_value=1)
 settings = st.builds(
@@ -35,6 +37,7 @@ settings = st.builds(
 )
 
 
+@calm
 @given(settings)
 def test_settings_survive_json(given: EngineSettings) -> None:
     """As `--additional-config` carries them."""
