@@ -22,6 +22,7 @@ def why_not_stoppable(scheduler: Any, settings: EngineSettings, *, has_connector
         (parallel.pipeline_parallel_size > 1, "pipeline stages run different layers"),
         (parallel.nnodes > 1, "the stop flag reaches one host only"),
         (scheduler.has_mamba_layers, "recurrent state is updated in place, layer by layer"),
+        (config.model_config.runner_type == "pooling", "a pooling model samples no tokens"),
         (scheduler.is_encoder_decoder, "encoder-decoder models are not covered"),
         (scheduler.num_spec_tokens > 0, "draft models keep state of their own"),
         (config.use_v2_model_runner, "Model Runner V2 is not covered yet"),

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 SIZE = 64
-_CELL = struct.Struct("<q")
-STOP, PASSED, STOPPED = 0, 8, 16
-"""Offsets of three 64-bit cells: the step to stop; the last (step, safepoint) that rank 0
+STOP, PASSED, STOPPED = 0, 1, 2
+"""Indices of three 64-bit cells: the step to stop; the last (step, safepoint) that rank 0
 went past; the (step, safepoint) at which it stopped."""
 _POINT_BITS = 20
 RANK_TIMEOUT_S = 60.0
@@ -25,7 +23,8 @@ class StopFlag:
     Steps have growing numbers, so a raised flag needs no clearing: it names the step it
     means. With tensor parallelism rank 0 decides for every safepoint and publishes; the
     others wait for its word there, so that all stop at the same layer or none does. A
-    reader sees whole cells, since aligned 64-bit stores are atomic.
+    reader sees whole cells: a memoryview stores an aligned 64-bit number at once, where
+    struct.pack_into would write zeros first.
     """
 
     def __init__(self, name: str, folder: str | None = None) -> None:
@@ -34,24 +33,30 @@ class StopFlag:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(descriptor, SIZE)
-            self._memory = mmap.mmap(descriptor, SIZE)
+            self._cells = memoryview(mmap.mmap(descriptor, SIZE)).cast("q")
         finally:
             os.close(descriptor)
 
+    def reset(self) -> None:
+        """Forget what an engine that was killed may have left under the same name. Call it
+        before the first step."""
+        for cell in (STOP, PASSED, STOPPED):
+            self._cells[cell] = 0
+
     def raise_for(self, step: int) -> None:
         """Ask for step number `step` to stop. Callable from any thread of the engine process."""
-        _CELL.pack_into(self._memory, STOP, step)
+        self._cells[STOP] = step
 
     def is_raised_for(self, step: int) -> bool:
-        return bool(_CELL.unpack_from(self._memory, STOP)[0] == step)
+        return bool(self._cells[STOP] == step)
 
     def lead(self, step: int, point: int) -> bool:
         """Rank 0 at safepoint `point`: decide, publish, and say whether to stop."""
         word = step << _POINT_BITS | point
         if self.is_raised_for(step):
-            _CELL.pack_into(self._memory, STOPPED, word)
+            self._cells[STOPPED] = word
             return True
-        _CELL.pack_into(self._memory, PASSED, word)
+        self._cells[PASSED] = word
         return False
 
     def follow(self, step: int, point: int) -> bool:
@@ -62,11 +67,11 @@ class StopFlag:
         word = step << _POINT_BITS | point
         give_up_s = 0.0
         while True:
-            stopped = _CELL.unpack_from(self._memory, STOPPED)[0]
-            if stopped == word:
+            if self._cells[STOPPED] == word:
                 return True
-            if _CELL.unpack_from(self._memory, PASSED)[0] >= word:
-                return False
+            if self._cells[PASSED] >= word:
+                # Between these two looks rank 0 may have stopped here and begun a new step.
+                return bool(self._cells[STOPPED] == word)
             if not give_up_s:
                 give_up_s = time.monotonic() + RANK_TIMEOUT_S
             elif time.monotonic() > give_up_s:

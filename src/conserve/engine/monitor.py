@@ -38,6 +38,8 @@ class ArrivalMonitor:
         """request_id -> (arrival time, prompt tokens) of online requests not yet scheduled."""
         self.stop_raised_s: float | None = None
         """When the running step was asked to stop."""
+        self._num_in_step = 0
+        """Arrivals since the running step started, and those it started with."""
         self._num_unstopped = 0
 
     @property
@@ -48,6 +50,7 @@ class ArrivalMonitor:
         """An online request reached the engine process."""
         with self._lock:
             self._pending[request_id] = (arrival_s, num_tokens)
+            self._num_in_step += 1
             self._judge()
 
     def taken(self, request_id: str) -> None:
@@ -64,13 +67,17 @@ class ArrivalMonitor:
         """A stoppable step was handed to the workers; arrivals that raced it are judged now."""
         with self._lock:
             self._step, self._model, self.stop_raised_s = step, model, None
+            self._num_in_step = len(self._pending)
             if self._pending:
                 self._judge()
 
     def step_ended(self) -> float | None:
         """Returns when the step that ended had been asked to stop, if it had."""
         with self._lock:
-            raised_s, self._step, self.stop_raised_s = self.stop_raised_s, None, None
+            raised_s = self.stop_raised_s
+            if self._step is not None and raised_s is None:
+                self._num_unstopped += self._num_in_step
+            self._step = self.stop_raised_s = None
             return raised_s
 
     def take_unstopped(self) -> int:
@@ -95,5 +102,3 @@ class ArrivalMonitor:
         ):
             self.stop_raised_s = now_s
             self._flag.raise_for(step.number)
-        else:
-            self._num_unstopped += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -69,17 +70,31 @@ def load(path: Path) -> Profile | None:
         text = path.read_text()
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UnreadableProfileError(f"{path}: {error}") from error
     try:
         stored = json.loads(text)
         if stored["identity"]["format"] != FORMAT:
             raise UnreadableProfileError(f"{path}: of another format")
-        model = LatencyModel.of(stored["coefficients"], stored["knee"], stored["margin"])
-        samples = [(StepShape(*shape), seconds) for *shape, seconds in stored["samples"]]
-        return Profile(model, float(stored["mean_error"]), samples)
+        coefficients = [_number(value) for value in stored["coefficients"]]
+        knee, margin = _number(stored["knee"]), _number(stored["margin"])
+        model = LatencyModel.of(coefficients, knee, margin)
+        samples = [
+            (StepShape(num_tokens, pairs, num_decodes, context), _number(seconds))
+            for num_tokens, pairs, num_decodes, context, seconds in stored["samples"]
+        ]
+        return Profile(model, _number(stored["mean_error"]), samples)
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableProfileError(f"{path}: {error}") from error
+
+
+def _number(value: object) -> float:
+    """Raises ValueError on anything but a finite number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a number")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{value} is not a finite number of at least 0")
+    return float(value)
 
 
 def save(path: Path, vllm_config: Any, profile: Profile) -> None:
@@ -97,5 +112,10 @@ def save(path: Path, vllm_config: Any, profile: Profile) -> None:
         ],
     }
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
-        json.dump(stored, part, indent=1)
-    os.replace(part.name, path)
+        try:
+            json.dump(stored, part, indent=1)
+            part.flush()
+            os.replace(part.name, path)
+        except BaseException:
+            os.unlink(part.name)
+            raise

@@ -54,6 +54,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self._our_connector = _find_ours(self.connector)
         self._own_stats = EngineStats()
         self.flag = StopFlag(flag_name(self.vllm_config))
+        self.flag.reset()
         self.monitor = ArrivalMonitor(
             self.flag, self.clock, settings.slo_ttft_s, self._policy.patience
         )
@@ -182,6 +183,9 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         record.shape, record.offline_shape = self.tracker.shape_of(
             output.num_scheduled_tokens, self.requests, self._decode_width
         )
+        record.ends = {
+            name: self.requests[name].num_computed_tokens for name in output.num_scheduled_tokens
+        }
         for request_id, was in record.before.items():
             was.scheduled(self.requests[request_id])
         self._steps.append(record)
@@ -201,7 +205,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         if isinstance(model_runner_output, StoppedOutput):
             self._undo(record, computed, model_runner_output, raised_s)
         else:
-            self.tracker.computed(computed, self.requests, self.stats)
+            self.tracker.computed(computed, record.ends, self.stats)
         self._gauge()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         now_s = self.clock()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from conserve.core.settings import PolicySettings
@@ -61,17 +62,9 @@ class EngineSettings:
 
     @classmethod
     def from_json_dict(cls, values: Mapping[str, Any]) -> EngineSettings:
-        """Raises ValueError on an unknown key, naming it and the known ones."""
-        known = {f.name for f in fields(cls)}
-        rest = dict(values)
-        policy = rest.pop("policy", {})
-        for key in rest:
-            if key not in known:
-                raise ValueError(f"unknown setting {key!r}; known are {', '.join(sorted(known))}")
-        for key in policy:
-            if key not in PolicySettings.names():
-                names = ", ".join(sorted(PolicySettings.names()))
-                raise ValueError(f"unknown policy setting {key!r}; known are {names}")
+        """Raises ValueError on an unknown key or a value of another type, naming the key."""
+        rest = _checked(values, cls(), "setting")
+        policy = _checked(rest.pop("policy", {}), PolicySettings(), "policy setting")
         return cls(**rest, policy=PolicySettings(**policy))
 
     @classmethod
@@ -80,3 +73,22 @@ class EngineSettings:
         if isinstance(additional_config, Mapping):
             return cls.from_json_dict(additional_config.get(KEY, {}))
         return cls()
+
+
+def _checked(values: object, defaults: EngineSettings | PolicySettings, what: str) -> dict[str, Any]:
+    """A copy of `values`, whose keys are fields of `defaults` and whose values are of their types."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{what}s must be a mapping of names to values, not {values!r}")
+    known = asdict(defaults)
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"unknown {what} {key!r}; known are {', '.join(sorted(known))}")
+        wanted = type(known[key])
+        if wanted is dict:
+            continue
+        right = isinstance(value, (int, float) if wanted is float else wanted)
+        if isinstance(value, bool) and wanted is not bool:
+            right = False
+        if not right or (wanted is float and not math.isfinite(value)):
+            raise ValueError(f"{key} must be of type {wanted.__name__}, not {value!r}")
+    return dict(values)

@@ -27,6 +27,8 @@ class StepRecord:
     shape: StepShape = field(default_factory=StepShape)
     offline_shape: StepShape = field(default_factory=StepShape)
     before: dict[str, Before] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)
+    """request_id -> its computed tokens once this step is done."""
 
 
 class Experience:

@@ -31,6 +31,7 @@ class RequestTracker:
             arrival_s=request.arrival_time,
             num_tokens=request.num_tokens,
         )
+        self._high_water.pop(request.request_id, None)
 
     def drop_finished(self, live: dict[str, Any]) -> None:
         """Forget every request that is not in `live`; call it now and then."""
@@ -86,16 +87,18 @@ class RequestTracker:
         return whole, offline
 
     def computed(
-        self, num_scheduled_tokens: dict[str, int], requests: dict[str, Any], stats: EngineStats
+        self, num_scheduled_tokens: dict[str, int], ends: dict[str, int], stats: EngineStats
     ) -> None:
-        """Account for a step that ran to its end (P7): computed, and of that recomputed."""
+        """Account for a step that ran to its end (P7): computed, and of that recomputed. `ends`
+        are the requests' computed tokens as they stood when the step had been scheduled; by its
+        end a later one may be under way."""
         totals = {"online": [0, 0], "offline": [0, 0]}
         for request_id, num_tokens in num_scheduled_tokens.items():
-            request, view = requests.get(request_id), self._views.get(request_id)
-            if request is None or view is None:
+            view = self._views.get(request_id)
+            if view is None:
                 continue
             view.num_stops = 0
-            end = request.num_computed_tokens
+            end = ends[request_id]
             high = self._high_water.get(request_id, 0)
             again = max(0, min(end, high) - (end - num_tokens))
             self._high_water[request_id] = max(high, end)

@@ -1,0 +1,104 @@
+"""Why an engine's steps cannot be stopped, and how often a stoppable step looks at the flag."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from conserve.engine import capabilities
+from conserve.engine.capabilities import layers_between_safepoints, why_not_stoppable
+from conserve.engine.launch import CPU_WORKER, GPU_WORKER
+from conserve.engine.settings import EngineSettings
+
+pytestmark = pytest.mark.engine
+
+
+def scheduler(*, num_layers: int = 32, **changes: Any) -> Any:
+    """An engine that can stop, but for the changes."""
+    values = {
+        "worker_cls": CPU_WORKER,
+        "pipeline_parallel_size": 1,
+        "tensor_parallel_size": 2,
+        "nnodes": 1,
+        "has_mamba_layers": False,
+        "is_encoder_decoder": False,
+        "num_spec_tokens": 0,
+        "use_v2_model_runner": False,
+        "runner_type": "generate",
+        "get_num_layers": lambda parallel: num_layers,
+    } | changes
+    part = SimpleNamespace(**values)
+    part.parallel_config = part.model_config = part.vllm_config = part
+    return part
+
+
+@pytest.mark.parametrize("worker", [CPU_WORKER, GPU_WORKER])
+def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
+    engine = scheduler(worker_cls=worker)
+    for stop in ("auto", "eager"):
+        assert why_not_stoppable(engine, EngineSettings(stop=stop), has_connector=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"worker_cls": "vllm.v1.worker.cpu_worker.CPUWorker"}, "worker class is not ours"),
+        ({"worker_cls": "auto"}, "worker class is not ours"),
+        ({"pipeline_parallel_size": 2}, "pipeline stages"),
+        ({"nnodes": 2}, "one host only"),
+        ({"has_mamba_layers": True}, "recurrent state"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"num_spec_tokens": 3}, "draft models"),
+        ({"use_v2_model_runner": True}, "Model Runner V2"),
+        ({"runner_type": "pooling"}, "pooling"),
+    ],
+    ids=str,
+)
+def test_each_obstacle_is_named(change: dict[str, Any], words: str) -> None:
+    reason = why_not_stoppable(scheduler(**change), EngineSettings(), has_connector=True)
+    assert words in reason
+
+
+def test_settings_and_the_missing_connector_are_named() -> None:
+    engine = scheduler()
+    off = EngineSettings(stop="off")
+    assert "stop: off" in why_not_stoppable(engine, off, has_connector=True)
+    assert "conserve serve" in why_not_stoppable(engine, EngineSettings(), has_connector=False)
+
+
+def looks(predicted_s: float, num_layers: int = 32, **settings: Any) -> int:
+    engine = scheduler(num_layers=num_layers)
+    return layers_between_safepoints(engine, EngineSettings(**settings), predicted_s)
+
+
+@pytest.mark.parametrize("predicted_s", [0.01, 0.3, 3.2, 32.0])
+@pytest.mark.parametrize("response_s", [0.005, 0.1, 1.0])
+def test_a_stop_answers_within_half_the_limit(predicted_s: float, response_s: float) -> None:
+    """A layer can be under way when the flag goes up, so the other half is for that."""
+    every = looks(predicted_s, stop_response_s=response_s)
+    layer_s = predicted_s / 32
+    assert every == 1 or every * layer_s <= response_s / 2 * (1 + 1e-9)
+    assert 1 <= every <= 8, "at least four looks a step"
+
+
+def test_short_steps_are_looked_at_less_often_than_long_ones() -> None:
+    assert looks(0.1, stop_response_s=0.1) == 8
+    assert looks(0.8, stop_response_s=0.1) == 2
+    assert looks(8.0, stop_response_s=0.1) == 1
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_few_layers_are_all_looked_at(num_layers: int) -> None:
+    assert looks(0.001, num_layers, stop_response_s=1.0) == 1
+    assert looks(0.0, num_layers) == 1
+
+
+def test_the_default_depends_on_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    for on_cpu, every in ((True, 8), (False, 1)):
+        platform = SimpleNamespace(is_cpu=lambda on_cpu=on_cpu: on_cpu)
+        monkeypatch.setattr(capabilities, "current_platform", platform)
+        assert looks(0.16) == every

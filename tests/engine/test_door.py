@@ -1,0 +1,361 @@
+"""The contract with vLLM: each failure names, in one line, the door that has changed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from conserve.engine import door
+
+pytestmark = pytest.mark.engine
+
+ROOMS = Path(door.__file__).parents[1]
+DOOR_FILES = {"engine/door.py", "server/door.py"}
+ARGUMENTS = {
+    "AsyncScheduler.schedule": ["throttle_prefills"],
+    "AsyncScheduler.update_from_output": ["scheduler_output", "model_runner_output"],
+    "AsyncScheduler.add_request": ["request"],
+    "AsyncScheduler.finish_requests": ["request_ids", "finished_status"],
+    "AsyncScheduler.make_stats": [],
+    "AsyncScheduler.reset_prefix_cache": [],
+    "AsyncScheduler.shutdown": [],
+    "AsyncScheduler._reserve_prefill_lookahead": [
+        "request",
+        "num_computed_tokens",
+        "num_new_tokens",
+    ],
+    "AsyncScheduler._preempt_request": ["request", "timestamp"],
+    "CPUWorker.initialize_from_config": ["kv_cache_config"],
+    "CPUWorker.execute_model": ["scheduler_output"],
+    "CPUWorker.sample_tokens": ["grammar_output"],
+    "GPUWorker.initialize_from_config": ["kv_cache_config"],
+    "GPUWorker.execute_model": ["scheduler_output"],
+    "GPUWorker.sample_tokens": ["grammar_output"],
+    "EngineCore.__init__": ["vllm_config"],
+    "EngineCore.preprocess_add_request": ["request"],
+    "EngineCore.add_request": ["request"],
+    "EngineCore._initialize_effective_attention_block_size": [],
+    "KVConnectorBase_V1.bind_connector_metadata": ["connector_metadata"],
+    "KVConnectorBase_V1.clear_connector_metadata": [],
+    "KVConnectorBase_V1.wait_for_layer_load": ["layer_name"],
+    "KVConnectorBase_V1.get_num_new_matched_tokens": ["request", "num_computed_tokens"],
+    "KVConnectorBase_V1.update_state_after_alloc": ["request", "blocks", "num_external_tokens"],
+    "KVConnectorBase_V1.build_connector_meta": ["scheduler_output"],
+    "KVConnectorBase_V1.get_kv_connector_stats": [],
+    "KVConnectorBase_V1.build_kv_connector_stats": ["data"],
+    "SupportsHMA.request_finished_all_groups": ["request", "block_ids"],
+}
+"""Class.method -> the parameters after `self` that we give or take, in order."""
+PROPERTIES = {"KVConnectorBase_V1.requires_kv_delivery"}
+STATE = {
+    "scheduler": ["running", "waiting", "kv_holding_waiting", "requests", "connector",
+        "kv_cache_manager", "block_size", "max_num_active_reqs", "max_num_running_reqs",
+        "max_num_scheduled_tokens", "max_model_len", "num_spec_tokens", "log_stats",
+        "num_waiting_for_streaming_input", "has_mamba_layers", "is_encoder_decoder",
+        "cache_config", "vllm_config", "_inflight_prefills", "_request_blocks_can_be_freed"],
+    "scheduler.kv_cache_manager": ["block_pool", "coordinator", "evict_blocks",
+        "make_prefix_cache_stats", "prefix_cache_lookup_enabled"],
+    "scheduler.kv_cache_manager.block_pool": ["get_num_free_blocks"],
+    "scheduler.kv_cache_manager.coordinator": ["single_type_managers", "find_longest_cache_hit"],
+    "scheduler.kv_cache_manager.coordinator.single_type_managers[0]": ["block_size",
+        "num_cached_block", "req_to_blocks"],
+    "scheduler.vllm_config": ["additional_config", "instance_id", "model_config",
+        "parallel_config", "scheduler_config", "use_v2_model_runner", "is_mm_encoder_only"],
+    "scheduler.vllm_config.parallel_config": ["data_parallel_index", "nnodes", "worker_cls",
+        "tensor_parallel_size", "pipeline_parallel_size"],
+    "scheduler.vllm_config.model_config": ["get_num_layers", "get_vocab_size", "get_hidden_size",
+        "runner_type", "model", "dtype", "quantization", "enforce_eager"],
+    "request": ["request_id", "priority", "arrival_time", "status", "num_tokens",
+        "num_computed_tokens", "num_tokens_with_spec", "num_output_placeholders",
+        "num_in_flight_tokens", "is_prefill_chunk", "is_finished", "block_hashes"],
+}  # fmt: skip
+"""Where we look -> the attributes that must be there."""
+
+
+def fail(line: str) -> None:
+    """One line, without a traceback."""
+    pytest.fail(line, pytrace=False)
+
+
+def test_the_version_is_the_one_these_doors_were_read_in() -> None:
+    if not door.VLLM_VERSION.startswith("0.32."):
+        fail(f"the doors are those of vLLM 0.32, this is {door.VLLM_VERSION}")
+
+
+def broken_door(name: str) -> str:
+    """What is wrong with it, or nothing."""
+    try:
+        value = getattr(door, name)
+    except (ImportError, AttributeError) as error:
+        return f"door {name!r} ({door.DOORS[name]}) has changed: {error}"
+    return "" if value is not None else f"door {name!r} ({door.DOORS[name]}) leads nowhere"
+
+
+@pytest.mark.parametrize("name", door.DOORS)
+def test_every_door_opens(name: str) -> None:
+    if line := broken_door(name):
+        fail(line)
+
+
+def test_a_door_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of the test above."""
+    monkeypatch.setitem(door.DOORS, "Gone", "vllm.v1.request:NoSuchName")
+    monkeypatch.setitem(door.DOORS, "Moved", "vllm.v1.no_such_module")
+    assert broken_door("Gone").startswith("door 'Gone' (vllm.v1.request:NoSuchName) has changed")
+    assert broken_door("Moved").startswith("door 'Moved' (vllm.v1.no_such_module) has changed")
+    with pytest.raises(AttributeError, match="no door to vLLM's Unknown"):
+        _ = door.Unknown
+
+
+def methods() -> Iterator[str]:
+    for owner, names in door.METHODS.items():
+        for name in names:
+            yield f"{owner}.{name}"
+
+
+def test_every_method_has_its_arguments_listed() -> None:
+    assert set(methods()) == set(ARGUMENTS) | PROPERTIES
+
+
+def changed_method(owner: Any, name: str, wanted: list[str]) -> str:
+    """Whether `name` still takes `wanted`, in order, and needs nothing else we do not give."""
+    method = getattr(owner, name, None)
+    if method is None:
+        return f"{owner.__name__}.{name} is gone"
+    parameters = [p for p in inspect.signature(method).parameters.values() if p.name != "self"]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    found = [p.name for p in parameters]
+    if not variadic and found[: len(wanted)] != wanted:
+        return f"{owner.__name__}.{name} takes {found}, not {wanted} first"
+    needed = [
+        p.name
+        for p in parameters[len(wanted) :]
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if needed and name != "__init__":
+        return f"{owner.__name__}.{name} also needs {needed}"
+    return ""
+
+
+@pytest.mark.parametrize("method", sorted(ARGUMENTS))
+def test_every_method_takes_what_we_give(method: str) -> None:
+    owner, _, name = method.partition(".")
+    if line := changed_method(getattr(door, owner), name, ARGUMENTS[method]):
+        fail(line)
+
+
+@pytest.mark.parametrize("method", sorted(PROPERTIES))
+def test_every_property_is_one(method: str) -> None:
+    owner, _, name = method.partition(".")
+    if not isinstance(getattr(getattr(door, owner), name, None), property):
+        fail(f"{method} is no property any more")
+
+
+def test_a_changed_method_is_named() -> None:
+    """The negative control of the two tests above."""
+
+    class Changed:
+        def renamed(self, other: int) -> None: ...
+        def longer(self, request: int, more: int) -> None: ...
+
+    assert changed_method(Changed, "gone", []) == "Changed.gone is gone"
+    assert "takes ['other'], not ['request']" in changed_method(Changed, "renamed", ["request"])
+    assert "also needs ['more']" in changed_method(Changed, "longer", ["request"])
+
+
+@pytest.mark.parametrize("where", STATE)
+def test_the_state_we_read_is_there(where: str, tmp_path: Path) -> None:
+    from engine import make_request, make_scheduler
+
+    scheduler = make_scheduler(tmp_path)
+    request = make_request("r", [1, 2, 3], 1, online=True, arrival_s=0.0)
+    names = {"scheduler": scheduler, "request": request}
+    try:
+        owner = eval(where, names)  # our own words, from the table above
+        missing = [name for name in STATE[where] if not hasattr(owner, name)]
+    finally:
+        scheduler.shutdown()
+    if missing:
+        fail(f"{where} has no {', '.join(missing)}")
+
+
+def calls(tree: ast.AST, name: str) -> list[int]:
+    """Lines on which `name` is called, as a function or a method, in order."""
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func
+            found = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            if found == name:
+                lines.append(node.lineno)
+    return sorted(lines)
+
+
+def source(function: Any) -> str:
+    return textwrap.dedent(inspect.getsource(function))
+
+
+def changed_construction(text: str) -> str:
+    """`_call_when_built` needs: scheduler, then one method call; enable_envs_cache at the end."""
+    (function,) = ast.parse(text).body
+    assert isinstance(function, ast.FunctionDef)
+    built = [
+        node.lineno
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and "self.scheduler" in ast.unparse(node).split("=")[0]
+    ]
+    told = calls(function, "_initialize_effective_attention_block_size")
+    if not built or len(told) != 1 or told[0] < built[0]:
+        return "EngineCore.__init__ calls no _initialize_effective_attention_block_size after it has built the scheduler"
+    last = function.body[-1]
+    if calls(last, "enable_envs_cache") != [last.lineno]:
+        return "EngineCore.__init__ does not end with enable_envs_cache()"
+    return ""
+
+
+def changed_schedule(text: str) -> str:
+    """Grants need: asked once for running, once for waiting requests, each before allocation."""
+    tree = ast.parse(text)
+    asked, allocated = calls(tree, "_reserve_prefill_lookahead"), calls(tree, "allocate_slots")
+    if len(asked) != 2 or len(allocated) != 2:
+        return f"Scheduler.schedule asks _reserve_prefill_lookahead {len(asked)} times before {len(allocated)} allocate_slots"
+    if not asked[0] < allocated[0] < asked[1] < allocated[1]:
+        return "Scheduler.schedule does not ask _reserve_prefill_lookahead before each allocate_slots"
+    return ""
+
+
+def changed_forward(text: str) -> str:
+    """A stop is caught at _model_forward, and the connector must see the step's end."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.With) and any(
+            calls(item.context_expr, "maybe_get_kv_connector_output") for item in node.items
+        ):
+            inside = [
+                call
+                for statement in node.body
+                for call in ast.walk(statement)
+                if isinstance(call, ast.Call)
+                and ast.unparse(call.func) == "self._model_forward"
+            ]
+            if len(inside) == 1:
+                return ""
+    return "GPUModelRunner.execute_model does not call self._model_forward inside the connector's context"
+
+
+def test_the_engines_construction_is_as_the_plugin_expects() -> None:
+    if line := changed_construction(source(door.EngineCore.__init__)):
+        fail(line)
+
+
+def test_the_scheduler_asks_for_grants_where_the_plan_expects() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    if line := changed_schedule(source(Scheduler.schedule)):
+        fail(line)
+
+
+def test_the_model_runner_calls_the_model_where_stops_are_caught() -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if line := changed_forward(source(GPUModelRunner.execute_model)):
+        fail(line)
+
+
+def test_every_attention_layer_asks_the_connector() -> None:
+    from vllm.model_executor.layers.attention import kv_transfer_utils
+
+    if not calls(ast.parse(inspect.getsource(kv_transfer_utils)), "wait_for_layer_load"):
+        fail("attention layers do not call the connector's wait_for_layer_load")
+
+
+INIT = """
+def __init__(self):
+    self.scheduler = Scheduler()
+    self._initialize_effective_attention_block_size()
+    enable_envs_cache()
+"""
+SCHEDULE = """
+def schedule(self):
+    n = self._reserve_prefill_lookahead(r, 0, n)
+    self.kv_cache_manager.allocate_slots(r, n)
+    n = self._reserve_prefill_lookahead(r, 0, n)
+    self.kv_cache_manager.allocate_slots(r, n)
+"""
+FORWARD = """
+def execute_model(self):
+    with context(), self.maybe_get_kv_connector_output(o) as out:
+        x = self._model_forward(a)
+    return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("check", "text", "cut", "put"),
+    [
+        (changed_construction, INIT, "self._initialize_effective_attention_block_size()", "pass"),
+        (changed_construction, INIT, "    enable_envs_cache()", "    enable_envs_cache(); more()"),
+        (changed_construction, INIT, "self.scheduler", "self.other"),
+        (changed_schedule, SCHEDULE, "n = self._reserve_prefill_lookahead(r, 0, n)", "pass"),
+        (changed_schedule, SCHEDULE, "allocate_slots", "get_slots"),
+        (changed_forward, FORWARD, "_model_forward", "model"),
+        (changed_forward, FORWARD, "        x =", "        pass\n    x ="),
+        (changed_forward, FORWARD, "maybe_get_kv_connector_output", "nullcontext"),
+    ],
+)
+def test_a_changed_source_is_seen(
+    check: Callable[[str], str], text: str, cut: str, put: str
+) -> None:
+    """The negative control of the checks above: as it is, it passes; changed, it does not."""
+    assert check(text) == ""
+    line = check(text.replace(cut, put, 1))
+    assert line
+    assert "\n" not in line
+
+
+def vllm_imports(folder: Path) -> list[str]:
+    """file:line of every import of vLLM, at the top or inside a function, outside the doors."""
+    found = []
+    for room in ("engine", "server"):
+        for path in sorted((folder / room).rglob("*.py")):
+            name = path.relative_to(folder).as_posix()
+            if name in DOOR_FILES:
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    modules = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    modules = [node.module or ""] if node.level == 0 else []
+                elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                    ("import_module", "__import__")
+                ):
+                    modules = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                else:
+                    continue
+                if any(str(module).split(".")[0] == "vllm" for module in modules):
+                    found.append(f"{name}:{node.lineno}")
+    return found
+
+
+def test_only_the_doors_import_vllm() -> None:
+    if found := vllm_imports(ROOMS):
+        fail(f"vLLM is imported past the doors: {', '.join(found)}")
+
+
+def test_an_import_past_the_doors_is_seen(tmp_path: Path) -> None:
+    """The negative control of the test above."""
+    for room in ("engine", "server"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "door.py").write_text("import vllm\n")
+    (tmp_path / "engine" / "a.py").write_text("import vllmish\nfrom vllm.v1 import request\n")
+    (tmp_path / "engine" / "b.py").write_text("def f():\n    import vllm.config as c\n")
+    (tmp_path / "server" / "c.py").write_text("x = import_module('vllm.v1.request')\n")
+    assert vllm_imports(tmp_path) == ["engine/a.py:2", "engine/b.py:2", "server/c.py:1"]

@@ -1,0 +1,228 @@
+"""The arrival monitor: who is judged when, and two threads at once."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+from conserve.core.latency import LatencyModel
+from conserve.engine.monitor import ArrivalMonitor, RunningStep
+
+TARGET_S = 1.0
+MODEL = LatencyModel(fixed=0.0, per_token=0.001)
+"""A prompt of n tokens takes n milliseconds."""
+
+
+@dataclass
+class Clock:
+    now_s: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Flag:
+    """Keeps the numbers of the steps that were asked to stop."""
+
+    raised: list[int] = field(default_factory=list)
+
+    def raise_for(self, step: int) -> None:
+        self.raised.append(step)
+
+
+@dataclass
+class Scene:
+    patience: float = 0.05
+    monitor_class: type[ArrivalMonitor] = ArrivalMonitor
+
+    def __post_init__(self) -> None:
+        self.clock, self.flag = Clock(), Flag()
+        self.monitor = self.monitor_class(self.flag, self.clock, TARGET_S, self.patience)  # type: ignore[arg-type]
+
+    def start(self, predicted_s: float, number: int = 7) -> None:
+        step = RunningStep(number, self.clock.now_s, predicted_s)
+        self.monitor.step_started(step, MODEL)
+
+    def arrive(self, name: str = "a", num_tokens: int = 10) -> None:
+        self.monitor.arrived(name, self.clock.now_s, num_tokens)
+
+
+def test_an_arrival_during_a_long_step_stops_it() -> None:
+    scene = Scene()
+    scene.start(0.4)
+    scene.clock.now_s += 0.1
+    scene.arrive()
+    assert scene.flag.raised == [7]
+    scene.clock.now_s += 0.01
+    assert scene.monitor.step_ended() == pytest.approx(100.1), "when the stop was asked for"
+    assert scene.monitor.take_unstopped() == 0
+
+
+def test_a_step_about_to_end_goes_on() -> None:
+    scene = Scene()
+    scene.start(0.4)
+    scene.clock.now_s += 0.36
+    scene.arrive()
+    assert scene.flag.raised == []
+    assert scene.monitor.step_ended() is None
+    assert scene.monitor.take_unstopped() == 1
+    assert scene.monitor.take_unstopped() == 0, "taken once"
+
+
+@pytest.mark.parametrize(("patience", "stops"), [(0.0, True), (0.3, True), (0.5, False)])
+def test_patience_is_a_share_of_the_target(patience: float, stops: bool) -> None:
+    scene = Scene(patience)
+    scene.start(0.4)
+    scene.arrive()
+    assert bool(scene.flag.raised) is stops
+
+
+def test_with_full_patience_only_a_missed_target_stops() -> None:
+    """The paper's rule: remainder of the step + prefill of all who wait against the target."""
+    scene = Scene(patience=1.0)
+    scene.start(0.8)
+    scene.arrive("a", num_tokens=150)
+    assert scene.flag.raised == [], "0.8 s + 0.15 s is in time"
+    scene.arrive("b", num_tokens=100)
+    assert scene.flag.raised == [7], "0.8 s + 0.25 s is not"
+
+
+def test_the_oldest_arrival_counts() -> None:
+    scene = Scene(patience=1.0)
+    scene.start(0.5)
+    scene.monitor.arrived("old", scene.clock.now_s - 0.8, 10)
+    assert scene.flag.raised == [7]
+
+
+def test_an_arrival_before_the_step_is_judged_when_it_starts() -> None:
+    """It came between the schedule and the report of it."""
+    scene = Scene()
+    scene.arrive()
+    assert scene.flag.raised == []
+    scene.start(0.4)
+    assert scene.flag.raised == [7]
+
+
+class StartsBlind(ArrivalMonitor):
+    """Careless: forgets arrivals that raced the start of the step."""
+
+    def step_started(self, step: RunningStep, model: LatencyModel) -> None:
+        self.forget_pending()
+        super().step_started(step, model)
+
+
+def test_a_careless_start_is_caught() -> None:
+    """The negative control of the test above."""
+    scene = Scene(monitor_class=StartsBlind)
+    scene.arrive()
+    scene.start(0.4)
+    assert scene.flag.raised == []
+
+
+def test_an_arrival_that_the_scheduler_took_stops_nothing() -> None:
+    scene = Scene()
+    scene.arrive()
+    assert scene.monitor.num_pending == 1
+    scene.monitor.taken("a")
+    scene.monitor.taken("never seen")
+    assert scene.monitor.num_pending == 0
+    scene.start(0.4)
+    assert scene.flag.raised == []
+
+
+def test_an_arrival_after_the_step_stops_nothing() -> None:
+    scene = Scene(patience=0.0)
+    scene.start(0.4)
+    assert scene.monitor.step_ended() is None
+    scene.arrive()
+    assert scene.flag.raised == []
+    assert scene.monitor.take_unstopped() == 0, "nothing ran that could have been stopped"
+
+
+def test_a_step_is_asked_once() -> None:
+    scene = Scene()
+    scene.start(0.4)
+    for name in "abc":
+        scene.arrive(name)
+    assert scene.flag.raised == [7]
+
+
+def test_an_arrival_is_unstopped_only_if_the_step_ran_to_its_end() -> None:
+    """The first would have waited; the second cannot, and the stop serves both."""
+    scene = Scene(patience=1.0)
+    scene.start(0.8)
+    scene.arrive("a", num_tokens=100)
+    scene.arrive("b", num_tokens=500)
+    assert scene.flag.raised == [7]
+    assert scene.monitor.step_ended() is not None
+    assert scene.monitor.take_unstopped() == 0
+
+
+def test_every_arrival_of_an_unstopped_step_is_counted() -> None:
+    scene = Scene(patience=1.0)
+    scene.arrive("early", num_tokens=1)
+    scene.start(0.1)
+    scene.arrive("a", num_tokens=1)
+    scene.arrive("b", num_tokens=1)
+    scene.monitor.step_ended()
+    assert scene.monitor.take_unstopped() == 3
+
+
+def test_forgotten_arrivals_hold_nothing_up() -> None:
+    scene = Scene()
+    scene.arrive()
+    scene.monitor.forget_pending()
+    scene.start(0.4)
+    assert scene.monitor.num_pending == 0
+    assert scene.flag.raised == []
+
+
+def test_a_step_that_ended_is_forgotten() -> None:
+    scene = Scene()
+    scene.start(0.4, number=1)
+    scene.arrive("a")
+    scene.monitor.taken("a")
+    assert scene.monitor.step_ended() is not None
+    scene.start(0.4, number=2)
+    assert scene.monitor.step_ended() is None, "the stop of step 1 is not that of step 2"
+
+
+def test_threads_agree_about_every_step() -> None:
+    """Three input threads against the step loop: each stop is of a step that ran when it was
+    asked for, is asked for once, and is reported by the end of that very step."""
+    scene = Scene()
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def report(thread: int) -> None:
+        chance = random.Random(thread)
+        try:
+            for i in range(2000):
+                scene.arrive(f"{thread}-{i}", chance.randrange(1, 50))
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=report, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    chance, stopped, number = random.Random(9), [], 0
+    while not done.is_set():
+        if not any(thread.is_alive() for thread in threads):
+            done.set()  # one more step sees all that is left
+        number += 1
+        scene.start(chance.choice([0.01, 0.4]), number)
+        with scene.monitor._lock:
+            pending = list(scene.monitor._pending)[:50]
+        for name in pending:
+            scene.monitor.taken(name)
+        if scene.monitor.step_ended() is not None:
+            stopped.append(number)
+        scene.monitor.take_unstopped()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert scene.flag.raised == stopped
