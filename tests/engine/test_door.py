@@ -215,7 +215,10 @@ def changed_construction(text: str) -> str:
     ]
     told = calls(function, "_initialize_effective_attention_block_size")
     if not built or len(told) != 1 or told[0] < built[0]:
-        return "EngineCore.__init__ calls no _initialize_effective_attention_block_size after it has built the scheduler"
+        return (
+            "EngineCore.__init__ calls no _initialize_effective_attention_block_size "
+            "after it has built the scheduler"
+        )
     last = function.body[-1]
     if calls(last, "enable_envs_cache") != [last.lineno]:
         return "EngineCore.__init__ does not end with enable_envs_cache()"
@@ -227,9 +230,14 @@ def changed_schedule(text: str) -> str:
     tree = ast.parse(text)
     asked, allocated = calls(tree, "_reserve_prefill_lookahead"), calls(tree, "allocate_slots")
     if len(asked) != 2 or len(allocated) != 2:
-        return f"Scheduler.schedule asks _reserve_prefill_lookahead {len(asked)} times before {len(allocated)} allocate_slots"
+        return (
+            f"Scheduler.schedule asks _reserve_prefill_lookahead {len(asked)} times "
+            f"before {len(allocated)} allocate_slots"
+        )
     if not asked[0] < allocated[0] < asked[1] < allocated[1]:
-        return "Scheduler.schedule does not ask _reserve_prefill_lookahead before each allocate_slots"
+        return (
+            "Scheduler.schedule does not ask _reserve_prefill_lookahead before each allocate_slots"
+        )
     return ""
 
 
@@ -243,12 +251,14 @@ def changed_forward(text: str) -> str:
                 call
                 for statement in node.body
                 for call in ast.walk(statement)
-                if isinstance(call, ast.Call)
-                and ast.unparse(call.func) == "self._model_forward"
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == "self._model_forward"
             ]
             if len(inside) == 1:
                 return ""
-    return "GPUModelRunner.execute_model does not call self._model_forward inside the connector's context"
+    return (
+        "GPUModelRunner.execute_model does not call self._model_forward "
+        "inside the connector's context"
+    )
 
 
 def test_the_engines_construction_is_as_the_plugin_expects() -> None:

@@ -20,7 +20,9 @@ ROW = re.compile(r"^\| `conserve:(\w+)` \| (\w+) \| (?:`(\w+)`)? ?\| (.+) \|$", 
 
 
 def test_the_page_lists_what_is_exported() -> None:
-    listed = {(name, kind, label, text) for name, kind, label, text in ROW.findall(PAGE.read_text())}
+    listed = {
+        (name, kind, label, text) for name, kind, label, text in ROW.findall(PAGE.read_text())
+    }
     exported = {
         (
             metric.name + ("_total" if metric.kind is Counter else ""),

@@ -1,4 +1,4 @@
-"""Safepoints of one forward: where they are, what they cost outside, how far the host runs ahead."""
+"""Safepoints of one forward: where they are, what they cost, how far the host runs ahead."""
 
 from __future__ import annotations
 

@@ -75,8 +75,10 @@ class EngineSettings:
         return cls()
 
 
-def _checked(values: object, defaults: EngineSettings | PolicySettings, what: str) -> dict[str, Any]:
-    """A copy of `values`, whose keys are fields of `defaults` and whose values are of their types."""
+def _checked(
+    values: object, defaults: EngineSettings | PolicySettings, what: str
+) -> dict[str, Any]:
+    """A copy of `values`: its keys are fields of `defaults`, its values are of their types."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{what}s must be a mapping of names to values, not {values!r}")
     known = asdict(defaults)

@@ -43,7 +43,9 @@ METRICS = (
     Metric("displaced_requests", Counter, "Offline requests whose blocks went to online ones."),
     Metric("displaced_tokens", Counter, "Computed tokens whose KV those requests lost."),
     Metric("decision_seconds", Counter, "Time spent deciding steps, summed."),
-    Metric("latency_model_error_ratio", Gauge, "Recent mean relative error of the predicted step time."),
+    Metric(
+        "latency_model_error_ratio", Gauge, "Recent mean relative error of the predicted step time."
+    ),
     Metric("waiting_requests", Gauge, "Requests that hold no slot.", "class"),
     Metric("running_requests", Gauge, "Requests that hold a slot.", "class"),
     Metric("interruptions_per_second", Gauge, "Online arrivals per second of offline-only work."),
