@@ -27,7 +27,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 """WAITING -> FINISHED: displaced under async scheduling while its last token was in flight."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SimRequest(RequestView):
     """The policy's view of a request is the request itself, so a snapshot copies nothing.
 
@@ -42,6 +42,12 @@ class SimRequest(RequestView):
     token_times_s: list[float] = field(default_factory=list)
     num_lost_tokens: int = 0
     """KV up to here was computed before and lost: computing it again is waste."""
+    most_tokens: int = 0
+    """Tokens whose KV it holds when its last token is sampled."""
+
+    # Each is itself: queues are searched by identity.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @classmethod
     def arriving(
@@ -64,23 +70,20 @@ class SimRequest(RequestView):
             deadline_s=deadline_s,
             num_prompt_tokens=num_prompt_tokens,
             num_output_tokens=num_output_tokens,
+            most_tokens=num_prompt_tokens + num_output_tokens - 1,
         )
-
-    @property
-    def most_tokens(self) -> int:
-        """Tokens whose KV it holds when its last token is sampled."""
-        return self.num_prompt_tokens + self.num_output_tokens - 1
 
     def move(self, phase: Phase) -> None:
         if phase not in TRANSITIONS[self.phase]:
             raise ValueError(f"{self.request_id}: {self.phase} cannot become {phase}")
         self.phase = phase
 
-    def record(self) -> RequestRecord:
+    def record(self, frontend_s: float = 0.0) -> RequestRecord:
+        """What its client saw, who sent it `frontend_s` before the engine had it."""
         return RequestRecord(
             request_id=self.request_id,
             online=self.online,
-            arrival_s=self.arrival_s,
+            arrival_s=self.arrival_s - frontend_s,
             token_times_s=self.token_times_s,
             num_prompt_tokens=self.num_prompt_tokens,
             num_output_tokens=len(self.token_times_s),
