@@ -37,7 +37,8 @@ class Engine:
         on_finish: OnFinish | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> None:
-        self.now_s = 0.0
+        self.now_s = -math.inf
+        """Time of the last event."""
         self.machine = machine
         self.scheduler = scheduler
         self.state = EngineState(
@@ -68,6 +69,11 @@ class Engine:
         counters.restored_tokens = self.link.num_restored_tokens
         return counters
 
+    @property
+    def next_event_s(self) -> float:
+        """Time of the next event; infinity when nothing is left to happen."""
+        return self._events.next_s
+
     def submit(self, request: SimRequest) -> None:
         """The request reaches the engine at its `arrival_s`."""
         self._events.push(request.arrival_s, EventKind.ARRIVAL, request)
@@ -83,7 +89,6 @@ class Engine:
 
     def _arrival(self, request: object) -> None:
         assert isinstance(request, SimRequest)
-        self.scheduler.arrived(self.state, request, self.now_s)
         self.state.arrive(request)
         step = self._running
         if step is None:
@@ -137,12 +142,7 @@ class Engine:
     def _schedule(self, _: object) -> None:
         self._decides = False
         in_flight = self._running
-        # What is in flight is done by then: its tokens are counted as computed.
-        due_s = max(self.now_s, in_flight.start_s + in_flight.predicted_s if in_flight else 0.0)
-        if in_flight is not None:
-            for request in in_flight.producers:
-                request.last_token_s = due_s
-        plan = self.scheduler.plan(self.state, due_s)
+        plan = self.scheduler.plan(self.state, self.now_s)
         if not plan.grants and not plan.displace:
             return
         step = self.state.apply(plan, self._restores)
@@ -151,6 +151,9 @@ class Engine:
                 ready_s = self.link.restore(request.num_computed_tokens, self.now_s)
                 self._events.push(ready_s, EventKind.RESTORED, request)
         if not step.grants:
+            if plan.displace and in_flight is None:
+                # Those it made room for are admitted next.
+                self._decide_at(self.now_s)
             return
         if in_flight is None:
             self._start(step)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import islice
 from typing import Protocol
 
 from conserve.core.calibration import Recalibrator
 from conserve.core.displacement import blocks_for
-from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.latency import LatencyModel
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
@@ -26,9 +25,6 @@ class Scheduler(Protocol):
     """What the engine asks, and what it tells. Times in seconds on the virtual clock."""
 
     def plan(self, state: EngineState, now_s: float) -> Plan: ...
-
-    def arrived(self, state: EngineState, request: SimRequest, now_s: float) -> None:
-        """Before the request joins its queue."""
 
     def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
         """Whether to stop the stoppable step that runs, now that an online request has come."""
@@ -52,20 +48,40 @@ class ConserveScheduler:
         self.targets = targets
         self.settings = settings or PolicySettings()
         self.can_stop = can_stop
-        self.recalibrator = Recalibrator(model)
+        self.recalibrator = Recalibrator(model, mean_error=model.margin / 2)
         self.traffic = TrafficEstimate()
-        self._told_s: float | None = None
-        self._online_resident = False
-        self.error_sum = 0.0
-        self.num_errors = 0
+        self._planned_s: float | None = None
+        self._last_mode = Mode.IDLE
+        self._error_sum = 0.0
+        self._num_errors = 0
 
     @property
     def model(self) -> LatencyModel:
         return self.recalibrator.model
 
+    @property
+    def mean_error(self) -> float:
+        """Mean of |predicted - actual| / actual over the whole steps so far; 0 before the first."""
+        return self._error_sum / self._num_errors if self._num_errors else 0.0
+
     def plan(self, state: EngineState, now_s: float) -> Plan:
+        self._note_time(state, now_s)
+        plan = decide(self.snapshot(state, now_s), self.model, self.settings)
+        if plan.mode is not Mode.IDLE:
+            if self._last_mode is Mode.OFFLINE and plan.num_online_tokens:
+                self.traffic.interrupted()
+            self._last_mode = plan.mode
+        return plan
+
+    def _note_time(self, state: EngineState, now_s: float) -> None:
+        if self._planned_s is not None:
+            seconds = min(now_s - self._planned_s, 1.0)
+            self.traffic.spent(seconds, online_resident=state.num_online > 0)
+        self._planned_s = now_s
+
+    def snapshot(self, state: EngineState, now_s: float) -> Snapshot:
         machine, traffic = state.machine, self.traffic
-        snapshot = Snapshot(
+        return Snapshot(
             now_s=now_s,
             running=state.running,
             waiting_online=state.waiting_online,
@@ -80,46 +96,25 @@ class ConserveScheduler:
             offline_share=traffic.offline_share,
             can_stop=self.can_stop,
         )
-        return decide(snapshot, self.model, self.settings)
-
-    def arrived(self, state: EngineState, request: SimRequest, now_s: float) -> None:
-        if request.online and not state.num_online:
-            self._spent(now_s)
-            self.traffic.interrupted()
-            self._online_resident = True
 
     def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
         waiting = state.waiting_online
         return should_stop(
             now_s=now_s,
             step_end_s=step.start_s + step.predicted_s,
-            arrivals_prefill_s=self.model.predict_s(_prefills(waiting)),
-            oldest_arrival_s=waiting[0].arrival_s,
+            arrivals_prefill_s=self.model.predict_prefill_s(sum(r.num_tokens for r in waiting)),
+            oldest_arrival_s=min(r.arrival_s for r in waiting),
             ttft_target_s=self.targets.ttft_s,
             patience=self.settings.patience,
         )
 
     def ended(self, state: EngineState, step: Step, now_s: float) -> None:
-        self._spent(now_s)
-        self._online_resident = state.num_online > 0
         seconds = now_s - step.start_s
         tokens = step.shape.num_tokens
         self.traffic.stepped(seconds, seconds * (tokens - step.num_online_tokens) / tokens)
         if not step.stopped:
-            self.error_sum += abs(self.recalibrator.observe(step.shape, seconds))
-            self.num_errors += 1
-
-    def _spent(self, now_s: float) -> None:
-        if self._told_s is not None and now_s > self._told_s:
-            self.traffic.spent(now_s - self._told_s, online_resident=self._online_resident)
-        self._told_s = now_s
-
-
-def _prefills(requests: Iterable[SimRequest]) -> StepShape:
-    shape = StepShape()
-    for request in requests:
-        shape.add_prefill(request.num_tokens - request.num_computed_tokens, 0)
-    return shape
+            self._error_sum += abs(self.recalibrator.observe(step.shape, seconds))
+            self._num_errors += 1
 
 
 class StockScheduler:
@@ -167,9 +162,6 @@ class StockScheduler:
         if not self.by_class:
             heads.sort(key=lambda r: r.arrival_s)
         return heads
-
-    def arrived(self, state: EngineState, request: SimRequest, now_s: float) -> None:
-        """It learns nothing from arrivals."""
 
     def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
         return False

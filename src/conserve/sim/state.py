@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from conserve.core.displacement import blocks_for
 from conserve.core.latency import StepShape
@@ -207,10 +208,12 @@ class EngineState:
             request.num_blocks += need
 
     def _evict(self, request: SimRequest) -> None:
-        """Free a running request's blocks; it waits again, ahead of its class."""
+        """Free a running request's blocks; it waits again, where its arrival places it."""
         self.running.remove(request)
         request.move(Phase.WAITING)
-        self._queue_of(request).appendleft(request)
+        queue = self._queue_of(request)
+        earlier = (r.arrival_s <= request.arrival_s for r in queue)
+        queue.insert(sum(takewhile(bool, earlier)), request)
         computed = request.num_computed_tokens
         request.num_lost_tokens = max(request.num_lost_tokens, computed)
         self.pool.free(request.request_id, num_remembered=computed // self.machine.block_size)
