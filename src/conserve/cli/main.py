@@ -6,6 +6,7 @@ import typer
 
 from conserve.cli.bench import app as bench
 from conserve.cli.serve import serve
+from conserve.cli.sim import app as sim
 
 app = typer.Typer(
     name="conserve",
@@ -20,6 +21,7 @@ app.command(
     add_help_option=False,
 )(serve)
 app.add_typer(bench)
+app.add_typer(sim)
 
 
 @app.callback()

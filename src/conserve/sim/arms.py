@@ -61,8 +61,10 @@ WHOLE_STEP = 2**20
 """More tokens than any machine's step: a fixed budget of the machine's own maximum."""
 
 
-def _stock(name: str, shows: str, **options: bool) -> Arm:
-    return Arm(name, shows, stock=True, can_stop=False, checkpoints=False, **options)
+def _stock(
+    name: str, shows: str, *, online: bool = True, offline: bool = True, by_class: bool = True
+) -> Arm:
+    return Arm(name, shows, True, online, offline, by_class, can_stop=False, checkpoints=False)
 
 
 ARMS: Mapping[str, Arm] = {
@@ -85,7 +87,11 @@ ARMS: Mapping[str, Arm] = {
             settings=PolicySettings(displacement=False),
         ),
         Arm("conserve-no-stop", "A step that has begun runs to its end.", can_stop=False),
-        Arm("conserve-recompute", "No checkpoints: what is displaced computes again.", checkpoints=False),
+        Arm(
+            "conserve-recompute",
+            "No checkpoints: what is displaced computes again.",
+            checkpoints=False,
+        ),
         Arm(
             "sarathi-p",
             "The paper's baseline: a fixed budget, preemption between steps, recompute.",

@@ -12,7 +12,12 @@ from conserve.core.latency import LatencyModel, StepShape
 
 
 class CostModel(Protocol):
-    """The truth about step times: a fitted LatencyModel is one, a Roofline another."""
+    """The truth about step times: a fitted LatencyModel is one, a Roofline another.
+
+    Immutable and hashable, so that the profile of it is fitted once.
+    """
+
+    def __hash__(self) -> int: ...
 
     def predict_s(self, shape: StepShape) -> float:
         """Seconds the step takes on average; 0 for an empty one."""

@@ -84,7 +84,9 @@ def _analytic(name: str, gpu: Gpu, model: ModelShape, num_gpus: int) -> Profile:
     num_blocks = int(room // (BLOCK_SIZE * model.kv_bytes_per_token))
     if num_blocks < 1:
         need = BYTES * model.held_weights / 1e9
-        raise ProfileError(f"{name}: {need:.0f} GB of weights leave no memory for KV: use more GPUs")
+        raise ProfileError(
+            f"{name}: {need:.0f} GB of weights leave no memory for KV: use more GPUs"
+        )
     machine = Machine(
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,

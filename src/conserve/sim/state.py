@@ -169,9 +169,7 @@ class EngineState:
             return self.running[-1]
         return max(self.running, key=lambda r: (not r.online, r.arrival_s))
 
-    def _admit(
-        self, request: SimRequest, tokens: int, step: Step, restores: RestoreRule
-    ) -> bool:
+    def _admit(self, request: SimRequest, tokens: int, step: Step, restores: RestoreRule) -> bool:
         """Give a waiting request slot and blocks. False: there are not enough."""
         if request.phase is not Phase.WAITING:
             return True
@@ -220,9 +218,7 @@ class EngineState:
         request.num_blocks = 0
         request.num_checkpointed_tokens = min(request.num_checkpointed_tokens, computed)
         # What its checkpoint holds needs no computing, if it is restored.
-        request.num_computed_tokens = min(
-            request.num_checkpointed_tokens, request.num_tokens - 1
-        )
+        request.num_computed_tokens = min(request.num_checkpointed_tokens, request.num_tokens - 1)
 
     def _reshape(self, step: Step) -> None:
         """Sum the step up again: it is not what the plan said."""
