@@ -81,7 +81,7 @@ class Engine:
     def run(self, until_s: float = math.inf) -> None:
         """Handle every event up to `until_s`, inclusive, or until there is none."""
         events, handlers = self._events, self._handlers
-        while events.next_s <= until_s:
+        while events and events.next_s <= until_s:
             self.now_s, kind, payload = events.pop()
             handlers[kind](payload)
 
@@ -119,8 +119,9 @@ class Engine:
         else:
             self.state.complete(step, self.now_s)
         self.state.counters.busy_s += self.now_s - step.start_s
-        if self.link.tokens_per_s and not step.stopped and self._next is None:
-            self.link.checkpoint(self.state.running, self.now_s - step.start_s)
+        if self.link.tokens_per_s and not step.stopped:
+            in_flight = self._next.grants if self._next else {}
+            self.link.checkpoint(self.state.running, in_flight, self.now_s - step.start_s)
         self.scheduler.ended(self.state, step, self.now_s)
         if self._on_step:
             self._on_step(step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from conserve.sim.cost import Machine
 from conserve.sim.request import SimRequest
@@ -23,15 +23,21 @@ class HostLink:
         self.num_restored_tokens = 0
         self._restores_until_s = 0.0
 
-    def checkpoint(self, running: Iterable[SimRequest], seconds: float) -> None:
+    def checkpoint(
+        self, running: Iterable[SimRequest], in_flight: Mapping[str, int], seconds: float
+    ) -> None:
         """Copy what offline requests computed, in the order they were admitted.
 
+        Tokens `in_flight`, of a step that is decided but has not ended, are not there yet.
         `seconds` of the link are spent at most; what does not fit stays for the next time.
         """
         room = int(self.tokens_per_s * seconds)
         for request in running:
-            behind = request.num_computed_tokens - request.num_checkpointed_tokens
-            if request.online or behind <= 0:
+            if request.online:
+                continue
+            done = request.num_computed_tokens - in_flight.get(request.request_id, 0)
+            behind = done - request.num_checkpointed_tokens
+            if behind <= 0:
                 continue
             copied = min(behind, room)
             request.num_checkpointed_tokens += copied

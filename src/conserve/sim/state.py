@@ -216,7 +216,6 @@ class EngineState:
         request.num_lost_tokens = max(request.num_lost_tokens, computed)
         self.pool.free(request.request_id, num_remembered=computed // self.machine.block_size)
         request.num_blocks = 0
-        request.num_checkpointed_tokens = min(request.num_checkpointed_tokens, computed)
         # What its checkpoint holds needs no computing, if it is restored.
         request.num_computed_tokens = min(request.num_checkpointed_tokens, request.num_tokens - 1)
 
