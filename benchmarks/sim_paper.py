@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import matplotlib as mpl
 import typer
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullLocator
 
 from conserve.core.latency import StepShape
 from conserve.sim.profiles import load_profile
@@ -62,7 +63,7 @@ def main(
         if only in ("", name):
             figures[name] = measure(name, profile, trace)
     figures["steps"] = published_steps()
-    file.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    file.write_text(json.dumps(figures, indent=1) + "\n")
     plot_ladder(figures)
     plot_sweeps(figures)
     fill_in(PAGE, figures)
@@ -158,6 +159,8 @@ def plot_sweeps(figures: Figures) -> None:
                         ys = [None if v is None else v * factor for v in values]
                         axis.plot([p.x for p in points], ys, "o-", ms=3, color=colour, label=arm)
                 axis.set_xscale("log")
+                axis.set_xticks([p.x for p in points], [f"{p.x:g}" for p in points], fontsize=7)
+                axis.xaxis.set_minor_locator(NullLocator())
                 if field != "offline_tps":
                     axis.set_yscale("log")
                 axis.set_title(f"{group}: {title}", fontsize=9)
@@ -189,6 +192,7 @@ def tables(figures: Figures) -> dict[str, list[str]]:
     built |= {name: arms_table(figures[name]["all"]) for name in ("paper-70b", "paper-7b")}
     built["ratios"] = ratios_table(figures)
     built["steps"] = steps_table(figures["steps"])
+    built["stops"] = stops_table(figures["paper-gamma"])
     built["gamma"] = sweep_table(figures["paper-gamma"], "gamma arrivals")
     built["lengths"] = sweep_table(figures["paper-lengths"], "offline lengths")
     return built
@@ -274,21 +278,42 @@ def steps_table(steps: Figures) -> list[str]:
     return ["| what | paper | cost model |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
 
 
-def sweep_table(points: Figures, what: str) -> list[str]:
+def stops_table(points: Figures) -> list[str]:
+    """What stops inside a step add at low rates, where there are offline-only steps to stop."""
     lines = [
-        f"| {what} | P99 TTFT ms: online-only | Sarathi-P | conserve | P99 TBT ms: Sarathi-P "
-        "| conserve | offline tok/s: bound | Sarathi-P | conserve | conserve over Sarathi-P |",
-        "|---" * 10 + "|",
+        "| gamma arrivals | TTFT p50, p99 without stops | with stops | offline tok/s without "
+        "| with | stopped steps | dropped tokens |",
+        "|---" * 7 + "|",
     ]
-    for point, rows in points.items():
-        ours, sarathi = rows["conserve"], rows["sarathi-p"]
-        lines.append(
-            f"| {point} | {rows['online-only']['ttft_p99_s'] * 1e3:.0f} "
-            f"| {sarathi['ttft_p99_s'] * 1e3:.0f} | {ours['ttft_p99_s'] * 1e3:.0f} "
-            f"| {sarathi['tbt_p99_s'] * 1e3:.0f} | {ours['tbt_p99_s'] * 1e3:.0f} "
-            f"| {rows['fcfs']['offline_tps']:.0f} | {sarathi['offline_tps']:.0f} "
-            f"| {ours['offline_tps']:.0f} | {ours['offline_tps'] / sarathi['offline_tps']:.2f}x |"
+    for point in ("cv-1-rate-0.25", "cv-2-rate-0.25", "cv-4-rate-0.25", "cv-4-rate-1"):
+        without, stops = (
+            points[point][arm] for arm in ("sarathi-p-targets", "sarathi-p-targets-stop")
         )
+        times = [f"{a['ttft_p50_s'] * 1e3:.0f}, {a['ttft_p99_s'] * 1e3:.0f} ms" for a in (without, stops)]
+        rates = [f"{a['offline_tps']:.0f}" for a in (without, stops)]
+        dropped = stops["dropped_tokens"] / stops["computed_tokens"]
+        lines.append(
+            f"| {point} | {times[0]} | {times[1]} | {rates[0]} | {rates[1]} "
+            f"| {stops['num_stopped_steps']} | {dropped:.1%} |"
+        )
+    return lines
+
+
+def sweep_table(points: Figures, what: str) -> list[str]:
+    headings = (
+        what, "TTFT p99: online-only", "Sarathi-P", "conserve", "TBT p99: Sarathi-P", "conserve",
+        "offline tok/s: bound", "Sarathi-P", "conserve", "over Sarathi-P", "total over online-only",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for point, rows in points.items():
+        alone, sarathi, ours = rows["online-only"], rows["sarathi-p"], rows["conserve"]
+        values = [point]
+        values += [f"{arm['ttft_p99_s'] * 1e3:.0f}" for arm in (alone, sarathi, ours)]
+        values += [f"{arm['tbt_p99_s'] * 1e3:.0f}" for arm in (sarathi, ours)]
+        values += [f"{arm['offline_tps']:.0f}" for arm in (rows["fcfs"], sarathi, ours)]
+        values += [f"{ours['offline_tps'] / sarathi['offline_tps']:.2f}x"]
+        values += [f"{ours['total_tps'] / alone['total_tps']:.1f}x"]
+        lines.append(f"| {' | '.join(values)} |")
     return lines
 
 
