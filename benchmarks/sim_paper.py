@@ -132,13 +132,20 @@ def plot_ladder(figures: Figures) -> None:
         values = [rows[arm][name] * factor for arm in LADDER]
         bars = axis.bar(range(len(LADDER)), values, color=COLOURS["conserve"])
         axis.bar_label(bars, fmt="{:.0f}", fontsize=8)
-        axis.set_xticks(range(len(LADDER)), list(LADDER.values()), rotation=25, ha="right", fontsize=8)
+        axis.set_xticks(
+            range(len(LADDER)), list(LADDER.values()), rotation=25, ha="right", fontsize=8
+        )
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     save(figure, "ladder")
 
 
-COLOURS = {"online-only": "#7a7a7a", "fcfs": "#c0504d", "sarathi-p": "#e0a030", "conserve": "#2a6fbb"}
+COLOURS = {
+    "online-only": "#7a7a7a",
+    "fcfs": "#c0504d",
+    "sarathi-p": "#e0a030",
+    "conserve": "#2a6fbb",
+}
 
 
 def plot_sweeps(figures: Figures) -> None:
@@ -148,7 +155,9 @@ def plot_sweeps(figures: Figures) -> None:
         panels = (("ttft_p99_s", "P99 TTFT, ms", 1e3), ("tbt_p99_s", "P99 TBT, ms", 1e3),
                   ("offline_tps", "offline tokens/s", 1.0))  # fmt: skip
         size = (3.4 * len(groups), 7.2)
-        figure, axes = plt.subplots(3, len(groups), figsize=size, squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(
+            3, len(groups), figsize=size, squeeze=False, layout="constrained"
+        )
         for column, group in enumerate(groups):
             points = [point for point in scenario.points if point.group == group]
             for row, (field, title, factor) in enumerate(panels):
@@ -235,7 +244,8 @@ def ratios_table(figures: Figures) -> list[str]:
     ]
     rows = [
         ("8B, 14B, 70B: throughput over online-only, mean", "2.2x", f"{mean(gains):.1f}x"),
-        ("8B, 14B, 70B: P99 TTFT and TBT, Sarathi-P over ours, mean", "2.9x", f"{mean(tails):.1f}x"),
+        ("8B, 14B, 70B: P99 TTFT and TBT, Sarathi-P over ours, mean", "2.9x",
+         f"{mean(tails):.1f}x"),
         ("70B: P99 TTFT, best baseline over ours", "2.04x",
          f"{ratio(seventy, 'sarathi-p', 'conserve', 'ttft_p99_s'):.2f}x"),
         ("70B: P99 TBT, best baseline over ours", "2.86x",
@@ -258,7 +268,11 @@ def ratios_table(figures: Figures) -> list[str]:
         ("7B (first version): P99 TTFT, co-serving without it over ours", "84x",
          f"{ratio(seven, 'fcfs', 'conserve', 'ttft_p99_s'):.0f}x"),
     ]  # fmt: skip
-    return ["| what | paper | simulator |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    return [
+        "| what | paper | simulator |",
+        "|---|---|---|",
+        *(f"| {a} | {b} | {c} |" for a, b, c in rows),
+    ]
 
 
 def steps_table(steps: Figures) -> list[str]:
@@ -267,7 +281,8 @@ def steps_table(steps: Figures) -> list[str]:
         ("8B, 2,048 tokens behind 40K", "124 ms", f"{steps['8b_2048_at_40k_ms']} ms"),
         ("70B TP4, a mean step", "262 ms",
          f"{steps['70b_2048_at_0_ms']} ms (2,048 tokens behind nothing) to "
-         f"{steps['70b_4096_at_0_ms']} ms (4,096); {steps['70b_2048_at_40k_ms']} ms (2,048 behind 40K)"),
+         f"{steps['70b_4096_at_0_ms']} ms (4,096); {steps['70b_2048_at_40k_ms']} ms "
+         "(2,048 behind 40K)"),
         ("70B TP4, looks at the signal, share of that step", "1.1 %",
          f"{steps['70b_looks_share_of_262_ms']:.1%}"),
         ("70B TP4, response to a stop, at most", "13 ms",
@@ -275,7 +290,11 @@ def steps_table(steps: Figures) -> list[str]:
         ("8B, copying a 2,048-token chunk to the host", "under 7 ms",
          f"{steps['8b_chunk_copy_ms']} ms"),
     ]  # fmt: skip
-    return ["| what | paper | cost model |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    return [
+        "| what | paper | cost model |",
+        "|---|---|---|",
+        *(f"| {a} | {b} | {c} |" for a, b, c in rows),
+    ]
 
 
 def stops_table(points: Figures) -> list[str]:
@@ -289,7 +308,9 @@ def stops_table(points: Figures) -> list[str]:
         without, stops = (
             points[point][arm] for arm in ("sarathi-p-targets", "sarathi-p-targets-stop")
         )
-        times = [f"{a['ttft_p50_s'] * 1e3:.0f}, {a['ttft_p99_s'] * 1e3:.0f} ms" for a in (without, stops)]
+        times = [
+            f"{a['ttft_p50_s'] * 1e3:.0f}, {a['ttft_p99_s'] * 1e3:.0f} ms" for a in (without, stops)
+        ]
         rates = [f"{a['offline_tps']:.0f}" for a in (without, stops)]
         dropped = stops["dropped_tokens"] / stops["computed_tokens"]
         lines.append(

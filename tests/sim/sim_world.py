@@ -41,9 +41,9 @@ def workload(seed: int, *, rate_rps: float = 3.0, in_flight: int = 20) -> Worklo
         lengths = rng.randint(8, 900), rng.randint(1, 40)
         online.append(RequestPlan(f"online-{len(online)}", True, now_s, *lengths))
     offline = [
-        RequestPlan(f"offline-{i}", False, -WINDOW.lead_in_s, rng.randint(100, 1500), rng.randint(1, 90))
+        RequestPlan(f"offline-{i}", False, -2.0, rng.randint(100, 1500), rng.randint(1, 90))
         for i in range(600)
-    ]  # fmt: skip
+    ]
     return Workload(online, offline, in_flight)
 
 

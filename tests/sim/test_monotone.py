@@ -6,6 +6,7 @@ Each compares sums over seeds, since one changed decision changes all that follo
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from sim_world import TARGETS, WINDOW, run
@@ -48,7 +49,7 @@ def test_tighter_tbt_targets_never_raise_harvest() -> None:
         _total(_harvest, targets=Targets(TARGETS.ttft_s, tbt_s))
         for tbt_s in (0.2, 0.1, 0.05, 0.025, 0.0125)
     ]
-    for looser, tighter in zip(harvests, harvests[1:], strict=False):
+    for looser, tighter in pairwise(harvests):
         assert tighter <= looser * (1 + NOISE)
     assert harvests[-1] < 0.9 * harvests[0]
 
@@ -64,14 +65,14 @@ def test_a_faster_link_never_hurts() -> None:
     harvests = [
         _total(_harvest, link_bytes_per_s=rate, num_blocks=200) for rate in (0.0, 1e6, 1e7, 1e9)
     ]
-    for slower, faster in zip(harvests, harvests[1:], strict=False):
+    for slower, faster in pairwise(harvests):
         assert faster >= slower * (1 - NOISE)
     assert harvests[-1] > harvests[0]
 
 
 def test_more_memory_never_hurts() -> None:
     harvests = [_total(_harvest, num_blocks=blocks) for blocks in (150, 300, 600, 1200)]
-    for smaller, larger in zip(harvests, harvests[1:], strict=False):
+    for smaller, larger in pairwise(harvests):
         assert larger >= smaller * (1 - NOISE)
 
 

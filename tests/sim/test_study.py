@@ -1,4 +1,4 @@
-"""Scenario files run here as in the benchmark, and real records are compared with simulated ones."""
+"""Scenario files run here as in the benchmark; real records are compared with simulated ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ prompt = { kind = "fixed", tokens = 100 }
 output = { kind = "fixed", tokens = 10 }
 [offline]
 in_flight = 8
-lengths = { kind = "independent", prompt = { kind = "fixed", tokens = 400 }, output = { kind = "fixed", tokens = 20 } }
+[offline.lengths]
+kind = "independent"
+prompt = { kind = "fixed", tokens = 400 }
+output = { kind = "fixed", tokens = 20 }
 """
 PROFILE = Profile("test", "made up", MACHINE, COST)
 
@@ -110,7 +113,9 @@ def test_the_commands_run_store_and_validate(file: Path, tmp_path: Path) -> None
     records = read_records(out / "records" / "all" / "conserve.seed-1.jsonl.gz")
     assert any(not record.online for record in records)
     assert (out / "all.conserve.seed-1.trace.json").stat().st_size > 1000
-    result = CliRunner().invoke(app, ["sim", "validate", str(out), "--profile", "h100/llama-3.1-8b"])
+    result = CliRunner().invoke(
+        app, ["sim", "validate", str(out), "--profile", "h100/llama-3.1-8b"]
+    )
     assert result.exit_code == 0, result.output
     assert "| all | conserve | TTFT p99 ms |" in result.output
     errors = [line.split("|")[-2].strip() for line in result.output.splitlines()[2:]]

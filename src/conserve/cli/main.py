@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from conserve.cli.bench import app as bench
+from conserve.cli.plan import plan
 from conserve.cli.serve import serve
 from conserve.cli.sim import app as sim
 
@@ -20,6 +21,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(serve)
+app.command()(plan)
 app.add_typer(bench)
 app.add_typer(sim)
 

@@ -168,7 +168,8 @@ def _store(out: Path, cell: Cell, *, chrome_trace: bool) -> None:
     path = folder.records_path(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_records(path, cell.records)
-    counters = {"start": {}, "end": cell.counters.as_dict()}
+    # No machine was probed: there is none.
+    counters = {"start": {}, "end": cell.counters.as_dict(), "probe_gflops": 0.0}
     folder.counters_path(key).write_text(json.dumps(counters, indent=1, sort_keys=True) + "\n")
     if chrome_trace:
         name = f"{cell.point}.{cell.arm}.seed-{cell.seed}.trace.json"

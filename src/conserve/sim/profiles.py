@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from conserve.core.latency import LatencyModel
+from conserve.core.latency import LatencyModel, StepShape
 from conserve.sim.cost import CostModel, Machine
 from conserve.sim.roofline import BYTES, Gpu, ModelShape, Roofline
 
@@ -101,7 +103,10 @@ def _analytic(name: str, gpu: Gpu, model: ModelShape, num_gpus: int) -> Profile:
 
 
 def _from_file(path: Path) -> Profile:
-    """A measured profile: `about`, [machine] with Machine's fields, [cost] with LatencyModel's."""
+    """A measured profile: `about`, [machine] with Machine's fields, [cost] with LatencyModel's.
+
+    Or [cost] names, as `profile`, a file that `conserve serve` wrote, beside this one.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -109,9 +114,33 @@ def _from_file(path: Path) -> Profile:
     for key in ("machine", "cost"):
         if not isinstance(table.get(key), dict):
             raise ProfileError(f"{path}: no table [{key}]")
+    cost_table = table["cost"]
+    if "profile" in cost_table:
+        cost, noise = _served(path.parent / str(cost_table["profile"]))
+        table["machine"].setdefault("noise", noise)
+    else:
+        cost = _build(LatencyModel, cost_table, f"{path}: cost")
     machine = _build(Machine, table["machine"], f"{path}: machine")
-    cost = _build(LatencyModel, table["cost"], f"{path}: cost")
     return Profile(path.stem, str(table.get("about", "measured")), machine, cost)
+
+
+def _served(path: Path) -> tuple[LatencyModel, float]:
+    """The model in a profile that `conserve serve` wrote, and the spread of its samples around it.
+
+    The spread is the standard deviation of log(actual / predicted).
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        model = LatencyModel.of(stored["coefficients"], stored["knee"], stored["margin"])
+        logs = [
+            math.log(seconds / model.predict_s(StepShape(*shape)))
+            for *shape, seconds in stored["samples"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProfileError(f"{path}: no profile of conserve serve: {error!r}") from error
+    mean = sum(logs) / len(logs) if logs else 0.0
+    variance = sum((value - mean) ** 2 for value in logs) / len(logs) if logs else 0.0
+    return model, round(math.sqrt(variance), 4)
 
 
 def _build(cls: type[Spec], values: Mapping[str, Any], where: str) -> Spec:
