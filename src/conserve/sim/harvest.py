@@ -27,7 +27,7 @@ from conserve.workload import Scenario, build_workload, parse
 Floats = NDArray[np.float64]
 
 WINDOW = Window(lead_in_s=60.0, duration_s=240.0, drain_s=60.0)
-NUM_RATES = 9
+NUM_RATES = 7
 IN_FLIGHT_SLOTS = 2
 """Offline requests in flight, as a multiple of the machine's slots: it never runs dry."""
 

@@ -32,19 +32,23 @@ class HostLink:
         `seconds` of the link are spent at most; what does not fit stays for the next time.
         """
         room = int(self.tokens_per_s * seconds)
+        start = room
         for request in running:
             if request.online:
                 continue
-            done = request.num_computed_tokens - in_flight.get(request.request_id, 0)
+            done = request.num_computed_tokens
+            if in_flight:
+                done -= in_flight.get(request.request_id, 0)
             behind = done - request.num_checkpointed_tokens
             if behind <= 0:
                 continue
-            copied = min(behind, room)
-            request.num_checkpointed_tokens += copied
-            self.num_checkpointed_tokens += copied
-            room -= copied
-            if not room:
-                return
+            if behind >= room:
+                request.num_checkpointed_tokens += room
+                room = 0
+                break
+            request.num_checkpointed_tokens = done
+            room -= behind
+        self.num_checkpointed_tokens += start - room
 
     def restore(self, num_tokens: int, now_s: float) -> float:
         """Bring tokens back to the device, behind earlier restores; returns when they are there."""

@@ -134,8 +134,7 @@ def online_lengths(online: Online) -> dict[str, Any]:
     """The lengths of a scenario's online requests, as a table; a replayed trace's are drawn."""
     arrivals = online.arrivals
     if isinstance(arrivals, Replay):
-        kept = {"trace", "format", "mean_prompt_tokens", "max_prompt_tokens", "max_output_tokens"}
-        return {"kind": "trace", **arrivals.model_dump(include=kept)}
+        return {"kind": "trace", **arrivals.model_dump(exclude={"kind", "rate_rps"})}
     assert online.lengths is not None  # Online checks it
     return online.lengths.model_dump()
 
@@ -154,7 +153,8 @@ def service_rates(plan: PlanFile, traces: Mapping[str, Path]) -> Floats:
     edges = np.array([point.start_s for point in points])
     rates = np.array([point.rate_rps for point in points])
     middles = starts_s + plan.slot_s / 2
-    return rates[np.maximum(0, np.searchsorted(edges, middles, side="right") - 1)]
+    last_begun = np.maximum(0, np.searchsorted(edges, middles, side="right") - 1)
+    return np.asarray(rates[last_begun], dtype=np.float64)
 
 
 def _rate_points(
@@ -196,4 +196,4 @@ def _binned(arrivals: Replay, plan: PlanFile, traces: Mapping[str, Path]) -> Flo
         )
     edges = np.arange(0.0, duration_s + plan.slot_s, plan.slot_s)
     counts, _ = np.histogram([row.arrival_s * factor for row in rows], bins=edges)
-    return counts / plan.slot_s
+    return np.asarray(counts / plan.slot_s, dtype=np.float64)

@@ -94,17 +94,17 @@ class EngineState:
         step = Step(
             plan.mode, shape=plan.shape, stoppable=plan.stoppable, predicted_s=plan.predicted_s
         )
-        size, live = self.machine.block_size, self.live
+        size, live, grant, running = self.machine.block_size, self.live, self._grant, Phase.RUNNING
         waiting: list[tuple[SimRequest, int]] = []
         for request_id, tokens in plan.grants.items():
             request = live[request_id]
-            if request.phase is not Phase.RUNNING:
+            if request.phase is not running:
                 waiting.append((request, tokens))
                 continue
             end = request.num_computed_tokens + tokens
             if end > request.num_blocks * size and not self._grow(request, end, step):
                 continue
-            self._grant(step, request, tokens, end)
+            grant(step, request, tokens, end)
         preempted = len(step.grants) + len(waiting) < len(plan.grants)
         if not preempted:
             for request, tokens in waiting:
@@ -115,7 +115,7 @@ class EngineState:
         return step
 
     def _grant(self, step: Step, request: SimRequest, tokens: int, end: int) -> None:
-        if request.num_computed_tokens < request.num_lost_tokens:
+        if request.num_lost_tokens and request.num_computed_tokens < request.num_lost_tokens:
             lost = min(end, request.num_lost_tokens) - request.num_computed_tokens
             step.num_recomputed_tokens += lost
         request.num_computed_tokens = end
