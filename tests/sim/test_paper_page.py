@@ -1,4 +1,4 @@
-"""The numbers on docs/paper.md are those of the stored figures, and the figures' file is whole."""
+"""Numbers in the documents are those of the stored figures, and no figure is missing."""
 
 from __future__ import annotations
 
@@ -46,3 +46,12 @@ def test_every_experiment_has_every_arm_of_its_scenario(script: ModuleType) -> N
         assert list(figures[name]) == points
         for rows in figures[name].values():
             assert list(rows) == list(scenario.arms)
+
+
+def test_the_fleet_figures_in_the_document_are_the_measured_ones() -> None:
+    stored = json.loads((ROOT / "benchmarks/results/sim-fleet.json").read_text())
+    text = (ROOT / "docs/simulator.md").read_text(encoding="utf-8")
+    errors = " and ".join(f"{-error * 100:.1f} %" for error in stored["error"])
+    assert f"the slots harvest {errors} less than the full simulation" in text
+    assert f"{stored['day_of_1000_replicas_s']} s of processor time" in text
+    assert f"after {stored['curve_s']} s for the curve, {stored['peak_memory_mb']} MB" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,3 +147,19 @@ def test_what_can_be_simulated_is_listed() -> None:
     result = CliRunner().invoke(app, ["sim", "list"])
     assert "llama-3.1-70b" in result.output
     assert "sarathi-p" in result.output
+
+
+WITHOUT_ENGINE = """
+import sys
+for name in ("vllm", "torch", "transformers"):
+    sys.modules[name] = None
+from conserve.cli.main import main
+main()
+"""
+
+
+def test_it_works_where_neither_vllm_nor_torch_can_be_imported(file: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_ENGINE, "sim", "run", str(file), "--seeds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "conserve" in done.stdout

@@ -195,5 +195,7 @@ def _binned(arrivals: Replay, plan: PlanFile, traces: Mapping[str, Path]) -> Flo
             f'{plan.hours:g}: lower hours or rate_rps, or give rates (kind = "diurnal")'
         )
     edges = np.arange(0.0, duration_s + plan.slot_s, plan.slot_s)
-    counts, _ = np.histogram([row.arrival_s * factor for row in rows], bins=edges)
+    times_s = [row.arrival_s * factor for row in rows]
+    # The last bin would hold its end too.
+    counts, _ = np.histogram([t for t in times_s if t < edges[-1]], bins=edges)
     return np.asarray(counts / plan.slot_s, dtype=np.float64)
