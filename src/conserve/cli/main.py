@@ -7,7 +7,9 @@ import typer
 from conserve.cli.batch import app as batch
 from conserve.cli.bench import app as bench
 from conserve.cli.demo import demo
+from conserve.cli.plan import plan
 from conserve.cli.serve import serve
+from conserve.cli.sim import app as sim
 
 app = typer.Typer(
     name="conserve",
@@ -22,9 +24,11 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(serve)
-app.add_typer(bench)
-app.add_typer(batch)
 app.command()(demo)
+app.add_typer(batch)
+app.add_typer(bench)
+app.add_typer(sim)
+app.command()(plan)
 
 
 @app.callback()

@@ -1,0 +1,117 @@
+"""`conserve plan`: before deploying, what would be harvested, and would the jobs be on time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from conserve.cli.sim import clear_errors
+from conserve.core.snapshot import Targets
+from conserve.workload import ScenarioError, unknown_name
+
+if TYPE_CHECKING:
+    from conserve.sim.planning import PlanFile, PlanOutcome
+
+
+def plan(
+    file: Annotated[Path, typer.Argument(help="A plan, see docs/simulator.md.")],
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH of each trace that the plan names."),
+    ] = None,
+    tbt_ms: Annotated[
+        str | None, typer.Option(help="Try these TBT targets too, with commas: how tight can I go?")
+    ] = None,
+    ttft_ms: Annotated[str | None, typer.Option(help="Try these TTFT targets too.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg) here.")] = None,
+) -> None:
+    """Say how much offline work fits beside an online service, and when each job is done.
+
+    One replica is simulated in full at several online rates; the fleet's day is then put
+    together from those. Needs no GPU and no vLLM.
+    """
+    from conserve.sim.planning import load_plan, work_out
+
+    with clear_errors("plan"):
+        asked = load_plan(file)
+        traces = _traces(asked, trace or [])
+        own = Targets(asked.targets.ttft_ms / 1000, asked.targets.tbt_ms / 1000)
+        outcome = work_out(asked, traces, own)
+        for line in _lines(asked, outcome):
+            typer.echo(line)
+        others = [replace(own, tbt_s=ms / 1000) for ms in _numbers(tbt_ms, "--tbt-ms")]
+        others += [replace(own, ttft_s=ms / 1000) for ms in _numbers(ttft_ms, "--ttft-ms")]
+        if others:
+            typer.echo("\nother targets:")
+            for targets in (own, *others):
+                done = outcome if targets is own else work_out(asked, traces, targets)
+                typer.echo(_one_line(done))
+        if plot:
+            from conserve.sim.planplot import draw
+
+            draw(plot, asked, outcome)
+
+
+def _numbers(text: str | None, flag: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")] if text else []
+    except ValueError:
+        raise ScenarioError(f"{flag}: {text!r} is no list of numbers like 50,75,100") from None
+
+
+def _traces(asked: PlanFile, given: list[str]) -> dict[str, Path]:
+    names, paths = asked.trace_names(), {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or name not in names:
+            raise ScenarioError(f"--trace: {unknown_name('trace', name, names)} (NAME=PATH)")
+        paths[name] = Path(path)
+    for name in names:
+        if name not in paths or not paths[name].is_file():
+            raise ScenarioError(f"give the trace {name!r} with --trace {name}=PATH")
+    return paths
+
+
+def _lines(asked: PlanFile, outcome: PlanOutcome) -> list[str]:
+    slots = outcome.slots
+    seconds = len(slots.rates_rps) * slots.slot_s
+    could = float((slots.harvested_tps + slots.spare_tps).mean())
+    idle = float(slots.spare_tps.sum() / max(1e-9, (slots.harvested_tps + slots.spare_tps).sum()))
+    lines = [
+        f"{asked.replicas} x {asked.profile}, {asked.hours:g} h, online "
+        f"{slots.rates_rps.mean():.3g} requests/s on average, {slots.rates_rps.max():.3g} at peak",
+        f"targets {outcome.targets.ttft_s * 1e3:g} ms TTFT, {outcome.targets.tbt_s * 1e3:g} ms TBT:"
+        f" met by {slots.slo_attainment:.2%} of online requests",
+        f"harvest: {could:,.0f} tokens/s ({could * seconds:,.0f} in all), of which the jobs leave"
+        f" {idle:.0%} unused",
+    ]
+    for job in slots.jobs:
+        hours = job.job.deadline_s / 3600
+        if job.finish_s is not None:
+            verdict = "on time" if job.on_time else f"LATE by {job.finish_s / 3600 - hours:.1f} h"
+            end = f"done after {job.finish_s / 3600:.1f} h, {verdict}"
+        else:
+            end = f"NOT DONE: {job.num_done / job.job.num_requests:.0%}"
+        done = job.num_done_at_deadline / job.job.num_requests
+        lines.append(
+            f"  {job.job.name}: {job.job.num_requests:,} requests by {hours:g} h: {end}"
+            f" ({done:.0%} at the deadline)"
+        )
+    lines.append(
+        f"a batch cluster of its own would need {outcome.separate_replicas:.2f} replicas more"
+    )
+    return lines
+
+
+def _one_line(outcome: PlanOutcome) -> str:
+    slots = outcome.slots
+    could = float((slots.harvested_tps + slots.spare_tps).mean())
+    late = [job.job.name for job in slots.jobs if not job.on_time]
+    return (
+        f"  TTFT {outcome.targets.ttft_s * 1e3:g} ms, TBT {outcome.targets.tbt_s * 1e3:g} ms:"
+        f" met by {slots.slo_attainment:.2%}, harvest {could:,.0f} tokens/s, "
+        + (f"late: {', '.join(late)}" if late else "every job on time")
+    )

@@ -1,0 +1,194 @@
+"""`conserve sim`: a scenario on a virtual clock, on GPUs that are not here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from conserve.bench.selection import trace_paths
+from conserve.bench.store import Description, ResultError, ResultFolder, RunKey
+from conserve.metrics import write_records
+from conserve.sim.arms import ARMS, ArmError
+from conserve.sim.profiles import Profile, ProfileError, known_names, load_profile
+from conserve.sim.study import Cell, Study, table
+from conserve.workload import Scenario, ScenarioError, TraceError, load_scenario, unknown_name
+
+app = typer.Typer(
+    name="sim",
+    no_args_is_help=True,
+    help="The same policy on a virtual clock: no GPU, no vLLM.",
+)
+
+SCENARIOS = Path("benchmarks/scenarios")
+DEFAULT_PROFILE = "h100/llama-3.1-8b"
+
+ProfileOption = Annotated[
+    str, typer.Option(help="GPU[xN]/MODEL, or a measured profile's .toml; see `conserve sim list`.")
+]
+TraceOption = Annotated[
+    list[str] | None,
+    typer.Option(help="PATH of the trace the scenario replays, or NAME=PATH for each."),
+]
+AsyncOption = Annotated[
+    bool, typer.Option("--async-scheduling", help="Decide a step while the one before runs.")
+]
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help="A TOML file, or a name in benchmarks/scenarios.")
+    ],
+    profile: ProfileOption = DEFAULT_PROFILE,
+    arms: Annotated[str | None, typer.Option(help="These arms only, with commas between.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="These seeds only, with commas.")] = None,
+    trace: TraceOption = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for records and figures.")] = None,
+    chrome_trace: Annotated[
+        bool, typer.Option(help="Also write a trace of each run for Perfetto, into --out.")
+    ] = False,
+    async_scheduling: AsyncOption = False,
+) -> None:
+    """Run a scenario under each of its arms, and print medians over seeds."""
+    with clear_errors("sim"):
+        if chrome_trace and out is None:
+            raise ScenarioError("--chrome-trace: give the folder with --out")
+        picked = _chosen(scenario, arms, seeds)
+        traces = trace_paths(picked, trace or [])
+        machine = load_profile(profile)
+        study = Study(picked, machine, traces, async_scheduling, keep_steps=chrome_trace)
+        cells = []
+        if out:
+            _describe(out, picked, machine)
+        for cell in study.cells():
+            cells.append(cell)
+            if out:
+                _store(out, cell, chrome_trace=chrome_trace)
+        typer.echo(f"simulated: {machine.name}, {machine.about}")
+        _show(table(cells))
+
+
+@app.command()
+def validate(
+    results: Annotated[Path, typer.Argument(help="A folder that `conserve bench run` wrote.")],
+    profile: Annotated[str, typer.Option(help="The profile measured on that machine.")],
+    trace: TraceOption = None,
+    async_scheduling: AsyncOption = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+) -> None:
+    """Simulate the runs of a real benchmark and print both, with the simulator's error."""
+    from conserve.sim.validation import RealRun, compare, markdown
+
+    with clear_errors("sim"):
+        folder = ResultFolder(results)
+        scenario = folder.description().parsed_scenario()
+        runs = [RealRun(r.key.point, r.key.arm, r.key.seed, r.records) for r in folder.runs()]
+        traces = trace_paths(scenario, trace or [])
+        machine = load_profile(profile)
+        text = markdown(compare(scenario, runs, machine, traces, async_scheduling=async_scheduling))
+        if out:
+            out.write_text(text, encoding="utf-8")
+        typer.echo(text, nl=False)
+
+
+@app.command(name="list")
+def list_known() -> None:
+    """Name the GPUs, models and arms that can be simulated."""
+    for kind in ("gpus", "models"):
+        typer.echo(f"{kind}: {', '.join(known_names(kind))}")
+    typer.echo("arms:")
+    for arm in ARMS.values():
+        typer.echo(f"  {arm.name:26} {arm.shows}")
+
+
+def _chosen(name: str, arms: str | None, seeds: str | None) -> Scenario:
+    """The scenario with the arms and seeds of the command line. Raises ScenarioError."""
+    scenario = load_scenario(_scenario_file(name))
+    changes: dict[str, object] = {}
+    if arms is not None:
+        changes["arms"] = tuple(word.strip() for word in arms.split(",") if word.strip())
+        if not changes["arms"]:
+            raise ScenarioError("--arms: names nothing")
+    if seeds is not None:
+        try:
+            changes["seeds"] = tuple(int(word) for word in seeds.split(","))
+        except ValueError:
+            raise ScenarioError(f"--seeds: {seeds!r} is no list of integers like 1,2,3") from None
+    return scenario.model_copy(update=changes)
+
+
+def _scenario_file(name: str) -> Path:
+    if name.endswith(".toml"):
+        return Path(name)
+    file = SCENARIOS / f"{name}.toml"
+    if not file.is_file():
+        known = sorted(path.stem for path in SCENARIOS.glob("*.toml"))
+        if not known:
+            raise ScenarioError(
+                f"no {SCENARIOS} here: run this in the repository, or give a TOML file"
+            )
+        raise ScenarioError(unknown_name("scenario", name, known))
+    return file
+
+
+def _describe(out: Path, scenario: Scenario, profile: Profile) -> None:
+    ResultFolder(out).write_description(
+        Description(
+            command=_command(),
+            started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            model=profile.name,
+            machine={"simulated": f"{profile.name}, {profile.about}"},
+            versions={},
+            environment={},
+            scenario=scenario.model_dump(mode="json"),
+            arms={name: {"shows": ARMS[name].shows} for name in scenario.arms if name in ARMS},
+        )
+    )
+
+
+def _command() -> str:
+    """The command as a reader can repeat it: absolute paths by their last name."""
+    words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
+    return " ".join(["conserve", *words])
+
+
+def _store(out: Path, cell: Cell, *, chrome_trace: bool) -> None:
+    from conserve.sim.chrometrace import write_trace
+
+    folder, key = ResultFolder(out), RunKey(cell.point, cell.arm, cell.seed)
+    path = folder.records_path(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_records(path, cell.records)
+    # No machine was probed: there is none.
+    counters = {"start": {}, "end": cell.counters.as_dict(), "probe_gflops": 0.0}
+    folder.counters_path(key).write_text(json.dumps(counters, indent=1, sort_keys=True) + "\n")
+    if chrome_trace:
+        name = f"{cell.point}.{cell.arm}.seed-{cell.seed}.trace.json"
+        write_trace(out / name, cell.steps, cell.records)
+
+
+def _show(rows: list[list[str]]) -> None:
+    whole = all(row[0] in ("point", "all") for row in rows)
+    shown = Table(*(rows[0][1:] if whole else rows[0]), box=None)
+    for row in rows[1:]:
+        shown.add_row(*(row[1:] if whole else row))
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+
+
+@contextmanager
+def clear_errors(command: str) -> Iterator[None]:
+    """Bad input as one message on stderr and status 2, without a traceback."""
+    try:
+        yield
+    except (ScenarioError, TraceError, ResultError, ProfileError, ArmError, ValueError) as error:
+        typer.echo(f"conserve {command}: {error}", err=True)
+        raise typer.Exit(2) from error

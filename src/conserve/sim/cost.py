@@ -1,0 +1,118 @@
+"""What a step really takes, and the machine it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+from typing import Protocol
+
+from conserve.core.calibration import fit
+from conserve.core.latency import LatencyModel, StepShape
+
+
+class CostModel(Protocol):
+    """The truth about step times: a fitted LatencyModel is one, a Roofline another.
+
+    Immutable and hashable, so that the profile of it is fitted once.
+    """
+
+    def __hash__(self) -> int: ...
+
+    def predict_s(self, shape: StepShape) -> float:
+        """Seconds the step takes on average; 0 for an empty one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One engine: a model on its device or devices."""
+
+    num_blocks: int
+    block_size: int = 16
+    max_running: int = 256
+    """Slots (vLLM's max_num_seqs)."""
+    max_step_tokens: int = 2048
+    """vLLM's max_num_batched_tokens."""
+    num_layers: int = 32
+    kv_bytes_per_token: int = 0
+    link_bytes_per_s: float = 0.0
+    """Device to host and host to device, each way; 0 means that nothing is checkpointed."""
+    gap_s: float = 0.0
+    """Between two steps where scheduling is not overlapped with the forward."""
+    frontend_s: float = 0.0
+    """From the client to the engine and back, together."""
+    safepoint_layers: int = 4
+    """A stoppable step looks at the stop signal at every so many layers."""
+    safepoint_s: float = 0.0
+    """What one look costs."""
+    noise: float = 0.0
+    """Standard deviation of the logarithm of step times around the cost model."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "block_size", "max_running", "max_step_tokens", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("link_bytes_per_s", "gap_s", "frontend_s", "safepoint_s", "noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.safepoint_layers < 1:
+            raise ValueError(f"safepoint_layers must be at least 1, not {self.safepoint_layers}")
+        if self.link_bytes_per_s and self.kv_bytes_per_token < 1:
+            raise ValueError("a host link needs kv_bytes_per_token")
+
+    @property
+    def num_safepoints(self) -> int:
+        """Looks inside a stoppable step; the end of the step is none."""
+        return -(-self.num_layers // self.safepoint_layers)
+
+
+class Clockwork:
+    """Draws true step times: the cost model, with seeded noise if the machine has any."""
+
+    def __init__(self, cost: CostModel, machine: Machine, seed: int) -> None:
+        self._cost = cost
+        self._machine = machine
+        self._rng = Random(seed)  # noqa: S311  (a simulation, no secret)
+
+    def step_s(self, shape: StepShape, *, stoppable: bool) -> float:
+        seconds = self._cost.predict_s(shape)
+        if self._machine.noise:
+            seconds *= self._rng.lognormvariate(0.0, self._machine.noise)
+        if stoppable:
+            seconds += self._machine.num_safepoints * self._machine.safepoint_s
+        return seconds
+
+
+@lru_cache(maxsize=32)
+def profiled_model(cost: CostModel, max_step_tokens: int) -> LatencyModel:
+    """The latency model a server fits at start, from a short profile of the true costs."""
+    if isinstance(cost, LatencyModel):
+        return cost
+    samples = [(shape, cost.predict_s(shape)) for shape in profile_shapes(max_step_tokens)]
+    return fit(samples)
+
+
+def profile_shapes(max_step_tokens: int) -> list[StepShape]:
+    """Prefills of several sizes and contexts, decodes of several counts and contexts, and both."""
+    shapes = []
+    sizes = [n for n in (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if n <= max_step_tokens]
+    for size in sizes:
+        for context in (0, 1024, 8192):
+            shape = StepShape()
+            shape.add_prefill(size, context)
+            shapes.append(shape)
+    for count in (1, 16, 64, 256):
+        for context in (64, 1024, 4096):
+            shape = StepShape()
+            for _ in range(count):
+                shape.add_decode(1, context)
+            shapes.append(shape)
+    for size in sizes[-3:]:
+        for count in (16, 64):
+            shape = StepShape()
+            for _ in range(count):
+                shape.add_decode(1, 1024)
+            shape.add_prefill(size - count if size > count else 1, 2048)
+            shapes.append(shape)
+    return shapes

@@ -1,0 +1,41 @@
+"""What a run computed, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Tokens obey P7: computed = useful + recomputed + dropped (`check`)."""
+
+    num_steps: int = 0
+    num_stopped_steps: int = 0
+    computed_tokens: int = 0
+    useful_tokens: int = 0
+    recomputed_tokens: int = 0
+    """Computed before, and lost to a displacement or preemption."""
+    dropped_tokens: int = 0
+    """In steps that were stopped."""
+    online_tokens: int = 0
+    """Of the computed ones, those of online requests."""
+    checkpointed_tokens: int = 0
+    restored_tokens: int = 0
+    reclaimed_tokens: int = 0
+    """Found again in blocks that nobody had taken since."""
+    num_displaced: int = 0
+    """Offline requests that made room for waiting online ones."""
+    num_preempted: int = 0
+    """Requests that lost their blocks because a running one needed another."""
+    busy_s: float = 0.0
+    """Time in steps."""
+    prediction_error: float = 0.0
+    """Mean of |predicted - actual| / actual over whole steps, where the arm predicts."""
+
+    def check(self) -> None:
+        """Raises AssertionError if the tokens do not add up."""
+        parts = self.useful_tokens + self.recomputed_tokens + self.dropped_tokens
+        assert self.computed_tokens == parts, f"P7: {self}"
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)

@@ -1,0 +1,194 @@
+"""The simulated engine: events in, steps and tokens out, on a virtual clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from conserve.core.latency import StepShape
+from conserve.sim.cost import Clockwork, CostModel, Machine
+from conserve.sim.counters import Counters
+from conserve.sim.events import EventKind, EventQueue
+from conserve.sim.link import HostLink
+from conserve.sim.request import SimRequest
+from conserve.sim.schedulers import Scheduler
+from conserve.sim.state import EngineState, Step
+
+OnFinish = Callable[[SimRequest, float], Iterable[SimRequest]]
+"""Called with each request that finishes; returns the requests that arrive because of it."""
+
+
+class Engine:
+    """One replica. At most one step runs; with async scheduling the next is decided meanwhile.
+
+    A stoppable step never has a decided successor: what it does may not come to pass.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        cost: CostModel,
+        scheduler: Scheduler,
+        *,
+        seed: int = 0,
+        strict_classes: bool = True,
+        async_scheduling: bool = False,
+        prefix_caching: bool = True,
+        on_finish: OnFinish | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> None:
+        self.now_s = -math.inf
+        """Time of the last event."""
+        self.machine = machine
+        self.scheduler = scheduler
+        self.state = EngineState(
+            machine, strict_classes=strict_classes, prefix_caching=prefix_caching
+        )
+        self.link = HostLink(machine)
+        self._async = async_scheduling
+        self._clockwork = Clockwork(cost, machine, seed)
+        self._cost = cost
+        self._events = EventQueue()
+        self._running: Step | None = None
+        self._next: Step | None = None
+        self._decides = False
+        """Whether a SCHEDULE event is on its way."""
+        self._on_finish = on_finish
+        self._on_step = on_step
+        self._handlers: dict[EventKind, Callable[[object], None]] = {
+            EventKind.STEP_END: self._step_end,
+            EventKind.RESTORED: self._restored,
+            EventKind.ARRIVAL: self._arrival,
+            EventKind.SCHEDULE: self._schedule,
+        }
+
+    @property
+    def counters(self) -> Counters:
+        counters = self.state.counters
+        counters.checkpointed_tokens = self.link.num_checkpointed_tokens
+        counters.restored_tokens = self.link.num_restored_tokens
+        return counters
+
+    @property
+    def next_event_s(self) -> float:
+        """Time of the next event; infinity when nothing is left to happen."""
+        return self._events.next_s
+
+    def submit(self, request: SimRequest) -> None:
+        """The request reaches the engine at its `arrival_s`."""
+        self._events.push(request.arrival_s, EventKind.ARRIVAL, request)
+
+    def run(self, until_s: float = math.inf) -> None:
+        """Handle every event up to `until_s`, inclusive, or until there is none."""
+        events, handlers = self._events, self._handlers
+        while events and events.next_s <= until_s:
+            self.now_s, kind, payload = events.pop()
+            handlers[kind](payload)
+
+    # Events
+
+    def _arrival(self, request: object) -> None:
+        assert isinstance(request, SimRequest)
+        self.state.arrive(request)
+        step = self._running
+        if step is None:
+            self._decide_at(self.now_s + self.machine.gap_s)
+        elif request.online and step.stoppable and not step.stopped:
+            self._consider_stop(step)
+
+    def _consider_stop(self, step: Step) -> None:
+        if not self.scheduler.stops(self.state, step, self.now_s):
+            return
+        layers = self.machine.safepoint_layers
+        layer_s = step.seconds / self.machine.num_layers
+        looks = math.ceil((self.now_s - step.start_s) / (layer_s * layers) - 1e-9)
+        stop_s = max(self.now_s, step.start_s + looks * layers * layer_s)
+        if stop_s < step.end_s:
+            step.stopped = True
+            step.end_s = stop_s
+            self._events.push(stop_s, EventKind.STEP_END, step)
+
+    def _step_end(self, step: object) -> None:
+        if step is not self._running:
+            # The end that a stop has forestalled.
+            return
+        assert isinstance(step, Step)
+        self._running = None
+        if step.stopped:
+            self.state.drop(step)
+        else:
+            self.state.complete(step, self.now_s)
+        self.state.counters.busy_s += self.now_s - step.start_s
+        if self.link.tokens_per_s and not step.stopped:
+            in_flight = self._next.grants if self._next else {}
+            self.link.checkpoint(self.state.running, in_flight, self.now_s - step.start_s)
+        self.scheduler.ended(self.state, step, self.now_s)
+        if self._on_step:
+            self._on_step(step)
+        if self._on_finish and not step.stopped:
+            for request in step.finishing:
+                for other in self._on_finish(request, self.now_s):
+                    self.submit(other)
+        if self._next is not None:
+            self._start(self._next)
+        elif self.state.live:
+            self._decide_at(self.now_s + self.machine.gap_s)
+
+    def _restored(self, request: object) -> None:
+        assert isinstance(request, SimRequest)
+        self.state.restored(request)
+        if self._running is None:
+            self._decide_at(self.now_s + self.machine.gap_s)
+
+    def _schedule(self, _: object) -> None:
+        self._decides = False
+        in_flight = self._running
+        plan = self.scheduler.plan(self.state, self.now_s)
+        if not plan.grants and not plan.displace:
+            return
+        step = self.state.apply(plan, self._restores)
+        for request in self.state.restoring:
+            if request.num_blocks and request.request_id in plan.grants:
+                ready_s = self.link.restore(request.num_computed_tokens, self.now_s)
+                self._events.push(ready_s, EventKind.RESTORED, request)
+        if not step.grants:
+            if plan.displace and in_flight is None:
+                # Those it made room for are admitted next.
+                self._decide_at(self.now_s)
+            return
+        if in_flight is None:
+            self._start(step)
+        else:
+            step.stoppable = False
+            self._next = step
+
+    # Steps
+
+    def _start(self, step: Step) -> None:
+        self._next = None
+        self._running = step
+        step.start_s = self.now_s
+        step.seconds = self._clockwork.step_s(step.shape, stoppable=step.stoppable)
+        if not step.predicted_s:
+            step.predicted_s = step.seconds
+        step.end_s = self.now_s + step.seconds
+        self._events.push(step.end_s, EventKind.STEP_END, step)
+        if self._async and not step.stoppable:
+            self._decide_at(self.now_s)
+
+    def _decide_at(self, time_s: float) -> None:
+        if not self._decides:
+            self._decides = True
+            self._events.push(time_s, EventKind.SCHEDULE)
+
+    def _restores(self, request: SimRequest, num_found: int) -> bool:
+        """Whether the link is quicker than computing what lies between found and checkpoint."""
+        done_s = self.link.restored_s(request.num_checkpointed_tokens, self.now_s)
+        return done_s - self.now_s < self._prefill_s(
+            request.num_checkpointed_tokens - num_found, num_found
+        )
+
+    def _prefill_s(self, num_tokens: int, context: int) -> float:
+        shape = StepShape()
+        shape.add_prefill(num_tokens, context)
+        return self._cost.predict_s(shape)

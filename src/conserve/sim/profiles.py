@@ -1,0 +1,158 @@
+"""Profiles: a machine and its step times, by name or from a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.sim.cost import CostModel, Machine
+from conserve.sim.roofline import BYTES, Gpu, ModelShape, Roofline
+
+MEMORY_SHARE = 0.9
+"""Of a GPU's memory that the server may use (vLLM's gpu_memory_utilization)."""
+ACTIVATION_BYTES = 2e9
+"""A GPU, besides weights and KV: an assumption."""
+BLOCK_SIZE = 16
+
+Spec = TypeVar("Spec")
+
+
+class ProfileError(ValueError):
+    """A profile that does not exist or cannot be used; says which field and what is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A machine to simulate. `about` says where its numbers come from."""
+
+    name: str
+    about: str
+    machine: Machine
+    cost: CostModel
+
+
+def load_profile(name: str) -> Profile:
+    """`GPU[xN]/MODEL` (roofline of N tensor-parallel GPUs), or the path of a .toml file.
+
+    Raises ProfileError.
+    """
+    if name.endswith(".toml"):
+        return _from_file(Path(name))
+    gpu_name, slash, model_name = name.partition("/")
+    if not slash:
+        raise ProfileError(
+            f"{name!r} is no profile: give GPU/MODEL (like h100/llama-3.1-8b or "
+            "h100x4/llama-3.1-70b) or the path of a .toml file"
+        )
+    gpu_name, _, count = gpu_name.partition("x") if "x" in gpu_name else (gpu_name, "", "1")
+    if not count.isdecimal() or int(count) < 1:
+        raise ProfileError(f"{name!r}: {count!r} is no number of GPUs")
+    gpu = _spec(Gpu, "gpus", gpu_name)
+    model = _spec(ModelShape, "models", model_name)
+    return _analytic(name, gpu, model, int(count))
+
+
+def known_names(kind: str) -> list[str]:
+    """What `gpus` or `models` may be named."""
+    return sorted(_tables(kind))
+
+
+def _tables(kind: str) -> dict[str, dict[str, Any]]:
+    text = files("conserve.sim").joinpath("profiles", f"{kind}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def _spec(cls: type[Spec], kind: str, name: str) -> Spec:
+    tables = _tables(kind)
+    if name not in tables:
+        near = get_close_matches(name, tables, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(tables))}"
+        raise ProfileError(f"no {kind.removesuffix('s')} {name!r}: {hint}")
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{key: value for key, value in tables[name].items() if key in known})
+
+
+def _analytic(name: str, gpu: Gpu, model: ModelShape, num_gpus: int) -> Profile:
+    room = num_gpus * (gpu.memory_bytes * MEMORY_SHARE - ACTIVATION_BYTES)
+    room -= BYTES * model.held_weights
+    num_blocks = int(room // (BLOCK_SIZE * model.kv_bytes_per_token))
+    if num_blocks < 1:
+        need = BYTES * model.held_weights / 1e9
+        raise ProfileError(
+            f"{name}: {need:.0f} GB of weights leave no memory for KV: use more GPUs"
+        )
+    machine = Machine(
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        max_running=gpu.default_max_running,
+        max_step_tokens=gpu.default_step_tokens,
+        num_layers=model.num_layers,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        link_bytes_per_s=gpu.link_bytes_per_s * num_gpus,
+        safepoint_s=gpu.safepoint_s if num_gpus == 1 else gpu.safepoint_parallel_s,
+    )
+    return Profile(name, "analytic (roofline)", machine, Roofline(gpu, model, num_gpus))
+
+
+def _from_file(path: Path) -> Profile:
+    """A measured profile: `about`, [machine] with Machine's fields, [cost] with LatencyModel's.
+
+    Or [cost] names, as `profile`, a file that `conserve serve` wrote, beside this one.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ProfileError(f"{path}: {error}") from error
+    for key in ("machine", "cost"):
+        if not isinstance(table.get(key), dict):
+            raise ProfileError(f"{path}: no table [{key}]")
+    cost_table = table["cost"]
+    if "profile" in cost_table:
+        cost, noise = _served(path.parent / str(cost_table["profile"]))
+        table["machine"].setdefault("noise", noise)
+    else:
+        cost = _build(LatencyModel, cost_table, f"{path}: cost")
+    machine = _build(Machine, table["machine"], f"{path}: machine")
+    return Profile(path.stem, str(table.get("about", "measured")), machine, cost)
+
+
+def _served(path: Path) -> tuple[LatencyModel, float]:
+    """The model in a profile that `conserve serve` wrote, and the spread of its samples around it.
+
+    The spread is the standard deviation of log(actual / predicted).
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        model = LatencyModel.of(stored["coefficients"], stored["knee"], stored["margin"])
+        logs = [
+            math.log(seconds / model.predict_s(StepShape(*shape)))
+            for *shape, seconds in stored["samples"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProfileError(f"{path}: no profile of conserve serve: {error!r}") from error
+    mean = sum(logs) / len(logs) if logs else 0.0
+    variance = sum((value - mean) ** 2 for value in logs) / len(logs) if logs else 0.0
+    return model, round(math.sqrt(variance), 4)
+
+
+def _build(cls: type[Spec], values: Mapping[str, Any], where: str) -> Spec:
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key, value in values.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ProfileError(f"{where}: unknown key {key!r}: {hint}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ProfileError(f"{where}: {key} must be a number, not {value!r}")
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ProfileError(f"{where}: {error}") from error

@@ -1,0 +1,129 @@
+"""One workload under one arm: the same loads, window and records as the benchmark's client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from conserve.core.snapshot import Targets
+from conserve.metrics import RequestRecord
+from conserve.sim.arms import Arm
+from conserve.sim.counters import Counters
+from conserve.sim.engine import Engine
+from conserve.sim.profiles import Profile
+from conserve.sim.request import Phase, SimRequest
+from conserve.sim.schedulers import ConserveScheduler
+from conserve.sim.state import Step
+from conserve.workload import RequestPlan, Workload
+
+UNFINISHED = "not finished when the run ended"
+"""`error` of an online request without an end, as the benchmark's client has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Spans in seconds. The clock is 0 at the end of the lead-in, which offline requests begin."""
+
+    lead_in_s: float
+    duration_s: float
+    drain_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one run gave. `counters` are those of the whole run, not of the window."""
+
+    records: list[RequestRecord]
+    counters: Counters
+    engine: Engine
+
+
+def simulate(
+    workload: Workload,
+    arm: Arm,
+    profile: Profile,
+    targets: Targets,
+    window: Window,
+    *,
+    seed: int = 0,
+    async_scheduling: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+) -> Outcome:
+    """Run to the last online token, or to the end of the drain. Same arguments, same outcome.
+
+    Raises ValueError for a request that the machine could never finish.
+    """
+    load = _Load(workload, arm, profile.machine.frontend_s, window)
+    engine = Engine(
+        arm.machine(profile.machine),
+        profile.cost,
+        arm.scheduler(profile, targets),
+        seed=seed,
+        strict_classes=arm.by_class,
+        async_scheduling=async_scheduling,
+        on_finish=load.finished,
+        on_step=on_step,
+    )
+    for request in load.first():
+        engine.submit(request)
+    engine.run(window.duration_s)
+    end_s = window.duration_s + window.drain_s
+    while load.num_online_left and engine.next_event_s <= end_s:
+        engine.run(engine.next_event_s)
+    counters = engine.counters
+    if isinstance(engine.scheduler, ConserveScheduler):
+        counters.prediction_error = engine.scheduler.mean_error
+    return Outcome(load.records(), counters, engine)
+
+
+class _Load:
+    """An open loop of online requests beside a closed loop of offline ones."""
+
+    def __init__(self, workload: Workload, arm: Arm, frontend_s: float, window: Window) -> None:
+        self._workload = workload
+        self._arm = arm
+        self._frontend_s = frontend_s
+        self._window = window
+        self._plans: Iterator[RequestPlan] = iter(workload.offline if arm.offline else ())
+        self._sent: list[SimRequest] = []
+        self.num_online_left = 0
+
+    def first(self) -> Iterable[SimRequest]:
+        """Every online request, and the offline ones that are in flight from the start."""
+        for _ in range(self._workload.in_flight):
+            yield from self._next_offline(-self._window.lead_in_s)
+        if self._arm.online:
+            for plan in self._workload.online:
+                self.num_online_left += 1
+                yield self._request(plan, plan.arrival_s)
+
+    def finished(self, request: SimRequest, now_s: float) -> Iterable[SimRequest]:
+        if request.online:
+            self.num_online_left -= 1
+            return ()
+        return self._next_offline(now_s)
+
+    def records(self) -> list[RequestRecord]:
+        records = []
+        for request in self._sent:
+            record = request.record(self._frontend_s)
+            if request.online and request.phase is not Phase.FINISHED:
+                record.error = UNFINISHED
+            records.append(record)
+        return records
+
+    def _next_offline(self, now_s: float) -> Iterator[SimRequest]:
+        plan = next(self._plans, None)
+        if plan is not None:
+            yield self._request(plan, now_s)
+
+    def _request(self, plan: RequestPlan, sent_s: float) -> SimRequest:
+        request = SimRequest.arriving(
+            plan.request_id,
+            online=plan.online,
+            arrival_s=sent_s + self._frontend_s,
+            num_prompt_tokens=plan.num_prompt_tokens,
+            num_output_tokens=plan.num_output_tokens,
+        )
+        self._sent.append(request)
+        return request

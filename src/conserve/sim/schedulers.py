@@ -1,0 +1,190 @@
+"""Who decides a step: the policy itself, or vLLM's own scheduler for the stock arms."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Protocol
+
+from conserve.core.calibration import Recalibrator
+from conserve.core.displacement import blocks_for
+from conserve.core.latency import LatencyModel
+from conserve.core.plan import Mode, Plan
+from conserve.core.policy import decide
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.core.stopping import should_stop
+from conserve.core.traffic import TrafficEstimate
+from conserve.sim.request import SimRequest
+from conserve.sim.state import EngineState, Step
+
+QUEUE_HEAD = 32
+"""Waiting offline requests that the policy is shown."""
+
+
+class Scheduler(Protocol):
+    """What the engine asks, and what it tells. Times in seconds on the virtual clock."""
+
+    def plan(self, state: EngineState, now_s: float) -> Plan: ...
+
+    def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
+        """Whether to stop the stoppable step that runs, now that an online request has come."""
+        ...
+
+    def ended(self, state: EngineState, step: Step, now_s: float) -> None:
+        """After the step's outcome has been applied."""
+
+
+class ConserveScheduler:
+    """`core.decide`, fed as the engine feeds it: recalibrated model, measured traffic."""
+
+    def __init__(
+        self,
+        model: LatencyModel,
+        targets: Targets,
+        settings: PolicySettings | None = None,
+        *,
+        can_stop: bool = True,
+    ) -> None:
+        self.targets = targets
+        self.settings = settings or PolicySettings()
+        self.can_stop = can_stop
+        self.recalibrator = Recalibrator(model, mean_error=model.margin / 2)
+        self.traffic = TrafficEstimate()
+        self._planned_s: float | None = None
+        self._last_mode = Mode.IDLE
+        self._error_sum = 0.0
+        self._num_errors = 0
+
+    @property
+    def model(self) -> LatencyModel:
+        return self.recalibrator.model
+
+    @property
+    def mean_error(self) -> float:
+        """Mean of |predicted - actual| / actual over the whole steps so far; 0 before the first."""
+        return self._error_sum / self._num_errors if self._num_errors else 0.0
+
+    def plan(self, state: EngineState, now_s: float) -> Plan:
+        self._note_time(state, now_s)
+        plan = decide(self.snapshot(state, now_s), self.model, self.settings)
+        if plan.mode is not Mode.IDLE:
+            if self._last_mode is Mode.OFFLINE and plan.num_online_tokens:
+                self.traffic.interrupted()
+            self._last_mode = plan.mode
+        return plan
+
+    def _note_time(self, state: EngineState, now_s: float) -> None:
+        if self._planned_s is not None:
+            seconds = min(now_s - self._planned_s, 1.0)
+            self.traffic.spent(seconds, online_resident=state.num_online > 0)
+        self._planned_s = now_s
+
+    def snapshot(self, state: EngineState, now_s: float) -> Snapshot:
+        machine, traffic = state.machine, self.traffic
+        return Snapshot(
+            now_s=now_s,
+            running=state.running,
+            waiting_online=state.waiting_online,
+            waiting_offline=list(islice(state.waiting_offline, QUEUE_HEAD)),
+            num_free_blocks=state.pool.num_free_blocks,
+            num_free_slots=state.num_free_slots,
+            block_size=machine.block_size,
+            max_step_tokens=machine.max_step_tokens,
+            targets=self.targets,
+            interruption_rate=traffic.interruption_rate,
+            online_residency=traffic.online_residency,
+            offline_share=traffic.offline_share,
+            can_stop=self.can_stop,
+        )
+
+    def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
+        waiting = state.waiting_online
+        return should_stop(
+            now_s=now_s,
+            step_end_s=step.start_s + step.predicted_s,
+            arrivals_prefill_s=self.model.predict_prefill_s(sum(r.num_tokens for r in waiting)),
+            oldest_arrival_s=min(r.arrival_s for r in waiting),
+            ttft_target_s=self.targets.ttft_s,
+            patience=self.settings.patience,
+        )
+
+    def ended(self, state: EngineState, step: Step, now_s: float) -> None:
+        seconds = now_s - step.start_s
+        tokens = step.shape.num_tokens
+        self.traffic.stepped(seconds, seconds * (tokens - step.num_online_tokens) / tokens)
+        if not step.stopped:
+            self._error_sum += abs(self.recalibrator.observe(step.shape, seconds))
+            self._num_errors += 1
+
+
+class StockScheduler:
+    """vLLM 0.32's own scheduling with chunked prefill: what the stock arms run.
+
+    A step has a fixed number of tokens. Running requests take theirs in the order of
+    admission, then waiting ones are admitted in the order of the queue while slots and
+    blocks (for all their known tokens) last: by arrival, or online first (`by_class`).
+    """
+
+    def __init__(self, *, by_class: bool, step_tokens: int = 0) -> None:
+        self.by_class = by_class
+        self.step_tokens = step_tokens
+
+    def plan(self, state: EngineState, now_s: float) -> Plan:
+        plan = Plan(Mode.IDLE)
+        left = self.step_tokens or state.machine.max_step_tokens
+        for request in state.running:
+            tokens = min(request.num_tokens - request.num_computed_tokens, left)
+            if tokens > 0:
+                left -= tokens
+                _add(plan, request, tokens)
+        slots, free = state.num_free_slots, state.pool.num_free_blocks
+        size = state.machine.block_size
+        for request in self._queue(state, slots):
+            if not left or not slots:
+                break
+            need = blocks_for(request.num_tokens, size)
+            if need > free:
+                break
+            tokens = min(request.num_tokens, left)
+            slots, left = slots - 1, left - tokens
+            free -= blocks_for(tokens, size)
+            _add(plan, request, tokens)
+        plan.num_offline_tokens = plan.shape.num_tokens - plan.num_online_tokens
+        plan.mode = _mode(plan, state)
+        return plan
+
+    def _queue(self, state: EngineState, most: int) -> list[SimRequest]:
+        """The first `most` waiting requests in the order of admission."""
+        heads = [
+            *islice(state.waiting_online, most),
+            *islice(state.waiting_offline, most),
+        ]
+        if not self.by_class:
+            heads.sort(key=lambda r: r.arrival_s)
+        return heads
+
+    def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
+        return False
+
+    def ended(self, state: EngineState, step: Step, now_s: float) -> None:
+        """It learns nothing from steps."""
+
+
+def _add(plan: Plan, request: RequestView, tokens: int) -> None:
+    context = request.num_computed_tokens
+    if tokens == 1 and request.last_token_s is not None:
+        plan.shape.add_decode(tokens, context)
+    else:
+        plan.shape.add_prefill(tokens, context)
+    plan.grants[request.request_id] = tokens
+    if request.online:
+        plan.num_online_tokens += tokens
+
+
+def _mode(plan: Plan, state: EngineState) -> Mode:
+    """For reading traces only: stock steps have no mode."""
+    if not plan.grants:
+        return Mode.IDLE
+    if not plan.num_online_tokens:
+        return Mode.OFFLINE
+    return Mode.ONLINE_PREFILL if state.waiting_online else Mode.ONLINE_DECODE

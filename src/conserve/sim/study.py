@@ -1,0 +1,118 @@
+"""A scenario over points, arms and seeds, and the medians of what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from conserve.core.snapshot import Targets
+from conserve.metrics import RequestRecord, RunSummary, median, summarise
+from conserve.sim.arms import arm_named
+from conserve.sim.counters import Counters
+from conserve.sim.profiles import Profile
+from conserve.sim.run import Outcome, Window, simulate
+from conserve.sim.state import Step
+from conserve.workload import Point, Scenario, build_workload
+
+WHOLE = "all"
+"""The point's name in a scenario without a sweep, as in the benchmark's folders."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a study."""
+
+    point: str
+    arm: str
+    seed: int
+    summary: RunSummary
+    counters: Counters
+    records: list[RequestRecord]
+    steps: list[Step]
+    """Empty unless they were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What to simulate. `traces`: the file of each name in scenario.trace_names()."""
+
+    scenario: Scenario
+    profile: Profile
+    traces: Mapping[str, Path]
+    async_scheduling: bool = False
+    keep_steps: bool = False
+
+    def cells(self) -> Iterator[Cell]:
+        """Every run, in the order of points, seeds and arms. Raises ScenarioError, TraceError,
+        ArmError, and ValueError for a request that the machine could never finish."""
+        arms = [arm_named(name) for name in self.scenario.arms]
+        points: Sequence[Point | None] = self.scenario.points or (None,)
+        for point in points:
+            scenario = self.scenario.at(point)
+            for seed in scenario.seeds:
+                workload = build_workload(scenario, seed, self.traces)
+                for arm in arms:
+                    steps: list[Step] = []
+                    outcome = simulate(
+                        workload,
+                        arm,
+                        self.profile,
+                        policy_targets(scenario),
+                        window_of(scenario),
+                        seed=seed,
+                        async_scheduling=self.async_scheduling,
+                        on_step=steps.append if self.keep_steps else None,
+                    )
+                    name = point.name if point else WHOLE
+                    yield _cell(name, arm.name, seed, scenario, outcome, steps)
+
+
+def policy_targets(scenario: Scenario) -> Targets:
+    return Targets(scenario.targets.ttft_ms / 1000, scenario.targets.tbt_ms / 1000)
+
+
+def window_of(scenario: Scenario) -> Window:
+    lead_in_s = scenario.lead_in_s if scenario.offline else 0.0
+    return Window(lead_in_s, scenario.duration_s, scenario.drain_s)
+
+
+def _cell(
+    point: str, arm: str, seed: int, scenario: Scenario, outcome: Outcome, steps: list[Step]
+) -> Cell:
+    outcome.counters.check()
+    targets = scenario.targets.targets()
+    summary = summarise(outcome.records, scenario.duration_s, targets)
+    return Cell(point, arm, seed, summary, outcome.counters, outcome.records, steps)
+
+
+def median_of(cells: Sequence[Cell], name: str) -> float | None:
+    """Median over runs of one field of their summaries; None where no run has it."""
+    values = [getattr(cell.summary, name) for cell in cells]
+    return median([value for value in values if value is not None])
+
+
+COLUMNS: Mapping[str, tuple[str, float, str]] = {
+    "ttft_p50_s": ("TTFT p50 ms", 1e3, ".0f"),
+    "ttft_p99_s": ("TTFT p99 ms", 1e3, ".0f"),
+    "tbt_p50_s": ("TBT p50 ms", 1e3, ".1f"),
+    "tbt_p99_s": ("TBT p99 ms", 1e3, ".1f"),
+    "slo_attainment": ("SLO met", 1e2, ".1f"),
+    "offline_rps": ("offline req/s", 1.0, ".2f"),
+    "offline_tps": ("offline tok/s", 1.0, ".0f"),
+    "total_tps": ("total tok/s", 1.0, ".0f"),
+}
+"""Field of RunSummary -> heading, factor, format."""
+
+
+def table(cells: Sequence[Cell]) -> list[list[str]]:
+    """A header and a row for each (point, arm): medians over seeds, "-" where there is nothing."""
+    rows = [["point", "arm", *(heading for heading, _, _ in COLUMNS.values())]]
+    for point, arm in dict.fromkeys((cell.point, cell.arm) for cell in cells):
+        chosen = [cell for cell in cells if (cell.point, cell.arm) == (point, arm)]
+        row = [point, arm]
+        for name, (_, factor, form) in COLUMNS.items():
+            value = median_of(chosen, name)
+            row.append("-" if value is None else format(value * factor, form))
+        rows.append(row)
+    return rows

@@ -1,0 +1,142 @@
+"""`conserve plan`: its file, its answer, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from conserve.cli.main import app
+from conserve.sim import harvest
+from conserve.sim.planning import load_plan, service_rates
+from conserve.sim.run import Window
+
+PLAN = """
+profile = "MACHINE"
+replicas = 4
+hours = 2
+[online.arrivals]
+kind = "phases"
+phases = [{ seconds = 1800, rate_rps = 1.0 }, { seconds = 600, rate_rps = 8.0 }]
+[online.lengths]
+kind = "independent"
+prompt = { kind = "fixed", tokens = 200 }
+output = { kind = "fixed", tokens = 20 }
+[[jobs]]
+name = "nightly"
+num_requests = 500
+deadline_h = 1.5
+[jobs.lengths]
+kind = "independent"
+prompt = { kind = "fixed", tokens = 500 }
+output = { kind = "fixed", tokens = 20 }
+"""
+MACHINE = """
+about = "made up"
+[machine]
+num_blocks = 400
+max_running = 16
+max_step_tokens = 512
+[cost]
+fixed = 0.004
+per_token = 4e-5
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # A shorter look at the replica than in earnest: this is about the plan.
+    monkeypatch.setattr(harvest, "WINDOW", Window(2.0, 20.0, 10.0))
+    (tmp_path / "machine.toml").write_text(MACHINE)
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN.replace("MACHINE", str(tmp_path / "machine.toml")))
+    return path
+
+
+def test_a_plan_says_when_each_job_is_done_and_what_is_left(file: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "plan.png"
+    command = ["plan", str(file), "--tbt-ms", "400,20", "--plot", str(picture)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "nightly: 500 requests by 1.5 h: done after 0.0 h, on time" in result.output
+    assert "a batch cluster of its own would need" in result.output
+    assert result.output.count("every job on time") == 3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_job_that_cannot_be_done_is_said_to_be_late(file: Path) -> None:
+    file.write_text(file.read_text().replace("500\n", "5000000\n"))
+    result = CliRunner().invoke(app, ["plan", str(file)])
+    assert "nightly: 5,000,000 requests by 1.5 h: NOT DONE" in result.output
+
+
+def test_phases_go_round_for_the_whole_time(file: Path) -> None:
+    rates = service_rates(load_plan(file), {})
+    assert len(rates) == 120
+    assert rates.mean() == pytest.approx((30 * 1 + 10 * 8) / 40)
+    assert np.array_equal(rates[:40], rates[40:80])
+
+
+def test_a_request_trace_is_binned_at_the_rate_wanted(file: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = "".join(
+        f"2023-11-16 18:{second // 60:02}:{second % 60:02}.0000000,100,10\n"
+        for second in range(0, 3600, 2)
+    )
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    arrivals = """
+[online.arrivals]
+kind = "replay"
+trace = "t"
+format = "azure"
+rate_rps = 0.25
+mean_prompt_tokens = 100
+mean_output_tokens = 10
+max_prompt_tokens = 1000
+max_output_tokens = 100
+"""
+    text = PLAN.replace("MACHINE", str(tmp_path / "machine.toml"))
+    start, end = text.index("[online.arrivals]"), text.index("[[jobs]]")
+    file.write_text(text[:start] + arrivals + text[end:])
+    plan = load_plan(file)
+    assert plan.trace_names() == ["t"]
+    # An hour of the trace at half its rate is two.
+    with pytest.raises(ValueError, match="holds 2 h at this rate"):
+        service_rates(plan, {"t": trace})
+    file.write_text(file.read_text().replace("hours = 2", "hours = 1"))
+    rates = service_rates(load_plan(file), {"t": trace})
+    assert rates == pytest.approx(np.full(60, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("replicas = 4", "replicas = 0", "replicas"),
+        ("replicas", "replica", "did you mean 'replicas'"),
+        ("deadline_h = 1.5", "deadline_h = 0.5\nsubmit_h = 1", "is not after submit_h"),
+        ("hours = 2", "hours = 2\nslot_s = 1", "slot_s"),
+        ("machine.toml", "nothing.toml", "nothing.toml"),
+        ('"phases"', '"waves"', "online.arrivals"),
+    ],
+)
+def test_bad_plans_name_the_field(file: Path, old: str, new: str, message: str) -> None:
+    file.write_text(file.read_text().replace(old, new, 1))
+    result = CliRunner().invoke(app, ["plan", str(file)])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trace", "x=y"], "unknown trace 'x'"),
+        (["--tbt-ms", "fast"], "is no list of numbers"),
+    ],
+)
+def test_bad_options_are_one_clear_line(file: Path, words: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["plan", str(file), *words])
+    assert result.exit_code == 2
+    assert message in result.output

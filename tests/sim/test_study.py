@@ -1,0 +1,165 @@
+"""Scenario files run here as in the benchmark; real records are compared with simulated ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sim_world import COST, MACHINE
+from typer.testing import CliRunner
+
+from conserve.bench.arms import ARMS as BENCH_ARMS
+from conserve.cli.main import app
+from conserve.metrics import read_records
+from conserve.sim.arms import ARMS, ArmError, arm_named
+from conserve.sim.profiles import Profile
+from conserve.sim.study import Study, table
+from conserve.sim.validation import COMPARED, RealRun, compare, markdown
+from conserve.workload import Scenario, load_scenario
+
+SCENARIO = """
+about = "a test"
+duration_s = 5
+lead_in_s = 1
+seeds = [1, 2]
+arms = ["online-only", "conserve"]
+[online.arrivals]
+kind = "gamma"
+rate_rps = 4.0
+[online.lengths]
+kind = "independent"
+prompt = { kind = "fixed", tokens = 100 }
+output = { kind = "fixed", tokens = 10 }
+[offline]
+in_flight = 8
+[offline.lengths]
+kind = "independent"
+prompt = { kind = "fixed", tokens = 400 }
+output = { kind = "fixed", tokens = 20 }
+"""
+PROFILE = Profile("test", "made up", MACHINE, COST)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(SCENARIO)
+    return path
+
+
+@pytest.fixture
+def scenario(file: Path) -> Scenario:
+    return load_scenario(file)
+
+
+def test_every_arm_of_the_benchmark_exists_here() -> None:
+    assert set(BENCH_ARMS) <= set(ARMS)
+    for name, arm in BENCH_ARMS.items():
+        assert (arm.online, arm.offline) == (ARMS[name].online, ARMS[name].offline)
+        assert (arm.kind == "stock") == ARMS[name].stock
+
+
+def test_an_unknown_arm_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ArmError, match="unknown arm 'conserv': did you mean 'conserve'"):
+        arm_named("conserv")
+
+
+def test_a_study_has_a_cell_for_every_point_arm_and_seed(scenario: Scenario) -> None:
+    cells = list(Study(scenario, PROFILE, {}).cells())
+    assert [(c.arm, c.seed) for c in cells] == [
+        ("online-only", 1), ("conserve", 1), ("online-only", 2), ("conserve", 2),
+    ]  # fmt: skip
+    rows = table(cells)
+    assert [row[:2] for row in rows[1:]] == [["all", "online-only"], ["all", "conserve"]]
+    assert rows[1][-2] == "0"
+    assert float(rows[2][-2]) > 100
+
+
+def _real(scenario: Scenario, profile: Profile) -> list[RealRun]:
+    cells = Study(scenario, profile, {}).cells()
+    return [RealRun(cell.point, cell.arm, cell.seed, cell.records) for cell in cells]
+
+
+def test_the_simulator_agrees_with_itself(scenario: Scenario) -> None:
+    for comparison in compare(scenario, _real(scenario, PROFILE), PROFILE, {}):
+        assert comparison.error == 0, comparison
+
+
+def test_a_wrong_profile_shows_as_an_error(scenario: Scenario) -> None:
+    slow = replace(PROFILE, cost=replace(COST, fixed=COST.fixed * 2))
+    comparisons = compare(scenario, _real(scenario, PROFILE), slow, {})
+    alone = {c.figure: c.error for c in comparisons if c.arm == "online-only"}
+    assert set(alone) == {name for name in COMPARED if "offline" not in name}
+    # fixed is 4 ms of about 6.6 ms.
+    assert alone["tbt_p50_s"] == pytest.approx(4 / 6.6, abs=0.1)
+    assert "+6" in markdown(comparisons)
+
+
+def test_arms_that_are_not_simulated_are_left_out(scenario: Scenario) -> None:
+    real = _real(scenario, PROFILE)
+    strange = [RealRun("all", "vllm-next", 1, real[0].records)]
+    assert compare(scenario, real + strange, PROFILE, {}) == compare(scenario, real, PROFILE, {})
+    with pytest.raises(ValueError, match="no stored run is of an arm that is simulated"):
+        compare(scenario, strange, PROFILE, {})
+
+
+def test_the_commands_run_store_and_validate(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["sim", "run", str(file), "--out", str(out), "--chrome-trace", "--seeds", "1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "conserve" in result.output
+    records = read_records(out / "records" / "all" / "conserve.seed-1.jsonl.gz")
+    assert any(not record.online for record in records)
+    assert (out / "all.conserve.seed-1.trace.json").stat().st_size > 1000
+    result = CliRunner().invoke(
+        app, ["sim", "validate", str(out), "--profile", "h100/llama-3.1-8b"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "| all | conserve | TTFT p99 ms |" in result.output
+    errors = [line.split("|")[-2].strip() for line in result.output.splitlines()[2:]]
+    assert set(errors) <= {"+0%", "-0%"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "nothing.toml"], "nothing.toml"),
+        (["run", "FILE", "--arms", "conserv"], "did you mean 'conserve'"),
+        (["run", "FILE", "--seeds", "one"], "is no list of integers"),
+        (["run", "FILE", "--profile", "h100"], "give GPU/MODEL"),
+        (["run", "FILE", "--chrome-trace"], "give the folder with --out"),
+        (["validate", ".", "--profile", "h100/llama-3.1-8b"], "conserve bench run"),
+    ],
+)
+def test_bad_input_is_one_clear_line(file: Path, words: list[str], message: str) -> None:
+    words = [str(file) if word == "FILE" else word for word in words]
+    result = CliRunner().invoke(app, ["sim", *words])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_what_can_be_simulated_is_listed() -> None:
+    result = CliRunner().invoke(app, ["sim", "list"])
+    assert "llama-3.1-70b" in result.output
+    assert "sarathi-p" in result.output
+
+
+WITHOUT_ENGINE = """
+import sys
+for name in ("vllm", "torch", "transformers"):
+    sys.modules[name] = None
+from conserve.cli.main import main
+main()
+"""
+
+
+def test_it_works_where_neither_vllm_nor_torch_can_be_imported(file: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_ENGINE, "sim", "run", str(file), "--seeds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "conserve" in done.stdout
