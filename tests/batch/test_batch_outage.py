@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import openai
 import pytest
 from batch_fakes import FakeModel, eventually, numbered, running
 from batch_postgres import Postgres
+from sqlalchemy import select
 
+from conserve.batch.database import Database
+from conserve.batch.schema import workers
 from conserve.batch.settings import BatchSettings
 
 pytestmark = pytest.mark.anyio
@@ -57,3 +63,36 @@ async def test_files_may_live_elsewhere(tmp_path: Path) -> None:
         with pytest.raises(openai.NotFoundError):
             await run.client.files.content(batch.input_file_id)
     assert not (tmp_path / "files").exists()
+
+
+async def cancel_a_writer(database: Database, turns: int) -> None:
+    """Cancel it between its queries or within one, so many turns of the loop after the first."""
+    answered = asyncio.Event()
+
+    async def write() -> None:
+        async with database.write() as connection:
+            await connection.execute(workers.insert().values(id="w", expires_at=1))
+            while True:
+                await connection.execute(select(workers))
+                answered.set()
+
+    writer = asyncio.create_task(write())
+    await answered.wait()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    writer.cancel()
+    await asyncio.gather(writer, return_exceptions=True)
+
+
+async def test_a_cancelled_writer_gives_its_lock_back(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    await database.migrate()
+    gc.disable()  # which would give the lock back some time later
+    try:
+        for turns in range(40):
+            await cancel_a_writer(database, turns)
+            with closing(sqlite3.connect(tmp_path / "x.db", timeout=0)) as other:
+                other.execute("BEGIN IMMEDIATE")
+    finally:
+        gc.enable()
+        await database.close()
