@@ -186,8 +186,10 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         record.ends = {
             name: self.requests[name].num_computed_tokens for name in output.num_scheduled_tokens
         }
-        for request_id, was in record.before.items():
-            was.scheduled(self.requests[request_id])
+        if record.plan.stoppable:
+            for name, num_tokens in output.num_scheduled_tokens.items():
+                request = self.requests[name]
+                record.before[name].scheduled(request, num_tokens, self.kv_cache_manager)
         self._steps.append(record)
         if record.plan.stoppable and output.total_num_scheduled_tokens:
             model = self.experience.model

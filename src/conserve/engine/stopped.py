@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from conserve.engine.door import ModelRunnerOutput
+from conserve.engine.door import ModelRunnerOutput, RequestStatus
 
 
 @dataclass
@@ -36,12 +36,17 @@ class Before:
     """Placeholders that the step added. A difference, because an earlier step may still be in
     flight (async scheduling) and take its own away before this one is undone."""
 
+    filling: set[int] = field(default_factory=set)
+    """Blocks that the step is to fill and that the prefix cache already names."""
+
     @classmethod
     def of(cls, request: Any) -> Before:
         return cls(request.is_prefill_chunk, request.num_output_placeholders)
 
-    def scheduled(self, request: Any) -> None:
+    def scheduled(self, request: Any, num_tokens: int, kv_cache_manager: Any) -> None:
         self.num_new_placeholders = request.num_output_placeholders - self.num_output_placeholders
+        num_computed_tokens = request.num_computed_tokens - num_tokens
+        self.filling = _cached_past(kv_cache_manager, request.request_id, num_computed_tokens)
 
 
 def roll_back(
@@ -57,11 +62,12 @@ def roll_back(
     """
     evicted: set[int] = set()
     for request_id, num_tokens in num_scheduled_tokens.items():
-        request = scheduler.requests.get(request_id)
-        if request is None or request.is_finished():
+        was, request = before[request_id], scheduler.requests.get(request_id)
+        if request is None or request.status != RequestStatus.RUNNING:
+            # Cancelled or sent back while the step ran: only its blocks are still named.
+            evicted |= was.filling
             continue
         request.num_computed_tokens -= num_tokens
-        was = before[request_id]
         request.is_prefill_chunk = was.is_prefill_chunk
         request.num_output_placeholders -= was.num_new_placeholders
         if request.num_computed_tokens < request.num_tokens - 1:
@@ -82,17 +88,26 @@ def _managers(kv_cache_manager: Any) -> Iterable[Any]:
     return kv_cache_manager.coordinator.single_type_managers  # type: ignore[no-any-return]
 
 
+def _cached_past(kv_cache_manager: Any, request_id: str, num_computed_tokens: int) -> set[int]:
+    """Ids of the request's blocks past those tokens that the prefix cache names."""
+    found: set[int] = set()
+    for manager in _managers(kv_cache_manager):
+        cached = manager.num_cached_block.get(request_id, 0)
+        keep = num_computed_tokens // manager.block_size
+        if cached > keep:
+            blocks = manager.req_to_blocks[request_id][keep:cached]
+            found |= {block.block_id for block in blocks if not block.is_null}
+    return found
+
+
 def _uncache(kv_cache_manager: Any, request: Any) -> set[int]:
     """Take back the request's claim on cached blocks past what it has computed; their ids."""
-    stale: set[int] = set()
+    name, num_computed_tokens = request.request_id, request.num_computed_tokens
+    stale = _cached_past(kv_cache_manager, name, num_computed_tokens)
     for manager in _managers(kv_cache_manager):
-        cached = manager.num_cached_block.get(request.request_id, 0)
-        keep = request.num_computed_tokens // manager.block_size
-        if cached <= keep:
-            continue
-        blocks = manager.req_to_blocks[request.request_id][keep:cached]
-        stale |= {block.block_id for block in blocks if not block.is_null}
-        manager.num_cached_block[request.request_id] = keep
+        keep = num_computed_tokens // manager.block_size
+        if manager.num_cached_block.get(name, 0) > keep:
+            manager.num_cached_block[name] = keep
     return stale
 
 
