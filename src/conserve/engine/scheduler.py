@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from conserve.core.plan import Mode, Plan
@@ -109,11 +110,16 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def snapshot(self, now_s: float) -> Snapshot:
         traffic = self.experience.traffic
+        head = self.waiting.offline_head(OFFLINE_HEAD)
+        # vLLM keeps those that hold blocks (their KV was loaded) apart, and admits them first.
+        held = list(self.kv_holding_waiting)
+        held_online = [r for r in held if is_online(r)]
+        held_offline = [r for r in held if not is_online(r)]
         return Snapshot(
             now_s=now_s,
             running=self.tracker.running(self.running),
-            waiting_online=self._waiting_views(self.waiting.online),
-            waiting_offline=self._waiting_views(self.waiting.offline_head(OFFLINE_HEAD)),
+            waiting_online=self._waiting_views(chain(held_online, self.waiting.online)),
+            waiting_offline=self._waiting_views(chain(held_offline, head)),
             num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
             num_free_slots=self.max_num_active_reqs
             - len(self.running)

@@ -57,14 +57,15 @@ class RequestTracker:
     def waiting(
         self, requests: Iterable[Any], num_cached: Callable[[Any], int], most_tokens: int
     ) -> list[RequestView]:
-        """Views of waiting requests, which hold nothing; what the prefix cache has of them counts
-        as computed. Looks into the cache for those only that `most_tokens` can reach."""
+        """Views of waiting requests. What they had computed before or the prefix cache has of
+        them counts as computed; only the former holds blocks. Looks into the cache for those
+        only that `most_tokens` can reach."""
         views = []
         for request in requests:
             view = self._views[request.request_id]
             view.num_tokens = request.num_tokens
             view.num_computed_tokens = num_cached(request) if most_tokens > 0 else 0
-            view.num_blocks = 0
+            view.num_blocks = -(-request.num_computed_tokens // self._block_size)
             most_tokens -= view.num_tokens - view.num_computed_tokens
             views.append(view)
         return views
