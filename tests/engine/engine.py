@@ -45,6 +45,7 @@ def make_scheduler(
     num_blocks: int = 64,
     max_num_seqs: int = 8,
     max_step_tokens: int = 32,
+    max_model_len: int = 512,
     async_scheduling: bool = False,
     settings: EngineSettings | None = None,
 ) -> Any:
@@ -58,11 +59,12 @@ def make_scheduler(
     from conserve.engine.scheduler import ConserveScheduler
     from conserve.engine.steps import Experience
 
-    (folder / "config.json").write_text(json.dumps(TINY))
+    model = TINY | {"max_position_embeddings": max_model_len}
+    (folder / "config.json").write_text(json.dumps(model))
     config = EngineArgs(
         model=str(folder),
         skip_tokenizer_init=True,
-        max_model_len=512,
+        max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_step_tokens,
         block_size=BLOCK_SIZE,
@@ -143,7 +145,8 @@ class Engine:
             output = self.scheduler.schedule()
             record = self.scheduler._steps[-1]
             self._queue.append((output, record))
-            if len(self._queue) < self.depth and output.total_num_scheduled_tokens:
+            goes_on = output.total_num_scheduled_tokens or self.scheduler.has_requests()
+            if len(self._queue) < self.depth and goes_on:
                 return True
         if not self._queue:
             return False

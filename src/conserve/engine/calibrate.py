@@ -34,7 +34,8 @@ def calibrate(engine_core: Any) -> None:
     path = profile_store.path_of(settings.profile_dir, config) if settings.profile_dir else None
     profile = _load(path) if path else None
     origin = f"from {path}"
-    if profile is None and settings.profile_seconds > 0 and not config.is_mm_encoder_only:
+    generates = config.model_config.runner_type == "generate" and not config.is_mm_encoder_only
+    if profile is None and settings.profile_seconds > 0 and generates:
         started = time.monotonic()
         profile = _measure(engine_core, settings.profile_seconds)
         origin = f"measured in {time.monotonic() - started:.1f} s"
@@ -154,40 +155,70 @@ class _Bench:
         return str(request.request_id)
 
     def step(self, grants: dict[str, int]) -> float:
-        """Run one step to its end; its time in seconds."""
+        """Run one step to its end; its time in seconds. Under async scheduling an empty step
+        may still be queued behind it."""
         scheduler = self.engine_core.scheduler
+        number = scheduler._step_number + 1
         self.grants = grants
         started = time.perf_counter()
         self.engine_core.step_fn()
         self.grants = {}
-        while scheduler._steps:
+        while any(record.number == number for record in scheduler._steps):
             self.engine_core.step_fn()
         return time.perf_counter() - started
 
-    def time_point(self, point: _Point, resident: list[str]) -> None:
+    def clear(self) -> None:
+        """Take every request of ours away, and let the workers know."""
+        scheduler = self.engine_core.scheduler
+        self.drop([name for name in scheduler.requests if name.startswith(PREFIX)])
+        while scheduler.has_requests() or scheduler._steps:
+            self.engine_core.step_fn()
+
+    def time_step(self, grants: dict[str, int]) -> None:
+        """A sample, unless the engine did not do just what it was granted: it may lack a slot
+        or blocks, or end a request."""
         requests = self.engine_core.scheduler.requests
+        shape, ends = StepShape(), {}
+        for name, num_tokens in grants.items():
+            context = requests[name].num_computed_tokens
+            ends[name] = context + num_tokens
+            if self.decodes(name):
+                shape.add_decode(num_tokens, context)
+            else:
+                shape.add_prefill(num_tokens, context)
+        seconds = self.step(grants)
+        if all(
+            name in requests and requests[name].num_computed_tokens == end
+            for name, end in ends.items()
+        ):
+            self.samples.append((shape, seconds))
+
+    def decodes(self, name: str) -> bool:
+        """Whether a request of ours is there and has its first token out."""
+        request = self.engine_core.scheduler.requests.get(name)
+        return request is not None and request.num_output_tokens > 0
+
+    def time_point(self, point: _Point, resident: list[str]) -> None:
         new = [self.add(size) for size in point.prompts]
         grants = dict(zip(new, point.prompts, strict=True))
-        shape = StepShape()
-        for size in point.prompts:
-            shape.add_prefill(size, 0)
-        for request_id in resident[: point.num_decodes]:
-            grants[request_id] = 1
-            shape.add_decode(1, requests[request_id].num_computed_tokens)
-        self.samples.append((shape, self.step(grants)))
+        decoding = [name for name in resident if self.decodes(name)]
+        grants |= dict.fromkeys(decoding[: point.num_decodes], 1)
+        if grants:
+            self.time_step(grants)
         self.drop(new)
 
-    def time_long_prompt(self, num_tokens: int, chunk: int) -> str:
+    def time_prompt(self, num_tokens: int, chunk: int) -> str:
         """Chunks of one prompt behind growing context; the request stays, as a decode."""
         name = self.add(num_tokens)
         for context in range(0, num_tokens, chunk):
-            shape = StepShape()
-            size = min(chunk, num_tokens - context)
-            shape.add_prefill(size, context)
-            self.samples.append((shape, self.step({name: size})))
-            if time.perf_counter() > self.deadline_s:
+            self.time_step({name: min(chunk, num_tokens - context)})
+            if self.is_late:
                 break
         return name
+
+    @property
+    def is_late(self) -> bool:
+        return time.perf_counter() > self.deadline_s
 
     def drop(self, names: list[str]) -> None:
         self.engine_core.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
@@ -205,8 +236,7 @@ def _measure(engine_core: Any, seconds: float) -> Profile | None:
         logger.warning("ConServe: the start-up profile is of no use: %s", error)
         return None
     finally:
-        bench.drop([name for name in scheduler.requests if name.startswith(PREFIX)])
-        bench.step({})
+        bench.clear()
         scheduler.planner = policy
         scheduler.reset_prefix_cache()
         scheduler.forget_history()
@@ -215,26 +245,28 @@ def _measure(engine_core: Any, seconds: float) -> Profile | None:
 
 
 def _run(bench: _Bench, scheduler: Any) -> None:
-    most = scheduler.max_num_scheduled_tokens
+    most, num_slots = scheduler.max_num_scheduled_tokens, scheduler.max_num_running_reqs
     room = scheduler.cache_config.num_gpu_blocks * scheduler.block_size
-    longest = min(scheduler.max_model_len - 512, room // 2)
+    # The other half is for the tokens that residents will generate.
+    longest = max(1, min(scheduler.max_model_len // 2, room // 2))
     for _ in range(WARM_UP_STEPS):
         bench.time_point(_Point(prompts=(min(64, most, longest),)), [])
-    resident = _residents(bench, min(64, scheduler.max_num_running_reqs - 8, room // 1024))
-    if longest >= 1024:
-        resident.append(bench.time_long_prompt(min(longest, 2048), min(256, most)))
-    for point in _script(min(most, longest), scheduler.max_num_running_reqs):
-        if time.perf_counter() > bench.deadline_s or len(bench.samples) > MOST_SAMPLES:
+    resident = _residents(bench, min(64, num_slots - 8, room // 1024), longest)
+    if longest >= 1024 and len(resident) + 1 < num_slots:
+        resident.append(bench.time_prompt(min(longest, 2048), min(256, most)))
+    for point in _script(min(most, longest), num_slots):
+        if bench.is_late or len(bench.samples) > MOST_SAMPLES:
             return
-        point.num_decodes = min(point.num_decodes, len(resident))
-        if point.prompts or point.num_decodes:
-            bench.time_point(point, resident)
+        bench.time_point(point, resident)
 
 
-def _residents(bench: _Bench, count: int) -> list[str]:
-    """Requests of several lengths that stay, to decode from."""
-    names = [bench.add((32, 64, 128, 256)[i % 4]) for i in range(max(1, count))]
-    for group in (names[i : i + 8] for i in range(0, len(names), 8)):
-        requests = bench.engine_core.scheduler.requests
-        bench.step({name: requests[name].num_tokens for name in group})
+def _residents(bench: _Bench, count: int, longest: int) -> list[str]:
+    """Requests of several lengths that stay, to decode from; one slot stays free for prompts."""
+    scheduler = bench.engine_core.scheduler
+    names: list[str] = []
+    for i in range(min(max(1, count), scheduler.max_num_running_reqs - 1)):
+        if bench.is_late:
+            break
+        size = min((32, 64, 128, 256)[i % 4], longest)
+        names.append(bench.time_prompt(size, scheduler.max_num_scheduled_tokens))
     return names

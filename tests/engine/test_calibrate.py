@@ -1,0 +1,299 @@
+"""The start-up profile on the real scheduler and a device whose step times are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from device import Device
+from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
+
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.policy import decide
+from conserve.engine import calibrate as module
+from conserve.engine.calibrate import calibrate
+from conserve.engine.settings import EngineSettings
+from conserve.engine.steps import GENERIC_MODEL
+
+pytestmark = pytest.mark.engine
+
+TRUTH = LatencyModel(0.012, 3e-4, 2e-7, 4e-4, 5e-7, knee=64.0)
+SHAPES = [
+    StepShape(16, 128.0),
+    StepShape(256, 256 * 128.0),
+    StepShape(256, 256 * 900.0),
+    StepShape(8, 0.0, 8, 8 * 150),
+    StepShape(72, 64 * 32.0, 8, 8 * 150),
+]
+
+
+@dataclass
+class TimedEngine(Engine):
+    """Each step takes the time that `truth` gives what was really scheduled."""
+
+    truth: LatencyModel = TRUTH
+    num_steps: int = 0
+
+    def _finish(self, output: Any, record: Any) -> None:
+        self.num_steps += 1
+        self.scheduler.clock.now_s += self.truth.predict_s(record.shape)
+        super()._finish(output, record)
+
+
+@dataclass
+class Core:
+    """The part of vLLM's EngineCore that a profile drives."""
+
+    engine: TimedEngine
+    scheduler: Any = field(init=False)
+    request_block_hasher: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        hasher = make_request("x", [1], 1, online=True, arrival_s=0.0)._block_hasher
+        self.scheduler, self.request_block_hasher = self.engine.scheduler, hasher
+
+    def add_request(self, request: Any) -> None:
+        self.engine.add(request)
+
+    def step_fn(self) -> None:
+        self.engine.step()
+
+
+@dataclass
+class Log:
+    """Stands in for the module's logger."""
+
+    lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def info(self, text: str, *values: Any) -> None:
+        self.lines.append(text % values)
+
+    def warning(self, text: str, *values: Any) -> None:
+        self.warnings.append(text % values)
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    log = Log()
+    monkeypatch.setattr(module, "logger", log)
+    return log
+
+
+MakeCore = Callable[..., Core]
+
+
+@pytest.fixture
+def make_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeCore]:
+    made: list[Any] = []
+
+    def make(
+        depth: int = 1,
+        *,
+        truth: LatencyModel = TRUTH,
+        max_num_seqs: int = 16,
+        max_step_tokens: int = 256,
+        max_model_len: int = 2048,
+        num_blocks: int = 4096,
+        **settings: Any,
+    ) -> Core:
+        scheduler = make_scheduler(
+            tmp_path,
+            num_blocks=num_blocks,
+            max_num_seqs=max_num_seqs,
+            max_step_tokens=max_step_tokens,
+            max_model_len=max_model_len,
+            async_scheduling=depth > 1,
+            settings=EngineSettings(**settings),
+        )
+        made.append(scheduler)
+        clock = scheduler.clock
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock, monotonic=clock))
+        engine = TimedEngine(scheduler, Device(BLOCK_SIZE), depth=depth, truth=truth, step_s=0.0)
+        return Core(engine)
+
+    yield make
+    for scheduler in made:
+        scheduler.shutdown()
+
+
+def assert_recovers(model: LatencyModel, shapes: list[StepShape]) -> None:
+    for shape in shapes:
+        assert model.predict_s(shape) == pytest.approx(TRUTH.predict_s(shape), rel=0.03), shape
+
+
+def stored(folder: Path) -> Any:
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+def test_the_fitted_model_is_the_device(make_core: MakeCore, log: Log, depth: int) -> None:
+    core = make_core(depth)
+    calibrate(core)
+    assert_recovers(core.scheduler.experience.model, SHAPES)
+    assert core.scheduler.experience.recalibrator.mean_error < 0.01
+    assert not log.warnings
+    assert "mean error (measured in " in log.lines[0]
+    assert "KV space for 16384 tokens" in log.lines[1]
+
+
+def test_the_check_above_tells_models_apart() -> None:
+    """The negative control."""
+    with pytest.raises(AssertionError):
+        assert_recovers(GENERIC_MODEL, SHAPES)
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+def test_the_profile_ends_in_time(make_core: MakeCore, log: Log, depth: int) -> None:
+    core = make_core(depth, profile_seconds=2.0)
+    started_s = core.scheduler.clock()
+    calibrate(core)
+    longest_step_s = 0.2
+    assert 1.0 < core.scheduler.clock() - started_s < 2.0 + longest_step_s
+    assert_recovers(core.scheduler.experience.model, SHAPES[:1])
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+def test_nothing_is_left_behind(make_core: MakeCore, log: Log, depth: int) -> None:
+    core = make_core(depth)
+    scheduler = core.scheduler
+    calibrate(core)
+    pool = scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one is the null block
+    assert len(pool.cached_block_hash_to_block) == 0
+    assert not scheduler.requests
+    assert not scheduler.running
+    assert len(scheduler.waiting) == 0
+    assert not scheduler.has_requests()
+    assert not scheduler._steps
+    assert scheduler.planner is decide
+    assert scheduler.stats.is_empty()
+    assert not scheduler.tracker._views
+    assert scheduler.experience.traffic.offline_share == 0
+    stats = scheduler.make_stats()
+    assert stats.prefix_cache_stats.requests == 0
+    core.engine.outputs.clear()
+    core.engine.finished.clear()
+    core.engine.add(make_request("first", [1, 2, 3], 2, online=True, arrival_s=0.0))
+    core.engine.run()
+    assert core.engine.finished == {"first"}
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_num_seqs": 1},
+        {"max_num_seqs": 2},
+        {"max_num_seqs": 4},
+        {"max_model_len": 512},
+        {"max_model_len": 64, "num_blocks": 64},
+        {"max_step_tokens": 48},
+        {"num_blocks": 520},
+    ],
+    ids=str,
+)
+def test_every_sample_is_a_step_that_ran(
+    make_core: MakeCore, log: Log, tmp_path: Path, limits: dict[str, int], depth: int
+) -> None:
+    """Also where slots, blocks, tokens or positions are few: what could not run is no sample."""
+    core = make_core(depth, profile_dir=str(tmp_path / "profiles"), **limits)
+    calibrate(core)
+    samples = stored(tmp_path / "profiles")["samples"]
+    assert len(samples) >= 20
+    for *shape, seconds in samples:
+        assert seconds == pytest.approx(TRUTH.predict_s(StepShape(*shape)), rel=1e-6), shape
+    assert_recovers(core.scheduler.experience.model, SHAPES[:1])
+    assert not core.scheduler.requests
+
+
+def test_a_kept_profile_needs_no_step(make_core: MakeCore, log: Log, tmp_path: Path) -> None:
+    folder = tmp_path / "profiles"
+    calibrate(make_core(profile_dir=str(folder)))
+    assert ", kept in " in log.lines[0]
+    core = make_core(profile_dir=str(folder), truth=LatencyModel(9.0, 9.0))
+    calibrate(core)
+    assert core.engine.num_steps == 0
+    assert_recovers(core.scheduler.experience.model, SHAPES)
+    assert f"(from {folder}" in log.lines[2]
+    assert not log.warnings
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\x00", b'{"identity": {"format": 0}}'])
+def test_a_damaged_profile_is_rebuilt_and_said_so(
+    make_core: MakeCore, log: Log, tmp_path: Path, content: bytes
+) -> None:
+    folder = tmp_path / "profiles"
+    calibrate(make_core(profile_dir=str(folder)))
+    (path,) = folder.glob("*.json")
+    path.write_bytes(content)
+    core = make_core(profile_dir=str(folder))
+    calibrate(core)
+    assert core.engine.num_steps > 0
+    (warning,) = log.warnings
+    assert "latency profile is rebuilt" in warning
+    assert str(path) in warning
+    assert_recovers(core.scheduler.experience.model, SHAPES)
+    assert len(stored(folder)["coefficients"]) == 5, "the file is good again"
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_file(
+    make_core: MakeCore, log: Log, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    core = make_core(profile_dir=str(tmp_path / "file" / "profiles"))
+    calibrate(core)
+    assert any("profile is not kept" in line for line in log.warnings)
+    assert_recovers(core.scheduler.experience.model, SHAPES)
+
+
+@pytest.mark.parametrize("why", ["switched off", "too short", "pooling"])
+def test_without_a_profile_a_generic_model_serves(make_core: MakeCore, log: Log, why: str) -> None:
+    seconds = {"switched off": 0.0, "too short": 0.001, "pooling": 15.0}[why]
+    core = make_core(profile_seconds=seconds)
+    if why == "pooling":
+        core.scheduler.vllm_config.model_config.runner_type = "pooling"
+    calibrate(core)
+    assert log.warnings[-1].endswith("starting from a generic one")
+    assert any("of no use" in line for line in log.warnings) == (why == "too short")
+    assert core.scheduler.planner is decide
+    assert not core.scheduler.requests
+    core.engine.outputs.clear()
+    core.engine.add(make_request("first", [1, 2, 3], 2, online=True, arrival_s=0.0))
+    core.engine.run()
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ({"slo_tbt_s": 0.02}, "the TBT target of 20 ms cannot be met"),
+        ({"slo_ttft_s": 0.04}, "the TTFT target of 40 ms cannot be met"),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_targets_that_cannot_be_met_are_warned_of_with_the_figure(
+    make_core: MakeCore, log: Log, targets: dict[str, float], words: str
+) -> None:
+    core = make_core(**targets)
+    calibrate(core)
+    assert bool(log.warnings) == bool(words)
+    if words:
+        (warning,) = log.warnings
+        assert words in warning
+        model = core.scheduler.experience.model
+        least_s = (
+            model.predict_s(StepShape(1, 0.0, 1, 128))
+            if "TBT" in words
+            else model.predict_prefill_s(128)
+        )
+        assert f"needs {1000 * least_s:.0f} ms" in warning
