@@ -33,7 +33,13 @@ from conserve.engine.tracker import RequestTracker
 
 BLOCK_SIZE = 16
 TARGET_US = 300.0
+MOST_TOKENS = 8192
 MODEL = LatencyModel(fixed=0.006, per_token=2.5e-5, per_pair=5e-10, per_context=1e-9, knee=256)
+
+
+def not_cached(request: EngineRequest) -> int:
+    """What the prefix cache has of a prompt nobody sent before."""
+    return request.num_computed_tokens
 
 
 @dataclass
@@ -79,12 +85,14 @@ class Scene:
         return Snapshot(
             now_s=10.0,
             running=self.tracker.running(self.running),
-            waiting_online=self.tracker.waiting(self.queue.online),
-            waiting_offline=self.tracker.waiting(self.queue.offline_head(self.head)),
+            waiting_online=self.tracker.waiting(self.queue.online, not_cached, MOST_TOKENS),
+            waiting_offline=self.tracker.waiting(
+                self.queue.offline_head(self.head), not_cached, MOST_TOKENS
+            ),
             num_free_blocks=self.num_free_blocks,
             num_free_slots=self.num_free_slots,
             block_size=BLOCK_SIZE,
-            max_step_tokens=8192,
+            max_step_tokens=MOST_TOKENS,
             interruption_rate=0.5,
             online_residency=0.6,
             can_stop=self.can_stop,

@@ -153,14 +153,14 @@ class StopsOnlineSteps(_Step):
 
 
 class ForgetsDisplaced(_Step):
-    def _displace(self) -> list[RequestView]:
-        victims = super()._displace()
+    def _displace(self, promised: int) -> list[RequestView]:
+        victims = super()._displace(promised)
         self.displaced.clear()
         return victims
 
 
 class DisplacesEverybody(_Step):
-    def _displace(self) -> list[RequestView]:
+    def _displace(self, promised: int) -> list[RequestView]:
         if not self.snapshot.waiting_online:
             return []
         victims = self.offline_decodes + self.offline_prefills
@@ -169,15 +169,15 @@ class DisplacesEverybody(_Step):
 
 
 class DisplacesForNobody(_Step):
-    def _displace(self) -> list[RequestView]:
+    def _grant_online_prefills(self, tbt_limit_s: float) -> list[RequestView]:
         victims = self.offline_decodes[:1]
         self.displaced.update(victim.request_id for victim in victims)
         return victims
 
 
 class DisplacesOnline(_Step):
-    def _displace(self) -> list[RequestView]:
-        super()._displace()
+    def _displace(self, promised: int) -> list[RequestView]:
+        super()._displace(promised)
         return self.online_decodes[:1] if self.snapshot.waiting_online else []
 
 

@@ -102,8 +102,10 @@ class _Step:
             tbt_limit_s = UNLIMITED
         for request in self.online_prefills:
             floor -= self._grant_prefill(request, tbt_limit_s, at_least=floor)
-        displaced = self._displace()
+        if not self.snapshot.waiting_online:
+            return []
         promised = self._promised_blocks(self.online_decodes + self.online_prefills)
+        displaced = self._displace(promised)
         for request in self.snapshot.waiting_online:
             granted = self._start(request, promised, tbt_limit_s, at_least=floor)
             floor -= granted
@@ -111,16 +113,16 @@ class _Step:
                 break
         return displaced
 
-    def _displace(self) -> list[RequestView]:
+    def _displace(self, promised: int) -> list[RequestView]:
         """Make room for as many waiting online requests, first to last, as victims can serve."""
         waiting = self.snapshot.waiting_online
-        if not waiting or not self.settings.displacement:
+        if not self.settings.displacement:
             return []
         candidates = self.offline_decodes + self.offline_prefills
         size = self.snapshot.block_size
         needs = [blocks_for(r.num_tokens, size) for r in waiting]
         freeable = self.blocks_left + sum(r.num_blocks for r in candidates)
-        num_served, total = 0, self._promised_blocks(self.online_decodes + self.online_prefills)
+        num_served, total = 0, promised
         for need in needs[: self.slots_left + len(candidates)]:
             if total + need > freeable:
                 break
@@ -252,8 +254,12 @@ class _Step:
 
     def _promised_blocks(self, running: Iterable[RequestView]) -> int:
         """Blocks that running requests' known tokens lack yet: promised when they were admitted."""
-        size = self.snapshot.block_size
-        return sum(max(0, blocks_for(r.num_tokens, size) - r.num_blocks) for r in running)
+        size, promised = self.snapshot.block_size, 0
+        for request in running:
+            lacking = -(-request.num_tokens // size) - request.num_blocks
+            if lacking > 0:
+                promised += lacking
+        return promised
 
     def _start(self, request: RequestView, reserve: int, limit_s: float, at_least: int = 0) -> int:
         """A waiting request's first chunk, if a slot, its blocks and `reserve` more are free."""
