@@ -48,8 +48,12 @@ def test_no_patience_stops_at_every_arrival() -> None:
     assert stops(remaining_s=1e-6, patience=0.0)
 
 
-def test_a_step_that_is_over_is_not_stopped() -> None:
-    assert not stops(remaining_s=0.0, prefill_s=5.0, patience=0.0)
+def test_a_step_that_should_be_over_is_left_to_end() -> None:
+    assert not stops(remaining_s=0.0, prefill_s=5.0, patience=0.01)
+
+
+def test_without_patience_a_step_that_outruns_its_prediction_is_stopped() -> None:
+    assert stops(remaining_s=0.0, prefill_s=0.01, patience=0.0)
     assert not stops(remaining_s=-0.5, prefill_s=5.0, patience=0.0)
 
 

@@ -22,7 +22,8 @@ def should_stop(
     second case only, which is `patience` = 1; 0 stops at every arrival.
     """
     remaining_s = max(0.0, step_end_s - now_s)
-    if remaining_s > patience * ttft_target_s:
+    # Without patience a step that has outrun its prediction is stopped as well.
+    if not patience or remaining_s > patience * ttft_target_s:
         return True
     first_token_s = now_s + remaining_s + arrivals_prefill_s
     return remaining_s > 0 and first_token_s > oldest_arrival_s + ttft_target_s
