@@ -50,11 +50,12 @@ def test_no_patience_stops_at_every_arrival() -> None:
 
 def test_a_step_that_should_be_over_is_left_to_end() -> None:
     assert not stops(remaining_s=0.0, prefill_s=5.0, patience=0.01)
+    assert not stops(remaining_s=-0.5, prefill_s=5.0, patience=0.01)
 
 
 def test_without_patience_a_step_that_outruns_its_prediction_is_stopped() -> None:
     assert stops(remaining_s=0.0, prefill_s=0.01, patience=0.0)
-    assert not stops(remaining_s=-0.5, prefill_s=5.0, patience=0.0)
+    assert stops(remaining_s=-0.5, prefill_s=0.01, patience=0.0)
 
 
 def simulated_harvest_rate(
