@@ -53,11 +53,12 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> StartServer:
 
     @contextmanager
     def start(*arguments: str) -> Iterator[Server]:
-        log = tmp_path_factory.mktemp("server") / "log"
-        port = free_port()
+        folder = tmp_path_factory.mktemp("server")
+        log, port = folder / "log", free_port()
+        place = ("--host", "127.0.0.1", "--port", str(port), "--data-dir", str(folder / "data"))
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [CONSERVE, "serve", *arguments, *QUIET, "--host", "127.0.0.1", "--port", str(port)],
+                [CONSERVE, "serve", *arguments, *QUIET, *place],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -38,6 +38,20 @@ def test_a_floor_that_is_no_share(value: str) -> None:
     assert_refused(run("serve", f"--offline-floor={value}"), "--offline-floor", repr(value))
 
 
+def test_a_data_folder_without_a_name() -> None:
+    assert_refused(run("serve", "--data-dir="), "--data-dir", "must name a folder")
+
+
+@pytest.mark.engine
+def test_a_data_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    done = run("serve", str(model), "--port", "0", "--data-dir", str(tmp_path / "file" / "data"))
+    assert_refused(done, "--data-dir", "cannot be written", "--no-batches")
+
+
 @pytest.mark.engine
 def test_a_flag_nobody_knows() -> None:
     """Through a process: whatever vLLM's import says stays off the message."""

@@ -31,7 +31,11 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kept = {k: v for k, v in os.environ.items() if k not in (cpu.BIND, cpu.KV_SPACE, "LD_PRELOAD")}
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    ours = (cpu.BIND, cpu.KV_SPACE, "LD_PRELOAD")
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ours and not k.startswith("CONSERVE_BATCH_")
+    }
     monkeypatch.setattr(os, "environ", kept)
 
 
@@ -95,7 +99,7 @@ class TestHandedToVllm:
         assert args.scheduler_cls == "conserve.engine.scheduler.ConserveScheduler"
         assert args.scheduling_policy == "priority"
         assert args.kv_transfer_config.kv_role == "kv_both"
-        assert args.middleware == ["conserve.server.tiers.ServiceTierMiddleware"]
+        assert args.middleware == [serve.TIERS, serve.BATCHES]
 
     def test_our_flags_reach_the_engine(self, tmp_path: Path) -> None:
         args = handed(
@@ -112,6 +116,28 @@ class TestHandedToVllm:
         settings = settings_in(handed())
         assert (settings.slo_ttft_s, settings.slo_tbt_s, settings.offline_floor) == (1.0, 0.2, 0.0)
         assert settings.profile_dir == str(tmp_path / "conserve" / "profiles")
+
+    def test_each_model_has_a_data_folder_of_its_own(self, tmp_path: Path) -> None:
+        handed()
+        share = tmp_path / "share" / "conserve"
+        assert os.environ["CONSERVE_BATCH_DATA_DIR"] == str(share / "SmolLM2-135M-Instruct")
+        assert (share / "SmolLM2-135M-Instruct").is_dir()
+        del os.environ["CONSERVE_BATCH_DATA_DIR"]
+        handed(str(tmp_path / "conserve" / "SmolLM2-135M-Instruct"), "--served-model-name", "a/b")
+        assert os.environ["CONSERVE_BATCH_DATA_DIR"] == str(share / "a--b")
+
+    def test_the_data_folder_is_the_flags_then_the_environments(self, tmp_path: Path) -> None:
+        os.environ["CONSERVE_BATCH_DATA_DIR"] = str(tmp_path / "named")
+        handed()
+        assert os.environ["CONSERVE_BATCH_DATA_DIR"] == str(tmp_path / "named")
+        handed("--data-dir", str(tmp_path / "flag"))
+        assert os.environ["CONSERVE_BATCH_DATA_DIR"] == str(tmp_path / "flag")
+
+    def test_without_batches_nothing_is_made(self, tmp_path: Path) -> None:
+        args = handed("--no-batches", "--middleware", "a.b")
+        assert args.middleware == [serve.TIERS, "a.b"]
+        assert "CONSERVE_BATCH_DATA_DIR" not in os.environ
+        assert not (tmp_path / "share").exists()
 
     def test_finer_settings_go_through_additional_config(self) -> None:
         args = handed("--additional-config", '{"conserve": {"stop": "off"}, "theirs": 1}')
@@ -189,6 +215,30 @@ class TestRefused:
     def test_a_setting_that_has_a_flag(self) -> None:
         given = json.dumps({"conserve": {"slo_ttft_s": 3}})
         assert "slo_ttft_s has a flag of its own" in refusal("--additional-config", given)
+
+    def test_a_data_folder_that_cannot_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        told = refusal("--data-dir", str(tmp_path / "file" / "data"))
+        assert told.startswith(f"--data-dir: {tmp_path}/file/data cannot be written: Not a dir")
+        assert "--no-batches" in told
+
+    def test_a_data_folder_of_somebody_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        database = tmp_path / "theirs" / "batches.db"
+        database.parent.mkdir()
+        database.write_text("")
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != database)
+        told = refusal("--data-dir", str(database.parent))
+        assert f"{database} cannot be written: Permission denied" in told
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("MAX_IN_FLIGHT", "0"), ("DATABASE_URL", "nonsense"), ("FILES_URL", "nowhere://x")],
+    )
+    def test_a_batch_setting_that_cannot_work(self, name: str, value: str) -> None:
+        os.environ[f"CONSERVE_BATCH_{name}"] = value
+        assert refusal().startswith(f"CONSERVE_BATCH_{name}")
 
     def test_a_value_vllm_does_not_take(self) -> None:
         assert "--max-num-seqs" in refusal("--max-num-seqs", "many")

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx
 import msgspec
 
+from conserve.batch.hangup import AsgiApp, hanging_up
 from conserve.batch.models import ENDPOINTS
 from conserve.batch.validation import ModelLimits
-
-AsgiApp = Callable[
-    [
-        MutableMapping[str, Any],
-        Callable[[], Awaitable[MutableMapping[str, Any]]],
-        Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ],
-    Awaitable[None],
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +104,9 @@ def asgi_executor(
     api_key: str | None = None,
     room: Callable[[], int | None] = lambda: None,
 ) -> HttpExecutor:
-    """Executor over an app in this process: no socket, no copy, and a cancelled line unwinds
-    straight into the app. `api_key` is one the app itself accepts."""
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    """Executor over an app in this process: no socket, no copy, and to the app a cancelled line is
+    a client that hangs up. `api_key` is one the app itself accepts."""
+    transport = httpx.ASGITransport(app=hanging_up(app), raise_app_exceptions=False)
     client = httpx.AsyncClient(
         transport=transport, base_url="http://in-process", timeout=httpx.Timeout(None)
     )

@@ -42,4 +42,5 @@ def demo(
 def _serve_command(port: int) -> list[str]:
     start = "from conserve.cli.main import main; main()"
     flags = ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
-    return [sys.executable, "-c", start, "serve", *flags]
+    # Batches that wait in the user's data folder must not run in the demo.
+    return [sys.executable, "-c", start, "serve", "--no-batches", *flags]

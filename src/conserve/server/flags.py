@@ -17,7 +17,8 @@ class Flag:
     """One flag: its name, how its text is read, its default and a sentence of help."""
 
     name: str
-    parse: Callable[[str], Any]
+    parse: Callable[[str], Any] | None
+    """None for a switch, which takes no text."""
     default: object
     metavar: str
     help: str
@@ -46,6 +47,12 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
     return value
+
+
+def _folder(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder")
+    return text
 
 
 def flags() -> tuple[Flag, ...]:
@@ -84,6 +91,22 @@ def flags() -> tuple[Flag, ...]:
             "Folder where latency models are kept between starts. "
             "Without a stored one the start takes up to 15 seconds longer.",
         ),
+        Flag(
+            "--data-dir",
+            _folder,
+            None,
+            "DIR",
+            "Folder for files and batches: the uploads, the results and their database. Servers "
+            "that share one share their work and must serve the same model. By default a folder "
+            "of the model's own in $XDG_DATA_HOME/conserve.",
+        ),
+        Flag(
+            "--no-batches",
+            None,
+            False,
+            "",
+            "Serve no /v1/files and /v1/batches, and write no data folder.",
+        ),
     )
 
 
@@ -91,6 +114,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     """Add our flags as a group of their own."""
     group = parser.add_argument_group("ConServe", "Targets of online requests, and offline work.")
     for flag in flags():
+        if flag.parse is None:
+            group.add_argument(flag.name, action="store_true", help=flag.help)
+            continue
         group.add_argument(
             flag.name,
             type=flag.parse,

@@ -19,7 +19,8 @@ from conserve.server.model import NAME, default_model
 if TYPE_CHECKING:
     from conserve.engine.settings import EngineSettings
 
-MIDDLEWARE = "conserve.server.tiers.ServiceTierMiddleware"
+TIERS = "conserve.server.tiers.ServiceTierMiddleware"
+BATCHES = "conserve.server.batches_middleware.BatchesMiddleware"
 
 OWNED = ("scheduler_cls", "scheduling_policy", "worker_cls", "kv_transfer_config")
 """vLLM's arguments that the engine room sets; a user's other value is refused."""
@@ -43,10 +44,11 @@ def serve(arguments: Sequence[str]) -> None:
     settings = take_settings(args)
     lines = [("model", choose_model(args))]
     lines.append(("targets", describe_targets(settings)))
+    lines.append(("batches", choose_batches(args)))
     if door.on_cpu():
         lines.append(("cpu", tune_cpu(args, door.available_memory_bytes)))
     apply_engine(args, parsed.withheld, settings)
-    args.middleware = [MIDDLEWARE, *args.middleware]
+    args.middleware = [TIERS, *args.middleware]
     announce(door.version(), lines)
     door.run(args)
 
@@ -70,6 +72,23 @@ def choose_model(args: argparse.Namespace) -> str:
         door.stay_offline()
     names = args.served_model_name
     return f"{names[0]} ({args.model_tag})" if names else str(args.model_tag)
+
+
+def choose_batches(args: argparse.Namespace) -> str:
+    """Settle whether files and batches are served, and where they lie; says so.
+
+    Every API process reads the place from the environment. Raises BadInputError.
+    """
+    from conserve.server.batches_data import DATA_DIR, settle_data_dir
+
+    flag, off = vars(args).pop("data_dir"), vars(args).pop("no_batches")
+    if off or args.headless:
+        return "off"
+    names = args.served_model_name or [args.model_tag]
+    folder = settle_data_dir(flag, names[0])
+    os.environ[DATA_DIR] = str(folder)
+    args.middleware = [BATCHES, *args.middleware]
+    return f"in {folder}"
 
 
 def check_port(args: argparse.Namespace) -> None:

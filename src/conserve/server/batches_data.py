@@ -1,0 +1,62 @@
+"""Where `conserve serve` keeps files and batches; a place that cannot be is refused at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from conserve.batch.errors import BatchSettingsError
+from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
+from conserve.server.errors import BadInputError
+
+PREFIX = str(BatchSettings.model_config["env_prefix"])
+DATA_DIR = f"{PREFIX}DATA_DIR"
+"""Name of the environment variable that tells every API process."""
+
+
+def settle_data_dir(flag: str | None, model: str) -> Path:
+    """The data folder, made if need be: the flag's, else the environment's, else the model's own.
+
+    Raises BadInputError where it cannot be written, or where another setting cannot work.
+    """
+    given = flag or os.environ.get(DATA_DIR)
+    folder = Path(given).expanduser() if given else default_data_dir(model)
+    folder = folder.absolute()
+    _check_writable(folder)
+    try:
+        Stores(BatchSettings(data_dir=folder), time.time)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        raise BadInputError(f"{name}: {first['msg']}, not {first['input']!r}.") from error
+    except BatchSettingsError as error:
+        name, _, reason = str(error).partition(" ")
+        raise BadInputError(f"{PREFIX}{name.upper()} {reason}.") from error
+    return folder
+
+
+def default_data_dir(model: str) -> Path:
+    """`$XDG_DATA_HOME/conserve/MODEL`, or below `~/.local/share`. Each model has its own: servers
+    that share a folder share their work, and one of another model could only fail it."""
+    base = os.environ.get("XDG_DATA_HOME")
+    home = Path(base) if base else Path.home() / ".local" / "share"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", model).strip("-.")
+    return home / "conserve" / (name[-100:] or "model")
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder, *folder.iterdir()):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(None, "Permission denied", str(path))
+    except OSError as error:
+        raise BadInputError(
+            f"--data-dir: {error.filename or folder} cannot be written: {error.strerror}. "
+            "Name another folder, or serve no batches with --no-batches."
+        ) from error

@@ -1,0 +1,102 @@
+"""What the batch service needs to know of the engine behind the app: what suits it, and when it
+is going. vLLM's objects are only read here: its arguments, its config, its client of the engine."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from conserve.batch.executor import Executor, Reply
+from conserve.batch.settings import BatchSettings
+from conserve.batch.validation import ModelLimits
+
+CPU_LINES = 32
+"""A CPU computes as fast with this many sequences as with more, and each delays the others."""
+QUEUE_SHARE = 4
+"""At most one in so many places of the engine's queue is for lines; the others are for clients."""
+DRAIN_SHARE = 0.8
+"""Of vLLM's `--shutdown-timeout`; the rest is left to give lines back and to end the engine."""
+
+NOT_NOW = Reply(503, b"")
+
+
+def api_keys(args: Namespace) -> list[str]:
+    """The keys vLLM's own middleware accepts under /v1; none means that anything passes."""
+    return [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
+
+
+def fitting_settings(args: Namespace, config: Any) -> BatchSettings:
+    """The environment's settings; what it leaves open is chosen to suit this server."""
+    chosen = {
+        "tenant_by_key": bool(api_keys(args)),
+        "max_in_flight": lines_in_flight(config),
+        "drain_s": DRAIN_SHARE * config.shutdown_timeout,
+    }
+    given = BatchSettings().model_fields_set
+    return BatchSettings(**{name: value for name, value in chosen.items() if name not in given})
+
+
+def lines_in_flight(config: Any) -> int:
+    """One API process's share of a little more than the engines run at once, far below the limit
+    of their queue."""
+    scheduler, parallel = config.scheduler_config, config.parallel_config
+    engines = parallel.data_parallel_size
+    if parallel.local_engines_only:
+        engines = parallel.data_parallel_size_local
+    lines = engines * (scheduler.max_num_seqs * 9 // 8)
+    if config.device_config.device_type == "cpu":
+        lines = min(lines, engines * CPU_LINES)
+    if scheduler.max_num_queued_reqs is not None:
+        lines = min(lines, scheduler.max_num_queued_reqs // QUEUE_SHARE)
+    return max(1, lines // parallel._api_process_count)
+
+
+class EngineExecutor:
+    """An executor whose engine may go. What a going engine answers is no answer to a line, and
+    counts against none: it waits for the engine, or the server, that comes next."""
+
+    def __init__(self, executor: Executor, engine: Any) -> None:
+        self._executor = executor
+        self._engine = engine
+        self.is_leaving = False
+        """Set when the engine is about to be stopped; nothing it says from then on is kept."""
+
+    async def run(self, url: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        reply = await self._executor.run(url, body, headers)
+        died = reply.status_code >= 500 and self._engine.errored
+        return NOT_NOW if self.is_leaving or died or _is_cut_short(reply) else reply
+
+    async def models(self) -> Mapping[str, ModelLimits] | None:
+        return await self._executor.models()
+
+    def serves(self, endpoint: str) -> bool:
+        return self._executor.serves(endpoint)
+
+    def room(self) -> int | None:
+        return 0 if self.is_leaving or self._engine.errored else self._executor.room()
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice] = []
+    status: str | None = None
+
+
+def _is_cut_short(reply: Reply) -> bool:
+    """Whether the engine ended the request itself, as it does when it is told to stop: vLLM sends
+    what there is with status 200."""
+    if b'"abort"' not in reply.body and b'"cancelled"' not in reply.body:
+        return False
+    try:
+        answer = msgspec.json.decode(reply.body, type=_Answer)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    aborted = any(choice.finish_reason == "abort" for choice in answer.choices)
+    return aborted or answer.status == "cancelled"

@@ -1,0 +1,109 @@
+"""ASGI middleware that puts files and batches on the app it is named for.
+
+Works in `conserve serve` and, by name, under plain vLLM:
+`vllm serve --middleware conserve.server.batches_middleware.BatchesMiddleware`.
+
+vLLM hands `--middleware` to each of its API processes, and the lifespan of an app passes through
+its middleware: so each process gets one service, with routes inside vLLM's own checks. The other
+door, the entry point group `vllm.endpoint_plugins`, opens only to what VLLM_PLUGINS names, and
+naming one plugin there shuts out every plugin of every group that is not named too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from conserve.batch.executor import asgi_executor
+from conserve.server.batches import batch_service
+from conserve.server.batches_engine import EngineExecutor, api_keys, fitting_settings
+from conserve.server.tiers import App, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
+
+GIVE_BACK_S = 5.0
+"""Beyond the drain, how long the engine's end waits for a database that does not answer."""
+
+
+class BatchesMiddleware:
+    """Passes every request on; its work is done when the app starts."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            router = scope["app"].router
+            router.lifespan_context = with_batches(router.lifespan_context)
+        await self.app(scope, receive, send)
+
+
+def with_batches(lifespan: Lifespan) -> Lifespan:
+    """The lifespan of vLLM's app, with the batch service inside it."""
+
+    @asynccontextmanager
+    async def both(app: FastAPI) -> AsyncIterator[Any]:
+        async with lifespan(app) as state, _batches(app):
+            yield state
+
+    return both
+
+
+@asynccontextmanager
+async def _batches(app: FastAPI) -> AsyncIterator[None]:
+    args, engine = app.state.args, app.state.engine_client
+    settings = fitting_settings(args, engine.vllm_config)
+    keys = api_keys(args)
+    in_process = asgi_executor(app, api_key=keys[0] if keys else None)
+    executor = EngineExecutor(in_process, engine)
+    try:
+        async with batch_service(settings, app, executor) as service:
+
+            async def stop() -> None:
+                # Without a drain, the engine may have been told to end before we were.
+                executor.is_leaving = settings.drain_s == 0
+                stopping = asyncio.ensure_future(service.stop())
+                await asyncio.wait({stopping}, timeout=settings.drain_s + GIVE_BACK_S)
+                executor.is_leaving = True
+
+            with _before_shutdown(engine, stop):
+                yield
+    finally:
+        await in_process.close()
+
+
+@contextmanager
+def _before_shutdown(engine: Any, stop: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
+    """Let `stop` run to its end, in this loop, before the engine is shut down.
+
+    On a signal vLLM shuts its engine down first, from a thread, and ends the app's lifespan last,
+    when there is nothing left to drain with. What `stop` takes is taken off the engine's time.
+    """
+    loop, home = asyncio.get_running_loop(), threading.get_ident()
+    shutdown = engine.shutdown
+
+    def stop_first(timeout: float | None = None) -> None:
+        began_s = time.monotonic()
+        if threading.get_ident() != home:  # at home, the lifespan has ended or will stop it
+            try:
+                asyncio.run_coroutine_threadsafe(stop(), loop).result()
+            except Exception:
+                logger.exception("the batch service did not stop; its lines run again")
+        if timeout is not None:
+            timeout = max(0.0, timeout - (time.monotonic() - began_s))
+        shutdown(timeout=timeout)
+
+    engine.shutdown = stop_first
+    try:
+        yield
+    finally:
+        del engine.shutdown

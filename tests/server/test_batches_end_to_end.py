@@ -1,0 +1,110 @@
+"""Batches on the real server, with the official client, while chat goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+
+pytestmark = pytest.mark.server
+
+MODEL = "SmolLM2-135M-Instruct"
+CHAT = "/v1/chat/completions"
+LIMIT_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def client(server: Any) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def line(custom_id: str, **changes: Any) -> dict[str, Any]:
+    body = {"model": MODEL, "max_tokens": 8, "temperature": 0}
+    body |= {"messages": [{"role": "user", "content": f"Say something about {custom_id}."}]}
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body | changes}
+
+
+def submit(client: openai.OpenAI, lines: list[dict[str, Any]], **extra: Any) -> Any:
+    content = "\n".join(json.dumps(each) for each in lines).encode()
+    file = client.files.create(file=("lines.jsonl", content), purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id, endpoint=CHAT, completion_window="24h", extra_body=extra
+    )
+
+
+def chat(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Name three colours."}], max_tokens=4
+    )
+    assert reply.choices[0].message.content
+    assert reply.service_tier == "default"
+
+
+def until(client: openai.OpenAI, batch_id: str, *statuses: str) -> Any:
+    """The batch once it is in one of the states; a chat is answered before each look at it."""
+    deadline = time.monotonic() + LIMIT_S
+    while (batch := client.batches.retrieve(batch_id)).status not in statuses:
+        assert time.monotonic() < deadline, f"still {batch.status}: {batch.request_counts}"
+        chat(client)
+    return batch
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < deadline, "still not so"
+        time.sleep(0.1)
+
+
+def test_a_batch_from_upload_to_output(client: openai.OpenAI) -> None:
+    ids = [f"thing-{n}" for n in range(40)]
+    batch = submit(client, [line(each) for each in ids], deadline="2h")
+    assert batch.deadline - batch.created_at == 7200
+    batch = until(client, batch.id, "completed", "failed", "expired", "cancelled")
+    assert batch.status == "completed", batch.errors
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (40, 40, 0)
+    assert batch.error_file_id is None
+    assert batch.deadline_state == "met"
+    assert batch.usage.output_tokens <= 40 * 8
+    answers = [json.loads(text) for text in client.files.content(batch.output_file_id).iter_lines()]
+    assert sorted(answer["custom_id"] for answer in answers) == sorted(ids)
+    for answer in answers:
+        assert answer["error"] is None
+        assert answer["response"]["status_code"] == 200
+        assert answer["response"]["body"]["service_tier"] == "flex"
+        assert answer["response"]["body"]["choices"][0]["message"]["content"]
+
+
+def test_a_bad_line_fails_the_batch_and_is_named(client: openai.OpenAI) -> None:
+    lines = [line("good"), line("streams", stream=True), line("fine")]
+    batch = until(client, submit(client, lines).id, "failed", "completed")
+    assert batch.status == "failed"
+    assert [(error.line, error.code) for error in batch.errors.data] == [
+        (2, "stream_not_supported")
+    ]
+
+
+def test_a_cancelled_batch_leaves_the_engine_idle(client: openai.OpenAI, server: Any) -> None:
+    """Its lines would run for minutes: what frees the engine is the cancellation."""
+    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+    before = server.metric("vllm:generation_tokens_total")
+    lines = [line(f"long-{n}", max_tokens=8000, ignore_eos=True) for n in range(8)]
+    batch = submit(client, lines)
+    eventually(lambda: server.metric("vllm:num_requests_running") >= 8)
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    batch = until(client, batch.id, "cancelled")
+    assert batch.request_counts.completed == 0
+    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+    eventually(lambda: server.metric("vllm:kv_cache_usage_perc") == 0)
+    assert server.metric("vllm:generation_tokens_total") - before < 8 * 8000
+
+
+def test_what_is_no_batch_of_ours_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.batches.retrieve("batch_0")

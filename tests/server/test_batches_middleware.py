@@ -1,0 +1,369 @@
+"""The batch service inside an app that starts, guards and ends as vLLM's does."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from argparse import Namespace
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from conserve.batch.executor import Reply
+from conserve.server.batches_engine import EngineExecutor, fitting_settings, lines_in_flight
+from conserve.server.batches_middleware import BatchesMiddleware
+
+CHAT = "/v1/chat/completions"
+KEYS = ["first key", "second key"]
+LIMIT_S = 60.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.setenv("CONSERVE_BATCH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("CONSERVE_BATCH_POLL_S", "0.05")
+
+
+def config(device: str = "cuda", *, shutdown_timeout: int = 0, **changes: Any) -> Namespace:
+    """What vLLM's config says where the service reads it."""
+    scheduler = {"max_num_seqs": 64, "max_num_queued_reqs": None}
+    parallel = {"data_parallel_size": 1, "data_parallel_size_local": 1, "_api_process_count": 1}
+    parallel |= {"local_engines_only": False}
+    for values in (scheduler, parallel):
+        values |= {name: value for name, value in changes.items() if name in values}
+    return Namespace(
+        scheduler_config=Namespace(**scheduler),
+        parallel_config=Namespace(**parallel),
+        device_config=Namespace(device_type=device),
+        shutdown_timeout=shutdown_timeout,
+    )
+
+
+class Engine:
+    """The engine's client: notes when it is shut down, and what ran then."""
+
+    def __init__(self, served: Server, shutdown_timeout: int) -> None:
+        self.vllm_config = config(shutdown_timeout=shutdown_timeout)
+        self.errored = False
+        self.shutdowns: list[tuple[float | None, int]] = []
+        self._served = served
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.shutdowns.append((timeout, self._served.running))
+
+
+class Server:
+    """vLLM's app as far as the service sees it. Every chat waits until `open` is set."""
+
+    def __init__(self, keys: list[str], shutdown_timeout: int = 0) -> None:
+        self.engine = Engine(self, shutdown_timeout)
+        self.open = asyncio.Event()
+        self.running = 0
+        self.bodies: list[Any] = []
+        self.finish_reasons: list[str] = []
+        self.app = FastAPI(lifespan=self._lifespan)
+        self.app.state.engine_client = self.engine
+        self.app.state.args = Namespace(api_key=keys)
+        self.app.get("/v1/models")(self._models)
+        self.app.post(CHAT)(self._chat)
+        self.app.middleware("http")(self._guard)
+        self.app.add_middleware(BatchesMiddleware)
+        self.keys = keys
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        yield
+        del app.state
+
+    async def _guard(self, request: Request, call_next: Callable[[Request], Any]) -> Any:
+        key = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self.keys and key not in self.keys:
+            return JSONResponse({"error": "Unauthorized"}, status_code=401)
+        return await call_next(request)
+
+    async def _models(self) -> Any:
+        return {"object": "list", "data": [{"id": "m", "max_model_len": 100}]}
+
+    async def _chat(self, request: Request) -> Any:
+        self.bodies.append(await request.json())
+        # In a task of its own, which ends with the client, as vLLM does it.
+        working = asyncio.create_task(self._work())
+        listening = asyncio.create_task(request.receive())
+        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        reason = self.finish_reasons.pop(0) if self.finish_reasons else "stop"
+        return {"choices": [{"finish_reason": reason, "message": {"content": "hi"}}]}
+
+    async def _work(self) -> None:
+        self.running += 1
+        try:
+            await self.open.wait()
+        finally:
+            self.running -= 1
+
+    @asynccontextmanager
+    async def client(self, key: str = "any") -> AsyncIterator[httpx.AsyncClient]:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app),
+            base_url="http://test",
+            headers={"authorization": f"Bearer {key}"},
+        ) as client:
+            yield client
+
+
+@asynccontextmanager
+async def serving(server: Server) -> AsyncIterator[None]:
+    """The app between startup and shutdown, through its middleware, as a web server does it."""
+    said: asyncio.Queue[Any] = asyncio.Queue()
+    heard: asyncio.Queue[Any] = asyncio.Queue()
+    running = asyncio.create_task(
+        server.app({"type": "lifespan", "state": {}}, said.get, heard.put)
+    )
+    await said.put({"type": "lifespan.startup"})
+    assert (await heard.get())["type"] == "lifespan.startup.complete"
+    try:
+        yield
+    finally:
+        await said.put({"type": "lifespan.shutdown"})
+        assert (await heard.get())["type"] == "lifespan.shutdown.complete"
+        await running
+
+
+async def submit(client: httpx.AsyncClient, num_lines: int = 1) -> str:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    lines = [
+        {"custom_id": str(n), "method": "POST", "url": CHAT, "body": body} for n in range(num_lines)
+    ]
+    content = "\n".join(json.dumps(line) for line in lines)
+    files, data = {"file": ("in.jsonl", content)}, {"purpose": "batch"}
+    file_id = (await client.post("/v1/files", files=files, data=data)).json()["id"]
+    asked = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+    made = await client.post("/v1/batches", json=asked)
+    assert made.status_code == 200, made.text
+    batch_id: str = made.json()["id"]
+    return batch_id
+
+
+async def until(client: httpx.AsyncClient, batch_id: str, status: str) -> Any:
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            batch = (await client.get(f"/v1/batches/{batch_id}")).json()
+            if batch["status"] == status:
+                return batch
+            await asyncio.sleep(0.05)
+
+
+async def eventually(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not true():  # noqa: ASYNC110  (any condition, not an event)
+            await asyncio.sleep(0.02)
+
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("keys", [[], KEYS])
+async def test_a_batch_runs_through_the_apps_own_checks(keys: list[str]) -> None:
+    server = Server(keys)
+    server.open.set()
+    async with serving(server), server.client(keys[0] if keys else "any") as client:
+        batch = await until(client, await submit(client, 5), "completed")
+    assert batch["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+    assert [body["service_tier"] for body in server.bodies] == ["flex"] * 5
+    assert server.engine.shutdowns == []
+
+
+async def test_a_key_sees_its_own_batches_only() -> None:
+    server = Server(KEYS)
+    server.open.set()
+    async with serving(server), server.client(KEYS[0]) as client:
+        batch_id = await submit(client)
+        async with server.client(KEYS[1]) as other, server.client("no key") as stranger:
+            assert (await other.get(f"/v1/batches/{batch_id}")).status_code == 404
+            assert (await stranger.get(f"/v1/batches/{batch_id}")).status_code == 401
+
+
+async def test_without_keys_everybody_is_one() -> None:
+    server = Server([])
+    server.open.set()
+    async with serving(server), server.client("one") as client, server.client("two") as other:
+        batch_id = await submit(client)
+        assert (await other.get(f"/v1/batches/{batch_id}")).status_code == 200
+
+
+async def test_a_cancelled_batch_leaves_the_engine() -> None:
+    server = Server([])
+    async with serving(server), server.client() as client:
+        batch_id = await submit(client, 3)
+        await eventually(lambda: server.running == 3)
+        await client.post(f"/v1/batches/{batch_id}/cancel")
+        await eventually(lambda: server.running == 0)
+        batch = await until(client, batch_id, "cancelled")
+    assert batch["request_counts"]["completed"] == 0
+
+
+async def test_lines_are_given_back_before_the_engine_stops() -> None:
+    server = Server([])
+    async with serving(server):
+        async with server.client() as client:
+            await submit(client, 3)
+            await eventually(lambda: server.running == 3)
+        await asyncio.to_thread(server.engine.shutdown, timeout=0)
+    assert server.engine.shutdowns == [(0, 0)]
+    again = Server([])
+    again.open.set()
+    async with serving(again), again.client() as client:
+        batch_id = (await client.get("/v1/batches")).json()["data"][0]["id"]
+        batch = await until(client, batch_id, "completed")
+    assert batch["request_counts"]["completed"] == 3
+    assert len(again.bodies) == 3
+
+
+async def test_a_drain_lets_lines_end_and_takes_its_time_off_the_engines() -> None:
+    server = Server([], shutdown_timeout=600)
+    async with serving(server), server.client() as client:
+        batch_id = await submit(client, 3)
+        await eventually(lambda: server.running == 3)
+        stopping = asyncio.create_task(asyncio.to_thread(server.engine.shutdown, timeout=600))
+        server.open.set()
+        await stopping
+        batch = (await client.get(f"/v1/batches/{batch_id}")).json()
+    assert batch["request_counts"]["completed"] == 3
+    ((timeout, running),) = server.engine.shutdowns
+    assert running == 0
+    assert timeout is not None
+    assert 0 < timeout < 600
+
+
+async def test_an_engine_shut_down_in_the_loop_itself_does_not_wait_for_it() -> None:
+    server = Server([])
+    async with serving(server):
+        server.engine.shutdown()
+        assert server.engine.shutdowns == [(None, 0)]
+    shut_down = server.engine.shutdown
+    assert shut_down.__func__ is Engine.shutdown  # its own again
+
+
+async def test_what_a_stopping_engine_cuts_short_is_run_again() -> None:
+    server = Server([])
+    server.open.set()
+    server.finish_reasons = ["abort", "stop"]
+    async with serving(server), server.client() as client:
+        batch = await until(client, await submit(client), "completed")
+        lines = (await client.get(f"/v1/files/{batch['output_file_id']}/content")).json()
+    assert lines["response"]["body"]["choices"][0]["finish_reason"] == "stop"
+    assert len(server.bodies) == 2
+
+
+class Answering:
+    """An executor with one answer."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+    async def run(self, *_: Any) -> Reply:
+        return self.reply
+
+    def room(self) -> int | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("status", "errored", "leaving", "kept"),
+    [
+        (200, False, False, True),
+        (200, True, False, True),
+        (500, False, False, True),
+        (500, True, False, False),
+        (200, False, True, False),
+    ],
+)
+async def test_a_dead_engines_error_is_held_against_no_line(
+    status: int, errored: bool, leaving: bool, kept: bool
+) -> None:
+    reply = Reply(status, b"{}")
+    executor = EngineExecutor(Answering(reply), Namespace(errored=errored))  # type: ignore[arg-type]
+    executor.is_leaving = leaving
+    assert (await executor.run(CHAT, b"", {})).status_code == (status if kept else 503)
+    assert executor.room() == (0 if errored or leaving else None)
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b'{"choices":[{"finish_reason":"stop"},{"finish_reason":"abort"}]}', False),
+        (b'{"status":"cancelled","output":[]}', False),
+        (b'{"choices":[{"finish_reason":"stop","message":{"content":"\\"abort\\""}}]}', True),
+        (b'{"choices":[{"finish_reason":"length"}],"metadata":{"x":"abort"}}', True),
+        (b'"abort', True),
+    ],
+)
+async def test_only_the_engines_own_word_counts(body: bytes, kept: bool) -> None:
+    executor = EngineExecutor(Answering(Reply(200, body)), Namespace(errored=False))  # type: ignore[arg-type]
+    assert (await executor.run(CHAT, b"", {})).status_code == (200 if kept else 503)
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        (config(max_num_seqs=128), 144),
+        (config("cpu", max_num_seqs=128), 32),
+        (config("cpu", max_num_seqs=8), 9),
+        (config(max_num_seqs=128, _api_process_count=4), 36),
+        (config(max_num_seqs=128, data_parallel_size=2, data_parallel_size_local=1), 288),
+        (
+            config(
+                max_num_seqs=128,
+                data_parallel_size=2,
+                data_parallel_size_local=1,
+                local_engines_only=True,
+            ),
+            144,
+        ),
+        (config(max_num_seqs=128, max_num_queued_reqs=40), 10),
+        (config(max_num_seqs=128, max_num_queued_reqs=2), 1),
+    ],
+)
+def test_lines_in_flight_fit_the_engine(given: Namespace, lines: int) -> None:
+    assert lines_in_flight(given) == lines
+
+
+def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_keys = Namespace(api_key=None)
+    fitted = fitting_settings(no_keys, config(shutdown_timeout=10))
+    assert (fitted.tenant_by_key, fitted.max_in_flight, fitted.drain_s) == (False, 72, 8.0)
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    assert fitting_settings(no_keys, config()).tenant_by_key
+    monkeypatch.setenv("CONSERVE_BATCH_TENANT_BY_KEY", "false")
+    monkeypatch.setenv("CONSERVE_BATCH_MAX_IN_FLIGHT", "3")
+    monkeypatch.setenv("CONSERVE_BATCH_DRAIN_S", "1.5")
+    fitted = fitting_settings(no_keys, config())
+    assert (fitted.tenant_by_key, fitted.max_in_flight, fitted.drain_s) == (False, 3, 1.5)
+
+
+@pytest.mark.engine
+def test_vllms_config_has_what_is_read() -> None:
+    from vllm.config import DeviceConfig, ParallelConfig, SchedulerConfig, VllmConfig
+
+    parallel = ParallelConfig()
+    assert parallel._api_process_count == parallel.data_parallel_size == 1
+    assert parallel.data_parallel_size_local == 1
+    assert parallel.local_engines_only is False
+    kinds = (SchedulerConfig, DeviceConfig, VllmConfig)
+    names = {each.name for kind in kinds for each in dataclasses.fields(kind)}
+    assert {"max_num_seqs", "max_num_queued_reqs", "device_type", "shutdown_timeout"} <= names
