@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
@@ -16,8 +15,6 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from conserve.batch.executor import Reply
-from conserve.server.batches_engine import EngineExecutor, fitting_settings, lines_in_flight
 from conserve.server.batches_middleware import BatchesMiddleware
 
 CHAT = "/v1/chat/completions"
@@ -37,26 +34,18 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CONSERVE_BATCH_POLL_S", "0.05")
 
 
-def config(device: str = "cuda", *, shutdown_timeout: int = 0, **changes: Any) -> Namespace:
-    """What vLLM's config says where the service reads it."""
-    scheduler = {"max_num_seqs": 64, "max_num_queued_reqs": None}
-    parallel = {"data_parallel_size": 1, "data_parallel_size_local": 1, "_api_process_count": 1}
-    parallel |= {"local_engines_only": False}
-    for values in (scheduler, parallel):
-        values |= {name: value for name, value in changes.items() if name in values}
-    return Namespace(
-        scheduler_config=Namespace(**scheduler),
-        parallel_config=Namespace(**parallel),
-        device_config=Namespace(device_type=device),
-        shutdown_timeout=shutdown_timeout,
-    )
-
-
 class Engine:
     """The engine's client: notes when it is shut down, and what ran then."""
 
     def __init__(self, served: Server, shutdown_timeout: int) -> None:
-        self.vllm_config = config(shutdown_timeout=shutdown_timeout)
+        self.vllm_config = Namespace(
+            scheduler_config=Namespace(max_num_seqs=64, max_num_queued_reqs=None),
+            parallel_config=Namespace(
+                data_parallel_size=1, local_engines_only=False, _api_process_count=1
+            ),
+            device_config=Namespace(device_type="cuda"),
+            shutdown_timeout=shutdown_timeout,
+        )
         self.errored = False
         self.shutdowns: list[tuple[float | None, int]] = []
         self._served = served
@@ -268,102 +257,3 @@ async def test_what_a_stopping_engine_cuts_short_is_run_again() -> None:
         lines = (await client.get(f"/v1/files/{batch['output_file_id']}/content")).json()
     assert lines["response"]["body"]["choices"][0]["finish_reason"] == "stop"
     assert len(server.bodies) == 2
-
-
-class Answering:
-    """An executor with one answer."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
-
-    async def run(self, *_: Any) -> Reply:
-        return self.reply
-
-    def room(self) -> int | None:
-        return None
-
-
-@pytest.mark.parametrize(
-    ("status", "errored", "leaving", "kept"),
-    [
-        (200, False, False, True),
-        (200, True, False, True),
-        (500, False, False, True),
-        (500, True, False, False),
-        (200, False, True, False),
-    ],
-)
-async def test_a_dead_engines_error_is_held_against_no_line(
-    status: int, errored: bool, leaving: bool, kept: bool
-) -> None:
-    reply = Reply(status, b"{}")
-    executor = EngineExecutor(Answering(reply), Namespace(errored=errored))  # type: ignore[arg-type]
-    executor.is_leaving = leaving
-    assert (await executor.run(CHAT, b"", {})).status_code == (status if kept else 503)
-    assert executor.room() == (0 if errored or leaving else None)
-
-
-@pytest.mark.parametrize(
-    ("body", "kept"),
-    [
-        (b'{"choices":[{"finish_reason":"stop"},{"finish_reason":"abort"}]}', False),
-        (b'{"status":"cancelled","output":[]}', False),
-        (b'{"choices":[{"finish_reason":"stop","message":{"content":"\\"abort\\""}}]}', True),
-        (b'{"choices":[{"finish_reason":"length"}],"metadata":{"x":"abort"}}', True),
-        (b'"abort', True),
-    ],
-)
-async def test_only_the_engines_own_word_counts(body: bytes, kept: bool) -> None:
-    executor = EngineExecutor(Answering(Reply(200, body)), Namespace(errored=False))  # type: ignore[arg-type]
-    assert (await executor.run(CHAT, b"", {})).status_code == (200 if kept else 503)
-
-
-@pytest.mark.parametrize(
-    ("given", "lines"),
-    [
-        (config(max_num_seqs=128), 144),
-        (config("cpu", max_num_seqs=128), 32),
-        (config("cpu", max_num_seqs=8), 9),
-        (config(max_num_seqs=128, _api_process_count=4), 36),
-        (config(max_num_seqs=128, data_parallel_size=2, data_parallel_size_local=1), 288),
-        (
-            config(
-                max_num_seqs=128,
-                data_parallel_size=2,
-                data_parallel_size_local=1,
-                local_engines_only=True,
-            ),
-            144,
-        ),
-        (config(max_num_seqs=128, max_num_queued_reqs=40), 10),
-        (config(max_num_seqs=128, max_num_queued_reqs=2), 1),
-    ],
-)
-def test_lines_in_flight_fit_the_engine(given: Namespace, lines: int) -> None:
-    assert lines_in_flight(given) == lines
-
-
-def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_keys = Namespace(api_key=None)
-    fitted = fitting_settings(no_keys, config(shutdown_timeout=10))
-    assert (fitted.tenant_by_key, fitted.max_in_flight, fitted.drain_s) == (False, 72, 8.0)
-    monkeypatch.setenv("VLLM_API_KEY", "secret")
-    assert fitting_settings(no_keys, config()).tenant_by_key
-    monkeypatch.setenv("CONSERVE_BATCH_TENANT_BY_KEY", "false")
-    monkeypatch.setenv("CONSERVE_BATCH_MAX_IN_FLIGHT", "3")
-    monkeypatch.setenv("CONSERVE_BATCH_DRAIN_S", "1.5")
-    fitted = fitting_settings(no_keys, config())
-    assert (fitted.tenant_by_key, fitted.max_in_flight, fitted.drain_s) == (False, 3, 1.5)
-
-
-@pytest.mark.engine
-def test_vllms_config_has_what_is_read() -> None:
-    from vllm.config import DeviceConfig, ParallelConfig, SchedulerConfig, VllmConfig
-
-    parallel = ParallelConfig()
-    assert parallel._api_process_count == parallel.data_parallel_size == 1
-    assert parallel.data_parallel_size_local == 1
-    assert parallel.local_engines_only is False
-    kinds = (SchedulerConfig, DeviceConfig, VllmConfig)
-    names = {each.name for kind in kinds for each in dataclasses.fields(kind)}
-    assert {"max_num_seqs", "max_num_queued_reqs", "device_type", "shutdown_timeout"} <= names

@@ -1,0 +1,143 @@
+"""What suits an engine, and what of a going engine's answers is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from argparse import Namespace
+from typing import Any
+
+import pytest
+
+from conserve.batch.executor import Reply
+from conserve.server.batches_engine import EngineExecutor, fitting_settings, lines_in_flight
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("CONSERVE_BATCH_", "VLLM_API_KEY")):
+            monkeypatch.delenv(name)
+
+
+def config(device: str = "cuda", *, shutdown_timeout: int = 0, **changes: Any) -> Namespace:
+    """What vLLM's config says where the service reads it."""
+    scheduler = {"max_num_seqs": 64, "max_num_queued_reqs": None}
+    parallel = {"data_parallel_size": 1, "data_parallel_size_local": 1, "_api_process_count": 1}
+    parallel |= {"local_engines_only": False}
+    for values in (scheduler, parallel):
+        values |= {name: value for name, value in changes.items() if name in values}
+    return Namespace(
+        scheduler_config=Namespace(**scheduler),
+        parallel_config=Namespace(**parallel),
+        device_config=Namespace(device_type=device),
+        shutdown_timeout=shutdown_timeout,
+    )
+
+
+class Answering:
+    """An executor with one answer."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+    async def run(self, *_: Any) -> Reply:
+        return self.reply
+
+    def room(self) -> int | None:
+        return None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("status", "errored", "leaving", "kept"),
+    [
+        (200, False, False, True),
+        (200, True, False, True),
+        (500, False, False, True),
+        (500, True, False, False),
+        (200, False, True, False),
+    ],
+)
+async def test_a_dead_engines_error_is_held_against_no_line(
+    status: int, errored: bool, leaving: bool, kept: bool
+) -> None:
+    reply = Reply(status, b"{}")
+    executor = EngineExecutor(Answering(reply), Namespace(errored=errored))  # type: ignore[arg-type]
+    executor.is_leaving = leaving
+    assert (await executor.run(CHAT, b"", {})).status_code == (status if kept else 503)
+    assert executor.room() == (0 if errored or leaving else None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b'{"choices":[{"finish_reason":"stop"},{"finish_reason":"abort"}]}', False),
+        (b'{"status":"cancelled","output":[]}', False),
+        (b'{"choices":[{"finish_reason":"stop","message":{"content":"\\"abort\\""}}]}', True),
+        (b'{"choices":[{"finish_reason":"length"}],"metadata":{"x":"abort"}}', True),
+        (b'"abort', True),
+    ],
+)
+async def test_only_the_engines_own_word_counts(body: bytes, kept: bool) -> None:
+    executor = EngineExecutor(Answering(Reply(200, body)), Namespace(errored=False))  # type: ignore[arg-type]
+    assert (await executor.run(CHAT, b"", {})).status_code == (200 if kept else 503)
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        (config(max_num_seqs=128), 144),
+        (config("cpu", max_num_seqs=128), 32),
+        (config("cpu", max_num_seqs=8), 9),
+        (config(max_num_seqs=128, _api_process_count=4), 36),
+        (config(max_num_seqs=128, data_parallel_size=2, data_parallel_size_local=1), 288),
+        (
+            config(
+                max_num_seqs=128,
+                data_parallel_size=2,
+                data_parallel_size_local=1,
+                local_engines_only=True,
+            ),
+            144,
+        ),
+        (config(max_num_seqs=128, max_num_queued_reqs=40), 10),
+        (config(max_num_seqs=128, max_num_queued_reqs=2), 1),
+    ],
+)
+def test_lines_in_flight_fit_the_engine(given: Namespace, lines: int) -> None:
+    assert lines_in_flight(given) == lines
+
+
+def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_keys = Namespace(api_key=None)
+    fitted = fitting_settings(no_keys, config(shutdown_timeout=10))
+    assert (fitted.tenant_by_key, fitted.max_in_flight, fitted.drain_s) == (False, 72, 8.0)
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    assert fitting_settings(no_keys, config()).tenant_by_key
+    monkeypatch.setenv("CONSERVE_BATCH_TENANT_BY_KEY", "false")
+    monkeypatch.setenv("CONSERVE_BATCH_MAX_IN_FLIGHT", "3")
+    monkeypatch.setenv("CONSERVE_BATCH_DRAIN_S", "1.5")
+    fitted = fitting_settings(no_keys, config())
+    assert (fitted.tenant_by_key, fitted.max_in_flight, fitted.drain_s) == (False, 3, 1.5)
+
+
+@pytest.mark.engine
+def test_vllms_config_has_what_is_read() -> None:
+    from vllm.config import DeviceConfig, ParallelConfig, SchedulerConfig, VllmConfig
+
+    parallel = ParallelConfig()
+    assert parallel._api_process_count == parallel.data_parallel_size == 1
+    assert parallel.data_parallel_size_local == 1
+    assert parallel.local_engines_only is False
+    kinds = (SchedulerConfig, DeviceConfig, VllmConfig)
+    names = {each.name for kind in kinds for each in dataclasses.fields(kind)}
+    assert {"max_num_seqs", "max_num_queued_reqs", "device_type", "shutdown_timeout"} <= names
