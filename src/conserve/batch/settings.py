@@ -16,67 +16,75 @@ class BatchSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CONSERVE_BATCH_", frozen=True, extra="forbid")
 
     data_dir: Path = Field(
-        Path("conserve-data"),
+        default=Path("conserve-data"),
         description="Folder for uploads in progress, worker locks, and, by default, the SQLite "
         "database and the files.",
     )
     database_url: str | None = Field(
-        None,
+        default=None,
         description="SQLAlchemy URL, such as postgresql+asyncpg://user@host/name; SQLite in "
         "data_dir when absent. Many servers need PostgreSQL.",
     )
     files_url: str | None = Field(
-        None,
+        default=None,
         description="fsspec URL that holds the files, such as s3://bucket/folder; a folder in "
         "data_dir when absent. Servers that share a database must share the files.",
     )
     tenant_by_key: bool = Field(
-        True,
+        default=True,
         description="Files and batches belong to the API key that made them. Turn off on a server "
         "without keys, where any word passes for a key.",
     )
     max_in_flight: int = Field(
-        64,
+        default=64,
         ge=1,
         le=65_536,
         description="Most lines fed to the engine at once by this process; enough to fill the "
         "engine, and well under its queue limit.",
     )
     lease_s: float = Field(
-        30.0,
+        default=30.0,
         gt=0,
         le=3600,
         description="Seconds without a heartbeat after which a worker's lines go to another. "
         "Clocks of servers that share a database must agree to a fraction of it.",
     )
     poll_s: float = Field(
-        0.5, gt=0, le=60, description="Seconds between looks at the database while nothing happens."
+        default=0.5,
+        gt=0,
+        le=60,
+        description="Seconds between looks at the database while nothing happens.",
     )
     drain_s: float = Field(
-        0.0, ge=0, description="Seconds a stopping service waits for the lines it has in flight."
+        default=0.0,
+        ge=0,
+        description="Seconds a stopping service waits for the lines it has in flight.",
     )
     max_attempts: int = Field(
-        5, ge=1, le=100, description="Times the server may fail a line before the failure is kept."
+        default=5,
+        ge=1,
+        le=100,
+        description="Times the server may fail a line before the failure is kept.",
     )
     max_losses: int = Field(
-        50,
+        default=50,
         ge=1,
         le=10_000,
         description="Times a line may be lost with the process that ran it before it is failed: "
         "bounds a line that brings the engine down.",
     )
     group_prefixes: bool = Field(
-        True,
+        default=True,
         description="Feed lines with a shared beginning together, for the engine's prefix cache; "
         "off feeds them in the order of the file.",
     )
-    max_lines: int = Field(50_000, ge=1, description="Requests in one input file.")
-    max_file_bytes: int = Field(200 * MIB, ge=1, description="Bytes of one input file.")
+    max_lines: int = Field(default=50_000, ge=1, description="Requests in one input file.")
+    max_file_bytes: int = Field(default=200 * MIB, ge=1, description="Bytes of one input file.")
     max_line_bytes: int = Field(
-        16 * MIB, ge=1024, description="Bytes of one line; bounds memory during validation."
+        default=16 * MIB, ge=1024, description="Bytes of one line; bounds memory during validation."
     )
     default_output_tokens: int = Field(
-        256,
+        default=256,
         ge=1,
         description="Output tokens assumed for a line that names no maximum, until the batch has "
         "shown its own mean.",

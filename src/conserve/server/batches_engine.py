@@ -15,7 +15,7 @@ from conserve.batch.settings import BatchSettings
 from conserve.batch.validation import ModelLimits
 
 CPU_LINES = 32
-"""A CPU computes as fast with this many sequences as with more, and each delays the others."""
+"""For each engine on a CPU, which is full long before it runs vLLM's default of 128 sequences."""
 QUEUE_SHARE = 4
 """At most one in so many places of the engine's queue is for lines; the others are for clients."""
 DRAIN_SHARE = 0.8
@@ -44,15 +44,18 @@ def lines_in_flight(config: Any) -> int:
     """One API process's share of a little more than the engines run at once, far below the limit
     of their queue."""
     scheduler, parallel = config.scheduler_config, config.parallel_config
-    engines = parallel.data_parallel_size
+    engines: int = parallel.data_parallel_size
     if parallel.local_engines_only:
         engines = parallel.data_parallel_size_local
-    lines = engines * (scheduler.max_num_seqs * 9 // 8)
+    at_once: int = scheduler.max_num_seqs
+    lines = engines * (at_once * 9 // 8)
     if config.device_config.device_type == "cpu":
         lines = min(lines, engines * CPU_LINES)
-    if scheduler.max_num_queued_reqs is not None:
-        lines = min(lines, scheduler.max_num_queued_reqs // QUEUE_SHARE)
-    return max(1, lines // parallel._api_process_count)
+    queue: int | None = scheduler.max_num_queued_reqs
+    if queue is not None:
+        lines = min(lines, queue // QUEUE_SHARE)
+    processes: int = parallel._api_process_count
+    return max(1, lines // processes)
 
 
 class EngineExecutor:
