@@ -174,7 +174,7 @@ class BatchLife(RuleBasedStateMachine):
     @rule(data=st.data(), limit=st.integers(1, 4))
     def claim(self, data: st.DataObject, limit: int) -> None:
         name = data.draw(st.sampled_from(sorted(self.workers)))
-        batch_id = data.draw(st.sampled_from(sorted(self.batches)))
+        batch_id = data.draw(st.sampled_from(list(self.batches)))
         lines = self.do(self.stores.leases.claim(name, batch_id, limit, 1000))
         for line in lines:
             assert line.line_no not in self.batches[batch_id].stored
@@ -239,7 +239,7 @@ class BatchLife(RuleBasedStateMachine):
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        batch_id = data.draw(st.sampled_from(sorted(self.batches)))
+        batch_id = data.draw(st.sampled_from(list(self.batches)))
         status = self.row(batch_id)["status"]
         if status in CANCELLABLE:
             assert self.do(self.stores.batches.cancel("t", batch_id))["status"] == "cancelling"
