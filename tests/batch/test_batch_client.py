@@ -9,7 +9,6 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 from batch_fakes import (
@@ -27,7 +26,6 @@ from batch_fakes import (
 
 from conserve.batch.outcome import Tokens
 from conserve.batch.settings import BatchSettings
-from conserve.server.batches import install_batches
 
 pytestmark = pytest.mark.anyio
 
@@ -397,24 +395,3 @@ async def test_a_miss_is_foretold_once(
             await run.service._worker._warn_of_misses()
     foretold = [record for record in caplog.records if "will miss" in record.getMessage()]
     assert [record.args for record in foretold] == [(batch.id,)]
-
-
-async def test_installed_on_an_app_the_service_lives_as_long_as_it(settings: BatchSettings) -> None:
-    model = FakeModel(api_keys=("key",))
-    install_batches(model.app, settings, api_key="key")
-    transport = httpx.ASGITransport(model.app)
-    async with (
-        model.app.router.lifespan_context(model.app),
-        openai.AsyncOpenAI(
-            api_key="key",
-            base_url="http://test/v1",
-            http_client=httpx.AsyncClient(transport=transport),
-        ) as client,
-    ):
-        file = await client.files.create(file=("in.jsonl", numbered(3)), purpose="batch")
-        batch = await client.batches.create(
-            input_file_id=file.id, endpoint=CHAT, completion_window="24h"
-        )
-        await eventually(lambda: sum(model.seen.values()) == 3)
-        assert (await client.batches.retrieve(batch.id)).request_counts.total == 3
-    assert list((settings.data_dir / "workers").iterdir()) == []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request
 
-from conserve.batch.executor import Executor, asgi_executor
+from conserve.batch.executor import Executor
 from conserve.batch.models import BatchCreate, BatchList, BatchObject, page
 from conserve.batch.service import BatchService
 from conserve.batch.settings import BatchSettings
@@ -77,32 +77,6 @@ async def batch_service(
     attach_batches(app, service)
     async with service:
         yield service
-
-
-def install_batches(
-    app: FastAPI,
-    settings: BatchSettings,
-    *,
-    api_key: str | None = None,
-    room: Callable[[], int | None] = lambda: None,
-) -> None:
-    """Bind the batch service to the app's own life, its lines run by the app itself.
-
-    For an app somebody else builds and serves, as vLLM does: call it before the server starts; the
-    service begins with the app's lifespan and ends, drained, with it. `api_key` is one the app
-    accepts; `room` says how many more offline requests the engine wants (see Executor).
-    """
-    # Starlette's type has one shape for an app with state and one for an app without.
-    inner: Callable[[Any], Any] = app.router.lifespan_context
-
-    @asynccontextmanager
-    async def lifespan(outer: Any) -> AsyncIterator[Any]:
-        executor = asgi_executor(app, api_key=api_key, room=room)
-        async with inner(outer) as state, batch_service(settings, app, executor):
-            yield state
-        await executor.close()
-
-    app.router.lifespan_context = lifespan
 
 
 def batch_app(
