@@ -8,6 +8,23 @@ from pathlib import Path
 from conserve.bench.arms import arm_named
 from conserve.workload import Scenario, ScenarioError, load_scenario, unknown_name
 
+SCENARIOS = Path("benchmarks/scenarios")
+
+
+def scenario_file(name: str) -> Path:
+    """A path as it is; a bare name from the repository's scenarios. Raises ScenarioError."""
+    if name.endswith(".toml"):
+        return Path(name)
+    file = SCENARIOS / f"{name}.toml"
+    if not file.is_file():
+        known = sorted(path.stem for path in SCENARIOS.glob("*.toml"))
+        if not known:
+            raise ScenarioError(
+                f"no {SCENARIOS} here: run this in the repository, or give a TOML file"
+            )
+        raise ScenarioError(unknown_name("scenario", name, known))
+    return file
+
 
 def chosen(file: Path, arms: str | None, seeds: str | None) -> Scenario:
     """The scenario of a file with the arms and seeds given as lists with commas.

@@ -20,8 +20,6 @@ app = typer.Typer(
     help="Every arm side by side, on real servers, in one command.",
 )
 
-SCENARIOS = Path("benchmarks/scenarios")
-
 
 @app.command()
 def run(
@@ -54,10 +52,10 @@ def run(
     """
     from conserve.bench.report import write_report
     from conserve.bench.runner import Plan, Runner
-    from conserve.bench.selection import chosen, trace_paths
+    from conserve.bench.selection import chosen, scenario_file, trace_paths
 
     with _clear_errors():
-        picked = chosen(_scenario_file(scenario), arms, seeds)
+        picked = chosen(scenario_file(scenario), arms, seeds)
         plan = Plan(
             scenario=picked,
             model=model or _default_model(),
@@ -121,23 +119,6 @@ def publish(
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _scenario_file(name: str) -> Path:
-    """A path as it is; a bare name from the repository's scenarios."""
-    from conserve.workload import unknown_name
-
-    if name.endswith(".toml"):
-        return Path(name)
-    file = SCENARIOS / f"{name}.toml"
-    if not file.is_file():
-        known = sorted(path.stem for path in SCENARIOS.glob("*.toml"))
-        if not known:
-            raise ScenarioError(
-                f"no {SCENARIOS} here: run this in the repository, or give a TOML file"
-            )
-        raise ScenarioError(unknown_name("scenario", name, known))
-    return file
 
 
 def _default_model() -> str:

@@ -14,13 +14,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from conserve.bench.selection import trace_paths
+from conserve.bench.selection import scenario_file, trace_paths
 from conserve.bench.store import Description, ResultError, ResultFolder, RunKey
 from conserve.metrics import write_records
 from conserve.sim.arms import ARMS, ArmError
 from conserve.sim.profiles import Profile, ProfileError, known_names, load_profile
 from conserve.sim.study import Cell, Study, table
-from conserve.workload import Scenario, ScenarioError, TraceError, load_scenario, unknown_name
+from conserve.workload import Scenario, ScenarioError, TraceError, load_scenario
 
 app = typer.Typer(
     name="sim",
@@ -28,7 +28,6 @@ app = typer.Typer(
     help="The same policy on a virtual clock: no GPU, no vLLM.",
 )
 
-SCENARIOS = Path("benchmarks/scenarios")
 DEFAULT_PROFILE = "h100/llama-3.1-8b"
 
 ProfileOption = Annotated[
@@ -112,7 +111,7 @@ def list_known() -> None:
 
 def _chosen(name: str, arms: str | None, seeds: str | None) -> Scenario:
     """The scenario with the arms and seeds of the command line. Raises ScenarioError."""
-    scenario = load_scenario(_scenario_file(name))
+    scenario = load_scenario(scenario_file(name))
     changes: dict[str, object] = {}
     if arms is not None:
         changes["arms"] = tuple(word.strip() for word in arms.split(",") if word.strip())
@@ -124,20 +123,6 @@ def _chosen(name: str, arms: str | None, seeds: str | None) -> Scenario:
         except ValueError:
             raise ScenarioError(f"--seeds: {seeds!r} is no list of integers like 1,2,3") from None
     return scenario.model_copy(update=changes)
-
-
-def _scenario_file(name: str) -> Path:
-    if name.endswith(".toml"):
-        return Path(name)
-    file = SCENARIOS / f"{name}.toml"
-    if not file.is_file():
-        known = sorted(path.stem for path in SCENARIOS.glob("*.toml"))
-        if not known:
-            raise ScenarioError(
-                f"no {SCENARIOS} here: run this in the repository, or give a TOML file"
-            )
-        raise ScenarioError(unknown_name("scenario", name, known))
-    return file
 
 
 def _describe(out: Path, scenario: Scenario, profile: Profile) -> None:

@@ -114,3 +114,11 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         per_engine_labelvalues: dict[int, list[object]],
     ) -> KVConnectorPromMetrics:
         return PromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+
+def find_ours(connector: Any) -> ConserveConnector | None:
+    """Ours, alone or among the children of vLLM's MultiConnector."""
+    for one in (connector, *getattr(connector, "_connectors", ())):
+        if isinstance(one, ConserveConnector):
+            return one
+    return None

@@ -12,7 +12,7 @@ from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
 from conserve.core.snapshot import RequestView, Snapshot
 from conserve.engine.capabilities import layers_between_safepoints, why_not_stoppable
-from conserve.engine.connector import ConserveConnector, StepMetadata
+from conserve.engine.connector import StepMetadata, find_ours
 from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.monitor import ArrivalMonitor, RunningStep
@@ -52,7 +52,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self._steps: deque[StepRecord] = deque()
         self._step_number = 0
         self._num_held_back = 0
-        self._our_connector = _find_ours(self.connector)
+        self._our_connector = find_ours(self.connector)
         self._own_stats = EngineStats()
         self.flag = StopFlag(flag_name(self.vllm_config))
         self.flag.reset()
@@ -159,7 +159,8 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         victims = set(plan.displace)
         chosen = [r for r in self.running if r.request_id in victims]
         chosen = [r for r in chosen if self._request_blocks_can_be_freed(r)]
-        self.running = [r for r in self.running if r not in set(chosen)]
+        gone = {r.request_id for r in chosen}
+        self.running = [r for r in self.running if r.request_id not in gone]
         for request in chosen:
             self.stats.count("displaced_tokens", request.num_computed_tokens)
             self._preempt_request(request, now_s)
@@ -276,11 +277,3 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
     def shutdown(self) -> None:
         super().shutdown()
         self.flag.unlink()
-
-
-def _find_ours(connector: Any) -> ConserveConnector | None:
-    """Ours, alone or among the children of vLLM's MultiConnector."""
-    for one in (connector, *getattr(connector, "_connectors", ())):
-        if isinstance(one, ConserveConnector):
-            return one
-    return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from conserve.engine.connector import ConserveConnector
+from conserve.engine.connector import ConserveConnector, find_ours
 from conserve.engine.door import (
     CPUWorker,
     GPUWorker,
@@ -80,14 +80,7 @@ class StoppableWorker:
 
 
 def _our_connector() -> ConserveConnector | None:
-    """Ours, alone or among the children of vLLM's MultiConnector."""
-    if not has_kv_transfer_group():
-        return None
-    group = get_kv_transfer_group()
-    for connector in (group, *getattr(group, "_connectors", ())):
-        if isinstance(connector, ConserveConnector):
-            return connector
-    return None
+    return find_ours(get_kv_transfer_group()) if has_kv_transfer_group() else None
 
 
 class ConserveCPUWorker(StoppableWorker, CPUWorker):  # type: ignore[misc]

@@ -119,12 +119,6 @@ class Fleet:
             yield self._request(plan, now_s)
 
     def _request(self, plan: RequestPlan, sent_s: float) -> SimRequest:
-        request = SimRequest.arriving(
-            plan.request_id,
-            online=plan.online,
-            arrival_s=sent_s + self._frontend_s,
-            num_prompt_tokens=plan.num_prompt_tokens,
-            num_output_tokens=plan.num_output_tokens,
-        )
+        request = SimRequest.of(plan, sent_s + self._frontend_s)
         self._sent.append(request)
         return request

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from conserve.core.snapshot import RequestView
 from conserve.metrics import CUT_OFF, RequestRecord
+from conserve.workload import RequestPlan
 
 
 class Phase(StrEnum):
@@ -71,6 +72,17 @@ class SimRequest(RequestView):
             num_prompt_tokens=num_prompt_tokens,
             num_output_tokens=num_output_tokens,
             most_tokens=num_prompt_tokens + num_output_tokens - 1,
+        )
+
+    @classmethod
+    def of(cls, plan: RequestPlan, arrival_s: float) -> SimRequest:
+        """The request that a workload planned, reaching the engine at `arrival_s`."""
+        return cls.arriving(
+            plan.request_id,
+            online=plan.online,
+            arrival_s=arrival_s,
+            num_prompt_tokens=plan.num_prompt_tokens,
+            num_output_tokens=plan.num_output_tokens,
         )
 
     def move(self, phase: Phase) -> None:
