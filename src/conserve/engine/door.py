@@ -31,6 +31,8 @@ DOORS = {
     "cpu_attn_reshape_and_cache": "vllm._custom_ops",
     "current_platform": "vllm.platforms",
     "engine_core_module": "vllm.v1.engine.core:",
+    "get_cgroup_memory_limit": "vllm.utils.cpu_resource_utils",
+    "get_cgroup_memory_usage": "vllm.utils.cpu_resource_utils",
     "get_accelerator_view_from_cpu_tensor": "vllm.utils.torch_utils",
     "get_kv_transfer_group": "vllm.distributed.kv_transfer",
     "has_kv_transfer_group": "vllm.distributed.kv_transfer",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from conserve.core.checkpointing import tokens_to_restore
 from conserve.core.latency import StepShape
 from conserve.sim.cost import Clockwork, CostModel, Machine
 from conserve.sim.counters import Counters
@@ -184,11 +183,10 @@ class Engine:
 
     def _restores(self, request: SimRequest, num_found: int) -> bool:
         """Whether the link is quicker than computing what lies between found and checkpoint."""
-        link = self.link
-        end = tokens_to_restore(
-            request, num_found, self._prefill_s, link.tokens_per_s, link.queue_s(self.now_s)
+        done_s = self.link.restored_s(request.num_checkpointed_tokens, self.now_s)
+        return done_s - self.now_s < self._prefill_s(
+            request.num_checkpointed_tokens - num_found, num_found
         )
-        return end > 0
 
     def _prefill_s(self, num_tokens: int, context: int) -> float:
         shape = StepShape()

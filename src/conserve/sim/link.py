@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from conserve.core.checkpointing import choose_copies
 from conserve.sim.cost import Machine
 from conserve.sim.request import SimRequest
 
@@ -27,20 +26,29 @@ class HostLink:
     def checkpoint(
         self, running: Iterable[SimRequest], in_flight: Mapping[str, int], seconds: float
     ) -> None:
-        """Copy what offline requests computed, as the engine's own policy chooses.
+        """Copy what offline requests computed, in the order they were admitted.
 
         Tokens `in_flight`, of a step that is decided but has not ended, are not there yet.
         `seconds` of the link are spent at most; what does not fit stays for the next time.
         """
-        offline = {request.request_id: request for request in running if not request.online}
-        ends = {
-            name: request.num_computed_tokens - in_flight.get(name, 0)
-            for name, request in offline.items()
-        }
-        copies = choose_copies(offline.values(), ends, int(self.tokens_per_s * seconds))
-        for name, end in copies.items():
-            self.num_checkpointed_tokens += end - offline[name].num_checkpointed_tokens
-            offline[name].num_checkpointed_tokens = end
+        room = int(self.tokens_per_s * seconds)
+        start = room
+        for request in running:
+            if request.online:
+                continue
+            done = request.num_computed_tokens
+            if in_flight:
+                done -= in_flight.get(request.request_id, 0)
+            behind = done - request.num_checkpointed_tokens
+            if behind <= 0:
+                continue
+            if behind >= room:
+                request.num_checkpointed_tokens += room
+                room = 0
+                break
+            request.num_checkpointed_tokens = done
+            room -= behind
+        self.num_checkpointed_tokens += start - room
 
     def restore(self, num_tokens: int, now_s: float) -> float:
         """Bring tokens back to the device, behind earlier restores; returns when they are there."""
@@ -49,9 +57,7 @@ class HostLink:
         return self._restores_until_s
 
     def restored_s(self, num_tokens: int, now_s: float) -> float:
-        """When a restore asked for now would be done. There must be a link."""
-        return now_s + self.queue_s(now_s) + num_tokens / self.tokens_per_s
-
-    def queue_s(self, now_s: float) -> float:
-        """How long the restores under way will take."""
-        return max(0.0, self._restores_until_s - now_s)
+        """When a restore asked for now would be done; infinity without a link."""
+        if not self.tokens_per_s:
+            return float("inf")
+        return max(now_s, self._restores_until_s) + num_tokens / self.tokens_per_s
