@@ -74,7 +74,7 @@ def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: Any) -> None
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"slo_tftt_s": 1}, "unknown setting 'slo_tftt_s'; known are offline_floor, policy"),
+        ({"slo_tftt_s": 1}, "unknown setting 'slo_tftt_s'; known are checkpoint"),
         ({"policy": {"patienc": 1}}, "unknown policy setting 'patienc'; known are displacement"),
         ({"slo_ttft_s": "1"}, "slo_ttft_s must be of type float, not '1'"),
         ({"slo_ttft_s": True}, "slo_ttft_s must be of type float, not True"),

@@ -107,9 +107,10 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return (end - num_computed_tokens, True) if end > num_computed_tokens else (0, False)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        if self.checkpointer is not None and num_external_tokens:
+        keeper, name = self.checkpointer, request.request_id
+        if keeper is not None and num_external_tokens and name in keeper.restoring:
             (block_ids,) = blocks.get_block_ids()
-            self.checkpointer.load(request, num_external_tokens, block_ids)
+            keeper.load(request, num_external_tokens, block_ids)
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMetadata:
         step, self.next_step = self.next_step, StepMetadata()
