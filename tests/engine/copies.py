@@ -79,6 +79,22 @@ class CheckedQueue(CopyQueue):
             raise ForeignCopyError(f"job {job.number} of {sent.request.request_id}: block {block}")
 
 
+class Ranks:
+    """Devices that run every step together, their outputs aggregated as vLLM does it."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
+
+        self.devices = devices
+        self.connector = devices[0].connector
+        self._aggregator = KVOutputAggregator(len(devices))
+
+    def run(self, output: Any, stop_at: int | None = None) -> Any:
+        outputs = [device.run(output, stop_at) for device in self.devices]
+        assert all(o.sampled_token_ids == outputs[0].sampled_token_ids for o in outputs)
+        return self._aggregator.aggregate(outputs)
+
+
 def hashes_of(tokens: Sequence[int]) -> list[int]:
     values, value = [], 0
     for token in tokens:

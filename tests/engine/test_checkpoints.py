@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from copies import CheckedQueue, DawdlingCopier, ForeignCopyError, PretendStore
+from copies import CheckedQueue, DawdlingCopier, ForeignCopyError, PretendStore, Ranks
 from device import VOCABULARY, Device, StaleReadError, expected_output
 from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
@@ -78,6 +78,17 @@ def worker_half(scheduler: Any, device: Device, pace: int, fail: Any) -> Conserv
     return connector
 
 
+def give_ranks(engine: Engine, number: int, fail: Any = None) -> None:
+    """More ranks, whose copies get on at paces of their own; `fail` fails on the last one."""
+    scheduler = engine.scheduler
+    scheduler.checkpointer._num_ranks = number
+    devices = [Device(BLOCK_SIZE) for _ in range(number)]
+    for i, device in enumerate(devices):
+        rank_fails = fail if i == number - 1 else None
+        device.connector = worker_half(scheduler, device, i + 1, rank_fails)
+    engine.device = Ranks(devices)
+
+
 def totals_of(engine: Engine) -> dict[str, float]:
     """The figures handed over so far, summed from here on; counters only, by name and label."""
     connector = engine.scheduler._our_connector
@@ -137,11 +148,12 @@ def assert_nothing_left(engine: Engine) -> None:
     assert not scheduler.running
     assert not scheduler.waiting
     assert not scheduler.kv_holding_waiting
-    while engine.device.connector.copies.copier.queue.has_work():
-        engine.device.connector.copies.copier.queue.advance()
-    report = engine.device.connector.build_connector_worker_meta()
-    if report is not None:
-        scheduler.checkpointer.take(report)
+    for device in getattr(engine.device, "devices", [engine.device]):
+        while device.connector.copies.copier.queue.has_work():
+            device.connector.copies.copier.queue.advance()
+        report = device.connector.build_connector_worker_meta()
+        if report is not None:
+            scheduler.checkpointer.take(report)
     assert not scheduler.checkpointer._sent
     assert scheduler.checkpointer.pool.num_used_slots == 0
 
@@ -191,6 +203,28 @@ def test_what_cannot_be_copied_is_computed_again(
     )
     totals = totals_of(engine)
     run_bursts(engine, seed)
+    assert totals[f"checkpoint_faults {operation}"] > 0
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_copy_counts_when_every_rank_has_it(
+    make_engine: MakeEngine, depth: int, seed: int
+) -> None:
+    engine = make_engine(depth, num_blocks=26)
+    give_ranks(engine, 3)
+    totals = totals_of(engine)
+    run_bursts(engine, seed)
+    assert totals["restored_tokens memory"] > 0
+
+
+@pytest.mark.parametrize("operation", ["store", "load"])
+def test_a_failure_on_one_rank_is_a_failure(make_engine: MakeEngine, operation: str) -> None:
+    engine = make_engine(num_blocks=26)
+    chance = random.Random(1)
+    give_ranks(engine, 2, lambda doing: doing == operation and chance.random() < 0.3)
+    totals = totals_of(engine)
+    run_bursts(engine, 1)
     assert totals[f"checkpoint_faults {operation}"] > 0
 
 

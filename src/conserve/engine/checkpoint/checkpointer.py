@@ -253,6 +253,9 @@ class Checkpointer:
         """What the workers of one step report together."""
         if report.unusable and not self.unusable:
             self.unusable = report.unusable
+            loads = [sent for sent in self._sent.values() if not sent.job.store]
+            self._loaded += [(sent.request.request_id, False) for sent in loads]
+            self._sent.clear()
             logger.warning(
                 "ConServe: no checkpoints, displaced requests recompute: %s", report.unusable
             )
