@@ -81,17 +81,22 @@ def running_requests(
 
 
 @st.composite
-def waiting_requests(draw: DrawFn, request_id: str, online: bool) -> RequestView:
+def waiting_requests(
+    draw: DrawFn, request_id: str, online: bool, block_size: int = 16
+) -> RequestView:
     arrival_s = draw(st.floats(0.0, NOW_S))
     num_tokens = draw(st.integers(1, 1200))
     # A prefix may lie in the cache already; at least one token is always computed.
     cached = draw(st.just(0) | st.integers(0, num_tokens - 1))
+    held = 0 if online or not cached else draw(st.just(0) | st.just(blocks_for(cached, block_size)))
     return RequestView(
         request_id,
         online,
         arrival_s,
         num_tokens=num_tokens,
         num_computed_tokens=cached,
+        num_blocks=held,
+        num_checkpointed_tokens=0 if online else draw(st.just(0) | st.integers(0, num_tokens)),
         num_stops=0 if online else draw(st.integers(0, 3)),
     )
 
@@ -110,8 +115,12 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
             draw(running_requests(f"run-{i}", block_size, width, online))
             for i in range(draw(lengths))
         ],
-        waiting_online=[draw(waiting_requests(f"on-{i}", True)) for i in range(num_waiting_online)],
-        waiting_offline=[draw(waiting_requests(f"off-{i}", False)) for i in range(draw(lengths))],
+        waiting_online=[
+            draw(waiting_requests(f"on-{i}", True, block_size)) for i in range(num_waiting_online)
+        ],
+        waiting_offline=[
+            draw(waiting_requests(f"off-{i}", False, block_size)) for i in range(draw(lengths))
+        ],
         num_free_blocks=draw(st.integers(0, 400)),
         num_free_slots=draw(st.integers(0, 4)),
         block_size=block_size,
@@ -126,4 +135,8 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
         online_residency=draw(st.floats(0.0, 1.0)),
         offline_share=draw(st.floats(0.0, 1.0)),
         can_stop=draw(st.booleans()),
+        copy_tokens=draw(st.sampled_from([0, 3, 64, 4096])),
+        copy_tail=draw(st.sampled_from([1, block_size])),
+        restore_tokens_per_s=draw(st.sampled_from([0.0, 100.0, 1e6])),
+        restore_queue_s=draw(st.sampled_from([0.0, 0.5])),
     )

@@ -103,6 +103,25 @@ SCENES = {
         running=(decoding("worn", False, stops=3), prefilling("chunk", False)),
         can_stop=True,
     ),
+    "copies and restores": replace(
+        BASE,
+        running=OFFLINE,
+        waiting_offline=(
+            replace(waiting("back", False, 161), num_checkpointed_tokens=160),
+            replace(
+                waiting("held", False, 161),
+                num_computed_tokens=160,
+                num_checkpointed_tokens=160,
+                num_blocks=10,
+            ),
+        ),
+        copy_tokens=200,
+        restore_tokens_per_s=1e6,
+        targets=Targets(ttft_s=10.0),
+    ),
+    "copies beside online work": replace(
+        BASE, running=(decoding("on", True, 0.05), *OFFLINE), copy_tokens=200
+    ),
     "no limit is kept": replace(BASE, running=OFFLINE, targets=Targets(ttft_s=0.01)),
     "idle but for a prompt": replace(
         BASE, waiting_offline=(waiting("off", False, 100),), targets=Targets(ttft_s=0.01)
@@ -153,32 +172,39 @@ class StopsOnlineSteps(_Step):
 
 
 class ForgetsDisplaced(_Step):
-    def _displace(self, promised: int) -> list[RequestView]:
-        victims = super()._displace(promised)
+    def _displace(self, promised: int) -> None:
+        super()._displace(promised)
+        self.forgotten = list(self.displaced)
         self.displaced.clear()
-        return victims
+
+    def plan(self) -> Plan:
+        self.forgotten: list[str] = []
+        plan = super().plan()
+        plan.displace += self.forgotten
+        return plan
 
 
 class DisplacesEverybody(_Step):
-    def _displace(self, promised: int) -> list[RequestView]:
-        if not self.snapshot.waiting_online:
-            return []
-        victims = self.offline_decodes + self.offline_prefills
-        self.displaced.update(victim.request_id for victim in victims)
-        return victims
+    def _displace(self, promised: int) -> None:
+        if self.snapshot.waiting_online:
+            self._yield(self.offline_decodes + self.offline_prefills, slots=True)
 
 
 class DisplacesForNobody(_Step):
-    def _grant_online_prefills(self, tbt_limit_s: float) -> list[RequestView]:
-        victims = self.offline_decodes[:1]
-        self.displaced.update(victim.request_id for victim in victims)
-        return victims
+    def _grant_online_prefills(self, tbt_limit_s: float) -> None:
+        self._yield(self.offline_decodes[:1], slots=True)
 
 
 class DisplacesOnline(_Step):
-    def _displace(self, promised: int) -> list[RequestView]:
+    def _displace(self, promised: int) -> None:
         super()._displace(promised)
-        return self.online_decodes[:1] if self.snapshot.waiting_online else []
+        if self.snapshot.waiting_online:
+            self._yield(self.online_decodes[:1], slots=True)
+
+
+class YieldsForNobody(_Step):
+    def _yield_held(self, num_blocks: int) -> None:
+        self._yield(self.held, slots=False)
 
 
 class ForgetsLeastProgress(_Step):
@@ -264,6 +290,24 @@ def displace_waiting(plan: Plan, snapshot: Snapshot) -> None:
     plan.displace += [view.request_id for view in snapshot.waiting_online]
 
 
+def copy_too_much(plan: Plan, snapshot: Snapshot) -> None:
+    for request_id in plan.checkpoint:
+        plan.checkpoint[request_id] += 1
+
+
+def copy_online(plan: Plan, snapshot: Snapshot) -> None:
+    plan.checkpoint |= {view.request_id: 1 for view in snapshot.running if view.online}
+
+
+def restore_too_much(plan: Plan, snapshot: Snapshot) -> None:
+    for request_id in plan.restore:
+        plan.restore[request_id] += 1
+
+
+def restore_what_computes(plan: Plan, snapshot: Snapshot) -> None:
+    plan.restore |= {view.request_id: 64 for view in snapshot.running}
+
+
 def claim_stoppable(plan: Plan, snapshot: Snapshot) -> None:
     plan.stoppable = bool(plan.grants)
 
@@ -288,7 +332,12 @@ CONTROLS = [
     Control("displaces everybody", of(DisplacesEverybody), "displaced needlessly"),
     Control("displaces for nobody", of(DisplacesForNobody), "displaced for nobody"),
     Control("displaces an online request", of(DisplacesOnline), "is online and displaced"),
-    Control("displaces who waits", altered(displace_waiting), "does not run"),
+    Control("takes blocks back for nobody", of(YieldsForNobody), "back needlessly"),
+    Control("copies what is not there", altered(copy_too_much), "P2: "),
+    Control("copies online work", altered(copy_online), "is not to be copied"),
+    Control("restores what is not there", altered(restore_too_much), "P3: "),
+    Control("restores who computes", altered(restore_what_computes), "restored and granted"),
+    Control("displaces who waits", altered(displace_waiting), "neither runs"),
     Control("forgets least progress", of(ForgetsLeastProgress), "P0: "),
     Control("forgets late online requests", of(ForgetsOnlineMinimum), "P0: running online"),
     Control("gives promised blocks away", of(GivesPromisedBlocksAway), "free blocks"),

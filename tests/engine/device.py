@@ -58,8 +58,10 @@ class Row:
 class Device:
     """Runs scheduler outputs; `stop_at` in `run` stops the forward after that many layers."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, connector: Any = None) -> None:
         self.block_size = block_size
+        self.connector = connector
+        """The worker's half of ours, if copies are to be carried out."""
         self.slots: dict[tuple[int, int], int] = {}
         self.rows: dict[str, Row] = {}
         self.num_tokens_run = 0
@@ -67,6 +69,8 @@ class Device:
     def run(self, output: Any, stop_at: int | None = None) -> Any:
         from vllm.v1.outputs import ModelRunnerOutput
 
+        if self.connector is not None:
+            self.connector.handle_preemptions(output.kv_connector_metadata)
         self._update(output)
         spans = self._spans(output)
         for request_id, start, end in spans:
@@ -76,13 +80,24 @@ class Device:
                 self.slots[self._slot(row, position)] = value
         names = [name for name, _, _ in spans]
         if stop_at is not None:
-            return StoppedOutput.of(names, stop_at, None)
+            return StoppedOutput.of(names, stop_at, self._reported())
         self.num_tokens_run += sum(end - start for _, start, end in spans)
         sampled = [self._forward(*span) for span in spans]
         return ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={name: i for i, name in enumerate(names)},
             sampled_token_ids=sampled,
+            kv_connector_output=self._reported(),
+        )
+
+    def _reported(self) -> Any:
+        """What the runner's connector mixin hands on after a forward."""
+        from vllm.v1.outputs import KVConnectorOutput
+
+        if self.connector is None:
+            return None
+        return KVConnectorOutput(
+            kv_connector_worker_meta=self.connector.build_connector_worker_meta()
         )
 
     def _slot(self, row: Row, position: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
 from conserve.core.settings import PolicySettings
-from conserve.engine.settings import KEY, STOP_MODES, EngineSettings
+from conserve.engine.settings import CHECKPOINT_MODES, KEY, STOP_MODES, EngineSettings
 
 calm = run_with(derandomize=True, deadline=None, database=None)
 positive = st.floats(min_value=1e-6, max_value=1e6)
@@ -26,6 +26,10 @@ settings = st.builds(
     profile_seconds=st.floats(min_value=0, max_value=1e6),
     stop=st.sampled_from(STOP_MODES),
     stop_response_s=st.floats(min_value=0, max_value=10),
+    checkpoint=st.sampled_from(CHECKPOINT_MODES),
+    checkpoint_bytes=st.integers(0, 2**40),
+    checkpoint_bytes_per_s=st.floats(min_value=0, max_value=1e12),
+    checkpoint_verify=st.booleans(),
     policy=st.builds(
         PolicySettings,
         prefill_stretch=share,
@@ -70,7 +74,7 @@ def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: Any) -> None
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"slo_tftt_s": 1}, "unknown setting 'slo_tftt_s'; known are offline_floor, policy"),
+        ({"slo_tftt_s": 1}, "unknown setting 'slo_tftt_s'; known are checkpoint"),
         ({"policy": {"patienc": 1}}, "unknown policy setting 'patienc'; known are displacement"),
         ({"slo_ttft_s": "1"}, "slo_ttft_s must be of type float, not '1'"),
         ({"slo_ttft_s": True}, "slo_ttft_s must be of type float, not True"),

@@ -14,6 +14,8 @@ import pytest
 pytestmark = pytest.mark.server
 
 NUM_OFFLINE = 6
+SCARCE_BYTES = 120 << 20
+"""KV of three of the documents, in float32."""
 CHATS = ["What is a list?", "Name three colours.", "How do I open a file?", "Say hello."]
 
 
@@ -40,12 +42,14 @@ def chat(client: openai.OpenAI, text: str) -> str:
 
 
 def test_offline_answers_are_those_given_alone(start_server: Any, tmp_path: Path) -> None:
-    """Exact in float32, with eager stops and a KV cache that displacement must share."""
+    """Exact in float32, with eager stops and a KV cache too small for all: displaced requests
+    come back from their checkpoints."""
     documents = [text[:3000] for _, text in sorted(topics.items()) if len(text) > 3000]
     documents = documents[:NUM_OFFLINE]
     settings = {"conserve": {"stop": "eager", "profile_seconds": 3}}
     arguments = ("--dtype", "float32", "--additional-config", json.dumps(settings))
     arguments += ("--profile-dir", str(tmp_path))
+    arguments += ("--kv-cache-memory-bytes", str(SCARCE_BYTES))
     with start_server(*arguments, "--max-num-seqs", "6") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
         alone = [summarise(client, text, "alone") for text in documents]
@@ -61,3 +65,5 @@ def test_offline_answers_are_those_given_alone(start_server: Any, tmp_path: Path
         assert server.metric("conserve:ttft_seconds_count", **{"class": "offline"}) == (
             2 * NUM_OFFLINE
         )
+        assert server.metric("conserve:displaced_requests_total") > 0
+        assert server.metric("conserve:restored_tokens_total", source="memory") > 0

@@ -46,8 +46,15 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _ablation(name: str, shows: str, **settings: Any) -> Arm:
-    return Arm(name, "conserve", shows, offline_fields=FLEX, settings=settings)
+def _ablation(name: str, shows: str, args: tuple[str, ...] = (), **settings: Any) -> Arm:
+    return Arm(name, "conserve", shows, offline_fields=FLEX, args=args, settings=settings)
+
+
+def _offline_only(name: str, shows: str, *args: str) -> Arm:
+    return Arm(name, "conserve", shows, online=False, offline_fields=FLEX, args=args)
+
+
+RECOMPUTE = ("--checkpoint", "off")
 
 
 ARMS: Mapping[str, Arm] = {
@@ -104,8 +111,28 @@ ARMS: Mapping[str, Arm] = {
             "sarathi-p",
             "Fixed budget, preemption between steps only, recomputing what was displaced: the "
             "ConServe paper's baseline Sarathi-P, in our scheduler.",
+            args=RECOMPUTE,
             policy={"fixed_step_tokens": FIXED_STEP_TOKENS},
             stop="off",
+        ),
+        _ablation(
+            "conserve-recompute",
+            "ConServe without KV checkpoints: what was displaced is computed again.",
+            args=RECOMPUTE,
+        ),
+        _ablation(
+            "conserve-swap",
+            "ConServe where KV is copied to the host when a request is displaced, not before.",
+            args=("--checkpoint", "swap"),
+        ),
+        _offline_only(
+            "conserve-offline-only",
+            "ConServe with the offline requests alone, KV checkpoints on.",
+        ),
+        _offline_only(
+            "conserve-offline-only-recompute",
+            "The same without KV checkpoints: the difference is what copying costs.",
+            *RECOMPUTE,
         ),
     )
 }

@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from conserve.bench.arms import ARMS, BOUND, ONLINE_ONLY
+from conserve.bench.kv_copies import figures_of_copies
 from conserve.bench.store import ResultFolder, Run
 from conserve.metrics import RunSummary, median, summarise
 
 ALONE = (ONLINE_ONLY, "conserve-online-only")
 """Arms without offline work; the first that was run is what latencies are compared with."""
+RECOMPUTING = ("conserve-recompute", "conserve-offline-only-recompute")
+"""Arms without KV checkpoints; the first that was run is what checkpoints are compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,12 @@ RATIOS = (
     Ratio("tbt_p99_over_alone", "TBT P99 over {alone}", "tbt_p99_s", "alone"),
     Ratio("offline_rps_over_bound", "offline requests over {bound}", "offline_rps", "bound"),
     Ratio("offline_tps_over_bound", "offline tokens over {bound}", "offline_tps", "bound"),
+    Ratio(
+        "offline_tps_over_recompute",
+        "offline tokens over recomputing",
+        "offline_tps",
+        "recompute",
+    ),
     Ratio("total_tps_over_alone", "total tokens over {alone}", "total_tps", "alone"),
 )
 
@@ -96,13 +105,18 @@ def figures_of(folder: ResultFolder) -> Figures:
     )
     for run in folder.runs():
         summary = summarise(run.records, scenario.duration_s, targets)
-        runs[run.key.point][run.key.arm][run.key.seed] = {**_values(summary), **_counted(run)}
+        runs[run.key.point][run.key.arm][run.key.seed] = {
+            **_values(summary),
+            **figures_of_copies(run),
+            **_counted(run),
+        }
     measured = {arm for arms in runs.values() for arm in arms}
     alone = next((arm for arm in ALONE if arm in measured), None)
     bound = BOUND if BOUND in measured else None
+    recompute = next((arm for arm in RECOMPUTING if arm in measured), None)
     points = {}
     for point, arms in runs.items():
-        _add_ratios(arms, {"alone": alone, "bound": bound})
+        _add_ratios(arms, {"alone": alone, "bound": bound, "recompute": recompute})
         points[point] = {arm: _spreads(by_seed) for arm, by_seed in arms.items()}
     return Figures(points, alone, bound)
 
@@ -136,8 +150,8 @@ def _add_ratios(
 
 
 def _comparable(arm: str, ratio: Ratio) -> bool:
-    """An arm without offline requests has no share of the bound."""
-    return ratio.over != "bound" or ARMS[arm].offline
+    """An arm without offline requests has no share of another's offline work."""
+    return ratio.over == "alone" or ARMS[arm].offline
 
 
 def _spreads(by_seed: dict[int, dict[str, float | None]]) -> ArmFigures:

@@ -19,6 +19,7 @@ from conserve.bench.store import WHOLE, Description, ResultFolder, Run, RunKey
 from conserve.bench.tables import (
     ATTAINMENT,
     HEADLINE,
+    KV_COPIES,
     LATENCY,
     THROUGHPUT,
     Table,
@@ -103,6 +104,9 @@ def _tables(figures: Figures, point: str) -> Iterator[Table]:
     yield table("Latency of online requests", LATENCY, arms)
     yield table("Targets", ATTAINMENT, arms)
     yield table("Throughput", THROUGHPUT, arms)
+    displaced = {arm: f for arm, f in arms.items() if any(c.name in f for c in KV_COPIES)}
+    if displaced:
+        yield table("Displacement and KV copies", KV_COPIES, displaced)
     counted = counter_table(arms)
     if counted:
         yield counted

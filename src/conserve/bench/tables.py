@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from conserve.bench.figures import RATIOS, ArmFigures, Figures, Spread
 
 NOT_MEASURED = "-"
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,18 @@ THROUGHPUT = (
     Column("online_prompt_tps", "online prompt tokens/s", 1, 0),
     Column("online_output_tps", "online output tokens/s", 1, 1),
     Column("total_tps", "total tokens/s", 1, 0),
+)
+KV_COPIES = (
+    Column("displaced_requests", "requests displaced", 1, 0),
+    Column("displaced_tokens", "tokens they had computed", 1, 0),
+    Column("covered_share", "of them on the host, %", 100, 1),
+    Column("recomputed_tokens", "tokens recomputed", 1, 0),
+    Column("recomputed_share", "of all computed, %", 100, 2),
+    Column("restored_tokens", "tokens restored", 1, 0),
+    Column("checkpointed_tokens", "tokens copied", 1, 0),
+    Column("copied_bytes", "MiB copied", 1 / MIB, 0),
+    Column("copied_bytes_per_s", "MiB/s while copying", 1 / MIB, 0),
+    Column("copy_wait_s", "wait for copies, ms a displacement", 1000, 2),
 )
 HEADLINE = (
     Column("ttft_p50_s", "TTFT P50, s"),

@@ -11,6 +11,17 @@ def blocks_for(num_tokens: int, block_size: int) -> int:
     return -(-num_tokens // block_size)
 
 
+def victim_order(request: RequestView) -> tuple[int, float, float]:
+    """The cheapest to displace first: the fewest tokens that no checkpoint covers, then the
+    farthest deadline, then the latest arrival."""
+    computed = request.num_computed_tokens
+    return (
+        computed - min(request.num_checkpointed_tokens, computed),
+        -(request.deadline_s if request.deadline_s is not None else float("inf")),
+        -request.arrival_s,
+    )
+
+
 def choose_victims(
     candidates: Sequence[RequestView], num_blocks: int, num_slots: int
 ) -> list[RequestView]:
@@ -23,15 +34,7 @@ def choose_victims(
     """
     if num_blocks <= 0 and num_slots <= 0:
         return []
-    far = float("inf")
-    order = sorted(
-        candidates,
-        key=lambda r: (
-            r.num_computed_tokens - min(r.num_checkpointed_tokens, r.num_computed_tokens),
-            -(r.deadline_s if r.deadline_s is not None else far),
-            -r.arrival_s,
-        ),
-    )
+    order = sorted(candidates, key=victim_order)
     if sum(r.num_blocks for r in order) < num_blocks or len(order) < num_slots:
         return []
     victims: list[RequestView] = []

@@ -29,6 +29,7 @@ def check(
     _check_accounting(snapshot, plan, model, by_id)
     _check_displacement(snapshot, plan, by_id)
     _check_memory(snapshot, plan, by_id)
+    _check_checkpoints(snapshot, plan, by_id)
     _check_stopping(snapshot, plan, by_id, settings)
     if not settings.fixed_step_tokens:
         _check_isolation(snapshot, plan, model, by_id, settings)
@@ -95,40 +96,58 @@ def _decodes(view: RequestView, snapshot: Snapshot) -> bool:
 
 def _promised_blocks(snapshot: Snapshot, views: Iterable[RequestView]) -> int:
     """Blocks that running requests' known tokens lack yet."""
-    size = snapshot.block_size
-    return sum(max(0, blocks_for(view.num_tokens, size) - view.num_blocks) for view in views)
+    return sum(_lacking_blocks(view, snapshot) for view in views)
 
 
 def _check_displacement(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
     running = {view.request_id for view in snapshot.running}
+    victims: list[RequestView] = []
+    held: list[RequestView] = []
     for request_id in plan.displace:
-        _require(request_id in running, f"{request_id} is displaced but does not run")
-        _require(not by_id[request_id].online, f"{request_id} is online and displaced")
+        view = by_id[request_id]
+        _require(
+            request_id in running or view.num_blocks > 0,
+            f"{request_id} is displaced but neither runs nor holds blocks",
+        )
+        _require(not view.online, f"{request_id} is online and displaced")
         _require(request_id not in plan.grants, f"{request_id} is displaced and granted tokens")
-    if plan.displace:
-        _check_needless(snapshot, [by_id[request_id] for request_id in plan.displace])
+        _require(request_id not in plan.restore, f"{request_id} is displaced and restored")
+        (victims if request_id in running else held).append(view)
+    _check_needless(snapshot, victims, held)
 
 
-def _check_needless(snapshot: Snapshot, victims: list[RequestView]) -> None:
-    """Without any one of the victims, fewer waiting online requests could start."""
+def _check_needless(
+    snapshot: Snapshot, victims: list[RequestView], held: list[RequestView]
+) -> None:
+    """Without any one of the victims, fewer waiting online requests could start; requests that
+    hold blocks and do not run yield them to running ones as well."""
+    _require(bool(snapshot.waiting_online) or not victims, "displaced for nobody")
+    freed = sum(v.num_blocks for v in (*victims, *held))
     promised = _promised_blocks(snapshot, (v for v in snapshot.running if v.online))
-    blocks = snapshot.num_free_blocks - promised + sum(v.num_blocks for v in victims)
+    blocks = snapshot.num_free_blocks - promised + freed
     slots = snapshot.num_free_slots + len(victims)
     for view in snapshot.waiting_online:
-        need = blocks_for(view.num_tokens, snapshot.block_size)
+        need = _lacking_blocks(view, snapshot)
         if need > blocks or slots < 1:
             break
         blocks, slots = blocks - need, slots - 1
-    else:
-        _require(bool(snapshot.waiting_online), "displaced for nobody")
     for victim in victims:
         needless = victim.num_blocks <= blocks and slots >= 1
         _require(not needless, f"{victim.request_id} is displaced needlessly")
+    spare = snapshot.num_free_blocks + freed - _promised_blocks(snapshot, snapshot.running)
+    if held:
+        needless = sum(view.num_blocks for view in held) <= min(blocks, spare)
+        _require(not needless, f"{held[0].request_id} gives its blocks back needlessly")
+
+
+def _lacking_blocks(view: RequestView, snapshot: Snapshot) -> int:
+    return max(0, blocks_for(view.num_tokens, snapshot.block_size) - view.num_blocks)
 
 
 def _check_memory(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
     waiting = (*snapshot.waiting_online, *snapshot.waiting_offline)
-    admitted = [view for view in waiting if view.request_id in plan.grants]
+    starts = {*plan.grants, *plan.restore}
+    admitted = [view for view in waiting if view.request_id in starts]
     if not admitted:
         return
     # Online requests may start on blocks promised to offline ones, never the reverse.
@@ -138,12 +157,31 @@ def _check_memory(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView])
         for view in snapshot.running
         if view.request_id not in plan.displace and (view.online or offline)
     ]
-    need = sum(blocks_for(view.num_tokens, snapshot.block_size) for view in admitted)
+    need = sum(_lacking_blocks(view, snapshot) for view in admitted)
     need += _promised_blocks(snapshot, keep)
     free = snapshot.num_free_blocks + sum(by_id[i].num_blocks for i in plan.displace)
     _require(need <= free, f"admitted into {free} free blocks, {need} needed")
-    slots = snapshot.num_free_slots + len(plan.displace)
+    running = {view.request_id for view in snapshot.running}
+    slots = snapshot.num_free_slots + len(running.intersection(plan.displace))
     _require(len(admitted) <= slots, f"admitted {len(admitted)} into {slots} slots")
+
+
+def _check_checkpoints(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
+    """Only what is computed is copied, only what is copied is restored, and neither for all."""
+    running = {view.request_id for view in snapshot.running}
+    for request_id, end in plan.checkpoint.items():
+        view = by_id[request_id]
+        _require(not view.online and request_id in running, f"{request_id} is not to be copied")
+        _require(end <= view.num_computed_tokens, f"P2: {request_id} is copied past its KV")
+    for request_id, end in plan.restore.items():
+        view = by_id[request_id]
+        _require(request_id not in plan.grants, f"{request_id} is restored and granted tokens")
+        _require(request_id not in running, f"{request_id} runs and is restored")
+        _require(
+            view.num_computed_tokens < end <= view.num_checkpointed_tokens
+            and end < view.num_tokens,
+            f"P3: {request_id} restores {end} tokens",
+        )
 
 
 def _check_stopping(
@@ -222,6 +260,7 @@ def _check_liveness(snapshot: Snapshot, plan: Plan) -> None:
         return
     head = (*snapshot.waiting_online, *snapshot.waiting_offline)[:1]
     for view in head:
-        fits = blocks_for(view.num_tokens, snapshot.block_size) <= snapshot.num_free_blocks
+        fits = _lacking_blocks(view, snapshot) <= snapshot.num_free_blocks
         if fits and snapshot.num_free_slots and view.num_tokens > view.num_computed_tokens:
-            _require(view.request_id in plan.grants, f"P0: {view.request_id} waits for nothing")
+            started = view.request_id in plan.grants or view.request_id in plan.restore
+            _require(started, f"P0: {view.request_id} waits for nothing")

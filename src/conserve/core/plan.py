@@ -28,7 +28,11 @@ class Plan:
     grants: dict[str, int] = field(default_factory=dict)
     """request_id -> tokens it may compute, running and waiting requests alike."""
     displace: list[str] = field(default_factory=list)
-    """Running offline requests whose blocks and slots go to waiting online ones."""
+    """Offline requests whose blocks (and slots, if they run) go to others."""
+    checkpoint: dict[str, int] = field(default_factory=dict)
+    """request_id -> leading tokens whose KV is to be on the host or on its way there."""
+    restore: dict[str, int] = field(default_factory=dict)
+    """request_id -> leading tokens of a waiting request to bring back into free blocks."""
     stoppable: bool = False
     """Only offline work is in it, and stopping it is not barred by the livelock rule."""
     shape: StepShape = field(default_factory=StepShape)

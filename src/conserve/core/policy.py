@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from conserve.core.displacement import blocks_for, choose_victims
+from conserve.core.checkpointing import choose_copies, tokens_to_restore
+from conserve.core.displacement import choose_victims
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot
+from conserve.core.step import UNLIMITED, StepBuilder
 from conserve.core.stopping import best_step_tokens
-
-UNLIMITED = float("inf")
 
 
 def decide(snapshot: Snapshot, model: LatencyModel, settings: PolicySettings | None = None) -> Plan:
@@ -24,44 +22,14 @@ def decide(snapshot: Snapshot, model: LatencyModel, settings: PolicySettings | N
     return _Step(snapshot, model, settings or PolicySettings()).plan()
 
 
-class _Step:
-    """One step under construction: what is granted so far, and what is left."""
-
-    def __init__(self, snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> None:
-        self.snapshot = snapshot
-        self.model = model
-        self.settings = settings
-        self.shape = StepShape()
-        self.grants: dict[str, int] = {}
-        self.tokens_left = snapshot.max_step_tokens
-        if settings.fixed_step_tokens:
-            self.tokens_left = min(self.tokens_left, settings.fixed_step_tokens)
-        self.blocks_left = snapshot.num_free_blocks
-        self.slots_left = snapshot.num_free_slots
-        self.displaced: set[str] = set()
-        self.online_decodes: list[RequestView] = []
-        self.online_prefills: list[RequestView] = []
-        self.offline_decodes: list[RequestView] = []
-        self.offline_prefills: list[RequestView] = []
-        self._sort_running()
-
-    def _sort_running(self) -> None:
-        width = self.snapshot.decode_width
-        for request in self.snapshot.running:
-            # A prompt whose last token is all that is left still owes its first token.
-            decodes = (
-                request.last_token_s is not None
-                and request.num_tokens - request.num_computed_tokens <= width
-            )
-            if request.online:
-                (self.online_decodes if decodes else self.online_prefills).append(request)
-            else:
-                (self.offline_decodes if decodes else self.offline_prefills).append(request)
+class _Step(StepBuilder):
+    """The decisions, in the order in which they are taken."""
 
     def plan(self) -> Plan:
         tbt_limit_s = self._tbt_slack_s()
+        self._yield_held(self._promised_blocks(self.snapshot.running) - self.blocks_left)
         self._grant_decodes(self.online_decodes, UNLIMITED)
-        displaced = self._grant_online_prefills(tbt_limit_s)
+        self._grant_online_prefills(tbt_limit_s)
         num_online = self.shape.num_tokens
         online_s = self.model.predict_s(self.shape)
         mode = self._mode()
@@ -76,7 +44,9 @@ class _Step:
         return Plan(
             mode=mode,
             grants=self.grants,
-            displace=[r.request_id for r in displaced],
+            displace=list(self.displaced),
+            checkpoint=self._copies(),
+            restore=self.restores,
             stoppable=self._stoppable(num_online),
             shape=self.shape,
             predicted_s=self.model.predict_s(self.shape),
@@ -95,46 +65,50 @@ class _Step:
             return UNLIMITED
         return min(last) + self.snapshot.targets.tbt_s - self.snapshot.now_s
 
-    def _grant_online_prefills(self, tbt_limit_s: float) -> list[RequestView]:
-        """Chunks for online prefills in order of arrival, and whom they displace."""
+    def _grant_online_prefills(self, tbt_limit_s: float) -> None:
+        """Chunks for online prefills in order of arrival; they may displace offline requests."""
         floor = self.settings.min_chunk
         if not self.online_decodes:
             tbt_limit_s = UNLIMITED
         for request in self.online_prefills:
             floor -= self._grant_prefill(request, tbt_limit_s, at_least=floor)
         if not self.snapshot.waiting_online:
-            return []
+            return
         promised = self._promised_blocks(self.online_decodes + self.online_prefills)
-        displaced = self._displace(promised)
+        self._displace(promised)
         for request in self.snapshot.waiting_online:
             granted = self._start(request, promised, tbt_limit_s, at_least=floor)
             floor -= granted
             if not granted:
                 break
-        return displaced
 
-    def _displace(self, promised: int) -> list[RequestView]:
+    def _displace(self, promised: int) -> None:
         """Make room for as many waiting online requests, first to last, as victims can serve."""
-        waiting = self.snapshot.waiting_online
         if not self.settings.displacement:
-            return []
+            return
         candidates = self.offline_decodes + self.offline_prefills
-        size = self.snapshot.block_size
-        needs = [blocks_for(r.num_tokens, size) for r in waiting]
-        freeable = self.blocks_left + sum(r.num_blocks for r in candidates)
+        needs = [self._lacking_blocks(r) for r in self.snapshot.waiting_online]
+        held = sum(r.num_blocks for r in self.held if r.request_id not in self.displaced)
+        freeable = self.blocks_left + held + sum(r.num_blocks for r in candidates)
         num_served, total = 0, promised
         for need in needs[: self.slots_left + len(candidates)]:
             if total + need > freeable:
                 break
             num_served, total = num_served + 1, total + need
         if not num_served:
-            return []
-        victims = choose_victims(candidates, total - self.blocks_left, num_served - self.slots_left)
-        for request in victims:
-            self.displaced.add(request.request_id)
-            self.blocks_left += request.num_blocks
-            self.slots_left += 1
-        return victims
+            return
+        lacking = total - self.blocks_left - held
+        self._yield(choose_victims(candidates, lacking, num_served - self.slots_left), slots=True)
+        self._yield_held(total - self.blocks_left)
+
+    def _yield_held(self, num_blocks: int) -> None:
+        """Requests that were brought back and do not run yet give up `num_blocks` first: what
+        they hold lies on the host as well."""
+        candidates = [r for r in self.held if r.request_id not in self.displaced]
+        if num_blocks > 0 and sum(r.num_blocks for r in candidates) < num_blocks:
+            self._yield(candidates, slots=False)
+        else:
+            self._yield(choose_victims(candidates, num_blocks, 0), slots=False)
 
     # Offline
 
@@ -171,21 +145,53 @@ class _Step:
         self._grant_decodes(decodes, limit_s)
         for request in self.offline_prefills:
             if not self.tokens_left:
-                return
+                break
             if request.request_id not in self.displaced:
                 self._grant_prefill(request, limit_s)
         if mode is not Mode.ONLINE_PREFILL:
             self._start_offline(limit_s)
 
     def _start_offline(self, limit_s: float) -> None:
-        """Waiting offline requests in order, while each leaves a block for all that run."""
-        if not self.tokens_left or not self.slots_left or not self.snapshot.waiting_offline:
+        """Waiting offline requests in order, while each leaves a block for all that run. Those
+        with a checkpoint worth bringing back begin with that, which takes no tokens."""
+        if not self.slots_left or not self.snapshot.waiting_offline:
             return
         num_running = len(self.offline_decodes) + len(self.offline_prefills)
         reserve = num_running + self._promised_blocks(self.snapshot.running)
         for request in self.snapshot.waiting_offline:
-            if not self._has(request) and not self._start(request, reserve, limit_s):
+            if self._has(request) or request.request_id in self.displaced:
+                continue
+            if num_tokens := self._num_restorable(request):
+                if not self._restore(request, num_tokens, reserve):
+                    return
+            elif not self.tokens_left or not self._start(request, reserve, limit_s):
                 return
+
+    def _num_restorable(self, request: RequestView) -> int:
+        if request.num_blocks or not request.num_checkpointed_tokens:
+            return 0
+        return tokens_to_restore(
+            request,
+            request.num_computed_tokens,
+            self.model.predict_prefill_s,
+            self.snapshot.restore_tokens_per_s,
+            self.snapshot.restore_queue_s,
+        )
+
+    def _copies(self) -> dict[str, int]:
+        """What running offline requests have computed before this step goes to the host."""
+        snapshot = self.snapshot
+        if not snapshot.copy_tokens:
+            return {}
+        staying = [
+            request
+            for request in self.offline_decodes + self.offline_prefills
+            if request.request_id not in self.displaced
+        ]
+        ends = {request.request_id: request.num_computed_tokens for request in staying}
+        return choose_copies(
+            staying, ends, snapshot.copy_tokens, snapshot.block_size, snapshot.copy_tail
+        )
 
     def _grant_least(self) -> None:
         """One request's least progress, where the limit is shorter than any step (P0)."""
@@ -199,9 +205,11 @@ class _Step:
                 self._grant_prefill(request, 0.0, at_least=least)
             if self.grants:
                 return
-        if not self.snapshot.waiting_online:
+        if not self.snapshot.waiting_online and not self.restores:
             reserve = self._promised_blocks(self.online_decodes + self.online_prefills)
             for request in self.snapshot.waiting_offline[:1]:
+                if request.request_id in self.displaced:
+                    return
                 self._start(request, reserve, 0.0, at_least=least)
 
     def _best_offline_tokens(self, may_stop: bool) -> int:
@@ -246,61 +254,3 @@ class _Step:
         worn = self.settings.max_stops
         views = (*self.snapshot.running, *self.snapshot.waiting_offline)
         return not any(r.num_stops >= worn for r in views if r.request_id in self.grants)
-
-    # Tokens, blocks and slots
-
-    def _has(self, request: RequestView) -> bool:
-        return request.request_id in self.grants
-
-    def _promised_blocks(self, running: Iterable[RequestView]) -> int:
-        """Blocks that running requests' known tokens lack yet: promised when they were admitted."""
-        size, promised = self.snapshot.block_size, 0
-        for request in running:
-            lacking = -(-request.num_tokens // size) - request.num_blocks
-            if lacking > 0:
-                promised += lacking
-        return promised
-
-    def _start(self, request: RequestView, reserve: int, limit_s: float, at_least: int = 0) -> int:
-        """A waiting request's first chunk, if a slot, its blocks and `reserve` more are free."""
-        need = blocks_for(request.num_tokens, self.snapshot.block_size)
-        if self.slots_left < 1 or need + reserve > self.blocks_left:
-            return 0
-        granted = self._grant_prefill(request, limit_s, at_least)
-        if granted:
-            self.slots_left -= 1
-            self.blocks_left -= need
-        return granted
-
-    def _grant_decodes(self, requests: Iterable[RequestView], limit_s: float) -> None:
-        shape, grants, displaced = self.shape, self.grants, self.displaced
-        bounded = limit_s < UNLIMITED
-        factor = 1 + self.model.margin
-        for request in requests:
-            tokens = request.num_tokens - request.num_computed_tokens
-            if tokens > self.tokens_left:
-                return
-            if tokens <= 0 or (displaced and request.request_id in displaced):
-                continue
-            shape.add_decode(tokens, request.num_computed_tokens)
-            if bounded and self.model.predict_s(shape) * factor > limit_s:
-                shape.num_tokens -= tokens
-                shape.num_decodes -= 1
-                shape.decode_context -= request.num_computed_tokens
-                return
-            self.tokens_left -= tokens
-            grants[request.request_id] = tokens
-
-    def _grant_prefill(self, request: RequestView, limit_s: float, at_least: int = 0) -> int:
-        """Grant a chunk within the limit, or of `at_least` tokens past it; returns its size."""
-        context = request.num_computed_tokens
-        tokens = min(request.num_tokens - context, self.tokens_left)
-        if limit_s < UNLIMITED and tokens > at_least:
-            fitting = self.model.fitting_prefill_tokens(self.shape, context, limit_s)
-            tokens = min(tokens, max(fitting, at_least))
-        if tokens <= 0:
-            return 0
-        self.shape.add_prefill(tokens, context)
-        self.grants[request.request_id] = tokens
-        self.tokens_left -= tokens
-        return tokens

@@ -25,12 +25,14 @@ class RequestView:
     num_tokens: int
     num_computed_tokens: int = 0
     num_blocks: int = 0
-    """Blocks it holds; 0 while it waits."""
+    """Blocks it holds; 0 while it waits, unless its KV has been brought back already."""
     last_token_s: float | None = None
     """When its newest token left the engine; None before the first."""
     deadline_s: float | None = None
     num_checkpointed_tokens: int = 0
     """Leading tokens whose KV also lies on the host."""
+    num_copying_tokens: int = 0
+    """Leading tokens whose KV will lie there once the copies under way are done."""
     num_stops: int = 0
     """Steps in a row that were stopped under it."""
 
@@ -77,3 +79,11 @@ class Snapshot:
     """Share of recent step time spent on offline tokens, in [0, 1]."""
     can_stop: bool = False
     """Whether a running step can be stopped between layers."""
+    copy_tokens: int = 0
+    """Tokens' worth of KV that may be queued for the host in this step."""
+    copy_tail: int = 1
+    """Least new tokens in a partly filled last block that are worth copying it."""
+    restore_tokens_per_s: float = 0.0
+    """How fast checkpoints come back; 0 where there are none."""
+    restore_queue_s: float = 0.0
+    """How long the restores under way will take."""

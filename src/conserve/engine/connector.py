@@ -1,14 +1,18 @@
-"""Our KV connector: carries safepoints into the workers and the engine's figures out of it.
+"""Our KV connector: carries safepoints and copy orders into the workers, and figures out.
 
-It moves no KV. It is the door through which every forward passes before each attention
-layer, and the only carrier of statistics from the engine to the API process.
+It is the door through which every forward passes before each attention layer, through which
+the scheduler's copy orders reach the workers and their reports come back, and the only carrier
+of statistics from the engine to the API process.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.orders import Orders, Report
+from conserve.engine.checkpoint.workers import CheckpointWorker
 from conserve.engine.door import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -17,6 +21,7 @@ from conserve.engine.door import (
     SupportsHMA,
 )
 from conserve.engine.safepoints import Safepoints
+from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats, PromMetrics
 
 
@@ -28,6 +33,7 @@ class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
     """The step's number if it may be stopped."""
     every: int = 1
     """Layers between two safepoints."""
+    orders: Orders = field(default_factory=Orders)
 
 
 class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
@@ -39,14 +45,31 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Set by the scheduler before it builds a step."""
         self.stats = EngineStats()
         """Filled by the scheduler."""
+        self.checkpointer: Checkpointer | None = None
+        """Set by the scheduler."""
         self.safepoints: Safepoints | None = None
         """Set by the worker, before the first step."""
+        settings = EngineSettings.of(vllm_config.additional_config)
+        self.copies = CheckpointWorker(settings, getattr(kv_cache_config, "num_blocks", 0))
 
     @property
     def requires_kv_delivery(self) -> bool:
         return False
 
     # In the worker
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        self.copies.register(kv_caches)
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Before the forward, which may overwrite blocks that have changed hands."""
+        self.copies.begin_step(kv_connector_metadata.orders)
+
+    def build_connector_worker_meta(self) -> Report | None:
+        return self.copies.report()
+
+    def shutdown(self) -> None:
+        self.copies.close()
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
@@ -64,33 +87,47 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self.safepoints.at_layer()
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Nothing is loaded."""
+        """Loads begin with the step's other copies, in `handle_preemptions`."""
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
     ) -> None:
-        """Nothing is saved."""
+        """Layers are not copied one by one, but blocks once a step is done."""
 
     def wait_for_save(self) -> None:
-        """Nothing is saved."""
+        """Copies go on beside the steps that follow."""
 
     # In the scheduler
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int, bool]:
-        return 0, False
+        """What the plan brings back of the request beyond what the device still has."""
+        end = self.checkpointer.restoring.get(request.request_id, 0) if self.checkpointer else 0
+        return (end - num_computed_tokens, True) if end > num_computed_tokens else (0, False)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Nothing is loaded into the blocks."""
+        keeper, name = self.checkpointer, request.request_id
+        if keeper is not None and num_external_tokens and name in keeper.restoring:
+            (block_ids,) = blocks.get_block_ids()
+            keeper.load(request, num_external_tokens, block_ids)
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMetadata:
         step, self.next_step = self.next_step, StepMetadata()
+        if self.checkpointer is not None:
+            step.orders = self.checkpointer.take_orders()
         return step
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        report = connector_output.kv_connector_worker_meta
+        if self.checkpointer is not None and report is not None:
+            self.checkpointer.take(report)
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
+        if self.checkpointer is not None:
+            self.checkpointer.finished(request.request_id)
         return False, None
 
     # Statistics, from the engine process to the API process

@@ -19,6 +19,7 @@ DOORS = {
     "KVConnectorBase_V1": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorPromMetrics": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
+    "KVConnectorWorkerMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorStats": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
     "ModelRunnerOutput": "vllm.v1.outputs",
     "Request": "vllm.v1.request",
@@ -27,11 +28,17 @@ DOORS = {
     "SamplingParams": "vllm",
     "SupportsHMA": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "VLLM_VERSION": "vllm.version:__version__",
+    "cpu_attn_reshape_and_cache": "vllm._custom_ops",
     "current_platform": "vllm.platforms",
     "engine_core_module": "vllm.v1.engine.core:",
+    "get_cgroup_memory_limit": "vllm.utils.cpu_resource_utils",
+    "get_cgroup_memory_usage": "vllm.utils.cpu_resource_utils",
+    "get_accelerator_view_from_cpu_tensor": "vllm.utils.torch_utils",
     "get_kv_transfer_group": "vllm.distributed.kv_transfer",
     "has_kv_transfer_group": "vllm.distributed.kv_transfer",
+    "group_kernel_blocks": "vllm.v1.kv_cache_interface",
     "init_logger": "vllm.logger",
+    "pin_tensor": "vllm.v1.simple_kv_offload.cuda_mem_ops",
 }
 """Our name -> module, module:name where vLLM's name differs, or module: for itself."""
 
@@ -39,6 +46,7 @@ METHODS = {
     "AsyncScheduler": (
         "schedule", "update_from_output", "add_request", "finish_requests", "make_stats",
         "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead", "_preempt_request",
+        "_handle_blocked_waiting_request", "_free_request_blocks", "_set_kv_fetch_stage",
     ),
     "CPUWorker": ("initialize_from_config", "execute_model", "sample_tokens"),
     "EngineCore": (
@@ -49,6 +57,8 @@ METHODS = {
     "KVConnectorBase_V1": (
         "bind_connector_metadata", "clear_connector_metadata", "wait_for_layer_load",
         "get_num_new_matched_tokens", "update_state_after_alloc", "build_connector_meta",
+        "register_kv_caches", "handle_preemptions", "build_connector_worker_meta",
+        "update_connector_output", "shutdown",
         "get_kv_connector_stats", "build_kv_connector_stats", "requires_kv_delivery",
     ),
     "SupportsHMA": ("request_finished_all_groups",),

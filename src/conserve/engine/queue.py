@@ -65,6 +65,9 @@ class ClassQueue(RequestQueue):  # type: ignore[misc]
         for request in requests:
             self._list(request).discard(request)
 
+    def __contains__(self, request: object) -> bool:
+        return request in self._list(request)
+
     def __bool__(self) -> bool:
         return bool(self.online) or bool(self.offline)
 

@@ -12,6 +12,8 @@ from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
 from conserve.core.snapshot import RequestView, Snapshot
 from conserve.engine.capabilities import layers_between_safepoints, why_not_stoppable
+from conserve.engine.checkpoint.keeping import KeepsCheckpoints
+from conserve.engine.checkpoint.sizes import make_checkpointer
 from conserve.engine.connector import StepMetadata, find_ours
 from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
 from conserve.engine.flag import StopFlag, flag_name
@@ -22,6 +24,7 @@ from conserve.engine.stats import EngineStats
 from conserve.engine.steps import Experience, StepRecord
 from conserve.engine.stopped import Before, StoppedOutput, roll_back
 from conserve.engine.tracker import RequestTracker
+from conserve.engine.waiting import only_planned, promote
 
 logger = init_logger("vllm.conserve")
 
@@ -30,7 +33,7 @@ OFFLINE_HEAD = 32
 SCHEDULABLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
-class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
+class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
     """Online requests first, offline requests in the slack. See docs/design/policy.md."""
 
     running: list[Any]
@@ -46,6 +49,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self.planner = decide
         """The policy; the start-up profile puts its own script here for a while."""
         self.waiting = ClassQueue()
+        self.kv_holding_waiting = ClassQueue()
         self._policy = settings.effective_policy
         self._decode_width = 1 + self.num_spec_tokens
         self._grants: dict[str, int] = {}
@@ -54,12 +58,16 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self._num_held_back = 0
         self._our_connector = find_ours(self.connector)
         self._own_stats = EngineStats()
+        has_connector = self._our_connector is not None
+        self.checkpointer = make_checkpointer(self, settings, has_connector=has_connector)
+        if self._our_connector is not None:
+            self._our_connector.checkpointer = self.checkpointer
         self.flag = StopFlag(flag_name(self.vllm_config))
         self.flag.reset()
         self.monitor = ArrivalMonitor(
             self.flag, self.clock, settings.slo_ttft_s, self._policy.patience
         )
-        reason = why_not_stoppable(self, settings, has_connector=self._our_connector is not None)
+        reason = why_not_stoppable(self, settings, has_connector=has_connector)
         self.can_stop = not reason
         if reason:
             logger.info("ConServe: steps are not stopped between layers: %s", reason)
@@ -74,17 +82,23 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
     def schedule(self, throttle_prefills: bool = False) -> Any:
         now_s = self.clock()
         self.experience.schedules(now_s, online_resident=self._online_resident())
+        if self.checkpointer is not None:
+            self.checkpointer.stats = self.stats
+        self._take_loaded()
+        promote(self, OFFLINE_HEAD)
         plan = Plan(Mode.IDLE) if self._must_hold_back() else self._decide(now_s)
         record = StepRecord(self._next_number(), plan, now_s)
         if plan.mode is not Mode.IDLE:
             self.experience.decided(plan)
         self._displace(plan, now_s)
+        self._follow(plan)
         self._grants = plan.grants
         self._put_online_first()
         if plan.stoppable:
             record.before = {name: Before.of(self.requests[name]) for name in plan.grants}
             self._announce(record)
-        output = super().schedule(throttle_prefills)
+        with only_planned(self, plan):
+            output = super().schedule(throttle_prefills)
         self._scheduled(record, output)
         return output
 
@@ -115,11 +129,13 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         held = list(self.kv_holding_waiting)
         held_online = [r for r in held if is_online(r)]
         held_offline = [r for r in held if not is_online(r)]
+        running = self.tracker.running(self.running)
+        waiting_offline = self._waiting_views(chain(held_offline, head))
         return Snapshot(
             now_s=now_s,
-            running=self.tracker.running(self.running),
+            running=running,
             waiting_online=self._waiting_views(chain(held_online, self.waiting.online)),
-            waiting_offline=self._waiting_views(chain(held_offline, head)),
+            waiting_offline=waiting_offline,
             num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
             num_free_slots=self.max_num_active_reqs
             - len(self.running)
@@ -132,6 +148,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,
             can_stop=self.can_stop,
+            **self._describe(running, waiting_offline),
         )
 
     def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:
@@ -164,6 +181,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         for request in chosen:
             self.stats.count("displaced_tokens", request.num_computed_tokens)
             self._preempt_request(request, now_s)
+        self._give_back(victims)
         self.stats.count("displaced_requests", len(chosen))
 
     def _put_online_first(self) -> None:
@@ -239,6 +257,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         for request_id in orphans:
             request = self.requests[request_id]
             self.running.remove(request)
+            request.num_computed_tokens = 0  # nothing of it is worth copying
             self._preempt_request(request, self.clock())
         self.tracker.stopped(computed)
         self.stats.count("stopped_steps")
@@ -254,6 +273,8 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         stats.set("running_requests", len(self.running) - num_online, "offline")
         stats.set("waiting_requests", len(queue.online), "online")
         stats.set("waiting_requests", len(queue.offline), "offline")
+        if self.checkpointer is not None:
+            self.checkpointer.gauge()
         stats.set("interruptions_per_second", self.experience.traffic.interruption_rate)
         if unstopped := self.monitor.take_unstopped():
             stats.count("unstopped_arrivals", unstopped)

@@ -13,6 +13,14 @@ from conserve.core.snapshot import Targets
 KEY = "conserve"
 """Our key inside `VllmConfig.additional_config`."""
 STOP_MODES = ("auto", "eager", "off")
+CHECKPOINT_MODES = ("incremental", "swap", "off")
+NOT_NEGATIVE = (
+    "profile_seconds",
+    "stop_response_s",
+    "checkpoint_bytes",
+    "checkpoint_dir_bytes",
+    "checkpoint_bytes_per_s",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +44,32 @@ class EngineSettings:
     """Stopping inside a step: auto (see PolicySettings.patience), eager (any arrival), off."""
     stop_response_s: float = 0.0
     """Longest time between two safepoints; 0 picks 100 ms on a CPU and 5 ms on a GPU."""
+    checkpoint: str = "incremental"
+    """Copies of offline requests' KV: incremental (as it grows), swap (when displaced), off."""
+    checkpoint_bytes: int = 0
+    """Host memory for them, over all ranks; 0 takes a quarter of what is free at start, at most
+    four times the KV cache."""
+    checkpoint_dir: str = ""
+    """Folder of a second tier on disk; empty has none."""
+    checkpoint_dir_bytes: int = 0
+    """Size of that tier, over all ranks."""
+    checkpoint_bytes_per_s: float = 0.0
+    """Most bytes a second copied to the host by each rank; 0 takes a quarter of the speed
+    measured at start."""
+    checkpoint_verify: bool = False
+    """Debugging: a checksum for each block, verified when it comes back."""
     policy: PolicySettings = field(default_factory=PolicySettings)
 
     def __post_init__(self) -> None:
         _ = self.targets
         if self.stop not in STOP_MODES:
             raise ValueError(f"stop must be one of {', '.join(STOP_MODES)}, not {self.stop!r}")
-        for name in ("profile_seconds", "stop_response_s"):
+        if self.checkpoint not in CHECKPOINT_MODES:
+            modes = ", ".join(CHECKPOINT_MODES)
+            raise ValueError(f"checkpoint must be one of {modes}, not {self.checkpoint!r}")
+        if bool(self.checkpoint_dir) != bool(self.checkpoint_dir_bytes):
+            raise ValueError("checkpoint_dir and checkpoint_dir_bytes go together: set both")
+        for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 

@@ -42,6 +42,15 @@ METRICS = (
     Metric("unstopped_arrivals", Counter, "Online arrivals in a stoppable step that went on."),
     Metric("displaced_requests", Counter, "Offline requests whose blocks went to online ones."),
     Metric("displaced_tokens", Counter, "Computed tokens whose KV those requests lost."),
+    Metric("displaced_covered_tokens", Counter, "Of those, tokens whose KV lay on the host."),
+    Metric("checkpointed_tokens", Counter, "Offline tokens whose KV was copied to the host."),
+    Metric("copied_bytes", Counter, "KV copied, over all ranks.", "direction"),
+    Metric("copy_seconds", Counter, "Time of those copies on the slowest rank.", "direction"),
+    Metric("copy_wait_seconds", Histogram, "One wait of a forward for copies out of its blocks."),
+    Metric("restored_tokens", Counter, "Tokens whose KV was brought back, by tier.", "source"),
+    Metric("checkpoint_faults", Counter, "Copies that failed; those recompute.", "operation"),
+    Metric("checkpoint_evictions", Counter, "Checkpoints that made room for others.", "how"),
+    Metric("checkpoint_used_ratio", Gauge, "Share of the host pool in use.", "tier"),
     Metric("decision_seconds", Counter, "Time spent deciding steps, summed."),
     Metric(
         "latency_model_error_ratio", Gauge, "Recent mean relative error of the predicted step time."

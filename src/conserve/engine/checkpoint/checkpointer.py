@@ -1,0 +1,309 @@
+"""Checkpoints as the scheduler sees them: what is on the host, on its way there, or coming back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from conserve.core.checkpointing import copy_is_quicker
+from conserve.core.latency import LatencyModel
+from conserve.core.snapshot import RequestView
+from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
+from conserve.engine.checkpoint.pool import HostPool, Worth
+from conserve.engine.door import init_logger
+from conserve.engine.stats import EngineStats
+
+logger = init_logger("vllm.conserve")
+
+LONGEST_GAP_S = 0.5
+"""A longer pause between two steps earns no more copying than this one."""
+NEWEST_WEIGHT = 0.2
+"""Of the newest restore, in the average of their speed."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """A job that the workers have and that is not over on all ranks."""
+
+    job: Job
+    request: Any
+    num_tokens: int
+    """Leading tokens of the request that it makes whole, on the host or on the device."""
+    dropped: bool = False
+    ended: Ended = field(default_factory=lambda: Ended(num_ranks=0))
+
+
+class Checkpointer:
+    """Turns the policy's wishes into orders for the workers, and their reports into coverage.
+
+    A request's blocks may be given away at once: `leaves` and `finished` see to it that the
+    next step's orders end every copy in or out of them before that step's forward.
+    """
+
+    def __init__(
+        self,
+        pool: HostPool,
+        *,
+        slot_bytes: int,
+        num_ranks: int,
+        incremental: bool = True,
+        bytes_per_s: float = 0.0,
+        share: float = 0.25,
+    ) -> None:
+        self.pool = pool
+        self.stats = EngineStats()
+        """Set by the scheduler."""
+        self.restoring: dict[str, int] = {}
+        """request_id -> leading tokens that the step under construction brings back."""
+        self._incremental = incremental
+        self._token_bytes = slot_bytes / pool.block_size
+        self._num_ranks = num_ranks
+        self._budget_bytes_per_s = bytes_per_s
+        self._share = share
+        self._store_bytes_per_s = self._load_bytes_per_s = bytes_per_s
+        self._sent: dict[int, Sent] = {}
+        self._orders = Orders()
+        self._next_number = 0
+        self._last_s: float | None = None
+        self._loaded: list[tuple[str, bool]] = []
+        self._refused: dict[str, int] = {}
+        """request_id -> used slots when the pool had no room for it."""
+        self.unusable = ""
+
+    # What the policy sees
+
+    def describe(self, views: Iterable[RequestView]) -> list[RequestView]:
+        """Say of each view how much of it is on the host, or will be."""
+        described = []
+        for view in views:
+            if not view.online:
+                view.num_checkpointed_tokens = self.pool.num_covered_tokens(view.request_id)
+                view.num_copying_tokens = self._coming(view.request_id)
+            described.append(view)
+        return described
+
+    def describe_waiting(self, views: Iterable[RequestView]) -> list[RequestView]:
+        """Copies under way count as done: a restore is queued behind them."""
+        described = self.describe(views)
+        for view in described:
+            view.num_checkpointed_tokens = view.num_copying_tokens
+        return described
+
+    def _coming(self, request_id: str) -> int:
+        """Leading tokens on the host once the stores under way are done."""
+        ends = [
+            sent.num_tokens for sent in self._of(request_id) if sent.job.store and not sent.dropped
+        ]
+        return max([self.pool.num_covered_tokens(request_id), *ends])
+
+    def _of(self, request_id: str) -> list[Sent]:
+        return [s for s in self._sent.values() if s.request.request_id == request_id]
+
+    @property
+    def least_tail(self) -> int:
+        """New tokens that make a partly filled block worth a copy: a quarter of a block. The
+        rest is copied when the request is displaced."""
+        return max(1, self.pool.block_size // 4)
+
+    def copy_tokens(self, now_s: float) -> int:
+        """What the bandwidth budget allows to be queued now, in tokens. Call once a step."""
+        last_s, self._last_s = self._last_s, now_s
+        if last_s is None or not self._incremental or self.unusable:
+            return 0
+        rate = self._budget_bytes_per_s or self._share * self._store_bytes_per_s
+        budget = rate * min(max(now_s - last_s, 0.0), LONGEST_GAP_S)
+        queued = sum(self._num_bytes(s.job) for s in self._sent.values() if s.job.store)
+        return int(min(budget, max(0.0, 2 * budget - queued)) / self._token_bytes)
+
+    @property
+    def restore_tokens_per_s(self) -> float:
+        return 0.0 if self.unusable else self._load_bytes_per_s / self._token_bytes
+
+    @property
+    def restore_queue_s(self) -> float:
+        loads = sum(self._num_bytes(s.job) for s in self._sent.values() if not s.job.store)
+        return loads / self._load_bytes_per_s if loads else 0.0
+
+    def _num_bytes(self, job: Job) -> float:
+        return len(job.slots) * self._token_bytes * self.pool.block_size
+
+    # Copies to the host
+
+    def checkpoint(
+        self, request: Any, num_tokens: int, block_ids: Sequence[int], worth: Worth
+    ) -> Job | None:
+        """Queue what is missing of the request's first `num_tokens` tokens, if there is room.
+        They must be in its blocks when the next step's forward begins, on every rank."""
+        name, start = request.request_id, self._coming(request.request_id)
+        if num_tokens <= start or self._refused.get(name) == self.pool.num_used_slots:
+            return None
+        if not self.pool.grow(name, num_tokens, request.block_hashes, worth):
+            self._refused[name] = self.pool.num_used_slots
+            return None
+        self._orders.moves.extend(self.pool.take_moves())
+        start = max(start, self.pool.num_covered_tokens(name))
+        spans = self.pool.spans(name, start, num_tokens) if start < num_tokens else []
+        if not spans:
+            return None
+        blocks = [block_ids[span.index] for span in spans]
+        return self._send(request, num_tokens, True, blocks, [span.slot for span in spans])
+
+    def _send(
+        self, request: Any, num_tokens: int, store: bool, blocks: list[int], slots: list[int]
+    ) -> Job:
+        self._next_number += 1
+        job = Job(self._next_number, store, blocks, slots)
+        self._sent[job.number] = Sent(job, request, num_tokens)
+        self.pool.pin(request.request_id)
+        self._orders.jobs.append(job)
+        return job
+
+    # Blocks that change hands
+
+    def leaves(
+        self, request: Any, block_ids: Sequence[int], worth: Worth, model: LatencyModel
+    ) -> None:
+        """The request's blocks go to others, after this call. What the host lacks of it is
+        copied before, if that is quicker than computing it again; else copies end as they are."""
+        name, computed = request.request_id, request.num_computed_tokens
+        covered = min(self.pool.num_covered_tokens(name), computed)
+        stores = [s for s in self._of(name) if s.job.store and not s.dropped]
+        lacking = computed - covered
+        self.stats.count("displaced_covered_tokens", covered)
+        size = self.pool.block_size
+        copied = -(-lacking // size) * size if lacking else 0
+        rate = self._store_bytes_per_s / self._token_bytes
+        wait = not self._incremental or copy_is_quicker(copied, lacking, covered, model, rate)
+        if lacking and wait and not self.unusable:
+            self.checkpoint(request, computed, block_ids, worth)
+            self._orders.wait.extend(s.job.number for s in self._of(name) if s.job.store)
+            return
+        self._drop(stores)
+
+    def _drop(self, sent: Iterable[Sent]) -> None:
+        for one in sent:
+            one.dropped = True
+            self._orders.drop.append(one.job.number)
+            self._orders.wait.append(one.job.number)
+
+    def finished(self, request_id: str) -> None:
+        """The request is done, or was cancelled; its blocks go to others after this call."""
+        self._drop(self._of(request_id))
+        self._refused.pop(request_id, None)
+        self.pool.drop(request_id)
+
+    def forget_all(self, request_ids: Iterable[str]) -> None:
+        """What is on the host is worth nothing any more: the weights may have changed."""
+        for request_id in request_ids:
+            self._drop(s for s in self._of(request_id) if s.job.store)
+            self.pool.drop(request_id)
+
+    # Copies back
+
+    def load(self, request: Any, num_loaded: int, block_ids: Sequence[int]) -> None:
+        """Fill the request's blocks with the last `num_loaded` of the tokens to be restored."""
+        entry = self.pool.get(request.request_id)
+        num_tokens = self.restoring[request.request_id]
+        first = (num_tokens - num_loaded) // self.pool.block_size
+        last = -(-num_tokens // self.pool.block_size)
+        assert entry is not None, request.request_id
+        assert len(entry.slots) >= last, request.request_id
+        slots = entry.slots[first:last]
+        self._send(request, num_tokens, False, list(block_ids[first:last]), slots)
+        num_disk = sum(self.pool.is_on_disk(slot) for slot in slots)
+        for source, count in (("disk", num_disk), ("memory", len(slots) - num_disk)):
+            if count:
+                tokens = round((num_tokens - first * self.pool.block_size) * count / len(slots))
+                self.stats.count("restored_tokens", tokens, source)
+
+    def is_loading(self, request_id: str) -> bool:
+        return any(not s.job.store and not s.dropped for s in self._of(request_id))
+
+    def stop_load(self, request_id: str) -> None:
+        """The blocks being filled go to others after this call."""
+        self._drop(s for s in self._of(request_id) if not s.job.store)
+        self._loaded = [(name, whole) for name, whole in self._loaded if name != request_id]
+
+    def take_loaded(self) -> list[tuple[str, bool]]:
+        """Requests whose load has ended since the last call, and whether all of it arrived."""
+        loaded, self._loaded = self._loaded, []
+        return loaded
+
+    def gauge(self) -> None:
+        """Report how full the pool is, and who had to go since the last call."""
+        pool = self.pool
+        self.stats.set("checkpoint_used_ratio", pool.num_used_slots / pool.num_slots, "memory")
+        if pool.num_disk_slots:
+            used = pool.num_used_disk_slots / pool.num_disk_slots
+            self.stats.set("checkpoint_used_ratio", used, "disk")
+        for how in ("evicted", "demoted", "refused_too_large"):
+            if count := pool.counts.pop(how, 0):
+                self.stats.count("checkpoint_evictions", count, how)
+
+    # To the workers and back
+
+    def take_orders(self) -> Orders:
+        orders, self._orders = self._orders, Orders()
+        orders.num_slots = 0 if self.unusable else self.pool.num_slots
+        orders.num_disk_slots = self.pool.num_disk_slots
+        return orders
+
+    def take(self, report: Report) -> None:
+        """What the workers of one step report together."""
+        if report.unusable and not self.unusable:
+            self.unusable = report.unusable
+            loads = [sent for sent in self._sent.values() if not sent.job.store]
+            self._loaded += [(sent.request.request_id, False) for sent in loads]
+            self._sent.clear()
+            logger.warning(
+                "ConServe: no checkpoints, displaced requests recompute: %s", report.unusable
+            )
+        if report.bytes_per_s:
+            self._store_bytes_per_s = self._load_bytes_per_s = report.bytes_per_s
+        if report.wait_s:
+            self.stats.observe("copy_wait_seconds", report.wait_s)
+        if report.lost_slots:
+            self._lose(report.lost_slots, "move")
+        for number, ended in report.ended.items():
+            sent = self._sent.get(number)
+            if sent is not None:
+                self._ended(sent, ended)
+
+    def _ended(self, sent: Sent, ended: Ended) -> None:
+        sent.ended.add(ended)
+        if sent.ended.num_ranks < self._num_ranks:
+            return
+        del self._sent[sent.job.number]
+        self._account(sent, sent.ended)
+        failed = sent.ended.failed_slots
+        whole = not (sent.dropped or sent.ended.dropped or failed)
+        name = sent.request.request_id
+        if sent.job.store:
+            covered = self.pool.num_covered_tokens(name)
+            if whole:
+                self.pool.written(name, sent.num_tokens, sent.request.block_hashes)
+                newly = self.pool.num_covered_tokens(name) - covered
+                self.stats.count("checkpointed_tokens", max(0, newly))
+        elif not sent.dropped:
+            self._loaded.append((name, whole))
+        self.pool.unpin(name)
+        if failed:
+            self._lose(failed, "store" if sent.job.store else "load")
+
+    def _account(self, sent: Sent, ended: Ended) -> None:
+        direction = "store" if sent.job.store else "load"
+        self.stats.count("copy_seconds", ended.seconds, direction)
+        self.stats.count("copied_bytes", ended.num_bytes, direction)
+        if not sent.job.store and ended.seconds > 0 and ended.num_bytes:
+            # Bytes of all ranks together, which copy side by side.
+            speed = ended.num_bytes / self._num_ranks / ended.seconds
+            old = self._load_bytes_per_s
+            self._load_bytes_per_s = old + NEWEST_WEIGHT * (speed - old) if old else speed
+
+    def _lose(self, slots: set[int], doing: str) -> None:
+        losers = self.pool.lose(slots)
+        self.stats.count("checkpoint_faults", 1, doing)
+        logger.warning(
+            "ConServe: a checkpoint %s failed; recomputing %s", doing, ", ".join(losers) or "nobody"
+        )

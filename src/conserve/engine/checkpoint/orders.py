@@ -1,0 +1,84 @@
+"""What the scheduler asks of the copiers in one step, and what they report back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conserve.engine.door import KVConnectorWorkerMetadata
+
+
+@dataclass(slots=True)
+class Job:
+    """Whole blocks of one request, device to slots (`store`) or slots to device. Pairwise."""
+
+    number: int
+    store: bool
+    block_ids: list[int]
+    slots: list[int]
+
+
+@dataclass(slots=True)
+class Orders:
+    """For one step. Before its forward begins, a worker queues the moves and then the jobs behind
+    everything that was queued before, drops what is to be dropped, and waits."""
+
+    num_slots: int = 0
+    num_disk_slots: int = 0
+    drop: list[int] = field(default_factory=list)
+    """Jobs not to be begun, nor gone on with: their blocks are about to change hands."""
+    moves: list[tuple[int, int]] = field(default_factory=list)
+    """(from slot, to slot)."""
+    jobs: list[Job] = field(default_factory=list)
+    wait: list[int] = field(default_factory=list)
+    """Jobs that must be over before the forward, since it may write to their blocks."""
+
+
+@dataclass(slots=True)
+class Ended:
+    """How one job ended, summed over the ranks that have reported."""
+
+    num_ranks: int = 1
+    dropped: bool = False
+    failed_slots: set[int] = field(default_factory=set)
+    num_bytes: int = 0
+    seconds: float = 0.0
+    """The slowest rank's."""
+
+    def add(self, other: Ended) -> None:
+        """Count another rank's end of the same job."""
+        self.num_ranks += other.num_ranks
+        self.dropped |= other.dropped
+        self.failed_slots |= other.failed_slots
+        self.num_bytes += other.num_bytes
+        self.seconds = max(self.seconds, other.seconds)
+
+
+@dataclass
+class Report(KVConnectorWorkerMetadata):  # type: ignore[misc]
+    """What has ended on a worker since its last report."""
+
+    ended: dict[int, Ended] = field(default_factory=dict)
+    """By job number."""
+    lost_slots: set[int] = field(default_factory=set)
+    """Slots that a move failed to fill."""
+    wait_s: float = 0.0
+    """How long forwards waited for copies."""
+    bytes_per_s: float = 0.0
+    """Speed of copies to the host, measured at start; 0 if it was reported before."""
+    unusable: str = ""
+    """Why this worker can keep no checkpoints; nothing else matters then."""
+
+    def aggregate(self, other: Report) -> Report:
+        for number, theirs in other.ended.items():
+            self.ended.setdefault(number, Ended(num_ranks=0)).add(theirs)
+        self.lost_slots |= other.lost_slots
+        self.wait_s = max(self.wait_s, other.wait_s)
+        speeds = [speed for speed in (self.bytes_per_s, other.bytes_per_s) if speed]
+        self.bytes_per_s = min(speeds, default=0.0)
+        self.unusable = self.unusable or other.unusable
+        return self
+
+    def is_empty(self) -> bool:
+        return not (
+            self.ended or self.lost_slots or self.wait_s or self.bytes_per_s or self.unusable
+        )

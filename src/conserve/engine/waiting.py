@@ -1,0 +1,70 @@
+"""What vLLM sees of the waiting requests while it schedules: those of the plan, nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from conserve.core.plan import Plan
+from conserve.engine.door import RequestStatus
+from conserve.engine.queue import ClassQueue
+
+_BLOCKED = (
+    RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR,
+    RequestStatus.WAITING_FOR_REMOTE_KVS,
+)
+
+
+def promote(scheduler: Any, num_offline: int) -> None:
+    """Make requests schedulable whose grammar is compiled or whose KV has arrived, so that the
+    policy sees them; vLLM itself would notice only while it schedules, when they have no grant.
+    Looks at the online requests and at the first `num_offline` offline ones."""
+    queue = scheduler.waiting
+    waiting = chain(queue.online, queue.offline_head(num_offline))
+    for request in [r for r in waiting if r.status in _BLOCKED]:
+        scheduler._handle_blocked_waiting_request(request)
+    for request in [r for r in scheduler.kv_holding_waiting if r.status in _BLOCKED]:
+        if scheduler._handle_blocked_waiting_request(request) and not request.num_computed_tokens:
+            # Its load failed and it has given its blocks back.
+            scheduler.kv_holding_waiting.remove_request(request)
+            queue.add_request(request)
+
+
+@contextmanager
+def only_planned(scheduler: Any, plan: Plan) -> Iterator[None]:
+    """vLLM admits waiting requests in its own order and ends at the first that may have no
+    token, so those that the plan leaves out are kept from its sight for one `schedule()`."""
+    names = [*plan.grants, *plan.restore]
+    held, queue = scheduler.kv_holding_waiting, scheduler.waiting
+    planned = [r for name in names if (r := scheduler.requests[name]) in queue]
+    seen = ClassQueue()
+    for request in planned:
+        queue.remove_request(request)
+        seen.add_request(request)
+    scheduler.waiting = seen
+    scheduler.kv_holding_waiting = seen_held = ClassQueue()
+    for request in [r for r in held if r.request_id in plan.grants]:
+        held.remove_request(request)
+        seen_held.add_request(request)
+    try:
+        yield
+    finally:
+        queue.prepend_requests(seen)
+        held.prepend_requests(seen_held)
+        scheduler.waiting, scheduler.kv_holding_waiting = queue, held
+
+
+def give_blocks_back(scheduler: Any, request: Any) -> None:
+    """A waiting request that holds blocks (its KV was brought back, or still is) waits without
+    them. Whoever writes to them must be stopped by the caller."""
+    scheduler.kv_holding_waiting.remove_request(request)
+    scheduler.finished_recving_kv_req_ids.discard(request.request_id)
+    scheduler.failed_recving_kv_req_ids.discard(request.request_id)
+    scheduler._inflight_prefills.discard(request)
+    scheduler._set_kv_fetch_stage(request, None)
+    scheduler._free_request_blocks(request)
+    request.num_computed_tokens = 0
+    request.status = RequestStatus.PREEMPTED
+    scheduler.waiting.add_request(request)

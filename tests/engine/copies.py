@@ -1,0 +1,130 @@
+"""The worker's half of checkpoints over the pretend device: copies that dawdle and are checked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from device import Device, chain
+
+from conserve.engine.checkpoint.copier import CopyQueue
+from conserve.engine.checkpoint.orders import Job, Orders, Report
+
+
+class ForeignCopyError(AssertionError):
+    """A copy read a block that does not hold its request's KV (P2)."""
+
+
+class PretendStore:
+    """Slots behind the pretend device, block by block; `fail` names operations to fail."""
+
+    def __init__(self, device: Device, fail: Any = None) -> None:
+        self.device = device
+        self.slots: dict[int, list[int | None]] = {}
+        self.fail = fail or (lambda operation: False)
+
+    def write(self, block_ids: Sequence[int], slots: Sequence[int]) -> set[int]:
+        size = self.device.block_size
+        for block, slot in zip(block_ids, slots, strict=True):
+            if self.fail("store"):
+                self.slots.pop(slot, None)
+                return {slot}
+            self.slots[slot] = [self.device.slots.get((block, i)) for i in range(size)]
+        return set()
+
+    def read(self, slots: Sequence[int], block_ids: Sequence[int]) -> set[int]:
+        for block, slot in zip(block_ids, slots, strict=True):
+            if self.fail("load") or slot not in self.slots:
+                return {slot}
+            for i, value in enumerate(self.slots[slot]):
+                self.device.slots[(block, i)] = value if value is not None else -2
+        return set()
+
+    def move(self, moves: Sequence[tuple[int, int]]) -> set[int]:
+        lost = set()
+        for source, target in moves:
+            if self.fail("move") or source not in self.slots:
+                lost.add(target)
+            else:
+                self.slots[target] = self.slots[source]
+        return lost
+
+
+class CheckedQueue(CopyQueue):
+    """Compares every block it is about to copy with what its request's KV should be."""
+
+    def __init__(self, store: Any, scheduler: Any, device: Device) -> None:
+        super().__init__(store, block_bytes=512)
+        self.scheduler, self.device = scheduler, device
+        self.num_stored = self.num_loaded = 0
+
+    def _copy(self, job: Job) -> None:
+        if job.store:
+            self._check(job)
+            self.num_stored += 1
+        else:
+            self.num_loaded += 1
+        super()._copy(job)
+
+    def _check(self, job: Job) -> None:
+        sent = self.scheduler.checkpointer._sent[job.number]
+        tokens, size = list(sent.request.all_token_ids), self.device.block_size
+        wanted = hashes_of(tokens[: sent.num_tokens])
+        block = job.block_ids[self._position]
+        found = [self.device.slots.get((block, i)) for i in range(size)]
+        # The block's index in the request: where its hashes stand.
+        starts = range(0, len(wanted), size)
+        if not any(found[: len(wanted[at : at + size])] == wanted[at : at + size] for at in starts):
+            raise ForeignCopyError(f"job {job.number} of {sent.request.request_id}: block {block}")
+
+
+class Ranks:
+    """Devices that run every step together, their outputs aggregated as vLLM does it."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
+
+        self.devices = devices
+        self.connector = devices[0].connector
+        self._aggregator = KVOutputAggregator(len(devices))
+
+    def run(self, output: Any, stop_at: int | None = None) -> Any:
+        outputs = [device.run(output, stop_at) for device in self.devices]
+        assert all(o.sampled_token_ids == outputs[0].sampled_token_ids for o in outputs)
+        return self._aggregator.aggregate(outputs)
+
+
+def hashes_of(tokens: Sequence[int]) -> list[int]:
+    values, value = [], 0
+    for token in tokens:
+        value = chain(value, token)
+        values.append(value)
+    return values
+
+
+class DawdlingCopier:
+    """In place of the thread: copies get on by a random number of blocks now and then, and to
+    their end only where the orders say that the forward waits."""
+
+    def __init__(self, queue: CheckedQueue, chance: random.Random, pace: int = 3) -> None:
+        self.queue, self._chance, self._pace = queue, chance, pace
+        self.num_waits = 0
+
+    def begin_step(self, orders: Orders) -> None:
+        self.queue.take(orders)
+        self._dawdle()
+        while not self.queue.is_over(orders.wait):
+            self.num_waits += 1
+            self.queue.advance()
+
+    def report(self) -> Report | None:
+        self._dawdle()
+        return self.queue.take_report()
+
+    def close(self) -> None:
+        """Nothing runs on its own."""
+
+    def _dawdle(self) -> None:
+        for _ in range(self._chance.randrange(self._pace + 1)):
+            self.queue.advance()

@@ -1,0 +1,182 @@
+"""A worker's copies: in order, dropped or waited for as told, and never an exception."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+
+from conserve.engine.checkpoint.copier import CopyQueue, ThreadCopier
+from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
+from conserve.engine.checkpoint.workers import CheckpointWorker, planes_of
+from conserve.engine.settings import EngineSettings
+
+pytestmark = pytest.mark.engine
+
+LONG_S = 30.0
+"""No test waits as long unless it fails."""
+
+
+class GatedStore:
+    """Writes down what it is asked for; every copy waits until the gate is open."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.begun = threading.Event()
+        self.done: list[tuple[str, int, int]] = []
+
+    def _copy(self, what: str, block_ids: Sequence[int], slots: Sequence[int]) -> set[int]:
+        self.begun.set()
+        assert self.gate.wait(LONG_S)
+        self.done += [(what, b, s) for b, s in zip(block_ids, slots, strict=True)]
+        return {slot for slot in slots if slot == 99}
+
+    def write(self, block_ids: Sequence[int], slots: Sequence[int]) -> set[int]:
+        return self._copy("write", block_ids, slots)
+
+    def read(self, slots: Sequence[int], block_ids: Sequence[int]) -> set[int]:
+        return self._copy("read", block_ids, slots)
+
+    def move(self, moves: Sequence[tuple[int, int]]) -> set[int]:
+        self.done += [("move", a, b) for a, b in moves]
+        return {b for _, b in moves if b == 99}
+
+
+def store(number: int, *pairs: tuple[int, int]) -> Job:
+    return Job(number, True, [b for b, _ in pairs], [s for _, s in pairs])
+
+
+def finish(queue: CopyQueue) -> Report:
+    while queue.has_work():
+        queue.advance()
+    report = queue.take_report()
+    assert report is not None
+    return report
+
+
+def test_orders_are_carried_out_in_their_order() -> None:
+    slots = GatedStore()
+    slots.gate.set()
+    queue = CopyQueue(slots, block_bytes=10)
+    queue.take(Orders(jobs=[store(1, (5, 0))]))
+    queue.take(Orders(moves=[(0, 3)], jobs=[store(2, (6, 0)), Job(3, False, [7], [3])]))
+    report = finish(queue)
+    assert slots.done == [("write", 5, 0), ("move", 0, 3), ("write", 6, 0), ("read", 7, 3)]
+    assert set(report.ended) == {1, 2, 3}
+    assert report.ended[1].num_bytes == 10
+    assert queue.take_report() is None
+
+
+def test_a_dropped_job_ends_with_the_block_in_work() -> None:
+    slots = GatedStore()
+    slots.gate.set()
+    queue = CopyQueue(slots)
+    queue.take(Orders(jobs=[store(1, (5, 0), (6, 1), (7, 2)), store(2, (8, 3))]))
+    queue.advance()
+    queue.take(Orders(drop=[1, 77]))
+    report = finish(queue)
+    assert slots.done == [("write", 5, 0), ("write", 8, 3)]
+    assert report.ended[1].dropped
+    assert not report.ended[2].dropped
+
+
+def test_failures_are_reported_not_raised() -> None:
+    slots = GatedStore()
+    slots.gate.set()
+    queue = CopyQueue(slots)
+    queue.take(Orders(moves=[(1, 99)], jobs=[store(1, (5, 99), (6, 2))]))
+    report = finish(queue)
+    assert report.lost_slots == {99}
+    assert report.ended[1].failed_slots == {99}
+
+
+def test_the_forward_waits_for_what_it_is_told_to() -> None:
+    slots = GatedStore()
+    copier = ThreadCopier(CopyQueue(slots))
+    copier.begin_step(Orders(jobs=[store(1, (5, 0)), store(2, (6, 1))]))
+    assert slots.begun.wait(LONG_S), "copies begin without anybody waiting"
+    forward = threading.Thread(target=copier.begin_step, args=(Orders(wait=[1]),))
+    forward.start()
+    assert not slots.done
+    assert forward.is_alive()
+    slots.gate.set()
+    forward.join(LONG_S)
+    assert not forward.is_alive()
+    assert slots.done[0] == ("write", 5, 0)
+    copier.begin_step(Orders(wait=[2]))
+    assert slots.done == [("write", 5, 0), ("write", 6, 1)]
+    report = copier.report()
+    assert report is not None
+    assert report.wait_s > 0
+    copier.close()
+
+
+def test_reports_of_ranks_add_up() -> None:
+    one = Report({1: Ended(num_bytes=5, seconds=0.1)}, bytes_per_s=7.0)
+    two = Report({1: Ended(failed_slots={3}, num_bytes=5, seconds=0.3), 2: Ended()}, {4})
+    total = one.aggregate(two)
+    assert total.ended[1] == Ended(2, False, {3}, 10, 0.3)
+    assert total.ended[2].num_ranks == 1
+    assert (total.lost_slots, total.bytes_per_s) == ({4}, 7.0)
+
+
+def caches(num_blocks: int = 6) -> dict[str, torch.Tensor]:
+    chance = torch.Generator().manual_seed(1)
+    return {f"layers.{i}": torch.rand((num_blocks, 2, 4, 8), generator=chance) for i in range(3)}
+
+
+def worker(kv_caches: dict[str, torch.Tensor], **settings: Any) -> CheckpointWorker:
+    made = CheckpointWorker(EngineSettings(**settings), num_blocks=6)
+    made.register(kv_caches)
+    return made
+
+
+def test_a_block_goes_out_and_comes_back_elsewhere() -> None:
+    """Through the real store and thread."""
+    kv = caches()
+    copies = worker(kv)
+    wanted = {name: cache[2].clone() for name, cache in kv.items()}
+    copies.begin_step(Orders(num_slots=4, jobs=[store(1, (2, 3))], wait=[1]))
+    for cache in kv.values():
+        cache[2] = 0.0
+    copies.begin_step(Orders(num_slots=4, jobs=[Job(2, False, [5], [3])], wait=[2]))
+    assert all(torch.equal(kv[name][5], wanted[name]) for name in kv)
+    report = copies.report()
+    assert report is not None
+    assert set(report.ended) == {1, 2}
+    assert report.bytes_per_s > 0, "measured at start"
+    copies.close()
+
+
+def test_a_worker_that_cannot_keep_anything_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from conserve.engine.checkpoint import workers
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError("no room for the slots")
+
+    monkeypatch.setattr(workers, "SlotStore", refuse)
+    copies = worker(caches())
+    copies.begin_step(Orders(num_slots=4, jobs=[store(1, (2, 3))]))
+    report = copies.report()
+    assert report is not None
+    assert report.unusable == "no room for the slots"
+    copies.begin_step(Orders(num_slots=4))
+    assert copies.report() is None
+    copies.close()
+
+
+def test_layers_that_share_memory_are_one_plane() -> None:
+    kv = caches()
+    kv["again"] = kv["layers.0"]
+    split = {"one": torch.zeros((12, 2, 2, 8))}
+    assert len(planes_of(kv, 6)) == 3
+    assert planes_of(split, 6)[0].shape == (6, 2, 2, 2, 8)
