@@ -59,7 +59,8 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     # In the worker
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
-        self.copies.register(kv_caches)
+        layers = self._vllm_config.compilation_config.static_forward_context
+        self.copies.register(kv_caches, layers)
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         """Before the forward, which may overwrite blocks that have changed hands."""

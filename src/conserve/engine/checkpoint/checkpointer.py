@@ -147,7 +147,9 @@ class Checkpointer:
         if not spans:
             return None
         blocks = [block_ids[span.index] for span in spans]
-        return self._send(request, num_tokens, True, blocks, [span.slot for span in spans])
+        job = self._send(request, num_tokens, True, blocks, [span.slot for span in spans])
+        job.ranges.extend((span.start, span.stop) for span in spans)
+        return job
 
     def _send(
         self, request: Any, num_tokens: int, store: bool, blocks: list[int], slots: list[int]
