@@ -36,16 +36,17 @@ def measure(probe: Probe) -> dict[str, Any]:
 
 
 def _prefills(probe: Probe, samples: list[Sample]) -> None:
-    """One chunk behind each context, from one growing prompt for each chunk size."""
-    for chunk in CHUNKS:
-        if chunk > probe.most_tokens:
-            continue
-        for context in CONTEXTS:
-            if context + chunk > probe.longest or probe.is_late:
-                break
-            name = probe.prefill(context + chunk, upto=context)
-            samples.append(probe.step({name: chunk}))
-            probe.drop([name])
+    """Chunks of every size, one after another from each context on."""
+    for context in CONTEXTS:
+        length = min(context + sum(CHUNKS), probe.longest)
+        if context >= length or probe.is_late:
+            return
+        name, done = probe.prefill(length, upto=context), context
+        for chunk in CHUNKS:
+            if chunk <= probe.most_tokens and done + chunk <= length:
+                samples.append(probe.step({name: chunk}))
+                done += chunk
+        probe.drop([name])
 
 
 def _decodes(probe: Probe, samples: list[Sample]) -> None:

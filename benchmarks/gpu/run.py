@@ -178,7 +178,7 @@ def arms(run: Run, scenario: str, names: tuple[str, ...]) -> None:
     command += ["--out", str(run.out / scenario), "--server-arg=--load-format=dummy"]
     command += [] if run.tiny else [word for trace in traces for word in ("--trace", trace)]
     for arm in names[: 3 if run.tiny else None]:
-        if not list((run.out / scenario / "records" / arm).glob("*")):
+        if not list((run.out / scenario / "records").glob(f"*/{arm}.seed-*.jsonl.gz")):
             run.call(f"{scenario}-{arm}", [*command, "--arms", arm], 200)
 
 
