@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -81,7 +81,7 @@ class FileContents:
             except FileNotFoundError:
                 return
 
-    async def chunks(self, blob_id: str) -> AsyncIterator[bytes]:
+    async def chunks(self, blob_id: str) -> AsyncGenerator[bytes]:
         """The whole blob in pieces of CHUNK_BYTES."""
         handle = await asyncio.to_thread(self._open, blob_id)
         try:
