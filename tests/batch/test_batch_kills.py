@@ -7,11 +7,12 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def plan_of_kills(seed: int) -> list[Kill]:
 class Served:
     """One life of the server, in a process group of its own."""
 
-    def __init__(self, model: Path, folder: Path) -> None:
+    def __init__(self, model: Path, folder: Path, *more: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -75,7 +76,7 @@ class Served:
         words += f" --profile-dir {folder / 'profiles'} --disable-uvicorn-access-log"
         with (folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [CONSERVE, "serve", str(model), *words.split()],
+                [CONSERVE, "serve", str(model), *words.split(), *more],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -129,8 +130,8 @@ class Served:
 
 
 @contextmanager
-def serving(model: Path, folder: Path) -> Iterator[Served]:
-    served = Served(model, folder)
+def serving(model: Path, folder: Path, *more: str) -> Iterator[Served]:
+    served = Served(model, folder, *more)
     try:
         yield served
     finally:
@@ -219,7 +220,12 @@ def test_a_batch_outlives_twenty_kills(tmp_path: Path) -> None:
         with serving(model, tmp_path) as served:
             num_done = live_and_die(served, batch_id, kill)
         print(f"kill {number}: {kill.victim} at {num_done} lines", flush=True)  # noqa: T201
-    with serving(model, tmp_path) as served:
+    finish(model, tmp_path, batch_id, lines)
+
+
+def finish(model: Path, folder: Path, batch_id: str, lines: list[dict[str, Any]]) -> None:
+    """One more life, to the end of the batch."""
+    with serving(model, folder) as served:
         served.wait()
         deadline = time.monotonic() + PATIENCE_S
         with served.client as client:
@@ -227,3 +233,30 @@ def test_a_batch_outlives_twenty_kills(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             check(client, batch_id, lines)
+
+
+def test_sigterm_lets_lines_in_flight_end(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model")
+    lines = [request(number) for number in range(400)]
+    for line in lines:
+        line["body"]["max_tokens"] = 300
+    with serving(model, tmp_path, "--shutdown-timeout", "60") as served:
+        served.wait()
+        with served.client as client:
+            batch_id = submit(client, lines)
+            deadline = time.monotonic() + PATIENCE_S
+            while not (before := done(client, batch_id)):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(PATIENCE_S) == 0
+        assert served.engines() == []
+    with closing(sqlite3.connect(tmp_path / "data" / "batches.db")) as database:
+        states = dict(database.execute("SELECT state, count(*) FROM lines GROUP BY state"))
+        (lost,) = database.execute("SELECT sum(losses + attempts) FROM lines").fetchone()
+        (workers,) = database.execute("SELECT count(*) FROM workers").fetchone()
+    # What was in flight has its result, what was not waits, and nothing was tried in vain.
+    assert set(states) == {"done", "pending"}
+    assert states["done"] > before
+    assert (lost, workers) == (0, 0)
+    finish(model, tmp_path, batch_id, lines)
