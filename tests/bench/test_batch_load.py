@@ -6,14 +6,15 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from conserve.bench.batch_load import BatchLoad, offline_figures
-from conserve.bench.store import Run, RunKey
-from conserve.metrics import RequestRecord
+from conserve.bench.store import ResultFolder, Run, RunKey
+from conserve.metrics import RequestRecord, throughput
 from conserve.workload import RequestPlan
 
 PLANS = [RequestPlan(f"offline-{n}", False, -5.0, 10, 4) for n in range(3)]
@@ -99,3 +100,16 @@ def test_what_the_server_counted_less_what_the_client_saw_is_offline() -> None:
         "offline_tps": 105.0,
         "total_tps": 115.2,
     }
+
+
+def test_the_servers_counts_agree_with_the_clients() -> None:
+    """On stored runs whose offline requests had both: how a batch is counted, and how they were."""
+    stored = ResultFolder(Path(__file__).parents[2] / "benchmarks" / "results" / "burst")
+    duration_s = stored.description().parsed_scenario().duration_s
+    runs = [run for run in stored.runs() if run.key.arm == "conserve"]
+    assert runs
+    for run in runs:
+        seen = throughput([r for r in run.records if not r.online], 0, duration_s)
+        counted = offline_figures(run, duration_s)
+        assert counted["offline_prompt_tps"] == pytest.approx(seen.prompt_tps, rel=0.01)
+        assert counted["offline_output_tps"] == pytest.approx(seen.output_tps, rel=0.01)
