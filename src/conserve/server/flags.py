@@ -158,7 +158,7 @@ def flags() -> tuple[Flag, ...]:
             None,
             "DIR",
             "Folder for files and batches: the uploads, the results and their database. Servers "
-            "that share one share their work and must serve the same model. By default a folder "
+            "that share one share the work of each model they have in common. By default a folder "
             "of the model's own in $XDG_DATA_HOME/conserve.",
         ),
         Flag(

@@ -25,7 +25,7 @@ BATCHES = "conserve.server.batches_middleware.BatchesMiddleware"
 OWNED = ("scheduler_cls", "scheduling_policy", "worker_cls", "kv_transfer_config")
 """vLLM's arguments that the engine room sets; a user's other value is refused."""
 
-CHOSEN = ("enforce_eager",)
+CHOSEN = ("enforce_eager", "enable_prompt_tokens_details")
 """vLLM's arguments whose default we choose; a user's value stands."""
 
 
@@ -89,6 +89,9 @@ def choose_batches(args: argparse.Namespace) -> str:
     names = args.served_model_name or [args.model_tag]
     folder = settle_data_dir(flag, names[0])
     os.environ[DATA_DIR] = str(folder)
+    if args.enable_prompt_tokens_details is None:
+        # Or no answer would say what the prefix cache saved, and no batch's usage.
+        args.enable_prompt_tokens_details = True
     args.middleware = [BATCHES, *args.middleware]
     return f"in {folder}"
 
