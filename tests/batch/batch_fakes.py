@@ -46,6 +46,7 @@ class FakeModel:
     """
 
     api_keys: Sequence[str] = ()
+    name: str = MODEL
     seen: Counter[str] = field(default_factory=Counter)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
@@ -68,7 +69,7 @@ class FakeModel:
         return await call_next(request)
 
     async def models(self) -> dict[str, Any]:
-        card = {"id": MODEL, "object": "model", "max_model_len": MAX_MODEL_LEN}
+        card = {"id": self.name, "object": "model", "max_model_len": MAX_MODEL_LEN}
         return {"object": "list", "data": [card]}
 
     async def embed(self, request: Request) -> dict[str, Any]:

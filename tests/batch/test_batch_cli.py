@@ -13,6 +13,7 @@ from batch_server import server
 from typer.testing import CliRunner
 
 from conserve.cli.batch import app
+from conserve.cli.batch_view import print_batch, print_batches, progress_note
 
 runner = CliRunner()
 
@@ -95,6 +96,31 @@ def test_a_server_that_is_not_there(input_file: Path) -> None:
     result = run("submit", str(input_file), "--url", "http://127.0.0.1:9", code=1)
     assert "does not answer" in result.stderr
     assert "Traceback" not in result.output
+
+
+OTHERS = {
+    "id": "batch_of_another_server",
+    "status": "in_progress",
+    "endpoint": "/v1/chat/completions",
+    "created_at": 1_700_000_000,
+    "request_counts": {"total": 12_000, "completed": 1_500, "failed": 2},
+}
+
+
+def test_a_batch_without_our_fields_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    print_batch(OTHERS)
+    print_batches([OTHERS, {**OTHERS, "request_counts": None}])
+    shown = capsys.readouterr().out
+    assert "1,500 of 12,000 done, 2 failed" in shown
+    assert not any(word in shown for word in ("due", "speed", "None", "\x1b"))
+    assert [len(row.split()) for row in shown.splitlines()[-2:]] == [7, 7]
+
+
+def test_what_stands_beside_the_bar() -> None:
+    assert progress_note(OTHERS) == "2 failed"
+    ours = {**OTHERS, "tokens_per_second": 1319.7, "estimated_finish_at": 1_700_000_000}
+    assert progress_note(ours).startswith("2 failed, 1,320 tokens/s, done about ")
+    assert progress_note({"status": "validating"}) == ""
 
 
 def test_an_unknown_batch(url: str) -> None:

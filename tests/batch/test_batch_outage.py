@@ -7,11 +7,14 @@ import gc
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import openai
 import pytest
 from batch_fakes import FakeModel, eventually, numbered, running
 from batch_postgres import Postgres
+from fsspec.implementations.memory import MemoryFileSystem
 from sqlalchemy import select
 
 from conserve.batch.database import Database
@@ -63,6 +66,61 @@ async def test_files_may_live_elsewhere(tmp_path: Path) -> None:
         with pytest.raises(openai.NotFoundError):
             await run.client.files.content(batch.input_file_id)
     assert not (tmp_path / "files").exists()
+
+
+class Lost(Exception):  # noqa: N818
+    """What a driver raises is its own affair: botocore's errors are no OSError either."""
+
+
+class Elsewhere(MemoryFileSystem):
+    """A storage that can go away."""
+
+    protocol = "elsewhere"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    is_away = False
+
+    def _open(self, *words: Any, **named: Any) -> Any:
+        if Elsewhere.is_away:
+            raise Lost
+        return super()._open(*words, **named)
+
+    def cat_file(self, *words: Any, **named: Any) -> Any:
+        if Elsewhere.is_away:
+            raise Lost
+        return super().cat_file(*words, **named)
+
+    def put_file(self, *words: Any, **named: Any) -> None:
+        if Elsewhere.is_away:
+            raise Lost
+        super().put_file(*words, **named)
+
+
+async def test_a_storage_that_is_away_costs_no_line(tmp_path: Path) -> None:
+    fsspec.register_implementation("elsewhere", Elsewhere, clobber=True)
+    settings = BatchSettings(
+        data_dir=tmp_path, poll_s=0.05, files_url="elsewhere://b", max_in_flight=4
+    )
+    model = FakeModel()
+    async with running(settings, model) as run:
+        model.open.clear()
+        batch = await run.submit(numbered(40))
+        await eventually(lambda: model.running == 4)
+        Elsewhere.is_away = True
+        try:
+            for call in (run.upload(numbered(1)), run.client.files.content(batch.input_file_id)):
+                with pytest.raises(openai.InternalServerError) as caught:
+                    await call
+                assert (caught.value.status_code, caught.value.code) == (503, "store_unavailable")
+            model.open.set()
+            await eventually(lambda: model.running == 0)
+        finally:
+            Elsewhere.is_away = False
+        batch = await run.until(batch.id, "completed")
+        assert len(await run.lines_of(batch.output_file_id)) == 40
+        assert {body["messages"][0]["content"] for body in model.bodies} == {
+            f"prompt {n}" for n in range(40)
+        }
 
 
 async def cancel_a_writer(database: Database, turns: int) -> None:

@@ -102,6 +102,20 @@ def test_a_bad_line_is_named(changes: dict[str, Any], code: str, param: str) -> 
     assert codes(content) == [(2, code, param)]
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "body", "good"),
+    [
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0, "echo": True}, True),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, False),
+        (CHAT, {"max_tokens": 0, "echo": True}, False),
+    ],
+)
+def test_a_text_may_be_scored(endpoint: str, body: dict[str, Any], good: bool) -> None:
+    rules = Rules(endpoint=endpoint, models={MODEL: ModelLimits(100)})
+    found = codes(jsonl([line("a", body=body, url=endpoint)]), rules)
+    assert found == ([] if good else [(1, "invalid_value", "body.max_tokens")])
+
+
 @pytest.mark.parametrize("name", ["custom_id", "method", "url", "body"])
 def test_a_missing_field_is_named(name: str) -> None:
     row = line("a")

@@ -197,7 +197,8 @@ def test_counters_are_read_at_both_ends(drive: Any, token_server: ModuleType) ->
     server = token_server.TokenServer(token_server.steady(0.9, 0.1))
     load = drive(server, Workload(offline=[offline(i, 2) for i in range(99)], in_flight=1))
     start, end = load.counters_start, load.counters_end
-    assert set(start) == set(end) == {"conserve:stopped_steps_total"}
+    names = {"conserve:stopped_steps_total", "vllm:prompt_tokens_total"}
+    assert set(start) == set(end) == names
     assert end["conserve:stopped_steps_total"] - start["conserve:stopped_steps_total"] == 20
 
 

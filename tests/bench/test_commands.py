@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from conserve.batch.settings import BatchSettings
 from conserve.bench import machine
 from conserve.bench.arms import ARMS, arm_named, server_command
 from conserve.bench.prompts import Vocabulary
@@ -93,12 +94,17 @@ def test_two_traces_need_their_names(tmp_path: Path) -> None:
     assert paths == {"azure-conv": file, "arxiv": file}
 
 
+DATA = Path("fresh-folder")
+
+
 def test_every_arm_gets_the_same_arguments_and_its_own() -> None:
     common = ["--dtype=bfloat16", "--max-num-seqs=64"]
     for arm in ARMS.values():
-        command = server_command(arm, "model", 1234, common, Targets(0.5, 0.1))
+        command = server_command(arm, "model", 1234, common, Targets(0.5, 0.1), DATA)
         assert set(common) <= set(command)
         assert ("--slo-ttft-ms" in command) == (arm.kind == "conserve")
+        assert ("--no-batches" in command) == (arm.kind == "conserve" and not arm.batch)
+        assert (str(DATA) in command) == arm.batch
         for argument in arm.args:
             assert argument in command
         assert arm.shows.endswith(".")
@@ -108,12 +114,23 @@ def test_settings_of_an_ablation_are_settings_of_the_engine() -> None:
     settings = pytest.importorskip("conserve.engine.settings")
     default = settings.EngineSettings()
     for arm in ARMS.values():
-        command = server_command(arm, "model", 1, [], Targets())
+        command = server_command(arm, "model", 1, [], Targets(), DATA)
         if not arm.settings:
             assert "--additional-config" not in command
             continue
         given = json.loads(command[command.index("--additional-config") + 1])["conserve"]
         assert settings.EngineSettings.from_json_dict(given) != default
+
+
+def test_settings_of_a_batch_arm_are_settings_of_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for arm in ARMS.values():
+        for name, value in arm.environment.items():
+            monkeypatch.setenv(name, value)
+        assert bool(BatchSettings().model_fields_set) == bool(arm.environment)
+        for name in arm.environment:
+            monkeypatch.delenv(name)
 
 
 def test_arms_are_found_by_name() -> None:

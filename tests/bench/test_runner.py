@@ -17,6 +17,7 @@ from tokenizers.models import WordLevel
 
 from conserve.bench import machine, runner
 from conserve.bench.arms import Arm
+from conserve.bench.figures import figures_of
 from conserve.bench.runner import Plan, Runner
 from conserve.bench.server import Server, ServerDiedError, free_port
 from conserve.bench.store import ResultError, ResultFolder, RunKey
@@ -67,8 +68,11 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Arms in it get a server that ends itself after so many answers."""
     after: dict[str, str] = {}
 
-    def command(arm: Arm, model: str, port: int, args: Any, targets: Any) -> list[str]:
+    def command(
+        arm: Arm, model: str, port: int, args: Any, targets: Any, data_dir: Path
+    ) -> list[str]:
         limit = [after[arm.name]] if arm.name in after else []
+        limit += ["--data-dir", str(data_dir)] if arm.batch else []
         return [sys.executable, FAKE, str(port), *limit]
 
     monkeypatch.setattr(runner, "server_command", command)
@@ -113,6 +117,27 @@ def test_arms_are_interleaved_and_every_run_is_stored(model: Path, tmp_path: Pat
         assert not any(r.failed for r in stored.records)
         assert "conserve:stopped_steps_total" in stored.counters_end
     assert str(tmp_path) not in (tmp_path / "out" / "run.json").read_text()
+
+
+@pytest.mark.usefixtures("dying")
+def test_offline_work_may_go_as_a_batch(model: Path, tmp_path: Path) -> None:
+    wanted = plan(model, tmp_path / "out", arms=["conserve-batch"], seeds=[1], duration_s=3)
+    failures, said = run(wanted)
+    assert failures == {}
+    assert "offline " in said[-1]
+    (stored,) = ResultFolder(tmp_path / "out").runs()
+    assert [record.online for record in stored.records] == [True] * 3
+    assert all(record.finished for record in stored.records)
+    done = stored.counted("batch:done_lines_total")
+    assert done
+    assert stored.counted("batch:failed_lines_total") == 0
+    assert stored.counters_end["batch:lines_left"] > 0
+    figures = figures_of(ResultFolder(tmp_path / "out")).points["all"]["conserve-batch"]
+    assert figures["offline_rps"].median == pytest.approx(done / 3, rel=1e-4)
+    assert figures["offline_prompt_tps"].median == pytest.approx(20 * done / 3, rel=0.2)
+    described = ResultFolder(tmp_path / "out").description().arms["conserve-batch"]["command"]
+    assert described.startswith("CONSERVE_BATCH_MAX_IN_FLIGHT=2 python")
+    assert str(tmp_path) not in described
 
 
 @pytest.mark.usefixtures("dying")

@@ -1,7 +1,8 @@
 """An ASGI app that emits tokens on a schedule, as vLLM's /v1/completions streams them.
 
 Also a program: `python token_server.py PORT [DIE_AFTER]` serves it with uvicorn, and ends itself
-without a word to anybody after DIE_AFTER completions.
+without a word to anybody after DIE_AFTER completions. With `--data-dir FOLDER` as the last two
+words it serves batches, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 Body = dict[str, Any]
@@ -39,20 +42,26 @@ class TokenServer:
     seen: list[tuple[float, Body]] = field(default_factory=list)
     running: list[tuple[float, int]] = field(default_factory=list)
     num_done: int = 0
+    num_prompt_tokens: int = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
-        answers = {"/health": self._health, "/metrics": self._metrics}
+        answers = {"/health": self._health, "/metrics": self._metrics, "/v1/models": self._models}
         await answers.get(scope["path"], self._complete)(receive, send)
 
     async def _health(self, receive: Any, send: Any) -> None:
         await _respond(send, 200, b"")
+
+    async def _models(self, receive: Any, send: Any) -> None:
+        await _respond(send, 404, b"")
 
     async def _metrics(self, receive: Any, send: Any) -> None:
         text = (
             "# TYPE conserve:stopped_steps counter\n"
             f'conserve:stopped_steps_total{{engine="0"}} {self.num_done}\n'
             "# TYPE other counter\nother_total 7\n"
+            "# TYPE vllm:prompt_tokens counter\n"
+            f"vllm:prompt_tokens_total {self.num_prompt_tokens}\n"
         )
         await _respond(send, 200, text.encode())
 
@@ -63,14 +72,20 @@ class TokenServer:
             await _respond(send, self.status, b'{"error": {"message": "no"}}')
             return
         self._change(+1)
+        self.num_prompt_tokens += len(body["prompt"])
         try:
-            await self._stream(body, send)
+            await (self._stream if body.get("stream") else self._answer)(body, send)
         finally:
             self._change(-1)
 
     def _change(self, by: int) -> None:
         before = self.running[-1][1] if self.running else 0
         self.running.append((_now_s(), before + by))
+
+    async def _answer(self, body: Body, send: Any) -> None:
+        await asyncio.sleep(sum(delay_s for delay_s, _ in self.schedule(body)))
+        self.num_done += 1
+        await _respond(send, 200, self._message(body, body["max_tokens"]).encode())
 
     async def _stream(self, body: Body, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -110,11 +125,32 @@ async def _respond(send: Any, status: int, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
+def with_batches(app: TokenServer, data_dir: str) -> Any:
+    """The same server behind the routes of files and batches."""
+    from conserve.batch.executor import asgi_executor
+    from conserve.batch.settings import BatchSettings
+    from conserve.server.batches import batch_app
+
+    batches = batch_app(BatchSettings(data_dir=Path(data_dir)), asgi_executor(app))
+
+    async def either(scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "/v1/batches")  # none at start and end
+        ours = path.startswith(("/v1/files", "/v1/batches"))
+        await (batches if ours else app)(scope, receive, send)
+
+    return either
+
+
 if __name__ == "__main__":
     import uvicorn
 
-    dies = int(sys.argv[2]) if len(sys.argv) > 2 else None
+    place = sys.argv[-1] if sys.argv[-2] == "--data-dir" else None
+    dies = int(sys.argv[2]) if len(sys.argv) == 3 else None
     sys.stdout.write("the fake server begins\n")
     sys.stdout.flush()
     app = TokenServer(steady(0.01, 0.002), die_after=dies)
-    uvicorn.run(app, port=int(sys.argv[1]), lifespan="off", log_level="warning")
+    serve = partial(uvicorn.run, port=int(sys.argv[1]), log_level="warning")
+    if place is None:
+        serve(app, lifespan="off")
+    else:
+        serve(with_batches(app, place))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from conserve.server.flags import CHECKPOINT_MODES, flags
+
 CONSERVE = str(Path(sys.executable).with_name("conserve"))
 
 
@@ -36,6 +38,35 @@ def test_a_target_that_is_no_time(flag: str, value: str) -> None:
 @pytest.mark.parametrize("value", ["1", "-0.1", "all"])
 def test_a_floor_that_is_no_share(value: str) -> None:
     assert_refused(run("serve", f"--offline-floor={value}"), "--offline-floor", repr(value))
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint-bytes", "--checkpoint-dir-bytes"])
+@pytest.mark.parametrize("value", ["much", "-5", "0", "8 bits", ""])
+def test_a_size_that_is_none(flag: str, value: str) -> None:
+    assert_refused(run("serve", f"{flag}={value}"), flag, "must be a size", repr(value))
+
+
+def test_a_checkpoint_mode_nobody_knows() -> None:
+    done = run("serve", "--checkpoint=always")
+    assert_refused(done, "--checkpoint", "incremental, swap, off", "'always'")
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("1024", 1024), ("8GiB", 8 << 30), ("8G", 8 << 30), ("1.5gib", 3 << 29), ("2kB", 2000),
+     ("3 TB", 3 * 10**12), ("7B", 7), ("1m", 1 << 20)],
+)  # fmt: skip
+def test_sizes(text: str, num_bytes: int) -> None:
+    (flag,) = (flag for flag in flags() if flag.name == "--checkpoint-bytes")
+    assert flag.parse is not None
+    assert flag.parse(text) == num_bytes
+
+
+@pytest.mark.engine
+def test_the_modes_are_the_engines() -> None:
+    from conserve.engine import settings
+
+    assert CHECKPOINT_MODES == settings.CHECKPOINT_MODES
 
 
 def test_a_data_folder_without_a_name() -> None:

@@ -24,13 +24,20 @@ class PretendStore:
         self.slots: dict[int, list[int | None]] = {}
         self.fail = fail or (lambda operation: False)
 
-    def write(self, block_ids: Sequence[int], slots: Sequence[int]) -> set[int]:
+    def write(
+        self,
+        block_ids: Sequence[int],
+        slots: Sequence[int],
+        ranges: Sequence[tuple[int, int]] | None = None,
+    ) -> set[int]:
         size = self.device.block_size
-        for block, slot in zip(block_ids, slots, strict=True):
+        ranges = ranges or [(0, size)] * len(slots)
+        for block, slot, (start, stop) in zip(block_ids, slots, ranges, strict=True):
             if self.fail("store"):
                 self.slots.pop(slot, None)
                 return {slot}
-            self.slots[slot] = [self.device.slots.get((block, i)) for i in range(size)]
+            content = self.slots.setdefault(slot, [None] * size)
+            content[start:stop] = [self.device.slots.get((block, i)) for i in range(start, stop)]
         return set()
 
     def read(self, slots: Sequence[int], block_ids: Sequence[int]) -> set[int]:

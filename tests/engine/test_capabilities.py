@@ -10,7 +10,11 @@ import pytest
 pytest.importorskip("vllm")
 
 from conserve.engine import capabilities
-from conserve.engine.capabilities import layers_between_safepoints, why_not_stoppable
+from conserve.engine.capabilities import (
+    layers_between_safepoints,
+    passes_safepoints,
+    why_not_stoppable,
+)
 from conserve.engine.launch import CPU_WORKER, GPU_WORKER
 from conserve.engine.settings import EngineSettings
 
@@ -27,12 +31,17 @@ def scheduler(*, num_layers: int = 32, **changes: Any) -> Any:
         "has_mamba_layers": False,
         "is_encoder_decoder": False,
         "num_spec_tokens": 0,
-        "use_v2_model_runner": False,
+        "use_v2_model_runner": True,
+        "data_parallel_size": 1,
+        "is_moe": True,
+        "use_ubatching": False,
+        "ec_transfer_config": None,
+        "enabled": False,
         "runner_type": "generate",
         "get_num_layers": lambda parallel: num_layers,
     } | changes
     part = SimpleNamespace(**values)
-    part.parallel_config = part.model_config = part.vllm_config = part
+    part.parallel_config = part.model_config = part.vllm_config = part.aux_output_config = part
     return part
 
 
@@ -53,7 +62,10 @@ def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
         ({"has_mamba_layers": True}, "recurrent state"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"num_spec_tokens": 3}, "draft models"),
-        ({"use_v2_model_runner": True}, "Model Runner V2"),
+        ({"data_parallel_size": 2}, "other replicas"),
+        ({"use_ubatching": True}, "two threads"),
+        ({"ec_transfer_config": object()}, "encoder output"),
+        ({"enabled": True}, "auxiliary output"),
         ({"runner_type": "pooling"}, "pooling"),
     ],
     ids=str,
@@ -102,3 +114,29 @@ def test_the_default_depends_on_the_platform(monkeypatch: pytest.MonkeyPatch) ->
         platform = SimpleNamespace(is_cpu=lambda on_cpu=on_cpu: on_cpu)
         monkeypatch.setattr(capabilities, "current_platform", platform)
         assert looks(0.16) == every
+
+
+@pytest.mark.parametrize(
+    ("mode", "decodes", "chunk"),
+    [
+        ("NONE", True, True),
+        ("PIECEWISE", True, True),
+        ("FULL", False, False),
+        ("FULL_DECODE_ONLY", False, True),
+        ("FULL_AND_PIECEWISE", False, True),
+    ],
+)
+def test_a_step_that_replays_as_one_graph_passes_no_safepoint(
+    mode: str, decodes: bool, chunk: bool
+) -> None:
+    from vllm.config import CUDAGraphMode
+
+    compilation = SimpleNamespace(
+        cudagraph_mode=CUDAGraphMode[mode], max_cudagraph_capture_size=512
+    )
+    config = SimpleNamespace(compilation_config=compilation)
+    assert passes_safepoints(config, {"a": 1, "b": 1}) is decodes
+    assert passes_safepoints(config, {"a": 1, "b": 300}) is chunk
+    assert passes_safepoints(config, {"a": 1, "b": 600}), "larger than any captured graph"
+    compilation.max_cudagraph_capture_size = None
+    assert passes_safepoints(config, {"a": 1})

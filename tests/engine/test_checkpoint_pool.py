@@ -10,7 +10,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from conserve.engine.checkpoint.pool import Entry, HostPool, Worth
+from conserve.engine.checkpoint.pool import Entry, HostPool, Span, Worth
 
 SIZE = 4
 NAMES = [f"r{i}" for i in range(6)]
@@ -91,8 +91,12 @@ class TestSpans:
         pool = HostPool(10, SIZE)
         pool.grow("a", 10, [], Worth(1.0))
         first, second, third = slots_of(pool, "a")
-        assert pool.spans("a", 3, 10) == [(0, first, 3, 4), (1, second, 0, 4), (2, third, 0, 2)]
-        assert pool.spans("a", 5, 6) == [(1, second, 1, 2)]
+        assert pool.spans("a", 3, 10) == [
+            Span(0, first, 3, 4),
+            Span(1, second, 0, 4),
+            Span(2, third, 0, 2),
+        ]
+        assert pool.spans("a", 5, 6) == [Span(1, second, 1, 2)]
         assert pool.spans("a", 4, 4) == []
 
     def test_no_span_past_the_slots(self) -> None:
@@ -233,6 +237,16 @@ class TestDisk:
         assert slots_of(pool, "a")[0] == slots_of(pool, "b")[0]
         assert fill(pool, "d", [1] * 4, 0.1)
         assert slots_of(pool, "d") == slots_of(pool, "a")[:1]
+
+
+def test_a_disk_that_failed_gets_no_more() -> None:
+    pool = HostPool(1, SIZE, num_disk_slots=4)
+    for name, worth in (("a", 1.0), ("b", 10.0)):
+        fill(pool, name, [ord(name)] * 4, worth)
+    assert pool.lose([1]) == ["a"]
+    fill(pool, "c", [3] * 4, 100.0)
+    assert pool.get("b") is None
+    assert pool.num_used_disk_slots == 0
 
 
 def test_lost_bytes_are_read_by_nobody() -> None:

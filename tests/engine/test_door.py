@@ -78,11 +78,15 @@ STATE = {
     "scheduler.kv_cache_manager.coordinator.single_type_managers[0]": ["block_size",
         "num_cached_block", "req_to_blocks"],
     "scheduler.vllm_config": ["additional_config", "instance_id", "model_config",
-        "parallel_config", "scheduler_config", "use_v2_model_runner", "is_mm_encoder_only"],
+        "parallel_config", "scheduler_config", "use_v2_model_runner", "is_mm_encoder_only",
+        "compilation_config", "ec_transfer_config", "aux_output_config"],
+    "scheduler.vllm_config.aux_output_config": ["enabled"],
+    "scheduler.vllm_config.compilation_config": ["cudagraph_mode", "max_cudagraph_capture_size"],
+    "scheduler.vllm_config.compilation_config.cudagraph_mode": ["decode_mode", "mixed_mode"],
     "scheduler.vllm_config.parallel_config": ["data_parallel_index", "nnodes", "worker_cls",
-        "tensor_parallel_size", "pipeline_parallel_size"],
+        "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "use_ubatching"],
     "scheduler.vllm_config.model_config": ["get_num_layers", "get_vocab_size", "get_hidden_size",
-        "runner_type", "model", "dtype", "quantization", "enforce_eager"],
+        "runner_type", "model", "dtype", "quantization", "enforce_eager", "is_moe"],
     "request": ["request_id", "priority", "arrival_time", "status", "num_tokens",
         "num_computed_tokens", "num_tokens_with_spec", "num_output_placeholders",
         "num_in_flight_tokens", "is_prefill_chunk", "is_finished", "block_hashes"],
@@ -271,6 +275,25 @@ def changed_forward(text: str) -> str:
     )
 
 
+def changed_v2(execute: str, sample: str) -> str:
+    """A stop may leave V2's execute_model: connectors are told, nothing of a request advances,
+    and the state that sample_tokens goes by is set last."""
+    forward, after = ast.parse(execute), ast.parse(sample)
+    advances = ("postprocess_sampled", "postprocess_num_computed_tokens", "sample", "post_forward")
+    if early := [name for name in advances if calls(forward, name)]:
+        return f"V2 calls {early[0]} in execute_model already"
+    ran = calls(forward, "run_pw_graph") + calls(forward, "model")
+    before, ended = calls(forward, "pre_forward"), calls(forward, "finish_forward")
+    if not before or not ran or len(ended) != 1 or not max(before) < max(ran) < ended[0]:
+        return "V2's execute_model does not run the model between pre_forward and finish_forward"
+    kept = calls(forward, "ExecuteModelState")
+    if len(kept) != 1 or kept[0] < ended[0]:
+        return "V2's execute_model does not set execute_model_state once, at its end"
+    if not calls(after, "post_forward"):
+        return "V2's sample_tokens does not call the connectors' post_forward"
+    return ""
+
+
 def test_the_engines_construction_is_as_the_plugin_expects() -> None:
     if line := changed_construction(source(door.EngineCore.__init__)):
         fail(line)
@@ -287,6 +310,15 @@ def test_the_model_runner_calls_the_model_where_stops_are_caught() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     if line := changed_forward(source(GPUModelRunner.execute_model)):
+        fail(line)
+
+
+def test_a_stop_may_leave_the_second_model_runner() -> None:
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    if line := changed_v2(
+        source(GPUModelRunner.execute_model), source(GPUModelRunner.sample_tokens)
+    ):
         fail(line)
 
 
@@ -316,6 +348,34 @@ def execute_model(self):
         x = self._model_forward(a)
     return x
 """
+EXECUTE_V2 = """
+def execute_model(self):
+    self.kv_connector.pre_forward(o)
+    x = self.model(**i)
+    self.kv_connector.finish_forward()
+    self.execute_model_state = ExecuteModelState(x)
+"""
+SAMPLE_V2 = """
+def sample_tokens(self):
+    self.postprocess_sampled(x)
+    return self.kv_connector.post_forward(f)
+"""
+
+
+@pytest.mark.parametrize(
+    ("execute", "sample", "word"),
+    [
+        (EXECUTE_V2, SAMPLE_V2.replace("post_forward", "other"), "sample_tokens"),
+        (EXECUTE_V2.replace("x = self.model(**i)", "pass"), SAMPLE_V2, "run the model"),
+        (EXECUTE_V2.replace("finish_forward", "other"), SAMPLE_V2, "finish_forward"),
+        (EXECUTE_V2.replace("= ExecuteModelState", "= other"), SAMPLE_V2, "execute_model_state"),
+        (EXECUTE_V2 + "    self.postprocess_sampled(x)\n", SAMPLE_V2, "postprocess_sampled"),
+    ],
+)
+def test_a_changed_second_runner_is_seen(execute: str, sample: str, word: str) -> None:
+    """The negative control of its check."""
+    assert changed_v2(EXECUTE_V2, SAMPLE_V2) == ""
+    assert word in changed_v2(execute, sample)
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,15 @@ def config(**changes: Any) -> Any:
         "tensor_parallel_size": 1,
         "pipeline_parallel_size": 1,
         "async_scheduling": False,
+        "use_v2_model_runner": False,
     } | changes
     part = SimpleNamespace(**values)
-    return SimpleNamespace(model_config=part, parallel_config=part, scheduler_config=part)
+    return SimpleNamespace(
+        model_config=part,
+        parallel_config=part,
+        scheduler_config=part,
+        use_v2_model_runner=part.use_v2_model_runner,
+    )
 
 
 @pytest.fixture
@@ -62,6 +68,7 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
         {"enforce_eager": False},
         {"tensor_parallel_size": 2},
         {"async_scheduling": True},
+        {"use_v2_model_runner": True},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -29,11 +29,13 @@ def line(custom_id: str, **changes: Any) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body | changes}
 
 
-def submit(client: openai.OpenAI, lines: list[dict[str, Any]], **extra: Any) -> Any:
+def submit(
+    client: openai.OpenAI, lines: list[dict[str, Any]], endpoint: Any = CHAT, **extra: Any
+) -> Any:
     content = "\n".join(json.dumps(each) for each in lines).encode()
     file = client.files.create(file=("lines.jsonl", content), purpose="batch")
     return client.batches.create(
-        input_file_id=file.id, endpoint=CHAT, completion_window="24h", extra_body=extra
+        input_file_id=file.id, endpoint=endpoint, completion_window="24h", extra_body=extra
     )
 
 
@@ -79,6 +81,41 @@ def test_a_batch_from_upload_to_output(client: openai.OpenAI) -> None:
         assert answer["response"]["status_code"] == 200
         assert answer["response"]["body"]["service_tier"] == "flex"
         assert answer["response"]["body"]["choices"][0]["message"]["content"]
+
+
+BODIES = [
+    ("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 8}),
+    ("/v1/responses", {"input": "Name three colours.", "max_output_tokens": 16}),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "body"), BODIES)
+def test_other_endpoints(client: openai.OpenAI, endpoint: str, body: dict[str, Any]) -> None:
+    body = {"model": MODEL, "temperature": 0, **body}
+    lines = [{"custom_id": f"{n}", "method": "POST", "url": endpoint, "body": body} for n in "ab"]
+    batch = until(client, submit(client, lines, endpoint).id, "completed", "failed")
+    assert (batch.status, batch.error_file_id) == ("completed", None), batch.errors
+    output = client.files.content(batch.output_file_id).iter_lines()
+    answers = {row["custom_id"]: row["response"]["body"] for row in map(json.loads, output)}
+    assert set(answers) == {"a", "b"}
+    assert answers["a"]["service_tier"] == "flex"
+    assert batch.usage.input_tokens > 0
+    assert batch.usage.output_tokens > 0
+
+
+def test_what_the_model_lacks_is_refused(client: openai.OpenAI) -> None:
+    lines = [line("a") | {"url": "/v1/embeddings"}]
+    with pytest.raises(openai.BadRequestError, match="has no /v1/embeddings"):
+        submit(client, lines, "/v1/embeddings")
+
+
+def test_the_usage_tells_what_the_prefix_cache_saved(client: openai.OpenAI) -> None:
+    story = "Once there was a fox. " * 60
+    messages = [{"role": "user", "content": story}]
+    batch = submit(client, [line(each, messages=messages) for each in ("first", "second")])
+    batch = until(client, batch.id, "completed", "failed")
+    again = until(client, submit(client, [line("third", messages=messages)]).id, "completed")
+    assert again.usage.input_tokens_details.cached_tokens > 0.9 * again.usage.input_tokens
 
 
 def test_a_bad_line_fails_the_batch_and_is_named(client: openai.OpenAI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 from argparse import Namespace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from conserve.batch.executor import Reply
+from conserve.server import batches_engine
 from conserve.server.batches_engine import EngineExecutor, fitting_settings, lines_in_flight
 
 CHAT = "/v1/chat/completions"
@@ -90,6 +92,40 @@ async def test_a_dead_engines_error_is_held_against_no_line(
 async def test_only_the_engines_own_word_counts(body: bytes, kept: bool) -> None:
     executor = EngineExecutor(Answering(Reply(200, body)), Namespace(errored=False))  # type: ignore[arg-type]
     assert (await executor.run(CHAT, b"", {})).status_code == (200 if kept else 503)
+
+
+class Stopping:
+    """An engine that answers a question with `answer`, or never and is dead by the next look."""
+
+    def __init__(self, answer: bool | Exception | None) -> None:
+        self.errored = False
+        self.asked = 0
+        self._answer = answer
+
+    async def is_sleeping(self) -> bool:
+        self.asked += 1
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        if self._answer is None:
+            self.errored = True
+            await asyncio.Event().wait()
+        return bool(self._answer)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("answer", "kept"), [(False, True), (Exception("Server shutting down"), False), (None, False)]
+)
+async def test_a_response_counts_if_its_engine_goes_on(
+    answer: bool | Exception | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_engine, "LOOK_S", 0.01)
+    whole = b'{"status":"completed","output":[]}'
+    engine = Stopping(answer)
+    executor = EngineExecutor(Answering(Reply(200, whole)), engine)  # type: ignore[arg-type]
+    assert (await executor.run("/v1/responses", b"", {})).status_code == (200 if kept else 503)
+    assert (await executor.run(CHAT, b"", {})).status_code == 200
+    assert engine.asked == 1
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,85 @@ class TestHandedToVllm:
 
 
 @pytest.mark.usefixtures("hand")
+class TestCheckpoints:
+    def test_by_default_they_are_incremental_and_the_engine_picks_the_size(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        settings = settings_in(handed())
+        assert (settings.checkpoint, settings.checkpoint_bytes) == ("incremental", 0)
+        assert (settings.checkpoint_dir, settings.checkpoint_dir_bytes) == ("", 0)
+        assert "KV copies incremental, in up to" in " ".join(capsys.readouterr().err.split())
+
+    def test_flags_reach_the_engine(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "new" / "tier"
+        settings = settings_in(
+            handed(
+                *("--checkpoint=swap", "--checkpoint-bytes", "512MiB"),
+                *("--checkpoint-dir", str(folder), "--checkpoint-dir-bytes", "64M"),
+            )
+        )
+        assert (settings.checkpoint, settings.checkpoint_bytes) == ("swap", 512 << 20)
+        assert (settings.checkpoint_dir, settings.checkpoint_dir_bytes) == (str(folder), 64 << 20)
+        told = "".join(capsys.readouterr().err.split())
+        assert f"swap,in0.50GiBofhostmemoryand0.06GiBin{folder}" in told
+        assert folder.is_dir()
+        assert list(folder.iterdir()) == []
+
+    def test_replicas_of_this_host_share_what_is_named(self, tmp_path: Path) -> None:
+        settings = settings_in(
+            handed(
+                *("--data-parallel-size", "4", "--checkpoint-bytes", "1GiB"),
+                *("--checkpoint-dir", str(tmp_path / "t"), "--checkpoint-dir-bytes", "8MiB"),
+            )
+        )
+        assert settings.checkpoint_bytes == 256 << 20
+        assert settings.checkpoint_dir_bytes == 2 << 20
+
+    def test_replicas_share_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from conserve.server import door
+
+        monkeypatch.setattr(door, "available_memory_bytes", lambda: 32 << 30)
+        settings = settings_in(handed("--data-parallel-size", "4"))
+        assert settings.checkpoint_bytes == 2 << 30
+
+    def test_off(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert settings_in(handed("--checkpoint", "off")).checkpoint == "off"
+        assert "compute again" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (("--checkpoint-dir", "{}/t"), ("--checkpoint-dir-bytes is missing",)),
+            (("--checkpoint-dir-bytes", "1M"), ("--checkpoint-dir is missing",)),
+            (("--checkpoint=off", "--checkpoint-bytes=1M"), ("--checkpoint-bytes", "off")),
+            (
+                ("--checkpoint=off", "--checkpoint-dir={}/t", "--checkpoint-dir-bytes=1M"),
+                ("--checkpoint-dir has no use", "off"),
+            ),
+            (("--checkpoint-bytes", "900TiB"), ("--checkpoint-bytes", "is free")),
+            (
+                ("--checkpoint-dir={}/t", "--checkpoint-dir-bytes=9000TiB"),
+                ("--checkpoint-dir ", "bytes free"),
+            ),
+            (
+                ("--checkpoint-dir={}/file/t", "--checkpoint-dir-bytes=1M"),
+                ("--checkpoint-dir ", "cannot be written"),
+            ),
+        ],
+    )
+    def test_what_cannot_be(
+        self, tmp_path: Path, flags: tuple[str, ...], words: tuple[str, ...]
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        message = refusal(*(flag.replace("{}", str(tmp_path)) for flag in flags))
+        assert "\n" not in message
+        for word in words:
+            assert word in message
+
+
+@pytest.mark.usefixtures("hand")
 class TestRefused:
     @pytest.mark.parametrize(
         ("flag", "value"),

@@ -82,14 +82,21 @@ class BatchStore:
             return await self._known(connection, {**wanted, "idempotency_digest": digest(request)})
 
     async def create(
-        self, tenant: str, request: BatchCreate, key: str | None, estimated_tokens: int
+        self,
+        tenant: str,
+        request: BatchCreate,
+        key: str | None,
+        estimated_tokens: int,
+        model: str | None = None,
     ) -> RowMapping:
         """A new batch in `validating`, or the one that `key` made before.
+
+        model: whose servers take the batch; None leaves it to any.
 
         Raises InvalidRequestError: the input file is unfit, the deadline is none, or `key` was used
         for another request.
         """
-        row = self._new_row(tenant, request, key, estimated_tokens)
+        row = self._new_row(tenant, request, key, estimated_tokens) | {"model": model}
         async with self._database.write() as connection:
             if key is not None and (known := await self._known(connection, row)):
                 return known
@@ -231,4 +238,6 @@ def view(row: RowMapping) -> BatchView:
         remaining = row["estimated_tokens"] * (left / total if total else 1.0)
     if Status(row["status"]) in (Status.CANCELLING, Status.FINALIZING) or row["expiring"]:
         remaining = 0.0
-    return BatchView(row["id"], row["created_at"], row["priority"], row["expires_at"], remaining)
+    return BatchView(
+        row["id"], row["created_at"], row["priority"], row["expires_at"], remaining, row["model"]
+    )

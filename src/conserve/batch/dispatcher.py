@@ -26,6 +26,7 @@ from conserve.batch.outcome import (
     keep_reply,
     offline_body,
 )
+from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.window import Window, retry_delay_s
@@ -56,6 +57,7 @@ class Dispatcher:
         worker_id: str,
         stores: Stores,
         executor: Executor,
+        served: Served,
         settings: BatchSettings,
         clock: Callable[[], float],
     ) -> None:
@@ -65,6 +67,7 @@ class Dispatcher:
         self._harvest = stores.harvest
         self._contents = stores.contents
         self._executor = executor
+        self._served = served
         self._settings = settings
         self._clock = clock
         self._window = Window(settings.max_in_flight)
@@ -131,7 +134,8 @@ class Dispatcher:
         free = self._free_slots()
         if free <= 0:
             return
-        waiting = await self._leases.waiting(self._settings.max_losses)
+        models = await self._served.names()
+        waiting = await self._leases.waiting(self._settings.max_losses, models)
         if not waiting:
             return
         now = self._clock()

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ import fsspec  # type: ignore[import-untyped]
 from conserve.batch.errors import StorageFullError, StoreUnavailableError
 
 CHUNK_BYTES = 65_536
+AWAY = "The storage for files does not answer; try again."
 # A staging file nobody wrote to for so long belongs to nobody.
 STALE_S = 3600.0
 
@@ -39,7 +40,7 @@ class FileContents:
         await asyncio.to_thread(self._prepare)
 
     def _prepare(self) -> None:
-        with storage_errors():
+        with self._errors():
             self.staging_dir.mkdir(parents=True, exist_ok=True)
             self._fs.makedirs(self._root, exist_ok=True)
             stale = time.time() - STALE_S
@@ -53,7 +54,7 @@ class FileContents:
         await asyncio.to_thread(self._keep, staged, blob_id)
 
     def _keep(self, staged: Path, blob_id: str) -> None:
-        with storage_errors():
+        with self._errors():
             if not self._is_local:
                 self._fs.put_file(str(staged), self._path(blob_id))
                 staged.unlink()
@@ -75,17 +76,17 @@ class FileContents:
         await asyncio.to_thread(self._delete, blob_id)
 
     def _delete(self, blob_id: str) -> None:
-        with storage_errors():
+        with self._errors():
             try:
                 self._fs.rm_file(self._path(blob_id))
             except FileNotFoundError:
                 return
 
-    async def chunks(self, blob_id: str) -> AsyncIterator[bytes]:
+    async def chunks(self, blob_id: str) -> AsyncGenerator[bytes]:
         """The whole blob in pieces of CHUNK_BYTES."""
         handle = await asyncio.to_thread(self._open, blob_id)
         try:
-            while chunk := await asyncio.to_thread(_read, handle):
+            while chunk := await asyncio.to_thread(self._read, handle):
                 yield chunk
         finally:
             handle.close()
@@ -95,7 +96,7 @@ class FileContents:
         return await asyncio.to_thread(self._ranges, blob_id, spans)
 
     def _ranges(self, blob_id: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        with storage_errors():
+        with self._errors():
             if not self._is_local:
                 path = self._path(blob_id)
                 starts = [offset for offset, _ in spans]
@@ -106,9 +107,26 @@ class FileContents:
                 return [os.pread(handle.fileno(), length, offset) for offset, length in spans]
 
     def _open(self, blob_id: str) -> IO[bytes]:
-        with storage_errors():
+        with self._errors():
             handle: IO[bytes] = self._fs.open(self._path(blob_id), "rb")
             return handle
+
+    def _read(self, handle: IO[bytes]) -> bytes:
+        with self._errors():
+            return handle.read(CHUNK_BYTES)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """`storage_errors`, and what a remote storage's driver raises of its own."""
+        with storage_errors():
+            try:
+                yield
+            except OSError:
+                raise
+            except Exception as error:
+                if self._is_local:
+                    raise
+                raise StoreUnavailableError(AWAY) from error
 
     def _path(self, blob_id: str) -> str:
         return f"{self._root}/{blob_id}"
@@ -156,12 +174,7 @@ def storage_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFullError("The storage for files is full; try again later.") from error
-        raise StoreUnavailableError("The storage for files does not answer; try again.") from error
-
-
-def _read(handle: IO[bytes]) -> bytes:
-    with storage_errors():
-        return handle.read(CHUNK_BYTES)
+        raise StoreUnavailableError(AWAY) from error
 
 
 def _sync(path: Path) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import RowMapping
 
-from conserve.batch.errors import StoreUnavailableError
-from conserve.batch.executor import Executor
 from conserve.batch.files import FileContents
 from conserve.batch.job_store import JobStore
 from conserve.batch.models import LineErrorObject
+from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.validation import LineIndex, Rules, Validation
 
@@ -19,11 +18,11 @@ class Intake:
     """Runs in turns with the event loop: no slice of work is longer than one chunk of the file."""
 
     def __init__(
-        self, jobs: JobStore, contents: FileContents, executor: Executor, settings: BatchSettings
+        self, jobs: JobStore, contents: FileContents, served: Served, settings: BatchSettings
     ) -> None:
         self._jobs = jobs
         self._contents = contents
-        self._executor = executor
+        self._served = served
         self._settings = settings
 
     async def run(self, row: RowMapping) -> None:
@@ -46,13 +45,9 @@ class Intake:
             await self._jobs.accept(row, validation)
 
     async def _rules(self, endpoint: str) -> Rules:
-        try:
-            models = await self._executor.models()
-        except Exception as error:
-            raise StoreUnavailableError("The server does not say which models it has.") from error
         return Rules(
             endpoint=endpoint,
-            models=models,
+            models=await self._served.models(),
             max_lines=self._settings.max_lines,
             max_line_bytes=self._settings.max_line_bytes,
             default_output_tokens=self._settings.default_output_tokens,

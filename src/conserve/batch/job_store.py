@@ -6,7 +6,7 @@ Each step of a job checks, in the transaction that writes, that the batch is sti
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 
 from sqlalchemy import RowMapping, and_, delete, exists, insert, or_, select, update
@@ -18,7 +18,7 @@ from conserve.batch.errors import LeaseLostError
 from conserve.batch.lease_store import hold_worker
 from conserve.batch.lifecycle import TERMINAL, LineState, Status
 from conserve.batch.models import LineErrorObject
-from conserve.batch.schema import batches, files, lines, results
+from conserve.batch.schema import batches, files, lines, of_models, results
 from conserve.batch.validation import LineIndex, Validation
 
 # Results are whole answers: this many are in memory at once while an output file is written.
@@ -44,13 +44,17 @@ class JobStore:
         async with self._database.write() as connection:
             await connection.execute(update(batches).where(late).values(expiring=True))
 
-    async def claim(self, worker_id: str) -> RowMapping | None:
+    async def claim(
+        self, worker_id: str, models: Collection[str] | None = None
+    ) -> RowMapping | None:
         """A batch that waits to be validated or assembled, now this worker's; oldest first.
 
-        A worker does one job at a time: one it holds already was dropped in an outage.
+        models: whose files this worker may validate; None for any. A worker does one job at a
+        time: one it holds already was dropped in an outage.
         """
         free = or_(batches.c.owner.is_(None), batches.c.owner == worker_id)
-        ready = and_(free, batches.c.not_before <= self._clock(), _needs_work())
+        fit = or_(batches.c.status != Status.VALIDATING, of_models(models))
+        ready = and_(free, fit, batches.c.not_before <= self._clock(), _needs_work())
         query = select(batches).where(ready).order_by(batches.c.created_at, batches.c.id).limit(1)
         async with self._database.read() as connection:
             if (await connection.execute(query)).first() is None:

@@ -7,7 +7,7 @@ lines, so that no two transactions wait for each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields
 from itertools import groupby
 from typing import Any
@@ -19,7 +19,7 @@ from conserve.batch.database import Database
 from conserve.batch.errors import LeaseLostError
 from conserve.batch.lifecycle import LineState, Status
 from conserve.batch.outcome import Line, Outcome, Postponed, Result, Tokens
-from conserve.batch.schema import batches, lines, results, workers
+from conserve.batch.schema import batches, lines, of_models, results, workers
 
 # Databases bound the parameters of one statement, at about 32,000.
 STATEMENT_ROWS = 500
@@ -134,8 +134,8 @@ class LeaseStore:
             )
             return claimed
 
-    async def waiting(self, max_losses: int) -> set[str]:
-        """Batches with a line that may be claimed now."""
+    async def waiting(self, max_losses: int, models: Collection[str] | None = None) -> set[str]:
+        """Batches of these models, or of any, with a line that may be claimed now."""
         now = self._clock()
         line = exists().where(
             lines.c.batch_id == batches.c.id,
@@ -147,6 +147,7 @@ class LeaseStore:
             batches.c.status == Status.IN_PROGRESS,
             batches.c.expiring.is_(False),
             batches.c.expires_at > now,
+            of_models(models),
             line,
         )
         async with self._database.read() as connection:

@@ -30,6 +30,7 @@ class BatchView:
     priority: int
     due_at: float
     remaining_tokens: float
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +93,17 @@ def engine_priority(view: BatchView, now_s: float, harvest: Harvest) -> int:
 def estimated_finish(
     batch_id: str, ordered: Sequence[BatchView], now_s: float, harvest: Harvest
 ) -> float | None:
-    """When the batch ends if everything before it in the order goes first; None if unknown.
+    """When the batch ends if everything of its model before it in the order goes first; None if
+    unknown.
 
     Raises:
         KeyError: the batch is not in the order.
     """
     if not harvest.tokens_per_s:
         return None
-    tokens = 0.0
-    for view in ordered:
-        tokens += view.remaining_tokens
-        if view.batch_id == batch_id:
-            return now_s + work_s(tokens, harvest)
-    raise KeyError(batch_id)
+    place = {view.batch_id: index for index, view in enumerate(ordered)}[batch_id]
+    ahead = [view for view in ordered[: place + 1] if view.model == ordered[place].model]
+    return now_s + work_s(sum(view.remaining_tokens for view in ahead), harvest)
 
 
 def deadline_state(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -16,6 +19,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    or_,
+    true,
 )
 
 metadata = MetaData(
@@ -139,3 +144,10 @@ harvest = Table(
     # Seconds of this minute in which the worker had at least one line in flight.
     Column("busy_s", Double, nullable=False),
 )
+
+
+def of_models(models: Collection[str] | None) -> Any:
+    """Batches of one of the models, and those that name none yet; all where `models` is None."""
+    if models is None:
+        return true()
+    return or_(batches.c.model.is_(None), batches.c.model.in_(sorted(models)))

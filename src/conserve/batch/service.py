@@ -20,8 +20,10 @@ from conserve.batch.errors import InvalidRequestError
 from conserve.batch.executor import Executor
 from conserve.batch.file_store import Upload
 from conserve.batch.files import Staging
+from conserve.batch.first_line import first_model
 from conserve.batch.intake import Intake
 from conserve.batch.models import BatchCreate, BatchObject, FileObject, duration_s
+from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.validation import BYTES_PER_TOKEN
@@ -45,12 +47,16 @@ class BatchService:
         self._clock = clock
         self._executor = executor
         self.stores = Stores(settings, clock)
+        self._served = Served(executor, clock)
         self._worker = Worker(
             self.stores,
             settings,
-            Intake(self.stores.jobs, self.stores.contents, executor, settings),
+            Intake(self.stores.jobs, self.stores.contents, self._served, settings),
             Assembly(self.stores.jobs, self.stores.contents, clock),
-            lambda worker_id: Dispatcher(worker_id, self.stores, executor, settings, clock),
+            self._served,
+            lambda worker_id: Dispatcher(
+                worker_id, self.stores, executor, self._served, settings, clock
+            ),
             clock,
         )
         self._running: asyncio.Task[None] | None = None
@@ -116,21 +122,39 @@ class BatchService:
             message = f"endpoint: this server's model has no {request.endpoint}."
             raise InvalidRequestError(message, code="endpoint_not_served", param="endpoint")
         source = await self.stores.batches.input_file(tenant, request)
+        model = await self._model_of(request.input_file_id)
         harvest = await self.stores.harvest.recent()
         output_tokens = harvest.mean_output_tokens or self.settings.default_output_tokens
         tokens = source["bytes"] / BYTES_PER_TOKEN + source["num_lines"] * output_tokens
         if request.strict_deadline:
-            await self._refuse_infeasible(request, tokens, harvest)
-        row = await self.stores.batches.create(tenant, request, idempotency_key, int(tokens))
+            await self._refuse_infeasible(request, model, tokens, harvest)
+        row = await self.stores.batches.create(tenant, request, idempotency_key, int(tokens), model)
         self._worker.wake()
         return (await self._describe([row]))[0]
 
+    async def _model_of(self, file_id: str) -> str | None:
+        """Model of the first line: only servers of it may take the batch. None where the line does
+        not say, which validation will. Raises InvalidRequestError when it is not served here."""
+        chunks = self.stores.contents.chunks(file_id)
+        try:
+            model = await first_model(chunks, self.settings.max_line_bytes)
+        except FileNotFoundError:
+            return None
+        finally:
+            await chunks.aclose()
+        served = await self._served.models()
+        if model is not None and served is not None and model not in served:
+            message = f"input_file_id: its first line names the model {model[:100]!r}, which is "
+            message += f"not served here; served: {', '.join(sorted(served)) or 'none'}."
+            raise InvalidRequestError(message, code="model_not_found", param="input_file_id")
+        return model
+
     async def _refuse_infeasible(
-        self, request: BatchCreate, tokens: float, harvest: policy.Harvest
+        self, request: BatchCreate, model: str | None, tokens: float, harvest: policy.Harvest
     ) -> None:
         now = self._clock()
         due_at = deadline_of(request, now) or now + duration_s(request.completion_window)
-        newcomer = policy.BatchView("", now, request.priority, due_at, tokens)
+        newcomer = policy.BatchView("", now, request.priority, due_at, tokens, model)
         ordered = policy.order([*await self.stores.batches.views(), newcomer], now, harvest)
         finish_at = policy.estimated_finish("", ordered, now, harvest)
         if finish_at is not None and finish_at > due_at:

@@ -68,6 +68,7 @@ class _Body(msgspec.Struct):
     stream: bool | None = None
     background: bool | None = None
     n: int | None = None
+    echo: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
@@ -255,8 +256,11 @@ def _check_body(body: _Body, rules: Rules, limits: ModelLimits) -> int:
             message = f"{name} must not be true in a batch; results come in the output file."
             raise _BadLineError(f"{name}_not_supported", message, f"body.{name}")
     _check_range(body, "n", MAX_N)
+    # A completion of nothing but its prompt, with logprobs, is how texts are scored.
+    scores = body.echo and rules.endpoint == "/v1/completions" and body.max_tokens == 0
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        _check_range(body, name, limits.max_model_len)
+        if not (scores and name == "max_tokens"):
+            _check_range(body, name, limits.max_model_len)
     if rules.endpoint == "/v1/embeddings":
         return 0
     asked = body.max_completion_tokens or body.max_output_tokens or body.max_tokens

@@ -17,6 +17,7 @@ from conserve.batch.intake import Intake
 from conserve.batch.lifecycle import Status
 from conserve.batch.outcome import failure
 from conserve.batch.presence import Presence, forget, is_gone
+from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 
@@ -43,15 +44,18 @@ class Worker:
         settings: BatchSettings,
         intake: Intake,
         assembly: Assembly,
+        served: Served,
         make_dispatcher: MakeDispatcher,
         clock: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._warned: set[str] = set()
+        self._strangers: set[str] = set()
         self._stores = stores
         self._settings = settings
         self._intake = intake
         self._assembly = assembly
+        self._served = served
         self._make_dispatcher = make_dispatcher
         self._stopping = asyncio.Event()
         self._feed_wake = asyncio.Event()
@@ -165,6 +169,18 @@ class Worker:
         while await self._stores.files.collect():
             pass
         await self._warn_of_misses()
+        await self._warn_of_strangers(worker_id)
+
+    async def _warn_of_strangers(self, worker_id: str) -> None:
+        """Say once of each batch that no server left here has its model."""
+        names = await self._served.names()
+        if names is None or await self._stores.leases.others(worker_id):
+            return
+        for view in await self._stores.batches.views():
+            is_strange = view.model is not None and view.model not in names
+            if is_strange and view.batch_id not in self._strangers:
+                logger.warning("%s waits for a server of %r", view.batch_id, view.model)
+                self._strangers.add(view.batch_id)
 
     async def _warn_of_misses(self) -> None:
         """Say once of each batch that it will miss its deadline, while there is time to act."""
@@ -180,7 +196,10 @@ class Worker:
 
     async def _jobs(self, worker_id: str) -> None:
         """Validate and assemble until nothing is left to."""
-        while (row := await self._stores.jobs.claim(worker_id)) is not None:
+        while True:
+            row = await self._stores.jobs.claim(worker_id, await self._served.names())
+            if row is None:
+                return
             try:
                 await self._job(row)
             except LeaseLostError:

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from conserve.metrics import Targets
@@ -34,6 +35,8 @@ class Arm:
     offline_fields: what is added to the body of an offline request.
     args: what its server gets beside the arguments that every arm gets.
     settings: EngineSettings of `conserve serve` that differ from the default, as JSON.
+    batch: whether the offline requests go as one batch instead of one by one.
+    environment: what its server's environment has beside what every arm's has.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Arm:
     offline_fields: Mapping[str, Any] = field(default_factory=dict)
     args: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    batch: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def _ablation(name: str, shows: str, args: tuple[str, ...] = (), **settings: Any) -> Arm:
@@ -134,6 +139,19 @@ ARMS: Mapping[str, Arm] = {
             "The same without KV checkpoints: the difference is what copying costs.",
             *RECOMPUTE,
         ),
+        Arm(
+            "conserve-batch",
+            "conserve",
+            "ConServe with the offline requests as one batch through /v1/batches.",
+            batch=True,
+        ),
+        Arm(
+            "conserve-batch-file-order",
+            "conserve",
+            "The same batch with its lines in the order of the file, not by shared beginnings.",
+            batch=True,
+            environment={"CONSERVE_BATCH_GROUP_PREFIXES": "false"},
+        ),
     )
 }
 
@@ -147,15 +165,17 @@ def arm_named(name: str) -> Arm:
 
 
 def server_command(
-    arm: Arm, model: str, port: int, args: Sequence[str], targets: Targets
+    arm: Arm, model: str, port: int, args: Sequence[str], targets: Targets, data_dir: Path
 ) -> list[str]:
-    """The command that starts the arm's server; `args` are those every arm gets."""
+    """The command that starts the arm's server; `args` are those every arm gets, and `data_dir` is
+    a fresh folder for its batches."""
     shared = ["--port", str(port), "--host", "127.0.0.1", *args, *arm.args]
     if arm.kind == "stock":
         module = "vllm.entrypoints.openai.api_server"
         return [sys.executable, "-m", module, "--model", model, *shared]
     # Batches that wait in the user's data folder must not run in a measurement.
-    ours = ["--no-batches", "--slo-ttft-ms", f"{targets.ttft_s * 1000:g}"]
+    ours = ["--data-dir", str(data_dir)] if arm.batch else ["--no-batches"]
+    ours += ["--slo-ttft-ms", f"{targets.ttft_s * 1000:g}"]
     ours += ["--slo-tbt-ms", f"{targets.tbt_s * 1000:g}"]
     if arm.settings:
         ours += ["--additional-config", json.dumps({"conserve": arm.settings})]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,10 +26,19 @@ STREAMED: Mapping[str, Any] = {
     # The count of tokens so far in every message: a message may carry several tokens.
     "stream_options": {"include_usage": True, "continuous_usage_stats": True},
 }
+Counters = Callable[[], Awaitable[Mapping[str, float]]]
+"""Counters that are not on the server's /metrics, as they stand."""
+
 AFTER_FAILURE_S = 1.0
 """Pause of an offline place whose request failed, so that a dead server is not hammered."""
 
-COUNTERS = ("conserve:", "vllm:num_preemptions", "vllm:prompt_tokens", "vllm:generation_tokens")
+COUNTERS = (
+    "conserve:",
+    "vllm:num_preemptions",
+    "vllm:prompt_tokens",
+    "vllm:generation_tokens",
+    "vllm:prefix_cache",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +62,12 @@ class Load:
 class LoadClient:
     """Sends one run's requests to one server. Use within the event loop that made `http`."""
 
-    def __init__(self, http: httpx.AsyncClient, body: Body) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, body: Body, other_counters: Counters | None = None
+    ) -> None:
         self._http = http
         self._body = body
+        self._other_counters = other_counters
         self._zero_s = 0.0
 
     async def run(self, workload: Workload, window: Window, load: Load) -> None:
@@ -147,6 +159,8 @@ class LoadClient:
             response = await self._http.get("/metrics")
             if response.status_code == 200:
                 into.update(_counters(response.text))
+            if self._other_counters is not None:
+                into.update(await self._other_counters())
 
 
 async def _messages(response: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:

@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from conserve.bench.arms import ARMS, BOUND, ONLINE_ONLY
+from conserve.bench.batch_load import offline_figures
 from conserve.bench.kv_copies import figures_of_copies
 from conserve.bench.store import ResultFolder, Run
-from conserve.metrics import RunSummary, median, summarise
+from conserve.metrics import RunSummary, Targets, median, summarise
+
+PREFIX_HITS = "prefix_cache_hit_ratio"
 
 ALONE = (ONLINE_ONLY, "conserve-online-only")
 """Arms without offline work; the first that was run is what latencies are compared with."""
@@ -63,7 +66,7 @@ RATIOS = (
 )
 
 ArmFigures = dict[str, Spread]
-"""Figures of one arm at one point: RunSummary's names, RATIOS' names, `counted:NAME`."""
+"""Figures of one arm at one point: names of RunSummary and RATIOS, PREFIX_HITS, `counted:NAME`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +107,12 @@ def figures_of(folder: ResultFolder) -> Figures:
         lambda: defaultdict(dict)
     )
     for run in folder.runs():
-        summary = summarise(run.records, scenario.duration_s, targets)
-        runs[run.key.point][run.key.arm][run.key.seed] = {
-            **_values(summary),
+        values = {
+            **values_of(run, scenario.duration_s, targets),
             **figures_of_copies(run),
             **_counted(run),
         }
+        runs[run.key.point][run.key.arm][run.key.seed] = values
     measured = {arm for arms in runs.values() for arm in arms}
     alone = next((arm for arm in ALONE if arm in measured), None)
     bound = BOUND if BOUND in measured else None
@@ -121,8 +124,19 @@ def figures_of(folder: ResultFolder) -> Figures:
     return Figures(points, alone, bound)
 
 
-def _values(summary: RunSummary) -> dict[str, float | None]:
-    return {field.name: getattr(summary, field.name) for field in fields(summary)}
+def values_of(run: Run, duration_s: float, targets: Targets) -> dict[str, float | None]:
+    """RunSummary's figures of one run, by name; what went as a batch is counted by the server."""
+    summary: RunSummary = summarise(run.records, duration_s, targets)
+    values = {field.name: getattr(summary, field.name) for field in fields(summary)}
+    values[PREFIX_HITS] = _prefix_hits(run)
+    return {**values, **(offline_figures(run, duration_s) if ARMS[run.key.arm].batch else {})}
+
+
+def _prefix_hits(run: Run) -> float | None:
+    """Share of the prompt tokens looked up in vLLM's prefix cache that were there."""
+    queries = run.counted("vllm:prefix_cache_queries_total")
+    hits = run.counted("vllm:prefix_cache_hits_total")
+    return hits / queries if queries and hits is not None else None
 
 
 def _counted(run: Run) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from conserve.bench.batch_load import BatchLoad
 from conserve.bench.client import Body, Load, LoadClient, Window
 from conserve.bench.prompts import Vocabulary
 from conserve.metrics import write_records
@@ -43,6 +44,7 @@ class Job:
     online: bool
     offline: bool
     offline_fields: dict[str, Any]
+    batch: bool
     warm_up: bool
     probe_gflops: float
     records: str
@@ -98,7 +100,15 @@ async def _drive(job: Job, load: Load) -> None:
         window = Window(
             scenario.lead_in_s if workload.offline else 0.0, scenario.duration_s, scenario.drain_s
         )
-        await LoadClient(http, _body(job, job.text)).run(workload, window, load)
+        body = _body(job, job.text)
+        if not (job.batch and workload.offline):
+            await LoadClient(http, body).run(workload, window, load)
+            return
+        batch = BatchLoad(http)
+        await batch.start(workload.offline, body)
+        online = Workload(workload.online, [], 0)
+        await LoadClient(http, body, batch.counters).run(online, window, load)
+        await batch.stop()
 
 
 def _of_classes(workload: Workload, job: Job) -> Workload:

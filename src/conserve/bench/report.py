@@ -14,6 +14,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from conserve.bench import plots
+from conserve.bench.arms import ARMS
+from conserve.bench.batch_load import LINES_FAILED, LINES_LEFT
 from conserve.bench.figures import RATIOS, ArmFigures, Figures, figures_of
 from conserve.bench.store import WHOLE, Description, ResultFolder, Run, RunKey
 from conserve.bench.tables import (
@@ -140,9 +142,17 @@ def _notes(scenario: Scenario, runs: list[Run]) -> Iterator[str]:
         offline = [record for record in run.records if not record.online]
         pool = scenario.offline.num_requests if scenario.offline else 0
         if scenario.offline and scenario.offline.in_flight != "all" and len(offline) >= pool:
-            yield f"{run.key}: the offline requests ran out; its throughput is a lower bound."
+            yield _ran_out(run)
+        if run.counters_end.get(LINES_LEFT) == 0:
+            yield _ran_out(run)
+        if failed_lines := run.counted(LINES_FAILED):
+            yield f"{run.key}: {failed_lines:.0f} lines of the batch failed."
         if failed := [record for record in run.records if record.failed]:
             yield f"{run.key}: {len(failed)} requests failed, the first: {failed[0].error}"
+
+
+def _ran_out(run: Run) -> str:
+    return f"{run.key}: the offline requests ran out; its throughput is a lower bound."
 
 
 def _pictures(
@@ -152,7 +162,8 @@ def _pictures(
     first_point = runs[0].key.point if runs else WHOLE
     at_first = [run for run in runs if run.key.point == first_point]
     seed = min((run.key.seed for run in at_first), default=0)
-    of_seed = [run for run in at_first if run.key.seed == seed]
+    # The lines of a batch have no times to draw.
+    of_seed = [run for run in at_first if run.key.seed == seed and not ARMS[run.key.arm].batch]
     where = "" if first_point == WHOLE else f" At {first_point}."
     drawn: list[tuple[str, str, Callable[[Path], bool]]] = [
         (

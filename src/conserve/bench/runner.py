@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,17 @@ from pathlib import Path
 
 from conserve.bench import load, machine
 from conserve.bench.arms import Arm, arm_named, server_command
+from conserve.bench.figures import values_of
 from conserve.bench.server import Server, ServerDiedError, free_port
-from conserve.bench.store import WHOLE, Description, ResultError, ResultFolder, RunKey, points_of
-from conserve.metrics import read_records, summarise
+from conserve.bench.store import (
+    WHOLE,
+    Description,
+    ResultError,
+    ResultFolder,
+    Run,
+    RunKey,
+    points_of,
+)
 from conserve.workload import Scenario, build_workload
 
 START_S = 300.0
@@ -85,7 +94,8 @@ class Runner:
         return list(scales)
 
     def _describe_arm(self, arm: Arm) -> dict[str, str]:
-        command = ["python", *self._command(arm, 8000)[1:]]
+        settings = [f"{name}={value}" for name, value in self._environment(arm).items()]
+        command = [*settings, "python", *self._command(arm, 8000, Path("DATA"))[1:]]
         words = machine.hide_paths(command, {self._plan.model: Path(self._plan.model).name})
         return {"shows": arm.shows, "kind": arm.kind, "command": " ".join(words)}
 
@@ -97,10 +107,19 @@ class Runner:
             for name, value in environment.items()
         }
 
-    def _command(self, arm: Arm, port: int) -> list[str]:
-        scenario = self._plan.scenario
+    def _command(self, arm: Arm, port: int, data_dir: Path) -> list[str]:
+        scenario, model = self._plan.scenario, self._plan.model
         args = machine.server_args(scenario.server.args, self._plan.server_args)
-        return server_command(arm, self._plan.model, port, args, scenario.targets.targets())
+        return server_command(arm, model, port, args, scenario.targets.targets(), data_dir)
+
+    def _environment(self, arm: Arm) -> dict[str, str]:
+        """What the arm's server gets beside what all get."""
+        offline = self._plan.scenario.offline
+        found = dict(arm.environment)
+        if arm.batch and offline is not None and offline.in_flight != "all":
+            # As many lines at once as the other arms send requests.
+            found["CONSERVE_BATCH_MAX_IN_FLIGHT"] = str(offline.in_flight)
+        return found
 
     def _round(self, arm: Arm, seed: int) -> None:
         """All points of one arm and one seed, on one fresh server."""
@@ -116,9 +135,12 @@ class Runner:
         self._say(f"{arm.name}, seed {seed}: starting its server")
         port = free_port()
         log = self._folder.log_path(arm.name, seed)
-        environment = machine.server_environment(self._plan.model)
+        environment = machine.server_environment(self._plan.model) | self._environment(arm)
         try:
-            with Server(self._command(arm, port), environment, port, log) as server:
+            with (
+                tempfile.TemporaryDirectory(prefix="conserve-bench-") as data,
+                Server(self._command(arm, port, Path(data)), environment, port, log) as server,
+            ):
                 started_s = time.monotonic()
                 server.wait_until_healthy(START_S)
                 self._say(f"  ready in {time.monotonic() - started_s:.0f} s")
@@ -148,6 +170,7 @@ class Runner:
             online=arm.online,
             offline=arm.offline,
             offline_fields=dict(arm.offline_fields),
+            batch=arm.batch,
             warm_up=warm_up,
             probe_gflops=machine.probe_gflops(),
             records=str(partial),
@@ -159,7 +182,7 @@ class Runner:
             self._fail(key, why)
             return
         partial.rename(final)
-        self._say(f"  {key}: {_in_short(final, scenario)}")
+        self._say(f"  {key}: {_in_short(self._folder.run(key), scenario)}")
 
     def _fail(self, key: RunKey, why: str) -> None:
         self._failures[key] = why
@@ -192,16 +215,17 @@ def _last_line(log: Path) -> str:
     return f"the client: {lines[-1] if lines else 'ended without a word'}"
 
 
-def _in_short(records: Path, scenario: Scenario) -> str:
+def _in_short(run: Run, scenario: Scenario) -> str:
     """One line for the terminal while the benchmark goes on."""
-    s = summarise(read_records(records), scenario.duration_s, scenario.targets.targets())
+    found = values_of(run, scenario.duration_s, scenario.targets.targets())
+    s = {name: value for name, value in found.items() if value is not None}
     parts = []
-    if s.num_online and s.ttft_p99_s is not None and s.tbt_p99_s is not None:
-        parts.append(f"TTFT p99 {s.ttft_p99_s:.2f} s, TBT p99 {s.tbt_p99_s * 1000:.0f} ms")
-    if s.offline_tps:
-        parts.append(f"offline {s.offline_rps:.2f} requests/s, {s.offline_tps:.0f} tokens/s")
-    if failed := s.num_online_failed + s.num_offline_failed:
-        parts.append(f"{failed} requests failed")
+    if "ttft_p99_s" in s and "tbt_p99_s" in s:
+        parts.append(f"TTFT p99 {s['ttft_p99_s']:.2f} s, TBT p99 {s['tbt_p99_s'] * 1000:.0f} ms")
+    if s["offline_tps"]:
+        parts.append(f"offline {s['offline_rps']:.2f} requests/s, {s['offline_tps']:.0f} tokens/s")
+    if failed := s["num_online_failed"] + s["num_offline_failed"]:
+        parts.append(f"{failed:.0f} requests failed")
     return "; ".join(parts) or "nothing was finished"
 
 

@@ -119,11 +119,13 @@ class ResultFolder:
         scenario = self.description().parsed_scenario()
         for key in run_keys(scenario, list(scenario.arms), list(scenario.seeds)):
             if self.has(key):
-                counters = _read_json(self.counters_path(key))
-                records = read_records(self.records_path(key))
-                yield Run(
-                    key, records, counters["start"], counters["end"], counters["probe_gflops"]
-                )
+                yield self.run(key)
+
+    def run(self, key: RunKey) -> Run:
+        """One finished run."""
+        counters = _read_json(self.counters_path(key))
+        records = read_records(self.records_path(key))
+        return Run(key, records, counters["start"], counters["end"], counters["probe_gflops"])
 
 
 def run_keys(scenario: Scenario, arms: list[str], seeds: list[int]) -> list[RunKey]:

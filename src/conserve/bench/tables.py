@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conserve.bench.figures import RATIOS, ArmFigures, Figures, Spread
+from conserve.bench.figures import PREFIX_HITS, RATIOS, ArmFigures, Figures, Spread
 
 NOT_MEASURED = "-"
 MIB = 1 << 20
@@ -71,6 +71,7 @@ THROUGHPUT = (
     Column("online_prompt_tps", "online prompt tokens/s", 1, 0),
     Column("online_output_tps", "online output tokens/s", 1, 1),
     Column("total_tps", "total tokens/s", 1, 0),
+    Column(PREFIX_HITS, "prefix cache hits, %", 100, 0),
 )
 KV_COPIES = (
     Column("displaced_requests", "requests displaced", 1, 0),

@@ -14,11 +14,16 @@ from typing import Annotated, Any, BinaryIO
 import httpx
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from conserve.batch.models import ENDPOINTS
 from conserve.batch.validation import Rules, validate
+from conserve.cli.batch_view import (
+    counts,
+    print_batch,
+    print_batches,
+    progress_bar,
+    progress_note,
+)
 
 app = typer.Typer(
     name="batch", no_args_is_help=True, help="Batches on any OpenAI-compatible server."
@@ -100,39 +105,22 @@ def show_batch(batch: Any, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(batch))
         return
-    counts = batch.get("request_counts") or {}
-    done = f"{counts.get('completed', 0)} of {counts.get('total', 0)} done"
-    rows = {"status": batch["status"], "requests": f"{done}, {counts.get('failed', 0)} failed"}
-    names = ("endpoint", "model", "deadline_state", "tokens_per_second", "input_file_id")
-    for name in (*names, "output_file_id", "error_file_id"):
-        rows[name] = batch.get(name)
-    for name in ("created_at", "estimated_finish_at", "expires_at", "completed_at"):
-        rows[name] = clock_time(batch.get(name))
-    typer.echo(batch["id"])
-    for name, value in rows.items():
-        if value is not None:
-            typer.echo(f"  {name:<20} {value}")
-    for error in (batch.get("errors") or {}).get("data") or []:
-        where = f"line {error['line']}: " if error.get("line") else ""
-        typer.echo(f"  {where}{error['code']}: {error['message']}")
-
-
-def clock_time(moment: float | None) -> str | None:
-    if moment is None:
-        return None
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    print_batch(batch)
 
 
 def follow(one: Server, batch_id: str, every_s: float) -> Any:
     """The batch at its end; progress is shown meanwhile on a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=notes, transient=True) as progress:
-        task = progress.add_task("waiting", total=None)
+    with progress_bar(notes) as progress:
+        task = progress.add_task("waiting", total=None, note="")
         while (batch := one.batch(batch_id))["status"] not in ENDED:
-            counts = batch.get("request_counts") or {}
-            done = counts.get("completed", 0) + counts.get("failed", 0)
-            total = counts.get("total") or None
-            progress.update(task, description=batch["status"], completed=done, total=total)
+            done, failed, total = counts(batch)
+            progress.update(
+                task,
+                description=batch["status"],
+                completed=done + failed,
+                total=total or None,
+                note=progress_note(batch),
+            )
             time.sleep(every_s)
     return batch
 
@@ -201,13 +189,7 @@ def list_batches(
     if as_json:
         typer.echo(json.dumps(batches))
         return
-    table = Table("batch", "status", "done", "failed", "total", "created", box=None)
-    for batch in batches:
-        counts = batch.get("request_counts") or {}
-        numbers = [str(counts.get(name, 0)) for name in ("completed", "failed", "total")]
-        created = clock_time(batch["created_at"]) or ""
-        table.add_row(batch["id"], batch["status"], *numbers, created)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print_batches(batches)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,14 @@ from conserve.core.plan import Mode, Plan
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Snapshot
 from conserve.engine import profile_store
-from conserve.engine.door import Request, RequestStatus, SamplingParams, init_logger
+from conserve.engine.door import (
+    Request,
+    RequestStatus,
+    SamplingParams,
+    current_platform,
+    init_logger,
+)
+from conserve.engine.profile_script import CPU_REACH, GPU_REACH, Point, script
 from conserve.engine.profile_store import Profile, UnreadableProfileError
 
 logger = init_logger("vllm.conserve")
@@ -96,33 +102,6 @@ def _report(scheduler: Any, profile: Profile, origin: str) -> None:
             )
 
 
-@dataclass(slots=True)
-class _Point:
-    """One step to time: chunks of new prompts, a chunk behind context, and decodes."""
-
-    prompts: tuple[int, ...] = ()
-    num_decodes: int = 0
-
-
-def _script(most_tokens: int, num_slots: int) -> Iterator[_Point]:
-    """Steps in order of what they teach; it repeats itself until the time is up."""
-    sizes = [n for n in (1, 16, 64, 128, 256, 512) if n <= most_tokens]
-    counts = [d for d in (1, 4, 8, 16, 24, 32, 48, 64) if d < num_slots]
-    mixes = [(64, 8), (256, 16), (128, 4), (32, 24), (384, 32)]
-    mixes = [(n, d) for n, d in mixes if n + d <= most_tokens and d < num_slots]
-    while True:
-        for size in sizes:
-            yield _Point(prompts=(size,))
-        for count in counts:
-            yield _Point(num_decodes=count)
-        for size, count in mixes:
-            yield _Point(prompts=(size,), num_decodes=count)
-        for size in sizes[2:]:
-            yield _Point(prompts=(size // 4,) * 4)
-        if most_tokens >= 1024:
-            yield _Point(prompts=(512, 512))
-
-
 @dataclass
 class _Bench:
     """Drives the engine with scripted plans and times each step."""
@@ -198,7 +177,7 @@ class _Bench:
         request = self.engine_core.scheduler.requests.get(name)
         return request is not None and request.num_output_tokens > 0
 
-    def time_point(self, point: _Point, resident: list[str]) -> None:
+    def time_point(self, point: Point, resident: list[str]) -> None:
         new = [self.add(size) for size in point.prompts]
         grants = dict(zip(new, point.prompts, strict=True))
         decoding = [name for name in resident if self.decodes(name)]
@@ -245,16 +224,18 @@ def _measure(engine_core: Any, seconds: float) -> Profile | None:
 
 
 def _run(bench: _Bench, scheduler: Any) -> None:
+    reach = CPU_REACH if current_platform.is_cpu() else GPU_REACH
     most, num_slots = scheduler.max_num_scheduled_tokens, scheduler.max_num_running_reqs
     room = scheduler.cache_config.num_gpu_blocks * scheduler.block_size
     # The other half is for the tokens that residents will generate.
     longest = max(1, min(scheduler.max_model_len // 2, room // 2))
     for _ in range(WARM_UP_STEPS):
-        bench.time_point(_Point(prompts=(min(64, most, longest),)), [])
-    resident = _residents(bench, min(64, num_slots - 8, room // 1024), longest)
+        bench.time_point(Point(prompts=(min(64, most, longest),)), [])
+    resident = _residents(bench, min(reach.counts[-1], num_slots - 8, room // 1024), longest)
     if longest >= 1024 and len(resident) + 1 < num_slots:
-        resident.append(bench.time_prompt(min(longest, 2048), min(256, most)))
-    for point in _script(min(most, longest), num_slots):
+        length, chunk = min(longest, reach.long_prompt), min(reach.long_chunk, most)
+        resident.append(bench.time_prompt(length, chunk))
+    for point in script(reach, min(most, longest), num_slots):
         if bench.is_late or len(bench.samples) > MOST_SAMPLES:
             return
         bench.time_point(point, resident)

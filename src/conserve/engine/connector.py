@@ -59,7 +59,8 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     # In the worker
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
-        self.copies.register(kv_caches)
+        layers = self._vllm_config.compilation_config.static_forward_context
+        self.copies.register(kv_caches, layers)
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         """Before the forward, which may overwrite blocks that have changed hands."""
@@ -103,7 +104,8 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int, bool]:
         """What the plan brings back of the request beyond what the device still has."""
-        end = self.checkpointer.restoring.get(request.request_id, 0) if self.checkpointer else 0
+        keeper = self.checkpointer
+        end = keeper.num_restored_tokens(request.request_id) if keeper else 0
         return (end - num_computed_tokens, True) if end > num_computed_tokens else (0, False)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:

@@ -45,6 +45,7 @@ def identity(vllm_config: Any) -> dict[str, Any]:
         "openmp": "iomp5" in os.environ.get("LD_PRELOAD", ""),
         "tensor_parallel_size": parallel.tensor_parallel_size,
         "pipeline_parallel_size": parallel.pipeline_parallel_size,
+        "model_runner": "v2" if vllm_config.use_v2_model_runner else "v1",
         "enforce_eager": bool(model.enforce_eager),
         "async_scheduling": bool(vllm_config.scheduler_config.async_scheduling),
     }

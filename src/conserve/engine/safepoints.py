@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from conserve.engine.flag import StopFlag
 
-RUN_AHEAD = 2
-"""Safepoints the host may be ahead of a CUDA device in a stoppable step."""
+RUN_AHEAD = 1
+"""Safepoints a CUDA device may be behind the host in a stoppable step: layers enough to be busy
+with while the host queues the next ones, and all that is left to run after a stop."""
 
 
 class StopStep(Exception):  # noqa: N818

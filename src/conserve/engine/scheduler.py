@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
 from conserve.core.snapshot import RequestView, Snapshot
-from conserve.engine.capabilities import layers_between_safepoints, why_not_stoppable
+from conserve.engine.capabilities import (
+    layers_between_safepoints,
+    passes_safepoints,
+    why_not_stoppable,
+)
 from conserve.engine.checkpoint.keeping import KeepsCheckpoints
 from conserve.engine.checkpoint.sizes import make_checkpointer
 from conserve.engine.connector import StepMetadata, find_ours
@@ -168,6 +173,8 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
     def _decide(self, now_s: float) -> Plan:
         plan = self.planner(self.snapshot(now_s), self.experience.model, self._policy)
         self.stats.count("decision_seconds", self.clock() - now_s)
+        if plan.stoppable and not passes_safepoints(self.vllm_config, plan.grants):
+            return replace(plan, stoppable=False)
         return plan
 
     def _displace(self, plan: Plan, now_s: float) -> None:
@@ -215,13 +222,14 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             for name, num_tokens in output.num_scheduled_tokens.items():
                 request = self.requests[name]
                 record.before[name].scheduled(request, num_tokens, self.kv_cache_manager)
+        model = self.experience.model
+        predicted_s = model.predict_s(record.shape)
+        # Under async scheduling the step before it may still run.
+        begins_s = max([record.started_s, *(step.expected_end_s for step in self._steps)])
+        record.expected_end_s = begins_s + predicted_s
         self._steps.append(record)
         if record.plan.stoppable and output.total_num_scheduled_tokens:
-            model = self.experience.model
-            predicted_s = model.predict_s(record.shape)
-            self.monitor.step_started(
-                RunningStep(record.number, record.started_s, predicted_s), model
-            )
+            self.monitor.step_started(RunningStep(record.number, begins_s, predicted_s), model)
 
     # Its output
 

@@ -41,8 +41,8 @@ def settle_data_dir(flag: str | None, model: str) -> Path:
 
 
 def default_data_dir(model: str) -> Path:
-    """`$XDG_DATA_HOME/conserve/MODEL`, or below `~/.local/share`. Each model has its own: servers
-    that share a folder share their work, and one of another model could only fail it."""
+    """`$XDG_DATA_HOME/conserve/MODEL`, or below `~/.local/share`. Each model has its own: a
+    batch of one waits for ever where only another is served."""
     base = os.environ.get("XDG_DATA_HOME")
     home = Path(base) if base else Path.home() / ".local" / "share"
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", model).strip("-.")

@@ -3,6 +3,7 @@ is going. vLLM's objects are only read here: its arguments, its config, its clie
 
 from __future__ import annotations
 
+import asyncio
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -20,6 +21,10 @@ QUEUE_SHARE = 4
 """At most one in so many places of the engine's queue is for lines; the others are for clients."""
 DRAIN_SHARE = 0.8
 """Of vLLM's `--shutdown-timeout`; the rest is left to give lines back and to end the engine."""
+
+RESPONSES = "/v1/responses"
+LOOK_S = 1.0
+"""Between looks at whether an engine that does not answer is dead."""
 
 NOT_NOW = Reply(503, b"")
 
@@ -71,7 +76,22 @@ class EngineExecutor:
     async def run(self, url: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         reply = await self._executor.run(url, body, headers)
         died = reply.status_code >= 500 and self._engine.errored
-        return NOT_NOW if self.is_leaving or died or _is_cut_short(reply) else reply
+        if self.is_leaving or died or _is_cut_short(reply):
+            return NOT_NOW
+        if url == RESPONSES and not await self._is_going_on():
+            return NOT_NOW
+        return reply
+
+    async def _is_going_on(self) -> bool:
+        """Whether the engine still takes questions: one that was told to stop refuses them, and
+        what it has cut short of a response looks complete."""
+        asking = asyncio.ensure_future(self._engine.is_sleeping())
+        try:
+            while not asking.done() and not self._engine.errored:
+                await asyncio.wait({asking}, timeout=LOOK_S)
+            return asking.done() and asking.exception() is None and not self.is_leaving
+        finally:
+            asking.cancel()
 
     async def models(self) -> Mapping[str, ModelLimits] | None:
         return await self._executor.models()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from conserve.server.errors import BadInputError
 from conserve.server.model import cache_folder
+
+CHECKPOINT_MODES = ("incremental", "swap", "off")
+"""As in `conserve.engine.settings`, which would bring vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,30 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
     return value
+
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?b)?|b)?", re.IGNORECASE)
+"""A number of bytes: 8GiB, 8G (the same), 8GB (a thousand millions a piece), 1024."""
+
+
+def _bytes(text: str) -> int:
+    match = SIZE.fullmatch(text.strip())
+    value = 0
+    if match:
+        number, prefix, unit = match.groups()
+        base = 1000 if (unit or "").lower() == "b" else 1024
+        value = int(float(number) * base ** " kmgt".index(prefix.lower() if prefix else " "))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a size such as 8GiB or 500MB, not {text!r}")
+    return value
+
+
+def _mode(text: str) -> str:
+    if text not in CHECKPOINT_MODES:
+        raise argparse.ArgumentTypeError(
+            f"must be one of {', '.join(CHECKPOINT_MODES)}, not {text!r}"
+        )
+    return text
 
 
 def _folder(text: str) -> str:
@@ -92,12 +120,45 @@ def flags() -> tuple[Flag, ...]:
             "Without a stored one the start takes up to 15 seconds longer.",
         ),
         Flag(
+            "--checkpoint",
+            _mode,
+            "incremental",
+            "MODE",
+            "What is kept on the host of the KV of offline requests, so that one that must make "
+            "room need not compute it again: incremental copies it as it grows, swap when the "
+            "request is displaced (an arrival then waits for the copy), off keeps nothing.",
+        ),
+        Flag(
+            "--checkpoint-bytes",
+            _bytes,
+            None,
+            "SIZE",
+            "Host memory for those copies, such as 8GiB, over all ranks and replicas on this "
+            "host. By default a quarter of what is free, at most four times the KV cache.",
+        ),
+        Flag(
+            "--checkpoint-dir",
+            _folder,
+            None,
+            "DIR",
+            "Folder for a second, slower tier on a local disk, where copies go before they are "
+            "given up. Needs --checkpoint-dir-bytes.",
+        ),
+        Flag(
+            "--checkpoint-dir-bytes",
+            _bytes,
+            None,
+            "SIZE",
+            "Size of that tier, such as 50GiB, over all ranks and replicas on this host; all of "
+            "it is taken at start and given back at the end.",
+        ),
+        Flag(
             "--data-dir",
             _folder,
             None,
             "DIR",
             "Folder for files and batches: the uploads, the results and their database. Servers "
-            "that share one share their work and must serve the same model. By default a folder "
+            "that share one share the work of each model they have in common. By default a folder "
             "of the model's own in $XDG_DATA_HOME/conserve.",
         ),
         Flag(

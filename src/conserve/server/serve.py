@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from conserve.server import cpu, flags
+from conserve.server import checkpoints, cpu, flags
 from conserve.server.errors import BadInputError
 from conserve.server.model import NAME, default_model
 
@@ -25,7 +25,7 @@ BATCHES = "conserve.server.batches_middleware.BatchesMiddleware"
 OWNED = ("scheduler_cls", "scheduling_policy", "worker_cls", "kv_transfer_config")
 """vLLM's arguments that the engine room sets; a user's other value is refused."""
 
-CHOSEN = ("enforce_eager",)
+CHOSEN = ("enforce_eager", "enable_prompt_tokens_details")
 """vLLM's arguments whose default we choose; a user's value stands."""
 
 
@@ -41,10 +41,12 @@ def serve(arguments: Sequence[str]) -> None:
     parsed = door.parse(arguments, flags.add_to, OWNED + CHOSEN)
     args = parsed.args
     check_port(args)
-    settings = take_settings(args)
+    copies = checkpoints.take_flags(args, door.available_memory_bytes)
+    settings = take_settings(args, copies)
     lines = [("model", choose_model(args))]
     lines.append(("targets", describe_targets(settings)))
     lines.append(("batches", choose_batches(args)))
+    lines.append(("KV copies", checkpoints.describe(copies, door.available_memory_bytes)))
     if door.on_cpu():
         lines.append(("cpu", tune_cpu(args, door.available_memory_bytes)))
     apply_engine(args, parsed.withheld, settings)
@@ -87,6 +89,9 @@ def choose_batches(args: argparse.Namespace) -> str:
     names = args.served_model_name or [args.model_tag]
     folder = settle_data_dir(flag, names[0])
     os.environ[DATA_DIR] = str(folder)
+    if args.enable_prompt_tokens_details is None:
+        # Or no answer would say what the prefix cache saved, and no batch's usage.
+        args.enable_prompt_tokens_details = True
     args.middleware = [BATCHES, *args.middleware]
     return f"in {folder}"
 
@@ -109,9 +114,10 @@ def check_port(args: argparse.Namespace) -> None:
             ) from error
 
 
-def take_settings(args: argparse.Namespace) -> EngineSettings:
-    """The engine's settings: our flags, taken out of vLLM's arguments, and the finer ones that
-    `--additional-config` holds under our key. Raises BadInputError for one it does not know.
+def take_settings(args: argparse.Namespace, copies: dict[str, Any]) -> EngineSettings:
+    """The engine's settings: our flags, taken out of vLLM's arguments (`copies` are already), and
+    the finer ones that `--additional-config` holds under our key. Raises BadInputError for one
+    it does not know.
     """
     from conserve.engine.settings import KEY, EngineSettings
 
@@ -120,6 +126,7 @@ def take_settings(args: argparse.Namespace) -> EngineSettings:
         "slo_tbt_s": vars(args).pop("slo_tbt_ms") / 1000,
         "offline_floor": vars(args).pop("offline_floor"),
         "profile_dir": str(Path(vars(args).pop("profile_dir")).expanduser().absolute()),
+        **copies,
     }
     others = dict(args.additional_config).pop(KEY, {})
     if not isinstance(others, dict):
@@ -184,4 +191,4 @@ def announce(vllm_version: str, lines: Sequence[tuple[str, str]]) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold]ConServe[/] on vLLM {vllm_version}")
     for name, text in lines:
-        console.print(f"  [bold]{name:8}[/] {escape(text)}")
+        console.print(f"  [bold]{name:9}[/] {escape(text)}")

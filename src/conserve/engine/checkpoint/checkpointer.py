@@ -150,7 +150,9 @@ class Checkpointer:
         if not spans:
             return None
         blocks = [block_ids[span.index] for span in spans]
-        return self._send(request, num_tokens, True, blocks, [span.slot for span in spans])
+        job = self._send(request, num_tokens, True, blocks, [span.slot for span in spans])
+        job.ranges.extend((span.start, span.stop) for span in spans)
+        return job
 
     def _send(
         self, request: Any, num_tokens: int, store: bool, blocks: list[int], slots: list[int]
@@ -205,10 +207,16 @@ class Checkpointer:
 
     # Copies back
 
+    def num_restored_tokens(self, request_id: str) -> int:
+        """Leading tokens that this step's plan brings back, as far as they are still there: a
+        copy queued since the plan was made may have needed the room."""
+        planned = self.restoring.get(request_id, 0)
+        return min(planned, self.pool.num_covered_tokens(request_id))
+
     def load(self, request: Any, num_loaded: int, block_ids: Sequence[int]) -> None:
         """Fill the request's blocks with the last `num_loaded` of the tokens to be restored."""
         entry = self.pool.get(request.request_id)
-        num_tokens = self.restoring[request.request_id]
+        num_tokens = self.num_restored_tokens(request.request_id)
         first = (num_tokens - num_loaded) // self.pool.block_size
         last = -(-num_tokens // self.pool.block_size)
         assert entry is not None, request.request_id
@@ -284,6 +292,7 @@ class Checkpointer:
         failed = sent.ended.failed_slots
         whole = not (sent.dropped or sent.ended.dropped or failed)
         name = sent.request.request_id
+        self.pool.unpin(name)
         if sent.job.store:
             covered = self.pool.num_covered_tokens(name)
             if whole:
@@ -292,7 +301,6 @@ class Checkpointer:
                 self.stats.count("checkpointed_tokens", max(0, newly))
         elif not sent.dropped:
             self._loaded.append((name, whole))
-        self.pool.unpin(name)
         if failed:
             self._lose(failed, "store" if sent.job.store else "load")
 

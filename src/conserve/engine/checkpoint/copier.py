@@ -15,7 +15,12 @@ from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 class Store(Protocol):
     """The part of `SlotStore` that copiers use."""
 
-    def write(self, block_ids: Sequence[int], slots: Sequence[int]) -> set[int]: ...
+    def write(
+        self,
+        block_ids: Sequence[int],
+        slots: Sequence[int],
+        ranges: Sequence[tuple[int, int]] | None = None,
+    ) -> set[int]: ...
     def read(self, slots: Sequence[int], block_ids: Sequence[int]) -> set[int]: ...
     def move(self, moves: Sequence[tuple[int, int]]) -> set[int]: ...
 
@@ -27,9 +32,10 @@ class CopyQueue:
     it is over soon; what it has not reached is neither read nor written any more.
     """
 
-    def __init__(self, store: Store, block_bytes: int = 0) -> None:
+    def __init__(self, store: Store, block_bytes: int = 0, block_size: int = 1) -> None:
         self._store = store
         self._block_bytes = block_bytes
+        self._block_size = block_size
         self._queue: deque[Job | list[tuple[int, int]]] = deque()
         self._position = 0
         """Blocks done of the job at the head."""
@@ -93,8 +99,10 @@ class CopyQueue:
         at = self._position
         block_ids, slots = job.block_ids[at : at + 1], job.slots[at : at + 1]
         started_s = time.perf_counter()
-        copy = self._store.write if job.store else self._store.read
-        failed = copy(block_ids, slots) if job.store else copy(slots, block_ids)
+        if job.store:
+            failed = self._store.write(block_ids, slots, job.ranges[at : at + 1] or None)
+        else:
+            failed = self._store.read(slots, block_ids)
         self._seconds += time.perf_counter() - started_s
         with self.changed:
             self._failed |= failed
@@ -107,13 +115,21 @@ class CopyQueue:
         self._report.ended[job.number] = Ended(
             dropped=self._position < len(job.slots),
             failed_slots=self._failed,
-            num_bytes=self._position * self._block_bytes,
+            num_bytes=num_bytes_of(job, self._position, self._block_bytes, self._block_size),
             seconds=self._seconds,
         )
         self._position, self._failed, self._seconds = 0, set(), 0.0
         self._open.discard(job.number)
         self._dropped.discard(job.number)
         self.changed.notify_all()
+
+
+def num_bytes_of(job: Job, num_blocks: int, block_bytes: int, block_size: int) -> int:
+    """Bytes in the first `num_blocks` blocks of a job."""
+    if not job.ranges:
+        return num_blocks * block_bytes
+    num_tokens = sum(stop - start for start, stop in job.ranges[:num_blocks])
+    return num_tokens * block_bytes // block_size
 
 
 class Copier(Protocol):

@@ -9,12 +9,14 @@ from conserve.engine.door import KVConnectorWorkerMetadata
 
 @dataclass(slots=True)
 class Job:
-    """Whole blocks of one request, device to slots (`store`) or slots to device. Pairwise."""
+    """Blocks of one request, device to slots (`store`) or slots to device. Pairwise."""
 
     number: int
     store: bool
     block_ids: list[int]
     slots: list[int]
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens [start, stop) of each block; empty stands for whole blocks."""
 
 
 @dataclass(slots=True)

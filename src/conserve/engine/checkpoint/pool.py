@@ -10,28 +10,18 @@ A slot holds one block's worth of KV of every layer, on each rank under the same
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-WORTH_STEP = 1.25
-"""Worths within this factor of each other count as equal, so that two requests that grow side
-by side do not take each other's slots in turns."""
+from conserve.engine.checkpoint.entry import Entry, Worth
+
+__all__ = ["Entry", "HostPool", "Move", "Span", "Worth"]
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
-    """What a checkpoint is good for."""
-
-    saved_s: float
-    """Predicted time to compute its tokens again."""
-    deadline_s: float = math.inf
-    """The request's own; the farther, the sooner it yields among equals."""
-
-
-class Span(NamedTuple):
+class Span:
     """Tokens [start, stop) of a request's block number `index`, and the slot they belong in."""
 
     index: int
@@ -45,27 +35,6 @@ class Move(NamedTuple):
 
     from_slot: int
     to_slot: int
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """The checkpoint of one request."""
-
-    request_id: str
-    worth: Worth
-    slots: list[int] = field(default_factory=list)
-    num_tokens: int = 0
-    """Leading tokens whose bytes are complete in the slots."""
-    num_pins: int = 0
-    """Copies in flight, in or out: while there are any, its slots stay where they are."""
-    leaving: bool = False
-    """Dropped; its slots are given back with the last pin."""
-
-    def rank(self, num_slots: int | None = None) -> tuple[float, float]:
-        """The lowest goes first: recompute time saved a slot, then the farthest deadline."""
-        saved_s = self.worth.saved_s / max(1, num_slots or len(self.slots))
-        step = math.floor(math.log(saved_s, WORTH_STEP)) if saved_s > 0 else -math.inf
-        return step, -self.worth.deadline_s
 
 
 class HostPool:
@@ -90,6 +59,7 @@ class HostPool:
         """Slots that are complete and may be shared, both ways round."""
         self._moves: list[Move] = []
         self._too_large: set[str] = set()
+        self._disk_failed = False
 
     # What is there
 
@@ -234,8 +204,10 @@ class HostPool:
 
     def lose(self, slots: Iterable[int]) -> list[str]:
         """The bytes of these slots are no good (a copy failed, a checksum did not match):
-        nobody may read them. Returns the requests that lost their checkpoint."""
+        nobody may read them. A disk that failed gets no more. Returns the requests that lost
+        their checkpoint."""
         bad = set(slots)
+        self._disk_failed |= any(map(self.is_on_disk, bad))
         for slot in bad:
             self._unpublish(slot)
         losers = [
@@ -315,9 +287,9 @@ class HostPool:
     def _room_on_disk(self, num_free: int, entry: Entry, spared: list[Entry]) -> bool:
         lacking = num_free - len(self._free_on_disk)
         if lacking <= 0:
-            return self.num_disk_slots > 0
+            return self.num_disk_slots > 0 and not self._disk_failed
         victims = self._victims(lacking, entry, len(entry.slots), on_disk=True)
-        if not victims or any(victim in spared for victim in victims):
+        if self._disk_failed or not victims or any(victim in spared for victim in victims):
             return False
         for victim in victims:
             self._release(victim)

@@ -73,6 +73,7 @@ class SlotStore:
         first = self.device_pages[0]
         self.page_size = first.shape[3]
         self._pages_per_block = _pages_per_block(planes)
+        self.block_size = self._pages_per_block * self.page_size
         self._slot_bytes = self.slot_bytes(planes)
         self.num_slots, self.num_disk_slots = num_slots, 0
         self._on_cuda = first.is_cuda
@@ -139,7 +140,7 @@ class SlotStore:
         outward: bool,
     ) -> set[int]:
         failed: set[int] = set()
-        every = (0, self._pages_per_block * self.page_size)
+        every = (0, self.block_size)
         for block_id, slot, tokens in zip(block_ids, slots, ranges or repeat(every)):  # noqa: B905
             try:
                 if not outward and not self._is_intact(slot):

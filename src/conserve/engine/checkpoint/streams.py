@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from conserve.engine.checkpoint.copier import Store
+from conserve.engine.checkpoint.copier import Store, num_bytes_of
 from conserve.engine.checkpoint.orders import Ended, Orders, Report
 
 MEASURED_SLOTS = 8
@@ -36,9 +36,12 @@ class StreamCopier:
     it came in is carried out, and waited for.
     """
 
-    def __init__(self, store: Store, slot_bytes: int, num_slots: int, device: Any) -> None:
+    def __init__(
+        self, store: Store, slot_bytes: int, num_slots: int, block_size: int, device: Any
+    ) -> None:
         self._store = store
         self._slot_bytes = slot_bytes
+        self._block_size = block_size
         lowest, _ = torch.cuda.Stream.priority_range()
         self._stream = torch.cuda.Stream(device, priority=lowest)
         self._under: deque[_Under] = deque()
@@ -78,11 +81,11 @@ class StreamCopier:
         done = torch.cuda.Event(enable_timing=True)
         begun.record()
         if job.store:
-            failed = self._store.write(job.block_ids, job.slots)
+            failed = self._store.write(job.block_ids, job.slots, job.ranges or None)
         else:
             failed = self._store.read(job.slots, job.block_ids)
         done.record()
-        num_bytes = len(job.slots) * self._slot_bytes
+        num_bytes = num_bytes_of(job, len(job.slots), self._slot_bytes, self._block_size)
         self._under.append(_Under(job.number, num_bytes, failed, begun, done))
 
     def _wait(self, numbers: list[int], compute: Any) -> None:

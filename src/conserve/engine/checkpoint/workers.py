@@ -9,6 +9,7 @@ from typing import Any
 
 from conserve.engine.checkpoint.copier import Copier, CopyQueue, ThreadCopier
 from conserve.engine.checkpoint.orders import Orders, Report
+from conserve.engine.checkpoint.packing import Packing, packing_for, whole
 from conserve.engine.checkpoint.store import SlotStore
 from conserve.engine.door import group_kernel_blocks, init_logger
 from conserve.engine.settings import EngineSettings
@@ -27,12 +28,15 @@ class CheckpointWorker:
         self._settings = settings
         self._num_blocks = num_blocks
         self._planes: list[Any] = []
+        self._packing: Packing = whole
         self._unusable = ""
         self._store: SlotStore | None = None
         self.copier: Copier | None = None
 
-    def register(self, kv_caches: Mapping[str, Any]) -> None:
+    def register(self, kv_caches: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
+        """Once vLLM has made them; `layers` are its attention layers by name."""
         self._planes = planes_of(kv_caches, self._num_blocks)
+        self._packing = packing_of_all(kv_caches, layers)
 
     def begin_step(self, orders: Orders) -> None:
         if not orders.num_slots:
@@ -62,6 +66,7 @@ class CheckpointWorker:
                 orders.num_slots,
                 orders.num_disk_slots,
                 Path(settings.checkpoint_dir) if settings.checkpoint_dir else None,
+                packing=self._packing,
                 checksums=settings.checkpoint_verify,
             )
         except (ValueError, MemoryError, OSError, RuntimeError) as error:
@@ -72,9 +77,11 @@ class CheckpointWorker:
             from conserve.engine.checkpoint.streams import StreamCopier
 
             device = self._planes[0].device
-            self.copier = StreamCopier(store, slot_bytes, orders.num_slots, device)
+            self.copier = StreamCopier(
+                store, slot_bytes, orders.num_slots, store.block_size, device
+            )
             return
-        queue = CopyQueue(store, slot_bytes)
+        queue = CopyQueue(store, slot_bytes, store.block_size)
         queue.measured(_measure(store, slot_bytes, orders.num_slots))
         self.copier = ThreadCopier(queue)
 
@@ -96,3 +103,18 @@ def planes_of(kv_caches: Mapping[str, Any], num_blocks: int) -> list[Any]:
         for cache in kv_caches.values()
     }
     return list(planes.values())
+
+
+def packing_of_all(kv_caches: Mapping[str, Any], layers: Mapping[str, Any]) -> Packing:
+    """How tokens lie in every layer's blocks, if that is the same in all of them; by whole
+    blocks otherwise."""
+    found = {
+        (layer.attn_backend, getattr(layer, "isa", ""), cache.dtype, cache.shape[1:]): (
+            layer,
+            cache,
+        )
+        for name, cache in kv_caches.items()
+        if (layer := layers.get(name)) is not None and hasattr(layer, "attn_backend")
+    }
+    packings = {packing_for(layer, cache) for layer, cache in found.values()}
+    return packings.pop() if len(packings) == 1 else whole

@@ -1,0 +1,128 @@
+"""An engine's steps under our hand: which tokens of which request, stoppable or not, how long."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.plan import Mode, Plan
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import Snapshot
+from conserve.engine.door import Request, RequestStatus, SamplingParams
+
+PREFIX = "probe-"
+
+
+class Probe:
+    """Stands in for the policy of an engine core. Times in seconds of `time.perf_counter`."""
+
+    def __init__(self, core: Any, deadline_s: float, folder: Path) -> None:
+        self.core, self.deadline_s, self.folder = core, deadline_s, folder
+        self.scheduler = core.scheduler
+        self.scheduler.planner = self._plan
+        self._grants: dict[str, int] = {}
+        self._stoppable = False
+        self.number = 0
+        """Of the step that runs, or ran last."""
+        self._num_requests = 0
+
+    @property
+    def is_late(self) -> bool:
+        return time.perf_counter() > self.deadline_s
+
+    @property
+    def most_tokens(self) -> int:
+        return int(self.scheduler.max_num_scheduled_tokens)
+
+    @property
+    def longest(self) -> int:
+        return int(self.scheduler.max_model_len) - 64
+
+    @property
+    def num_layers(self) -> int:
+        config = self.scheduler.vllm_config
+        return int(config.model_config.get_num_layers(config.parallel_config))
+
+    @property
+    def worker(self) -> Any:
+        return self.core.model_executor.driver_worker.worker
+
+    def describe(self) -> dict[str, Any]:
+        config = self.scheduler.vllm_config
+        return {
+            "runner": "v2" if config.use_v2_model_runner else "v1",
+            "async_scheduling": bool(config.scheduler_config.async_scheduling),
+            "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
+            "max_cudagraph_capture_size": config.compilation_config.max_cudagraph_capture_size,
+            "dtype": str(config.model_config.dtype),
+            "num_layers": self.num_layers,
+            "num_blocks": config.cache_config.num_gpu_blocks,
+            "block_size": self.scheduler.block_size,
+            "max_num_seqs": self.scheduler.max_num_running_reqs,
+            "max_step_tokens": self.most_tokens,
+            "can_stop": self.scheduler.can_stop,
+        }
+
+    def _plan(self, snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
+        shape = self.shape(self._grants)
+        plan = Plan(Mode.OFFLINE, dict(self._grants), predicted_s=model.predict_s(shape))
+        plan.stoppable = self._stoppable and bool(self._grants)
+        return plan
+
+    def add(self, num_tokens: int) -> str:
+        """A prompt that differs from every other from its first block on."""
+        self._num_requests += 1
+        vocabulary = self.scheduler.vllm_config.model_config.get_vocab_size()
+        first = self._num_requests * 7919
+        prompt = [(first + 31 * i) % (vocabulary - 10) + 5 for i in range(num_tokens)]
+        params = SamplingParams(max_tokens=100_000, ignore_eos=True, temperature=0.0)
+        request = Request(
+            f"{PREFIX}{self._num_requests}",
+            prompt,
+            params,
+            None,
+            priority=1,
+            block_hasher=self.core.request_block_hasher,
+        )
+        self.core.add_request(request)
+        return str(request.request_id)
+
+    def drop(self, names: list[str]) -> None:
+        self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+        while self.scheduler.has_requests() and not self.scheduler.requests:
+            self.core.step_fn()
+
+    def shape(self, grants: dict[str, int]) -> StepShape:
+        shape = StepShape()
+        for name, num_tokens in grants.items():
+            request = self.scheduler.requests[name]
+            context = request.num_computed_tokens
+            if context >= request.num_prompt_tokens:
+                shape.add_decode(num_tokens, context)
+            else:
+                shape.add_prefill(num_tokens, context)
+        return shape
+
+    def step(self, grants: dict[str, int], *, stoppable: bool = False) -> tuple[StepShape, float]:
+        """Run one step to its output. Under async scheduling empty steps may follow it."""
+        shape = self.shape(grants)
+        self._grants, self._stoppable = grants, stoppable
+        self.number = self.scheduler._step_number + 1
+        started = time.perf_counter()
+        self.core.step_fn()
+        self._grants = {}
+        while any(record.number == self.number for record in self.scheduler._steps):
+            self.core.step_fn()
+        return shape, time.perf_counter() - started
+
+    def prefill(self, num_tokens: int, upto: int | None = None) -> str:
+        """A request of that length, its first `upto` tokens (or all) computed."""
+        name, upto = self.add(num_tokens), num_tokens if upto is None else upto
+        done = 0
+        while done < upto:
+            chunk = min(self.most_tokens, upto - done)
+            self.step({name: chunk})
+            done += chunk
+        return name

@@ -1,0 +1,108 @@
+"""Step times over tokens and context, and the latency model and simulator profile they give."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict
+from typing import Any
+
+from probe import Probe
+
+from conserve.core.calibration import CalibrationError, fit, mean_relative_error
+from conserve.core.latency import StepShape
+
+CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+CONTEXTS = (0, 1024, 2048, 4096, 8192, 16384, 32768)
+DECODES = (1, 4, 16, 64, 128, 256)
+REPEATS = 3
+HELD_OUT = 4
+"""Every so many samples one is kept from the fit and tells its error."""
+
+Sample = tuple[StepShape, float]
+
+
+def measure(probe: Probe) -> dict[str, Any]:
+    samples: list[Sample] = []
+    for _ in range(3):
+        probe.drop([probe.prefill(min(64, probe.most_tokens))])
+    for _ in range(REPEATS):
+        _prefills(probe, samples)
+        _decodes(probe, samples)
+    rows = [
+        [s.num_tokens, s.attention_pairs, s.num_decodes, s.decode_context, seconds]
+        for s, seconds in samples
+    ]
+    return {"samples": rows, **_model(probe, samples)}
+
+
+def _prefills(probe: Probe, samples: list[Sample]) -> None:
+    """Chunks of every size, one after another from each context on."""
+    for context in CONTEXTS:
+        length = min(context + sum(CHUNKS), probe.longest)
+        if context >= length or probe.is_late:
+            return
+        name, done = probe.prefill(length, upto=context), context
+        for chunk in CHUNKS:
+            if chunk <= probe.most_tokens and done + chunk <= length:
+                samples.append(probe.step({name: chunk}))
+                done += chunk
+        probe.drop([name])
+
+
+def _decodes(probe: Probe, samples: list[Sample]) -> None:
+    scheduler = probe.scheduler
+    room = scheduler.cache_config.num_gpu_blocks * scheduler.block_size
+    for context in (128, 1024, 4096):
+        residents: list[str] = []
+        for count in DECODES:
+            fits = count * (context + 64) < 0.9 * room and count < scheduler.max_num_running_reqs
+            if context > probe.longest or not fits or probe.is_late:
+                break
+            while len(residents) < count and not probe.is_late:
+                residents.append(probe.prefill(context))
+            samples.append(probe.step(dict.fromkeys(residents, 1)))
+            if count > 1 and not probe.is_late:
+                chunk = min(512, probe.most_tokens - count)
+                name = probe.add(chunk)
+                samples.append(probe.step({**dict.fromkeys(residents, 1), name: chunk}))
+                probe.drop([name])
+        probe.drop(residents)
+
+
+def _model(probe: Probe, samples: list[Sample]) -> dict[str, Any]:
+    told = [sample for i, sample in enumerate(samples) if i % HELD_OUT]
+    kept = samples[::HELD_OUT]
+    try:
+        model = fit(told)
+    except CalibrationError as error:
+        return {"fit": str(error)}
+    recalibrator = probe.scheduler.experience.recalibrator
+    probe.scheduler.experience.recalibrator = type(recalibrator)(
+        model, mean_relative_error(model, told)
+    )
+    _write_profile(probe, asdict(model))
+    return {
+        "model": asdict(model),
+        "mean_error": mean_relative_error(model, told),
+        "mean_error_held_out": mean_relative_error(model, kept),
+        "median_step_s": statistics.median(seconds for _, seconds in samples),
+    }
+
+
+def _write_profile(probe: Probe, model: dict[str, float]) -> None:
+    """A file for `conserve sim run --profile`. The host link is in copies.json."""
+    engine, config = probe.describe(), probe.scheduler.vllm_config.model_config
+    kv_bytes = 2 * probe.num_layers * config.get_total_num_kv_heads() * config.get_head_size()
+    kv_bytes *= config.dtype.itemsize
+    machine = {
+        "num_blocks": engine["num_blocks"],
+        "block_size": engine["block_size"],
+        "max_running": engine["max_num_seqs"],
+        "max_step_tokens": engine["max_step_tokens"],
+        "num_layers": engine["num_layers"],
+        "kv_bytes_per_token": kv_bytes,
+    }
+    lines = ['about = "measured by benchmarks/gpu"', "", "[machine]"]
+    lines += [f"{name} = {value}" for name, value in machine.items()]
+    lines += ["", "[cost]", *(f"{name} = {value!r}" for name, value in model.items())]
+    (probe.folder / "profile.toml").write_text("\n".join(lines) + "\n")

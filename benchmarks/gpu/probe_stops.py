@@ -1,0 +1,164 @@
+"""What safepoints cost a step that nobody stops, and how soon a stopped one is gone."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from random import Random
+from typing import Any
+
+import torch
+from probe import Probe
+
+from conserve.engine import scheduler as scheduler_module
+from conserve.engine.capabilities import layers_between_safepoints
+
+SIZES = (512, 2048, 8192)
+NUM_PAIRS = 30
+NUM_STOPS = 40
+
+
+def sizes(probe: Probe) -> list[int]:
+    fitting = [size for size in SIZES if size <= min(probe.most_tokens, probe.longest)]
+    return fitting or [min(probe.most_tokens, probe.longest)]
+
+
+def overhead(probe: Probe) -> dict[str, Any]:
+    """The same prefill step, stoppable and not in turn; `every` is layers between safepoints."""
+    found: list[dict[str, Any]] = []
+    ours = scheduler_module.layers_between_safepoints
+    looks = [None, 1]
+    until = _shares(probe, len(sizes(probe)) * len(looks))
+    try:
+        for size in sizes(probe):
+            for every in looks:
+                used: list[int] = []
+                _force(every, used)
+                found.append(_pairs(probe, size, every, used, next(until)))
+    finally:
+        scheduler_module.layers_between_safepoints = ours
+    return {"pairs": found}
+
+
+def _shares(probe: Probe, parts: int) -> Any:
+    started = time.perf_counter()
+    share = max(0.0, probe.deadline_s - started) / parts
+    return (started + share * (i + 1) for i in range(parts))
+
+
+def _force(every: int | None, used: list[int]) -> None:
+    """Look at every so many layers (None: as the engine chooses), and note it."""
+
+    def layers(*arguments: Any) -> int:
+        used.append(every or layers_between_safepoints(*arguments))
+        return used[-1]
+
+    scheduler_module.layers_between_safepoints = layers
+
+
+def _pairs(
+    probe: Probe, size: int, every: int | None, used: list[int], until_s: float
+) -> dict[str, Any]:
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for pair in range(NUM_PAIRS + 1):
+        for stoppable in (True, False) if pair % 2 else (False, True):
+            name = probe.add(size)
+            _, seconds = probe.step({name: size}, stoppable=stoppable)
+            probe.drop([name])
+            if pair:  # the first one warms up
+                times[stoppable].append(seconds)
+        if len(times[True]) >= 3 and time.perf_counter() > until_s:
+            break
+    ratios = [a / b - 1 for a, b in zip(times[True], times[False], strict=True)]
+    return {
+        "num_tokens": size,
+        "every": used[-1] if used else every,
+        "chosen": every is None,
+        "plain_s": times[False],
+        "watched_s": times[True],
+        "median_overhead_ratio": statistics.median(ratios),
+    }
+
+
+def response(probe: Probe) -> dict[str, Any]:
+    """Stops at random moments. unwound_s: flag raised to the step's end in the worker; idle_s: to
+    the device having nothing left of it."""
+    rng = Random(1)
+    ends = _watch_ends(probe)
+    found: list[dict[str, Any]] = []
+    until = _shares(probe, len(sizes(probe)))
+    for size in sizes(probe):
+        whole_s = _typical_s(probe, size)
+        until_s = next(until)
+        for _ in range(NUM_STOPS):
+            if time.perf_counter() > until_s and found:
+                break
+            if stop := _stop_once(probe, size, rng.uniform(0.05, 0.85) * whole_s, ends):
+                found.append({"step_s": whole_s, **stop})
+    return {"stops": found, "unwound_ms": _percentiles(found, "unwound_s"),
+            "idle_ms": _percentiles(found, "idle_s")}  # fmt: skip
+
+
+def _watch_ends(probe: Probe) -> dict[str, float]:
+    ends: dict[str, float] = {}
+    unwinding = probe.worker._unwinding
+    finish = unwinding.finish
+
+    def watched() -> Any:
+        ends["unwound"] = time.perf_counter()
+        output = finish()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ends["idle"] = time.perf_counter()
+        return output
+
+    unwinding.finish = watched
+    return ends
+
+
+def _typical_s(probe: Probe, size: int) -> float:
+    times = []
+    for _ in range(3):
+        name = probe.add(size)
+        times.append(probe.step({name: size})[1])
+        probe.drop([name])
+    return statistics.median(times)
+
+
+def _stop_once(
+    probe: Probe, size: int, after_s: float, ends: dict[str, float]
+) -> dict[str, Any] | None:
+    """One step asked to stop after so long; None where it was over by then."""
+    name, raised = probe.add(size), []
+    number = probe.scheduler._step_number + 1
+
+    def stop() -> None:
+        raised.append(time.perf_counter())
+        probe.scheduler.flag.raise_for(number)
+
+    ends.clear()
+    timer = threading.Timer(after_s, stop)
+    timer.start()
+    probe.step({name: size}, stoppable=True)
+    timer.cancel()
+    timer.join()
+    computed = probe.scheduler.requests[name].num_computed_tokens
+    probe.drop([name])
+    if not ends or not raised:
+        return None
+    return {
+        "num_tokens": size,
+        "after_s": after_s,
+        "unwound_s": ends["unwound"] - raised[0],
+        "idle_s": ends["idle"] - raised[0],
+        "rolled_back": computed == 0,
+    }
+
+
+def _percentiles(stops: list[dict[str, Any]], key: str) -> dict[str, float]:
+    times = sorted(1000 * stop[key] for stop in stops)
+    if not times:
+        return {}
+    return {"p50": times[len(times) // 2], "p99": times[int(0.99 * (len(times) - 1))],
+            "max": times[-1]}  # fmt: skip

@@ -1,0 +1,197 @@
+"""Greedy text of a whole engine whose forwards are stopped at random, and of one left alone.
+
+    python benchmarks/gpu/same_output.py --runner v2 --scheduling async --graphs --out FILE
+
+A small random Llama in one process. Every request is answered alone, then all together without a
+stop, then all together with stops at random layers of random steps. In float32 the three must be
+equal. On a CPU Model Runner V2 needs the `triton` package on the path: its kernels run in Triton's
+interpreter, which takes CPU tensors. `--careless` breaks the end of a stopped step on purpose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from models import write_random_llama
+
+NUM_ROUNDS, NUM_REQUESTS, NUM_OUTPUT = 3, 10, 12
+STOP_CHANCE = 0.25
+"""At each safepoint of a stoppable step."""
+
+Texts = list[list[int]]
+
+
+def set_environment(runner: str, *, on_cpu: bool) -> None:
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_USE_V2_MODEL_RUNNER": "1" if runner == "v2" else "0",
+    }
+    if runner == "v2" and on_cpu:
+        _interpret_triton()
+
+
+def _interpret_triton() -> None:
+    """Let vLLM find Triton usable on a CPU."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.backends as found
+
+    driver = type("Driver", (), {"is_active": staticmethod(lambda: True)})
+    found.backends.clear()
+    found.backends["cpu"] = found.Backend(compiler=None, driver=driver)
+
+
+def _keep_async_on() -> None:
+    """vLLM turns asynchronous scheduling off on CPUs, where its code runs none the less."""
+    from vllm.platforms import current_platform
+
+    check = current_platform.check_and_update_config
+
+    def checked(config: Any) -> None:
+        check(config)
+        config.scheduler_config.async_scheduling = True
+
+    type(current_platform).check_and_update_config = staticmethod(checked)
+
+
+def build(options: argparse.Namespace, folder: Path) -> Any:
+    from vllm import LLM
+
+    from conserve.engine.launch import vllm_arguments
+    from conserve.engine.settings import EngineSettings
+
+    settings = EngineSettings(profile_seconds=0, stop="eager", stop_response_s=1e-6)
+    graphs = {"max_cudagraph_capture_size": 64} if options.graphs else {"enforce_eager": True}
+    return LLM(
+        str(folder),
+        skip_tokenizer_init=True,
+        max_model_len=512,
+        max_num_batched_tokens=128,
+        max_num_seqs=6,
+        dtype=options.dtype,
+        kv_cache_memory_bytes=1 << 25,
+        async_scheduling=options.scheduling == "async",
+        **graphs,
+        **vllm_arguments(settings),
+    )
+
+
+def texts_of(rng: Random) -> Texts:
+    """Some begin alike, so that blocks are shared through the prefix cache."""
+    common = [rng.randrange(3, 500) for _ in range(96)]
+    own = [
+        [rng.randrange(3, 500) for _ in range(rng.randrange(20, 220))] for _ in range(NUM_REQUESTS)
+    ]
+    return [common + text if i % 3 == 0 else text for i, text in enumerate(own)]
+
+
+def generate(llm: Any, texts: Texts) -> Texts:
+    """Greedy token ids of offline requests."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=NUM_OUTPUT, temperature=0.0, ignore_eos=True, detokenize=False
+    )
+    requests = [{"prompt_token_ids": text} for text in texts]
+    answers = llm.generate(requests, params, priority=[1] * len(texts), use_tqdm=False)
+    return [list(answer.outputs[0].token_ids) for answer in answers]
+
+
+def break_the_end(worker: Any) -> None:
+    """The negative control: a stopped step that leaves a trace in the runner."""
+    unwinding, runner = worker._unwinding, worker.model_runner
+    finish = unwinding.finish
+
+    def careless() -> Any:
+        if hasattr(runner, "req_states"):
+            runner.req_states.num_computed_tokens.gpu += 1
+        else:
+            for state in runner.requests.values():
+                state.prompt_token_ids[-1] = 3
+            runner.input_batch.token_ids_cpu[:, :] = 3
+        return finish()
+
+    unwinding.finish = careless
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    set_environment(options.runner, on_cpu=on_cpu)
+    write_random_llama(folder, dtype=options.dtype)
+    if on_cpu and options.scheduling == "async":
+        _keep_async_on()
+    llm = build(options, folder)
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    core = llm.llm_engine.engine_core.engine_core
+    config = llm.llm_engine.vllm_config
+    if options.careless:
+        break_the_end(core.model_executor.driver_worker.worker)
+    rng, layers = Random(options.seed), []
+    safepoints = get_kv_transfer_group().safepoints
+
+    def never(step: int, layer: int) -> bool:
+        return False
+
+    def at_random(step: int, layer: int) -> bool:
+        stop = rng.random() < STOP_CHANCE
+        if stop:
+            layers.append(layer)
+        return stop
+
+    same = {"alone": 0, "together": 0, "of": 0}
+    for _ in range(NUM_ROUNDS):
+        texts = texts_of(rng)
+        found = []
+        safepoints._decide = never
+        found.append([generate(llm, [text])[0] for text in texts])
+        for decide in (never, at_random):
+            safepoints._decide = decide
+            core.scheduler.reset_prefix_cache()
+            found.append(generate(llm, texts))
+        for alone, together, stopped in zip(*found, strict=True):
+            same["alone"] += alone == stopped
+            same["together"] += alone == together
+            same["of"] += 1
+    return {
+        "runner": "v2" if config.use_v2_model_runner else "v1",
+        "async_scheduling": bool(config.scheduler_config.async_scheduling),
+        "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
+        "dtype": options.dtype,
+        "seed": options.seed,
+        "can_stop": core.scheduler.can_stop,
+        "num_stops": len(layers),
+        "stopped_at_layers": sorted(set(layers)),
+        "requests": same["of"],
+        "equal_with_stops": same["alone"],
+        "equal_without_stops": same["together"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runner", choices=("v1", "v2"), required=True)
+    parser.add_argument("--scheduling", choices=("sync", "async"), default="sync")
+    parser.add_argument("--graphs", action="store_true")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--careless", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(options, Path(folder))
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

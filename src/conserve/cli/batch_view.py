@@ -1,0 +1,124 @@
+"""How batches look in a terminal; piped elsewhere, the same words without colour."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+WIDE = 140
+"""Columns of a table that is not shown in a terminal: room for its longest line."""
+COLOURS = {
+    "completed": "green",
+    "failed": "red",
+    "expired": "red",
+    "cancelling": "yellow",
+    "cancelled": "yellow",
+}
+ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
+
+
+def print_batch(batch: Any) -> None:
+    """Id and status, then what is known of it, then what was wrong with its file."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(batch["id"], "bold"))
+    for name, value in _rows(batch):
+        style = _colour(batch["status"]) if name == "status" else ""
+        console.print(Text.assemble("  ", (f"{name:<9}", "dim"), " ", (value, style)))
+    for error in (batch.get("errors") or {}).get("data") or []:
+        where = f"line {error['line']}: " if error.get("line") else ""
+        console.print(Text.assemble("  ", (f"{where}{error['code']}", "red"), ": "), end="")
+        console.print(Text(error["message"]))
+
+
+def _rows(batch: Any) -> Iterator[tuple[str, str]]:
+    yield "status", batch["status"]
+    yield "requests", _requests(batch)
+    for name in ("endpoint", "model"):
+        if batch.get(name):
+            yield name, batch[name]
+    if batch.get("tokens_per_second") is not None:
+        yield "speed", _speed(batch)
+    if batch.get("created_at"):
+        yield "created", clock_time(batch["created_at"])
+    if batch.get("expires_at"):
+        state = batch.get("deadline_state")
+        told = f" ({state.replace('_', ' ')})" if state and state != "unknown" else ""
+        yield "due", clock_time(batch["expires_at"]) + told
+    if batch.get("estimated_finish_at"):
+        yield "estimate", clock_time(batch["estimated_finish_at"])
+    for moment in filter(None, map(batch.get, ENDS)):
+        yield "ended", clock_time(moment)
+    for name in ("input", "output", "error"):
+        if batch.get(f"{name}_file_id"):
+            yield f"{name}s" if name == "error" else name, batch[f"{name}_file_id"]
+
+
+def _requests(batch: Any) -> str:
+    done, failed, total = counts(batch)
+    if not total:
+        return "not counted yet" if batch["status"] == "validating" else "none has run"
+    return f"{done:,} of {total:,} done, {failed:,} failed"
+
+
+def counts(batch: Any) -> tuple[int, int, int]:
+    """Completed, failed and total requests."""
+    told = batch.get("request_counts") or {}
+    return told.get("completed", 0), told.get("failed", 0), told.get("total", 0)
+
+
+def _speed(batch: Any) -> str:
+    return f"{batch['tokens_per_second']:,.0f} tokens/s"
+
+
+def _colour(status: str) -> str:
+    return COLOURS.get(status, "cyan")
+
+
+def clock_time(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def print_batches(batches: Sequence[Any]) -> None:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for heading in ("batch", "status"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("done", "failed", "total"):
+        table.add_column(heading, justify="right")
+    table.add_column("created", no_wrap=True)
+    for batch in batches:
+        numbers = [f"{number:,}" for number in counts(batch)]
+        status = Text(batch["status"], _colour(batch["status"]))
+        table.add_row(batch["id"], status, *numbers, clock_time(batch["created_at"]))
+    Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with `progress_note` beside it; gone when the batch has ended."""
+    return Progress(
+        TextColumn("[cyan]{task.description}"),
+        BarColumn(complete_style="cyan", pulse_style="cyan", finished_style="green"),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def progress_note(batch: Any) -> str:
+    """What a bar cannot show: failures, speed, and the estimated end."""
+    _, failed, _ = counts(batch)
+    parts = [f"{failed:,} failed"] if failed else []
+    if batch.get("tokens_per_second"):
+        parts.append(_speed(batch))
+    if batch.get("estimated_finish_at"):
+        finish = time.localtime(batch["estimated_finish_at"])
+        parts.append(f"done about {time.strftime('%H:%M', finish)}")
+    return ", ".join(parts)

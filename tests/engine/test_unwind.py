@@ -1,0 +1,201 @@
+"""How a worker ends a stopped step, around runners that behave as vLLM's two were read to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+
+from conserve.engine import worker as worker_module
+from conserve.engine.safepoints import Safepoints, StopStep
+from conserve.engine.stopped import StoppedOutput
+from conserve.engine.worker import StoppableWorker
+
+pytestmark = pytest.mark.engine
+
+NUM_LAYERS, HIDDEN = 6, 8
+
+
+class Connectors:
+    """The runner's side of KV connectors: what it was told, in order."""
+
+    def __init__(self, safepoints: Safepoints) -> None:
+        self.safepoints, self.log = safepoints, []
+
+    def pre_forward(self, scheduler_output: Any) -> None:
+        self.log.append("pre")
+        if scheduler_output.stoppable:
+            self.safepoints.begin(scheduler_output.step, 1)
+
+    def finish_forward(self) -> None:
+        self.log.append("finish")
+
+    def post_forward(self, finished: set[str]) -> str:
+        self.log.append("post")
+        self.safepoints.end()
+        return f"finished {sorted(finished)}"
+
+
+class Runner:
+    """What both runners share: layers with a hook before each, and tokens that advance."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, ours: Any) -> None:
+        self.ours = ours
+        self.execute_model_state: Any = None
+        self.advanced = 0
+
+    def layers(self, positions: torch.Tensor) -> torch.Tensor:
+        for _ in range(NUM_LAYERS):
+            self.ours.safepoints.at_layer()
+        return torch.ones(positions.shape[-1], HIDDEN)
+
+
+class RunnerV1(Runner):
+    kv_connector_output: Any = None
+
+    def _model_forward(self, input_ids: Any, positions: torch.Tensor) -> torch.Tensor:
+        return self.layers(positions)
+
+    def execute_model(self, scheduler_output: Any) -> None:
+        connectors = Connectors(self.ours.safepoints)
+        connectors.pre_forward(scheduler_output)
+        hidden = self._model_forward(None, positions=torch.arange(5))
+        self.kv_connector_output = connectors.post_forward(scheduler_output.finished_req_ids)
+        assert hidden.shape == (5, HIDDEN)
+        self.execute_model_state = hidden
+
+    def sample_tokens(self, grammar_output: Any) -> str:
+        assert self.execute_model_state is not None
+        self.execute_model_state, self.advanced = None, self.advanced + 1
+        return "sampled"
+
+
+class RunnerV2(Runner):
+    def execute_model(self, scheduler_output: Any) -> None:
+        self.kv_connector = Connectors(self.ours.safepoints)
+        self.kv_connector.pre_forward(scheduler_output)
+        hidden = self.layers(torch.arange(5))
+        self.kv_connector.finish_forward()
+        self.execute_model_state = (hidden, scheduler_output.finished_req_ids)
+
+    def sample_tokens(self, grammar_output: Any) -> str | None:
+        if self.execute_model_state is None:
+            return None
+        (_, finished), self.execute_model_state = self.execute_model_state, None
+        self.advanced += 1
+        self.kv_connector.post_forward(finished)
+        return "sampled"
+
+
+class VllmWorker:
+    """What vLLM's workers do with either runner."""
+
+    rank = 0
+
+    def __init__(self, runner: Any, config: Any) -> None:
+        self.model_runner, self.vllm_config = runner, config
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None: ...
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        return self.model_runner.execute_model(scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        return self.model_runner.sample_tokens(grammar_output)
+
+
+class Worker(StoppableWorker, VllmWorker):
+    """As ConserveGPUWorker is built."""
+
+
+def step(number: int, *, stoppable: bool = True, finished: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(
+        step=number,
+        stoppable=stoppable,
+        num_scheduled_tokens={"a": 3, "b": 2},
+        finished_req_ids=set(finished),
+    )
+
+
+@pytest.fixture(params=["v1", "v2"])
+def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    ours = SimpleNamespace(safepoints=None)
+    monkeypatch.setattr(worker_module, "has_kv_transfer_group", lambda: True)
+    monkeypatch.setattr(worker_module, "get_kv_transfer_group", lambda: ours)
+    monkeypatch.setattr(worker_module, "find_ours", lambda group: group)
+    model = SimpleNamespace(get_hidden_size=lambda: HIDDEN, dtype=torch.float32)
+    config = SimpleNamespace(
+        use_v2_model_runner=request.param == "v2",
+        model_config=model,
+        instance_id=f"test-unwind-{request.param}",
+        parallel_config=SimpleNamespace(data_parallel_index=0),
+    )
+    runner = (RunnerV2 if request.param == "v2" else RunnerV1)(ours)
+    worker = Worker(runner, config)
+    worker.initialize_from_config(None)
+    flag = worker_module.StopFlag(worker_module.flag_name(config))
+    flag.reset()
+    worker.flag = flag  # type: ignore[attr-defined]
+    yield worker
+    flag.unlink()
+
+
+def test_a_step_left_alone_goes_its_usual_way(worker: Any) -> None:
+    for stoppable in (True, False):
+        assert worker.execute_model(step(1, stoppable=stoppable)) is None
+        assert worker.sample_tokens(None) == "sampled"
+    assert worker.model_runner.advanced == 2
+
+
+def test_a_stopped_step_samples_nothing_and_ends_the_connectors_step(worker: Any) -> None:
+    worker.flag.raise_for(7)
+    assert worker.execute_model(step(7, finished=("gone",))) is None
+    output = worker.sample_tokens(None)
+    assert isinstance(output, StoppedOutput)
+    assert output.layers_done == 0
+    assert output.req_ids == ["a", "b"]
+    assert output.sampled_token_ids == [[], []]
+    assert output.kv_connector_output == "finished ['gone']"
+    assert worker.model_runner.advanced == 0
+    assert worker.model_runner.execute_model_state is None
+    if worker.vllm_config.use_v2_model_runner:
+        assert worker.model_runner.kv_connector.log == ["pre", "finish", "post"]
+
+
+def test_the_step_after_a_stopped_one_is_a_step_like_any(worker: Any) -> None:
+    worker.flag.raise_for(7)
+    for number, sampled in ((7, False), (8, True), (9, True)):
+        worker.execute_model(step(number))
+        assert (worker.sample_tokens(None) == "sampled") is sampled
+    assert worker.model_runner.advanced == 2
+
+
+def test_layers_done_are_those_before_the_stop(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    safepoints = worker.model_runner.ours.safepoints
+    monkeypatch.setattr(safepoints, "_decide", lambda number, layer: layer == 4)
+    worker.execute_model(step(1))
+    assert worker.sample_tokens(None).layers_done == 4
+
+
+def test_without_our_connector_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "has_kv_transfer_group", lambda: False)
+
+    def execute_model(scheduler_output: Any) -> None:
+        raise StopStep(1)
+
+    runner = SimpleNamespace(execute_model=execute_model, sample_tokens=lambda grammar: "sampled")
+    worker = Worker(runner, SimpleNamespace())
+    worker.initialize_from_config(None)
+    assert worker.sample_tokens(None) == "sampled"
+    with pytest.raises(StopStep):
+        worker.execute_model(step(1))
