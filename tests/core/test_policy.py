@@ -350,6 +350,57 @@ class TestDisplacement:
         assert plan.num_offline_tokens > 0
 
 
+def held(name: str, computed: int, blocks: int) -> RequestView:
+    """Displaced, and brought back into its blocks."""
+    return RequestView(
+        name,
+        False,
+        0.0,
+        num_tokens=computed + 1,
+        num_computed_tokens=computed,
+        num_blocks=blocks,
+        num_checkpointed_tokens=computed,
+    )
+
+
+class TestRestores:
+    def test_a_checkpoint_is_brought_back_instead_of_computed(self) -> None:
+        back = RequestView("back", False, 0.0, num_tokens=161, num_checkpointed_tokens=160)
+        plan = plan_for(snapshot(offline=(back,), restore_tokens_per_s=1e6))
+        assert (plan.restore, plan.grants) == ({"back": 160}, {})
+        plan = plan_for(snapshot(offline=(back,), restore_tokens_per_s=1.0))
+        assert not plan.restore
+        assert "back" in plan.grants
+
+    def test_nothing_is_brought_back_while_an_online_request_waits(self) -> None:
+        back = RequestView("back", False, 0.0, num_tokens=161, num_checkpointed_tokens=160)
+        online = RequestView("on", True, 0.0, num_tokens=10)
+        scene = snapshot(online=(online,), offline=(back,), restore_tokens_per_s=1e6)
+        assert not plan_for(scene).restore
+
+    def test_what_was_brought_back_yields_before_any_running_request(self) -> None:
+        online = RequestView("on", True, 0.0, num_tokens=100)
+        running = RequestView(
+            "off", False, 0.0, num_tokens=101, num_computed_tokens=100, num_blocks=7
+        )
+        scene = snapshot(
+            running,
+            online=(online,),
+            offline=(held("back", 160, 10),),
+            num_free_blocks=0,
+        )
+        plan = plan_for(scene)
+        assert plan.displace == ["back"]
+        assert "on" in plan.grants
+
+    def test_of_those_that_fill_memory_together_the_first_gets_on(self) -> None:
+        """P0: each lacks one block, and together they hold all."""
+        scene = snapshot(offline=(held("a", 160, 10), held("b", 160, 10)), num_free_blocks=0)
+        plan = plan_for(scene)
+        assert plan.displace == ["b"]
+        assert plan.grants == {"a": 1}
+
+
 class TestStoppableSteps:
     def test_a_step_with_online_work_is_not_stoppable(self) -> None:
         assert not plan_for(snapshot(decoding("on", True), can_stop=True)).stoppable

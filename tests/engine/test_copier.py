@@ -38,7 +38,12 @@ class GatedStore:
         self.done += [(what, b, s) for b, s in zip(block_ids, slots, strict=True)]
         return {slot for slot in slots if slot == 99}
 
-    def write(self, block_ids: Sequence[int], slots: Sequence[int]) -> set[int]:
+    def write(
+        self,
+        block_ids: Sequence[int],
+        slots: Sequence[int],
+        ranges: Sequence[tuple[int, int]] | None = None,
+    ) -> set[int]:
         return self._copy("write", block_ids, slots)
 
     def read(self, slots: Sequence[int], block_ids: Sequence[int]) -> set[int]:
@@ -97,6 +102,20 @@ def test_failures_are_reported_not_raised() -> None:
     assert report.ended[1].failed_slots == {99}
 
 
+def test_a_store_that_raises_is_a_copy_that_failed() -> None:
+    """The thread must live on: a forward may wait for it."""
+
+    class Broken(GatedStore):
+        def _copy(self, *args: Any) -> set[int]:
+            raise RuntimeError("no such device")
+
+    queue = CopyQueue(Broken())
+    queue.take(Orders(jobs=[store(1, (5, 0), (6, 1)), Job(2, False, [5], [0])]))
+    report = finish(queue)
+    assert report.ended[1].failed_slots == {0, 1}
+    assert report.ended[2].failed_slots == {0}
+
+
 def test_the_forward_waits_for_what_it_is_told_to() -> None:
     slots = GatedStore()
     copier = ThreadCopier(CopyQueue(slots))
@@ -134,7 +153,7 @@ def caches(num_blocks: int = 6) -> dict[str, torch.Tensor]:
 
 def worker(kv_caches: dict[str, torch.Tensor], **settings: Any) -> CheckpointWorker:
     made = CheckpointWorker(EngineSettings(**settings), num_blocks=6)
-    made.register(kv_caches)
+    made.register(kv_caches, {})
     return made
 
 

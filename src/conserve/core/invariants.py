@@ -113,14 +113,14 @@ def _check_displacement(snapshot: Snapshot, plan: Plan, by_id: dict[str, Request
         _require(request_id not in plan.grants, f"{request_id} is displaced and granted tokens")
         _require(request_id not in plan.restore, f"{request_id} is displaced and restored")
         (victims if request_id in running else held).append(view)
-    _check_needless(snapshot, victims, held)
+    _check_needless(snapshot, plan, victims, held)
 
 
 def _check_needless(
-    snapshot: Snapshot, victims: list[RequestView], held: list[RequestView]
+    snapshot: Snapshot, plan: Plan, victims: list[RequestView], held: list[RequestView]
 ) -> None:
     """Without any one of the victims, fewer waiting online requests could start; requests that
-    hold blocks and do not run yield them to running ones as well."""
+    hold blocks and do not run yield them to running ones as well, and to one that starts."""
     _require(bool(snapshot.waiting_online) or not victims, "displaced for nobody")
     freed = sum(v.num_blocks for v in (*victims, *held))
     promised = _promised_blocks(snapshot, (v for v in snapshot.running if v.online))
@@ -134,7 +134,11 @@ def _check_needless(
     for victim in victims:
         needless = victim.num_blocks <= blocks and slots >= 1
         _require(not needless, f"{victim.request_id} is displaced needlessly")
-    spare = snapshot.num_free_blocks + freed - _promised_blocks(snapshot, snapshot.running)
+    gone, starts = {*plan.displace}, {*plan.grants, *plan.restore}
+    spare = snapshot.num_free_blocks + freed
+    spare -= _promised_blocks(snapshot, (v for v in snapshot.running if v.request_id not in gone))
+    waiting = (*snapshot.waiting_online, *snapshot.waiting_offline)
+    spare -= sum(_lacking_blocks(v, snapshot) for v in waiting if v.request_id in starts)
     if held:
         needless = sum(view.num_blocks for view in held) <= min(blocks, spare)
         _require(not needless, f"{held[0].request_id} gives its blocks back needlessly")

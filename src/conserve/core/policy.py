@@ -27,9 +27,10 @@ class _Step(StepBuilder):
 
     def plan(self) -> Plan:
         tbt_limit_s = self._tbt_slack_s()
-        self._yield_held(self._promised_blocks(self.snapshot.running) - self.blocks_left)
         self._grant_decodes(self.online_decodes, UNLIMITED)
         self._grant_online_prefills(tbt_limit_s)
+        staying = [r for r in self.snapshot.running if r.request_id not in self.displaced]
+        self._yield_held(self._promised_blocks(staying) - self.blocks_left)
         num_online = self.shape.num_tokens
         online_s = self.model.predict_s(self.shape)
         mode = self._mode()
@@ -210,7 +211,15 @@ class _Step(StepBuilder):
             for request in self.snapshot.waiting_offline[:1]:
                 if request.request_id in self.displaced:
                     return
+                self._yield_to(request, self._lacking_blocks(request) + reserve)
                 self._start(request, reserve, 0.0, at_least=least)
+
+    def _yield_to(self, request: RequestView, num_blocks: int) -> None:
+        """Requests that were brought back too many give way to the first of them."""
+        if self.slots_left < 1 or request.num_tokens <= request.num_computed_tokens:
+            return
+        others = [r for r in self.held if r is not request and r.request_id not in self.displaced]
+        self._yield(choose_victims(others, num_blocks - self.blocks_left, 0), slots=False)
 
     def _best_offline_tokens(self, may_stop: bool) -> int:
         """Step size that harvests most, given what a stop at the current rate throws away."""

@@ -211,7 +211,7 @@ class Checkpointer:
         """Leading tokens that this step's plan brings back, as far as they are still there: a
         copy queued since the plan was made may have needed the room."""
         planned = self.restoring.get(request_id, 0)
-        return min(planned, self.pool.num_covered_tokens(request_id))
+        return min(planned, self._coming(request_id))
 
     def load(self, request: Any, num_loaded: int, block_ids: Sequence[int]) -> None:
         """Fill the request's blocks with the last `num_loaded` of the tokens to be restored."""

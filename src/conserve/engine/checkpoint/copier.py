@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
+from conserve.engine.door import init_logger
+
+logger = init_logger("vllm.conserve")
 
 
 class Store(Protocol):
@@ -90,7 +93,7 @@ class CopyQueue:
         if isinstance(head, Job):
             self._copy(head)
         elif head is not None:
-            lost = self._store.move(head)
+            lost = _attempt(lambda: self._store.move(head), [slot for _, slot in head])
             with self.changed:
                 self._queue.popleft()
                 self._report.lost_slots |= lost
@@ -100,9 +103,10 @@ class CopyQueue:
         block_ids, slots = job.block_ids[at : at + 1], job.slots[at : at + 1]
         started_s = time.perf_counter()
         if job.store:
-            failed = self._store.write(block_ids, slots, job.ranges[at : at + 1] or None)
+            ranges = job.ranges[at : at + 1] or None
+            failed = _attempt(lambda: self._store.write(block_ids, slots, ranges), slots)
         else:
-            failed = self._store.read(slots, block_ids)
+            failed = _attempt(lambda: self._store.read(slots, block_ids), slots)
         self._seconds += time.perf_counter() - started_s
         with self.changed:
             self._failed |= failed
@@ -130,6 +134,15 @@ def num_bytes_of(job: Job, num_blocks: int, block_bytes: int, block_size: int) -
         return num_blocks * block_bytes
     num_tokens = sum(stop - start for start, stop in job.ranges[:num_blocks])
     return num_tokens * block_bytes // block_size
+
+
+def _attempt(copy: Callable[[], set[int]], slots: Sequence[int]) -> set[int]:
+    """The slots that failed. Whatever a store raises, the thread lives on: a forward may wait."""
+    try:
+        return copy()
+    except Exception:
+        logger.exception("ConServe: a copy of KV failed")
+        return set(slots)
 
 
 class Copier(Protocol):
