@@ -32,6 +32,7 @@ DOORS = {
     "get_kv_transfer_group": "vllm.distributed.kv_transfer",
     "has_kv_transfer_group": "vllm.distributed.kv_transfer",
     "init_logger": "vllm.logger",
+    "output_processor_module": "vllm.v1.engine.output_processor:",
 }
 """Our name -> module, module:name where vLLM's name differs, or module: for itself."""
 
