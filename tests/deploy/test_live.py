@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -60,8 +61,6 @@ class Prometheus:
 @contextmanager
 def running(program: str, folder: Path, server_url: str, rules: str) -> Iterator[Prometheus]:
     """On the shipped configuration, but for the address, the pace and the rules."""
-    from conftest import free_port
-
     config = yaml.safe_load(SCRAPE.read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["static_configs"] = [{"targets": [urlsplit(server_url).netloc]}]
@@ -78,6 +77,13 @@ def running(program: str, folder: Path, server_url: str, rules: str) -> Iterator
     finally:
         process.terminate()
         process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def answers(url: str) -> bool:
