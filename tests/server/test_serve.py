@@ -99,7 +99,19 @@ class TestHandedToVllm:
         assert args.scheduler_cls == "conserve.engine.scheduler.ConserveScheduler"
         assert args.scheduling_policy == "priority"
         assert args.kv_transfer_config.kv_role == "kv_both"
-        assert args.middleware == [serve.TIERS, serve.BATCHES]
+        assert args.middleware == [serve.LOGS, serve.TIERS, serve.BATCHES]
+
+    def test_the_log_is_text_with_a_line_a_minute(self) -> None:
+        args = handed()
+        assert args.log_interval_s == 60
+        assert not hasattr(args, "logging_config")
+
+    def test_the_log_can_be_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        args = handed("--log-json", "--log-interval-s", "5", "--logging-config.log_level", "DEBUG")
+        assert (args.logging_config.formatter, args.logging_config.log_level) == ("json", "DEBUG")
+        assert args.log_interval_s == 5
+        (said,) = capsys.readouterr().err.splitlines()
+        assert "ms" in json.loads(said)["conserve"]["targets"]
 
     def test_our_flags_reach_the_engine(self, tmp_path: Path) -> None:
         args = handed(
@@ -135,7 +147,7 @@ class TestHandedToVllm:
 
     def test_without_batches_nothing_is_made(self, tmp_path: Path) -> None:
         args = handed("--no-batches", "--middleware", "a.b")
-        assert args.middleware == [serve.TIERS, "a.b"]
+        assert args.middleware == [serve.LOGS, serve.TIERS, "a.b"]
         assert "CONSERVE_BATCH_DATA_DIR" not in os.environ
         assert not (tmp_path / "share").exists()
 
@@ -269,6 +281,21 @@ class TestRefused:
 
     def test_a_model_folder_that_is_not_there(self) -> None:
         assert "'/no/such/model' does not exist" in refusal("/no/such/model")
+
+    def test_json_logs_beside_a_logging_config_file(self, tmp_path: Path) -> None:
+        told = refusal(
+            "--log-json", "--logging-config.pylogging_config_file", str(tmp_path / "any.json")
+        )
+        assert told.startswith("--log-json: ")
+        assert "Drop one" in told
+
+    def test_json_logs_without_logging(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("VLLM_CONFIGURE_LOGGING", "0")
+        assert "VLLM_CONFIGURE_LOGGING=0" in refusal("--log-json")
+
+    @pytest.mark.parametrize("value", ["-1", "often", "nan"])
+    def test_a_log_interval_that_is_none(self, value: str) -> None:
+        assert refusal("--log-interval-s", value).startswith("--log-interval-s: must be ")
 
     def test_a_folder_that_is_no_model(self, tmp_path: Path) -> None:
         assert "no config.json" in refusal(str(tmp_path))

@@ -39,6 +39,7 @@ DOORS = {
     "group_kernel_blocks": "vllm.v1.kv_cache_interface",
     "init_logger": "vllm.logger",
     "pin_tensor": "vllm.v1.simple_kv_offload.cuda_mem_ops",
+    "output_processor_module": "vllm.v1.engine.output_processor:",
 }
 """Our name -> module, module:name where vLLM's name differs, or module: for itself."""
 

@@ -25,9 +25,10 @@ from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.monitor import ArrivalMonitor, RunningStep
 from conserve.engine.queue import ClassQueue, is_online
 from conserve.engine.settings import EngineSettings
-from conserve.engine.stats import EngineStats
+from conserve.engine.stats import EngineStats, send_with
 from conserve.engine.steps import Experience, StepRecord
 from conserve.engine.stopped import Before, StoppedOutput, roll_back
+from conserve.engine.tracing import TraceNotes
 from conserve.engine.tracker import RequestTracker
 from conserve.engine.waiting import only_planned, promote
 
@@ -67,6 +68,8 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         self.checkpointer = make_checkpointer(self, settings, has_connector=has_connector)
         if self._our_connector is not None:
             self._our_connector.checkpointer = self.checkpointer
+        tracing = self.vllm_config.observability_config.otlp_traces_endpoint is not None
+        self._notes = TraceNotes(enabled=tracing)
         self.flag = StopFlag(flag_name(self.vllm_config))
         self.flag.reset()
         self.monitor = ArrivalMonitor(
@@ -187,6 +190,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         self.running = [r for r in self.running if r.request_id not in gone]
         for request in chosen:
             self.stats.count("displaced_tokens", request.num_computed_tokens)
+            self._notes.displaced(request)
             self._preempt_request(request, now_s)
         self._give_back(victims)
         self.stats.count("displaced_requests", len(chosen))
@@ -227,6 +231,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         # Under async scheduling the step before it may still run.
         begins_s = max([record.started_s, *(step.expected_end_s for step in self._steps)])
         record.expected_end_s = begins_s + predicted_s
+        self._notes.ran(self.requests[name] for name in output.num_scheduled_tokens)
         self._steps.append(record)
         if record.plan.stoppable and output.total_num_scheduled_tokens:
             self.monitor.step_started(RunningStep(record.number, begins_s, predicted_s), model)
@@ -241,7 +246,6 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             self._undo(record, computed, model_runner_output, raised_s)
         else:
             self.tracker.computed(computed, record.ends, self.stats)
-        self._gauge()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         now_s = self.clock()
         for client in outputs.values():
@@ -250,7 +254,8 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
                     self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
         whole = not isinstance(model_runner_output, StoppedOutput)
         self.experience.ended(record, now_s, self.stats, whole=whole)
-        self._own_stats.reset()
+        self._gauge()
+        self._hand_over(outputs)
         self.tracker.drop_finished(self.requests)
         return outputs
 
@@ -268,11 +273,22 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             request.num_computed_tokens = 0  # nothing of it is worth copying
             self._preempt_request(request, self.clock())
         self.tracker.stopped(computed)
+        for request_id in computed:
+            if request := self.requests.get(request_id):
+                self._notes.stopped(request)
         self.stats.count("stopped_steps")
         self.stats.count("stopped_layers", output.layers_done)
         self.stats.count("dropped_tokens", sum(computed.values()))
         if raised_s is not None:
             self.stats.observe("stop_response_seconds", self.clock() - raised_s)
+
+    def _hand_over(self, outputs: dict[int, Any]) -> None:
+        """vLLM collects figures before a step's requests have ended. What came since goes with
+        the same outputs: the next step may be hours away."""
+        connector = self._our_connector
+        if connector is not None and connector is self.connector:
+            send_with(outputs, connector.get_kv_connector_stats())
+        self._own_stats.reset()
 
     def _gauge(self) -> None:
         stats, queue = self.stats, self.waiting
@@ -292,6 +308,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
     def add_request(self, request: Any) -> None:
         if request.request_id not in self.requests:
             self.tracker.add(request)
+            self._notes.came(request)
         super().add_request(request)
         self.monitor.taken(request.request_id)
 

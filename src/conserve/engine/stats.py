@@ -8,7 +8,9 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from conserve.core.plan import Mode
 from conserve.engine.door import KVConnectorPromMetrics, KVConnectorStats
+from conserve.engine.settings import EngineSettings
 
 LATENCY_BUCKETS = (
     0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0,
@@ -18,7 +20,8 @@ LATENCY_BUCKETS = (
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One exported series. `label` is its only label besides vLLM's model_name and engine."""
+    """One exported series. `label`, of LABEL_VALUES, is its only label besides vLLM's model_name
+    and engine."""
 
     name: str
     kind: type
@@ -26,7 +29,11 @@ class Metric:
     label: str = ""
 
 
+LABEL_VALUES = {"": ("",), "class": ("online", "offline"), "mode": tuple(map(str, Mode))}
+"""Our label -> every value it can have: what bounds the number of series."""
 METRICS = (
+    Metric("ttft_target_seconds", Gauge, "Target for the time to first token of online requests."),
+    Metric("tbt_target_seconds", Gauge, "Target for one gap between tokens of online requests."),
     Metric("ttft_seconds", Histogram, "Arrival to first token, by class of request.", "class"),
     Metric("tbt_seconds", Histogram, "One gap between two tokens, by class of request.", "class"),
     Metric("step_seconds", Histogram, "Time a step took, from its scheduling to its output."),
@@ -113,6 +120,16 @@ class EngineStats(KVConnectorStats):  # type: ignore[misc]
         return shown
 
 
+def send_with(outputs: dict[int, Any], late: EngineStats | None) -> None:
+    """Add `late` to the figures that a step's outputs (vLLM's, by client) already carry; where
+    none carries any, vLLM was told to collect nothing."""
+    for output in outputs.values():
+        if late is not None and output.scheduler_stats is not None:
+            sent = EngineStats(data=output.scheduler_stats.kv_connector_stats or {})
+            output.scheduler_stats.kv_connector_stats = sent.aggregate(late).to_dict()
+            return
+
+
 class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
     """`conserve:*` on the API process's /metrics."""
 
@@ -124,10 +141,23 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        targets = EngineSettings.of(vllm_config.additional_config).targets
         self._series: dict[str, Any] = {
             metric.name: self._register(metric, metric_types[metric.kind], labelnames)
             for metric in METRICS
         }
+        for engine in per_engine_labelvalues:
+            self._begin(engine)
+            own = {"ttft_target_seconds": targets.ttft_s, "tbt_target_seconds": targets.tbt_s}
+            self.observe({name: {"": value} for name, value in own.items()}, engine)
+
+    def _begin(self, engine: int) -> None:
+        """Counters and histograms exist from the start, at zero: a rate needs a first value. A
+        gauge appears when it is known."""
+        for metric in METRICS:
+            if metric.kind is not Gauge:
+                for value in LABEL_VALUES.get(metric.label, ()):
+                    self._labelled(metric.name, engine, value)
 
     def _register(self, metric: Metric, cls: type, labelnames: list[str]) -> Any:
         options: dict[str, Any] = {}
@@ -143,11 +173,13 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
             **options,
         )
 
+    def _labelled(self, name: str, engine: int, label: str) -> Any:
+        own = [label] if BY_NAME[name].label else []
+        return self._series[name].labels(*self.per_engine_labelvalues[engine], *own)
+
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
-        values = self.per_engine_labelvalues[engine_idx]
         for name, label, value in EngineStats(data=transfer_stats_data).items():
-            labels = [*values, label] if BY_NAME[name].label else values
-            series = self._series[name].labels(*labels)
+            series = self._labelled(name, engine_idx, label)
             kind = BY_NAME[name].kind
             if kind is Counter:
                 series.inc(value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from conserve.engine.settings import EngineSettings
 
 TIERS = "conserve.server.tiers.ServiceTierMiddleware"
+LOGS = "conserve.server.logs_middleware.LogsMiddleware"
 BATCHES = "conserve.server.batches_middleware.BatchesMiddleware"
 
 OWNED = ("scheduler_cls", "scheduling_policy", "worker_cls", "kv_transfer_config")
@@ -41,6 +44,9 @@ def serve(arguments: Sequence[str]) -> None:
     parsed = door.parse(arguments, flags.add_to, OWNED + CHOSEN)
     args = parsed.args
     check_port(args)
+    as_json = vars(args).pop("log_json")
+    if as_json:
+        door.log_json(args)
     copies = checkpoints.take_flags(args, door.available_memory_bytes)
     settings = take_settings(args, copies)
     lines = [("model", choose_model(args))]
@@ -50,8 +56,8 @@ def serve(arguments: Sequence[str]) -> None:
     if door.on_cpu():
         lines.append(("cpu", tune_cpu(args, door.available_memory_bytes)))
     apply_engine(args, parsed.withheld, settings)
-    args.middleware = [TIERS, *args.middleware]
-    announce(door.version(), lines)
+    args.middleware = [LOGS, TIERS, *args.middleware]
+    announce(door.version(), lines, as_json=as_json)
     door.run(args)
 
 
@@ -186,8 +192,12 @@ def describe_targets(settings: EngineSettings) -> str:
     )
 
 
-def announce(vllm_version: str, lines: Sequence[tuple[str, str]]) -> None:
-    """Say in a few lines on stderr what was chosen."""
+def announce(vllm_version: str, lines: Sequence[tuple[str, str]], *, as_json: bool) -> None:
+    """Say in a few lines on stderr, or in one JSON object, what was chosen."""
+    if as_json:
+        words = {"message": f"ConServe on vLLM {vllm_version}", "conserve": dict(lines)}
+        sys.stderr.write(json.dumps(words) + "\n")
+        return
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold]ConServe[/] on vLLM {vllm_version}")
     for name, text in lines:
