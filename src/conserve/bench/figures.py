@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from conserve.bench.arms import ARMS, BOUND, ONLINE_ONLY
+from conserve.bench.stops import stop_figures
 from conserve.bench.store import ResultFolder, Run
 from conserve.metrics import RunSummary, median, summarise
 
@@ -54,7 +55,11 @@ RATIOS = (
 )
 
 ArmFigures = dict[str, Spread]
-"""Figures of one arm at one point: RunSummary's names, RATIOS' names, `counted:NAME`."""
+"""Figures of one arm at one point: RunSummary's names, RATIOS' names, `counted:NAME`, and those
+of stops (stops.py)."""
+
+RISING = ("_total", "_sum", "_count", "_bucket")
+"""How the names of samples end that only ever rise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,8 @@ def figures_of(folder: ResultFolder) -> Figures:
     )
     for run in folder.runs():
         summary = summarise(run.records, scenario.duration_s, targets)
-        runs[run.key.point][run.key.arm][run.key.seed] = {**_values(summary), **_counted(run)}
+        values = {**_values(summary), **_counted(run), **stop_figures(run)}
+        runs[run.key.point][run.key.arm][run.key.seed] = values
     measured = {arm for arms in runs.values() for arm in arms}
     alone = next((arm for arm in ALONE if arm in measured), None)
     bound = BOUND if BOUND in measured else None
@@ -115,7 +121,7 @@ def _counted(run: Run) -> dict[str, float | None]:
     """How far each of the server's counters rose, and what its gauges stood at in the end."""
     counted: dict[str, float | None] = {}
     for name, value in run.counters_end.items():
-        rises = name.partition("{")[0].endswith(("_total", "_sum", "_count"))
+        rises = name.partition("{")[0].endswith(RISING)
         counted[f"counted:{name}"] = run.counted(name) if rises else value
     return counted
 

@@ -20,6 +20,7 @@ from conserve.bench.tables import (
     ATTAINMENT,
     HEADLINE,
     LATENCY,
+    STOPS,
     THROUGHPUT,
     Table,
     counter_table,
@@ -103,6 +104,9 @@ def _tables(figures: Figures, point: str) -> Iterator[Table]:
     yield table("Latency of online requests", LATENCY, arms)
     yield table("Targets", ATTAINMENT, arms)
     yield table("Throughput", THROUGHPUT, arms)
+    stops = table("Stops within a step", STOPS, arms)
+    if len(stops.headings) > 1:
+        yield stops
     counted = counter_table(arms)
     if counted:
         yield counted

@@ -71,6 +71,16 @@ THROUGHPUT = (
     Column("online_output_tps", "online output tokens/s", 1, 1),
     Column("total_tps", "total tokens/s", 1, 0),
 )
+STOPS = (
+    Column("num_stopped_steps", "stops", 1, 0),
+    Column("stop_response_p50_s", "response P50, ms", 1000, 0),
+    Column("stop_response_p99_s", "response P99, ms", 1000, 0),
+    Column("stop_response_p50_layers", "response P50, layers", 1, 1),
+    Column("stop_response_p99_layers", "response P99, layers", 1, 1),
+    Column("stopped_layers_mean", "layers done, mean", 1, 1),
+    Column("num_unstopped_arrivals", "arrivals that needed no stop", 1, 0),
+    Column("dropped_share", "tokens dropped, %", 100, 2),
+)
 HEADLINE = (
     Column("ttft_p50_s", "TTFT P50, s"),
     Column("ttft_p99_s", "TTFT P99, s"),

@@ -1,6 +1,6 @@
 """The only definitions of TTFT, TPOT, TBT, goodput and percentiles."""
 
-from .percentiles import median, percentile
+from .percentiles import bucket_percentile, median, percentile
 from .records import CUT_OFF, BadRecordError, RequestRecord, read_records, write_records
 from .summary import RunSummary, Throughput, summarise, throughput
 from .targets import (
@@ -19,6 +19,7 @@ __all__ = [
     "RunSummary",
     "Targets",
     "Throughput",
+    "bucket_percentile",
     "goodput_rps",
     "median",
     "meets",
