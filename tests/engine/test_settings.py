@@ -26,6 +26,7 @@ settings = st.builds(
     profile_seconds=st.floats(min_value=0, max_value=1e6),
     stop=st.sampled_from(STOP_MODES),
     stop_response_s=st.floats(min_value=0, max_value=10),
+    rank_timeout_s=st.floats(min_value=0.1, max_value=100),
     policy=st.builds(
         PolicySettings,
         prefill_stretch=share,
@@ -59,6 +60,7 @@ def test_defaults_where_we_are_not_mentioned(nothing: object) -> None:
         ("offline_floor", -0.1),
         ("profile_seconds", -1.0),
         ("stop_response_s", -0.001),
+        ("rank_timeout_s", 0.0),
         ("stop", "maybe"),
     ],
 )

@@ -15,7 +15,7 @@ from conserve.engine.capabilities import layers_between_safepoints, why_not_stop
 from conserve.engine.connector import StepMetadata, find_ours
 from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
 from conserve.engine.flag import StopFlag, flag_name
-from conserve.engine.monitor import ArrivalMonitor, RunningStep
+from conserve.engine.monitor import ArrivalMonitor, AskedStop, RunningStep
 from conserve.engine.queue import ClassQueue, is_online
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
@@ -209,10 +209,10 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         record = self._steps.popleft()
-        raised_s = self.monitor.step_ended() if record.plan.stoppable else None
+        asked = self.monitor.step_ended() if record.plan.stoppable else None
         computed = scheduler_output.num_scheduled_tokens
         if isinstance(model_runner_output, StoppedOutput):
-            self._undo(record, computed, model_runner_output, raised_s)
+            self._undo(record, computed, model_runner_output, asked)
         else:
             self.tracker.computed(computed, record.ends, self.stats)
         self._gauge()
@@ -233,7 +233,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         record: StepRecord,
         computed: dict[str, int],
         output: StoppedOutput,
-        raised_s: float | None,
+        asked: AskedStop | None,
     ) -> None:
         orphans = roll_back(self, computed, record.before)
         for request_id in orphans:
@@ -244,8 +244,9 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self.stats.count("stopped_steps")
         self.stats.count("stopped_layers", output.layers_done)
         self.stats.count("dropped_tokens", sum(computed.values()))
-        if raised_s is not None:
-            self.stats.observe("stop_response_seconds", self.clock() - raised_s)
+        if asked is not None:
+            self.stats.observe("stop_response_seconds", self.clock() - asked.at_s)
+            self.stats.observe("stop_response_layers", output.layers_done - asked.layer)
 
     def _gauge(self) -> None:
         stats, queue = self.stats, self.waiting

@@ -36,6 +36,8 @@ class EngineSettings:
     """Stopping inside a step: auto (see PolicySettings.patience), eager (any arrival), off."""
     stop_response_s: float = 0.0
     """Longest time between two safepoints; 0 picks 100 ms on a CPU and 5 ms on a GPU."""
+    rank_timeout_s: float = 60.0
+    """With tensor parallelism: how long a rank waits at a safepoint for rank 0's word."""
     policy: PolicySettings = field(default_factory=PolicySettings)
 
     def __post_init__(self) -> None:
@@ -45,6 +47,8 @@ class EngineSettings:
         for name in ("profile_seconds", "stop_response_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.rank_timeout_s <= 0:
+            raise ValueError(f"rank_timeout_s must be above 0, not {self.rank_timeout_s}")
 
     @property
     def targets(self) -> Targets:

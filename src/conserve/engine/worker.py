@@ -16,6 +16,7 @@ from conserve.engine.door import (
 )
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.safepoints import Safepoints, StopStep
+from conserve.engine.settings import EngineSettings
 from conserve.engine.stopped import StoppedOutput
 
 
@@ -39,7 +40,8 @@ class StoppableWorker:
         if connector is not None and hasattr(self.model_runner, "_model_forward"):
             on_cuda = torch.cuda.is_available() and self.model_runner.device.type == "cuda"
             make_event = torch.cuda.Event if on_cuda else None
-            flag = StopFlag(flag_name(self.vllm_config))
+            settings = EngineSettings.of(self.vllm_config.additional_config)
+            flag = StopFlag(flag_name(self.vllm_config), rank_timeout_s=settings.rank_timeout_s)
             connector.safepoints = Safepoints(flag, self.rank, make_event)
             forward = self.model_runner._model_forward
             self.model_runner._model_forward = self._stoppable(forward)
