@@ -13,6 +13,7 @@ _PATCHED = "_conserve_patched"
 def register() -> None:
     """Wrap what the engine process calls; harmless when called again, or without our scheduler."""
     from conserve.engine import door
+    from conserve.engine.launch import CONNECTOR, CONNECTOR_MODULE
 
     core = door.EngineCore
     if getattr(core, _PATCHED, False):
@@ -20,6 +21,8 @@ def register() -> None:
     setattr(core, _PATCHED, True)
     core.preprocess_add_request = _watched(core.preprocess_add_request)
     _call_when_built(door.engine_core_module)
+    # vLLM's MultiConnector finds the statistics of its children by their registered names.
+    door.KVConnectorFactory.register_connector(CONNECTOR, CONNECTOR_MODULE, CONNECTOR)
 
 
 def _watched(preprocess: Any) -> Any:

@@ -12,7 +12,12 @@ from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
 from conserve.core.snapshot import RequestView, Snapshot
 from conserve.engine.capabilities import layers_between_safepoints, why_not_stoppable
-from conserve.engine.connector import StepMetadata, find_ours
+from conserve.engine.connector import (
+    StepMetadata,
+    find_ours,
+    never_stop,
+    others_have_work,
+)
 from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.monitor import ArrivalMonitor, AskedStop, RunningStep
@@ -54,6 +59,8 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self._num_held_back = 0
         self._our_connector = find_ours(self.connector)
         self._own_stats = EngineStats()
+        self._others_busy = False
+        """Whether the last step asked anything of a connector beside ours."""
         self.flag = StopFlag(flag_name(self.vllm_config))
         self.flag.reset()
         self.monitor = ArrivalMonitor(
@@ -85,6 +92,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             record.before = {name: Before.of(self.requests[name]) for name in plan.grants}
             self._announce(record)
         output = super().schedule(throttle_prefills)
+        self._heed_others(record, output)
         self._scheduled(record, output)
         return output
 
@@ -131,7 +139,8 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             interruption_rate=traffic.interruption_rate,
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,
-            can_stop=self.can_stop,
+            # What a connector was asked once it will likely be asked again.
+            can_stop=self.can_stop and not self._others_busy,
         )
 
     def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:
@@ -177,6 +186,16 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         if self._our_connector is not None:
             every = layers_between_safepoints(self, self.settings, record.plan.predicted_s)
             self._our_connector.next_step = StepMetadata(record.number, every)
+
+    def _heed_others(self, record: StepRecord, output: Any) -> None:
+        """A step in which a connector beside ours loads or saves is not stopped after all."""
+        if not output.total_num_scheduled_tokens:
+            return
+        metadata = output.kv_connector_metadata
+        self._others_busy = others_have_work(metadata)
+        if self._others_busy and record.plan.stoppable:
+            record.plan.stoppable = False
+            never_stop(metadata)
 
     def _reserve_prefill_lookahead(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int
