@@ -46,6 +46,7 @@ ARGUMENTS = {
     "EngineCore.preprocess_add_request": ["request"],
     "EngineCore.add_request": ["request"],
     "EngineCore._initialize_effective_attention_block_size": [],
+    "KVConnectorFactory.register_connector": ["name", "module_path", "class_name"],
     "KVConnectorBase_V1.bind_connector_metadata": ["connector_metadata"],
     "KVConnectorBase_V1.clear_connector_metadata": [],
     "KVConnectorBase_V1.wait_for_layer_load": ["layer_name"],

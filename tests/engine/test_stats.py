@@ -184,7 +184,7 @@ def test_names_are_unique_and_histograms_carry_their_unit() -> None:
     assert len(BY_NAME) == len(METRICS)
     for metric in METRICS:
         if metric.kind is Histogram:
-            assert metric.name.endswith("_seconds")
+            assert metric.name.endswith(("_seconds", "_layers"))
 
 
 def test_a_figure_nobody_declared_is_refused(registry: CollectorRegistry) -> None:

@@ -113,6 +113,15 @@ class TestHandedToVllm:
         (said,) = capsys.readouterr().err.splitlines()
         assert "ms" in json.loads(said)["conserve"]["targets"]
 
+    def test_a_connector_of_the_users_comes_after_ours(self) -> None:
+        theirs = {"kv_connector": "ExampleConnector", "kv_role": "kv_both", "engine_id": "mine"}
+        theirs["kv_load_failure_policy"] = "recompute"
+        config = handed("--kv-transfer-config", json.dumps(theirs)).kv_transfer_config
+        assert (config.kv_connector, config.engine_id) == ("MultiConnector", "mine")
+        assert config.kv_load_failure_policy == "recompute"
+        names = [child["kv_connector"] for child in config.kv_connector_extra_config["connectors"]]
+        assert names == ["ConserveConnector", "ExampleConnector"]
+
     def test_our_flags_reach_the_engine(self, tmp_path: Path) -> None:
         args = handed(
             *("--slo-ttft-ms", "500", "--slo_tbt_ms=80", "--offline-floor", "0.25"),
@@ -272,12 +281,28 @@ class TestRefused:
             ("--scheduling-policy", "fcfs"),
             ("--scheduler-cls", "mine.Scheduler"),
             ("--worker-cls", "mine.Worker"),
-            ("--kv-transfer-config", '{"kv_connector": "X", "kv_role": "kv_both"}'),
         ],
     )
     def test_a_flag_that_contradicts_ours(self, flag: str, value: str) -> None:
         assert refusal(flag, value).startswith(f"{flag} ")
         assert "contradicts ConServe" in refusal(flag, value)
+
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            ({}, "Unsupported connector type: X"),
+            ({"kv_connector": "X", "kv_connector_module_path": "no.such"}, "No module named 'no'"),
+            (
+                {"kv_connector": "X", "kv_connector_module_path": "json"},
+                "Class X not found in json",
+            ),
+        ],
+    )
+    def test_a_connector_nobody_knows(self, given: dict[str, str], told: str) -> None:
+        refused = refusal(
+            "--kv-transfer-config", json.dumps({"kv_connector": "X", "kv_role": "kv_both", **given})
+        )
+        assert refused == f"--kv-transfer-config: {told}"
 
     def test_a_model_folder_that_is_not_there(self) -> None:
         assert "'/no/such/model' does not exist" in refusal("/no/such/model")

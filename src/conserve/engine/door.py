@@ -17,6 +17,7 @@ DOORS = {
     "FullAttentionSpec": "vllm.v1.kv_cache_interface",
     "GPUWorker": "vllm.v1.worker.gpu_worker:Worker",
     "KVConnectorBase_V1": "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "KVConnectorFactory": "vllm.distributed.kv_transfer.kv_connector.factory",
     "KVConnectorMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorPromMetrics": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
     "KVConnectorWorkerMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
@@ -62,6 +63,7 @@ METHODS = {
         "update_connector_output", "shutdown",
         "get_kv_connector_stats", "build_kv_connector_stats", "requires_kv_delivery",
     ),
+    "KVConnectorFactory": ("register_connector",),
     "SupportsHMA": ("request_finished_all_groups",),
 }  # fmt: skip
 """Methods that we call, override or wrap."""

@@ -15,6 +15,7 @@ _PATCHED = "_conserve_patched"
 def register() -> None:
     """Wrap what these processes call; harmless when called again, or without our scheduler."""
     from conserve.engine import door
+    from conserve.engine.launch import CONNECTOR, CONNECTOR_MODULE
 
     core = door.EngineCore
     if getattr(core, _PATCHED, False):
@@ -23,6 +24,8 @@ def register() -> None:
     core.preprocess_add_request = _watched(core.preprocess_add_request)
     _call_when_built(door.engine_core_module)
     say_more_in_spans(door.output_processor_module)
+    # vLLM's MultiConnector finds the statistics of its children by their registered names.
+    door.KVConnectorFactory.register_connector(CONNECTOR, CONNECTOR_MODULE, CONNECTOR)
 
 
 def _watched(preprocess: Any) -> Any:

@@ -19,10 +19,15 @@ from conserve.engine.capabilities import (
 )
 from conserve.engine.checkpoint.keeping import KeepsCheckpoints
 from conserve.engine.checkpoint.sizes import make_checkpointer
-from conserve.engine.connector import StepMetadata, find_ours
+from conserve.engine.connector import (
+    StepMetadata,
+    find_ours,
+    never_stop,
+    others_have_work,
+)
 from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
 from conserve.engine.flag import StopFlag, flag_name
-from conserve.engine.monitor import ArrivalMonitor, RunningStep
+from conserve.engine.monitor import ArrivalMonitor, AskedStop, RunningStep
 from conserve.engine.queue import ClassQueue, is_online
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats, send_with
@@ -70,6 +75,8 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             self._our_connector.checkpointer = self.checkpointer
         tracing = self.vllm_config.observability_config.otlp_traces_endpoint is not None
         self._notes = TraceNotes(enabled=tracing)
+        self._others_busy = False
+        """Whether the last step asked anything of a connector beside ours."""
         self.flag = StopFlag(flag_name(self.vllm_config))
         self.flag.reset()
         self.monitor = ArrivalMonitor(
@@ -107,6 +114,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             self._announce(record)
         with only_planned(self, plan):
             output = super().schedule(throttle_prefills)
+        self._heed_others(record, output)
         self._scheduled(record, output)
         return output
 
@@ -155,7 +163,8 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             interruption_rate=traffic.interruption_rate,
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,
-            can_stop=self.can_stop,
+            # What a connector was asked once it will likely be asked again.
+            can_stop=self.can_stop and not self._others_busy,
             **self._describe(running, waiting_offline),
         )
 
@@ -207,6 +216,16 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             every = layers_between_safepoints(self, self.settings, record.plan.predicted_s)
             self._our_connector.next_step = StepMetadata(record.number, every)
 
+    def _heed_others(self, record: StepRecord, output: Any) -> None:
+        """A step in which a connector beside ours loads or saves is not stopped after all."""
+        if not output.total_num_scheduled_tokens:
+            return
+        metadata = output.kv_connector_metadata
+        self._others_busy = others_have_work(metadata)
+        if self._others_busy and record.plan.stoppable:
+            record.plan.stoppable = False
+            never_stop(metadata)
+
     def _reserve_prefill_lookahead(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
@@ -240,10 +259,10 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         record = self._steps.popleft()
-        raised_s = self.monitor.step_ended() if record.plan.stoppable else None
+        asked = self.monitor.step_ended() if record.plan.stoppable else None
         computed = scheduler_output.num_scheduled_tokens
         if isinstance(model_runner_output, StoppedOutput):
-            self._undo(record, computed, model_runner_output, raised_s)
+            self._undo(record, computed, model_runner_output, asked)
         else:
             self.tracker.computed(computed, record.ends, self.stats)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
@@ -264,7 +283,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         record: StepRecord,
         computed: dict[str, int],
         output: StoppedOutput,
-        raised_s: float | None,
+        asked: AskedStop | None,
     ) -> None:
         orphans = roll_back(self, computed, record.before)
         for request_id in orphans:
@@ -279,8 +298,9 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         self.stats.count("stopped_steps")
         self.stats.count("stopped_layers", output.layers_done)
         self.stats.count("dropped_tokens", sum(computed.values()))
-        if raised_s is not None:
-            self.stats.observe("stop_response_seconds", self.clock() - raised_s)
+        if asked is not None:
+            self.stats.observe("stop_response_seconds", self.clock() - asked.at_s)
+            self.stats.observe("stop_response_layers", output.layers_done - asked.layer)
 
     def _hand_over(self, outputs: dict[int, Any]) -> None:
         """vLLM collects figures before a step's requests have ended. What came since goes with

@@ -16,6 +16,7 @@ LATENCY_BUCKETS = (
     0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0,
     5.0, 10.0, 30.0,
 )  # fmt: skip
+LAYER_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Metric:
     kind: type
     help: str
     label: str = ""
+    buckets: tuple[float, ...] = LATENCY_BUCKETS
+    """Upper bounds, of a histogram."""
 
 
 LABEL_VALUES = {"": ("",), "class": ("online", "offline"), "mode": tuple(map(str, Mode))}
@@ -39,6 +42,12 @@ METRICS = (
     Metric("step_seconds", Histogram, "Time a step took, from its scheduling to its output."),
     Metric("step_predicted_seconds", Histogram, "Time the latency model gave the same steps."),
     Metric("stop_response_seconds", Histogram, "Online arrival to the stopped step's end."),
+    Metric(
+        "stop_response_layers",
+        Histogram,
+        "Layers from the last safepoint before a stop was asked for to the one that stopped.",
+        buckets=LAYER_BUCKETS,
+    ),
     Metric("computed_tokens", Counter, "Tokens whose forward ran to its end.", "class"),
     Metric("recomputed_tokens", Counter, "Computed tokens that had been computed before.", "class"),
     Metric("output_tokens", Counter, "Tokens sampled.", "class"),
@@ -162,7 +171,7 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
     def _register(self, metric: Metric, cls: type, labelnames: list[str]) -> Any:
         options: dict[str, Any] = {}
         if metric.kind is Histogram:
-            options["buckets"] = LATENCY_BUCKETS
+            options["buckets"] = metric.buckets
         if metric.kind is Gauge:
             options["multiprocess_mode"] = "mostrecent"
         labels = [*labelnames, metric.label] if metric.label else labelnames

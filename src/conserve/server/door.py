@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import huggingface_hub
@@ -16,6 +16,7 @@ import psutil
 import vllm
 from vllm.config import KVTransferConfig
 from vllm.config.logging import LoggingConfig
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
@@ -93,9 +94,23 @@ def _refuse(message: str) -> NoReturn:
     raise BadInputError(message.removeprefix("argument "))
 
 
-def kv_transfer_config(value: object) -> object:
+def kv_transfer_config(values: dict[str, Any]) -> object:
     """The type vLLM's arguments hold for `--kv-transfer-config`."""
-    return KVTransferConfig(**value) if isinstance(value, dict) else value
+    return KVTransferConfig(**values)
+
+
+def kv_transfer_dict(config: object) -> dict[str, Any] | None:
+    """The opposite: what the user gave with `--kv-transfer-config`, if anything.
+
+    Raises BadInputError for a connector that vLLM does not know or cannot import.
+    """
+    if config is None:
+        return None
+    try:
+        KVConnectorFactory.get_connector_class(config)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise BadInputError(f"--kv-transfer-config: {error}") from error
+    return asdict(config)  # type: ignore[call-overload,no-any-return]
 
 
 def metrics_registry() -> Any:

@@ -155,17 +155,18 @@ def apply_engine(
     from conserve.engine.launch import vllm_arguments
     from conserve.server import door
 
-    needed: dict[str, Any] = dict(vllm_arguments(settings))
+    theirs = door.kv_transfer_dict(args.kv_transfer_config)
+    needed: dict[str, Any] = dict(vllm_arguments(settings, theirs))
+    args.kv_transfer_config = door.kv_transfer_config(needed.pop("kv_transfer_config"))
     args.additional_config = {**args.additional_config, **needed.pop("additional_config", {})}
     for name, value in needed.items():
-        wanted = door.kv_transfer_config(value) if name == "kv_transfer_config" else value
         given = getattr(args, name)
-        if given is not None and given != wanted:
+        if given is not None and given != value:
             raise BadInputError(
                 f"--{name.replace('_', '-')} {given} contradicts ConServe, which needs {value}. "
                 "Leave the flag out."
             )
-        setattr(args, name, wanted)
+        setattr(args, name, value)
     for name, default in withheld.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
