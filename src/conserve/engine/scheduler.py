@@ -197,13 +197,15 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             for name, num_tokens in output.num_scheduled_tokens.items():
                 request = self.requests[name]
                 record.before[name].scheduled(request, num_tokens, self.kv_cache_manager)
+        model = self.experience.model
+        predicted_s = model.predict_s(record.shape)
+        # Under async scheduling it begins when the step before it ends.
+        begins_s = max([record.started_s, *(step.expected_end_s for step in self._steps)])
+        if output.total_num_scheduled_tokens:
+            record.expected_end_s = begins_s + predicted_s
         self._steps.append(record)
         if record.plan.stoppable and output.total_num_scheduled_tokens:
-            model = self.experience.model
-            predicted_s = model.predict_s(record.shape)
-            self.monitor.step_started(
-                RunningStep(record.number, record.started_s, predicted_s), model
-            )
+            self.monitor.step_started(RunningStep(record.number, begins_s, predicted_s), model)
 
     # Its output
 
@@ -240,7 +242,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             request = self.requests[request_id]
             self.running.remove(request)
             self._preempt_request(request, self.clock())
-        self.tracker.stopped(computed)
+        self.tracker.stopped(computed, record.ends)
         self.stats.count("stopped_steps")
         self.stats.count("stopped_layers", output.layers_done)
         self.stats.count("dropped_tokens", sum(computed.values()))
