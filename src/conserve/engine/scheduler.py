@@ -247,9 +247,10 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
                 record.before[name].scheduled(request, num_tokens, self.kv_cache_manager)
         model = self.experience.model
         predicted_s = model.predict_s(record.shape)
-        # Under async scheduling the step before it may still run.
+        # Under async scheduling it begins when the step before it ends.
         begins_s = max([record.started_s, *(step.expected_end_s for step in self._steps)])
-        record.expected_end_s = begins_s + predicted_s
+        if output.total_num_scheduled_tokens:
+            record.expected_end_s = begins_s + predicted_s
         self._notes.ran(self.requests[name] for name in output.num_scheduled_tokens)
         self._steps.append(record)
         if record.plan.stoppable and output.total_num_scheduled_tokens:
@@ -291,7 +292,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             self.running.remove(request)
             request.num_computed_tokens = 0  # nothing of it is worth copying
             self._preempt_request(request, self.clock())
-        self.tracker.stopped(computed)
+        self.tracker.stopped(computed, record.ends)
         for request_id in computed:
             if request := self.requests.get(request_id):
                 self._notes.stopped(request)
