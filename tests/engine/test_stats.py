@@ -19,6 +19,7 @@ pytestmark = pytest.mark.engine
 
 LABELS = ["model_name", "engine"]
 VALUES: dict[int, list[object]] = {0: ["smol", "0"], 1: ["smol", "1"]}
+TARGETS = {"conserve": {"slo_ttft_s": 0.8, "slo_tbt_s": 0.11}}
 SUFFIX = {Counter: "_total", Gauge: "", Histogram: "_sum"}
 
 
@@ -103,7 +104,7 @@ def exporter(registry: CollectorRegistry) -> Any:
         return lambda **options: kind(registry=registry, **options)
 
     types: dict[Any, Any] = {kind: into(kind) for kind in (Counter, Gauge, Histogram)}
-    config = SimpleNamespace(kv_transfer_config=None)
+    config = SimpleNamespace(kv_transfer_config=None, additional_config=TARGETS)
     return ConserveConnector.build_prom_metrics(config, types, LABELS, VALUES)
 
 
@@ -142,6 +143,16 @@ def test_histograms_have_latency_buckets(registry: CollectorRegistry) -> None:
         assert bound in LATENCY_BUCKETS
         name = "conserve:step_seconds_bucket"
         assert registry.get_sample_value(name, labels | {"le": str(bound)}) == count
+
+
+def test_each_target_is_a_bound(registry: CollectorRegistry) -> None:
+    stats = EngineStats()
+    stats.observe("ttft_seconds", 0.81, "online")
+    exporter(registry).observe(stats.data)
+    labels = {"model_name": "smol", "engine": "0", "class": "online"}
+    name = "conserve:ttft_seconds_bucket"
+    counts = [registry.get_sample_value(name, labels | {"le": le}) for le in ("0.11", "0.8", "1.0")]
+    assert counts == [0.0, 0.0, 1.0]
 
 
 def test_names_are_unique_and_histograms_carry_their_unit() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import huggingface_hub
 import psutil
@@ -21,6 +21,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from conserve.server.errors import BadInputError
 
@@ -30,6 +31,11 @@ DEFAULT_MODEL: str = EngineArgs.model
 
 def version() -> str:
     return str(vllm.__version__)
+
+
+def metrics_registry() -> Any:
+    """Where /metrics reads: with several API processes, what all of them wrote."""
+    return get_prometheus_registry()
 
 
 def on_cpu() -> bool:

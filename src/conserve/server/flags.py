@@ -107,6 +107,13 @@ def flags() -> tuple[Flag, ...]:
             "",
             "Serve no /v1/files and /v1/batches, and write no data folder.",
         ),
+        Flag(
+            "--no-dashboard",
+            None,
+            False,
+            "",
+            "Serve no /dashboard, the live page, and keep no history for it.",
+        ),
     )
 
 
