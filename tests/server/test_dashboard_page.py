@@ -27,7 +27,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))
 MODEL = "SmolLM2-135M-Instruct"
 CHAT = "/v1/chat/completions"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</script>"
-LIMIT_MS = 90_000
+LIMIT_MS = 60_000
 expect.set_options(timeout=LIMIT_MS)
 
 

@@ -97,8 +97,8 @@ async def stream(
                 yield event
         looks = await collector.changed(seen, LONGEST_WAIT_S)
         if looks > seen:
-            yield tick(collector, since_s)
-            seen, since_s = looks, _newest_s(collector)
+            news_since_s, seen, since_s = since_s, looks, _newest_s(collector)
+            yield tick(collector, news_since_s)
     yield encode("bye", {"text": "The server is stopping."})
 
 
