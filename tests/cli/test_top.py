@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import uvicorn
@@ -152,8 +151,3 @@ def test_words() -> None:
     assert [seconds(value) for value in (None, 0.0412, 1.5)] == ["–", "41 ms", "1.50 s"]
     assert [duration(value) for value in (0.4, 61, 90_000)] == ["0 s", "1 min 1 s", "1 d 1 h"]
     assert plain("a\nb").plain == "a?b"
-
-
-def test_the_docs_show_the_command() -> None:
-    page = Path(__file__).parents[2] / "docs" / "dashboard.md"
-    assert "conserve top" in page.read_text()
