@@ -148,6 +148,6 @@ def test_the_last_minute_is_kept() -> None:
 
 
 def test_words() -> None:
-    assert [seconds(value) for value in (None, 0.0412, 1.5)] == ["–", "41 ms", "1.50 s"]
+    assert [seconds(value) for value in (None, 0.0412, 1.5)] == ["-", "41 ms", "1.50 s"]
     assert [duration(value) for value in (0.4, 61, 90_000)] == ["0 s", "1 min 1 s", "1 d 1 h"]
     assert plain("a\nb").plain == "a?b"

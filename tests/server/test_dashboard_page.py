@@ -111,7 +111,7 @@ def test_a_day_at_the_page(server: Any, open_page: Callable[..., Page]) -> None:
     expect(page.locator("#chat-verdict")).to_have_attribute("data-state", re.compile("safe|late"))
     expect(page.locator("#ttft-meter .figures")).to_contain_text("P99")
     expect(page.locator("#harvest-total")).not_to_have_text(before)
-    expect(page.locator("#memory-used")).not_to_have_text("–")
+    expect(page.locator("#memory-used")).not_to_have_text("\u2013")
     expect(page.locator("#tokens .plots")).to_have_attribute(
         "aria-label", re.compile(r"offline [1-9]")
     )
@@ -125,7 +125,7 @@ def test_a_day_at_the_page(server: Any, open_page: Callable[..., Page]) -> None:
     page.locator("#tokens summary").press("Enter")
     cells = page.locator("#tokens details td")
     expect(cells.first).to_be_visible()
-    assert any(text not in ("–", "0") for text in cells.all_inner_texts())
+    assert any(text not in ("\u2013", "0") for text in cells.all_inner_texts())
     assert page.title() == f"{MODEL} · ConServe"
     assert page.locator("#batches img, #batches script").count() == 0
 

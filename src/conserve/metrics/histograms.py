@@ -6,9 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 
-def bucket_percentile(
-    bounds: Sequence[float], counts: Sequence[float], q: float
-) -> float | None:
+def bucket_percentile(bounds: Sequence[float], counts: Sequence[float], q: float) -> float | None:
     """The q-th percentile (0 <= q <= 100), by linear interpolation inside its bucket.
 
     bounds: upper bounds, rising, each part of its bucket; the first bucket begins at 0.

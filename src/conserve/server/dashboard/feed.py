@@ -1,10 +1,10 @@
 """The stream of server-sent events behind the page and `conserve top`.
 
-    hello     facts, the names of a point's columns, and the history: once, first
-    tick      the summary, and the points made since the one before: about once a second
-    events    the last notable events, newest first: when there are new ones
-    batches   the caller's newest batches: when they have changed
-    bye       the server is stopping; the last
+hello     facts, the names of a point's columns, and the history: once, first
+tick      the summary, and the points made since the one before: about once a second
+events    the last notable events, newest first: when there are new ones
+batches   the caller's newest batches: when they have changed
+bye       the server is stopping; the last
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class BatchLists:
     async def event(self, tenant: str) -> bytes:
         now_s = time.monotonic()
         self._known = {
-            name: known
-            for name, known in self._known.items()
-            if now_s - known[0] < BATCHES_EVERY_S
+            name: known for name, known in self._known.items() if now_s - known[0] < BATCHES_EVERY_S
         }
         if tenant not in self._known:
             self._known[tenant] = (now_s, await self._look_up(tenant))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +36,7 @@ class Facts:
     needs_key: bool = False
 
 
-def summarise(
-    reading: Reading, history: History, facts: Facts, status: Status
-) -> dict[str, Any]:
+def summarise(reading: Reading, history: History, facts: Facts, status: Status) -> dict[str, Any]:
     minute = _merged(history, RECENT_S)
     ten = _merged(history, COARSE_S)
     return {
@@ -70,18 +67,14 @@ def _merged(history: History, seconds: float) -> Change | None:
     return merge(recent) if recent else None
 
 
-def _server(
-    reading: Reading, ten: Change | None, facts: Facts, status: Status
-) -> dict[str, Any]:
+def _server(reading: Reading, ten: Change | None, facts: Facts, status: Status) -> dict[str, Any]:
     return {
         **dict(zip(("state", "text"), _state(reading, ten, facts, status), strict=True)),
         "uptime_s": reading.time_s - facts.started_s,
     }
 
 
-def _state(
-    reading: Reading, ten: Change | None, facts: Facts, status: Status
-) -> tuple[str, str]:
+def _state(reading: Reading, ten: Change | None, facts: Facts, status: Status) -> tuple[str, str]:
     if status.engine_dead():
         return "down", "The engine has stopped. The server ends, or serves nothing."
     if status.draining:
@@ -146,10 +139,9 @@ def _verdict_event(figures: dict[str, Any], late: list[str], facts: Facts) -> st
 
 
 def _harvest(reading: Reading, ten: Change | None) -> dict[str, Any]:
-    rate: Callable[[str], float] = lambda kind: (
-        ten.rate("computed_tokens_total", kind) if ten else 0.0
+    online, offline = (
+        ten.rate("computed_tokens_total", kind) if ten else 0.0 for kind in ("online", "offline")
     )
-    online, offline = rate("online"), rate("offline")
     both = online + offline
     return {
         "offline_tps": offline,

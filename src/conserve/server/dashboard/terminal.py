@@ -80,7 +80,9 @@ def screen(view: View) -> RenderableType:
 def _head(view: View) -> Text:
     server = view.summary["server"]
     text = Text.assemble(("ConServe ", "bold"), (view.facts["model"], ""), "  ")
-    text.append(server["text"], "green" if server["state"] in ("serving", "idle", "ready") else "red")
+    text.append(
+        server["text"], "green" if server["state"] in ("serving", "idle", "ready") else "red"
+    )
     text.append(f"  up {duration(server['uptime_s'])}", "dim")
     return text
 
@@ -173,7 +175,7 @@ def _until(moment: float | None, state: str) -> str:
 
 def seconds(value: float | None) -> str:
     if value is None:
-        return "–"
+        return "-"
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
