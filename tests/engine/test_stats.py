@@ -180,6 +180,16 @@ def test_histograms_have_latency_buckets(registry: CollectorRegistry) -> None:
         assert registry.get_sample_value(name, labels | {"le": str(bound)}) == count
 
 
+def test_each_target_is_a_bound(registry: CollectorRegistry) -> None:
+    stats = EngineStats()
+    stats.observe("ttft_seconds", 0.81, "online")
+    exporter(registry).observe(stats.data)
+    labels = {"model_name": "smol", "engine": "0", "class": "online"}
+    name = "conserve:ttft_seconds_bucket"
+    counts = [registry.get_sample_value(name, labels | {"le": le}) for le in ("0.11", "0.8", "1.0")]
+    assert counts == [0.0, 0.0, 1.0]
+
+
 def test_names_are_unique_and_histograms_carry_their_unit() -> None:
     assert len(BY_NAME) == len(METRICS)
     for metric in METRICS:

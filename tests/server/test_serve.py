@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from argparse import Namespace
 from pathlib import Path
@@ -99,7 +100,7 @@ class TestHandedToVllm:
         assert args.scheduler_cls == "conserve.engine.scheduler.ConserveScheduler"
         assert args.scheduling_policy == "priority"
         assert args.kv_transfer_config.kv_role == "kv_both"
-        assert args.middleware == [serve.LOGS, serve.TIERS, serve.BATCHES]
+        assert args.middleware == [serve.LOGS, serve.TIERS, serve.DASHBOARD, serve.BATCHES]
 
     def test_the_log_is_text_with_a_line_a_minute(self) -> None:
         args = handed()
@@ -155,10 +156,18 @@ class TestHandedToVllm:
         assert os.environ["CONSERVE_BATCH_DATA_DIR"] == str(tmp_path / "flag")
 
     def test_without_batches_nothing_is_made(self, tmp_path: Path) -> None:
-        args = handed("--no-batches", "--middleware", "a.b")
+        args = handed("--no-batches", "--no-dashboard", "--middleware", "a.b")
         assert args.middleware == [serve.LOGS, serve.TIERS, "a.b"]
         assert "CONSERVE_BATCH_DATA_DIR" not in os.environ
         assert not (tmp_path / "share").exists()
+
+    def test_the_page_is_named_at_start(self, capsys: pytest.CaptureFixture[str]) -> None:
+        handed("--host", "::", "--root-path", "/llm")
+        assert re.search(r"page +http://localhost:\d+/llm/dashboard", capsys.readouterr().err)
+        handed("--host", "::1", "--ssl-certfile", "c")
+        assert re.search(r"page +https://\[::1\]:\d+/dashboard", capsys.readouterr().err)
+        handed("--no-dashboard")
+        assert re.search(r"page +off", capsys.readouterr().err)
 
     def test_finer_settings_go_through_additional_config(self) -> None:
         args = handed("--additional-config", '{"conserve": {"stop": "off"}, "theirs": 1}')

@@ -27,6 +27,7 @@ from conserve.engine.connector import (
 )
 from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
 from conserve.engine.flag import StopFlag, flag_name
+from conserve.engine.memory import MemoryGauge
 from conserve.engine.monitor import ArrivalMonitor, AskedStop, RunningStep
 from conserve.engine.queue import ClassQueue, is_online
 from conserve.engine.settings import EngineSettings
@@ -67,6 +68,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         self._steps: deque[StepRecord] = deque()
         self._step_number = 0
         self._num_held_back = 0
+        self._memory = MemoryGauge(self.kv_cache_manager)
         self._our_connector = find_ours(self.connector)
         self._own_stats = EngineStats()
         has_connector = self._our_connector is not None
@@ -323,6 +325,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         stats.set("interruptions_per_second", self.experience.traffic.interruption_rate)
         if unstopped := self.monitor.take_unstopped():
             stats.count("unstopped_arrivals", unstopped)
+        self._memory.gauge(self.running, self.clock(), stats)
 
     # Requests and the end
 
@@ -330,6 +333,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         if request.request_id not in self.requests:
             self.tracker.add(request)
             self._notes.came(request)
+            self.stats.count("requests", label="online" if is_online(request) else "offline")
         super().add_request(request)
         self.monitor.taken(request.request_id)
 

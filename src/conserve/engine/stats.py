@@ -13,9 +13,10 @@ from conserve.engine.door import KVConnectorPromMetrics, KVConnectorStats
 from conserve.engine.settings import EngineSettings
 
 LATENCY_BUCKETS = (
-    0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0,
-    5.0, 10.0, 30.0,
+    0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2,
+    0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
+"""In seconds. The targets are added, so that the share within them is exact."""
 LAYER_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 
 
@@ -48,6 +49,7 @@ METRICS = (
         "Layers from the last safepoint before a stop was asked for to the one that stopped.",
         buckets=LAYER_BUCKETS,
     ),
+    Metric("requests", Counter, "Requests that came to the engine.", "class"),
     Metric("computed_tokens", Counter, "Tokens whose forward ran to its end.", "class"),
     Metric("recomputed_tokens", Counter, "Computed tokens that had been computed before.", "class"),
     Metric("output_tokens", Counter, "Tokens sampled.", "class"),
@@ -73,6 +75,8 @@ METRICS = (
     ),
     Metric("waiting_requests", Gauge, "Requests that hold no slot.", "class"),
     Metric("running_requests", Gauge, "Requests that hold a slot.", "class"),
+    Metric("kv_blocks", Gauge, "KV blocks in use; one that both use is an online one.", "class"),
+    Metric("kv_free_blocks", Gauge, "KV blocks that can be taken, cached prefixes included."),
     Metric("interruptions_per_second", Gauge, "Online arrivals per second of offline-only work."),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -151,6 +155,7 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         targets = EngineSettings.of(vllm_config.additional_config).targets
+        self._wanted = (targets.ttft_s, targets.tbt_s)
         self._series: dict[str, Any] = {
             metric.name: self._register(metric, metric_types[metric.kind], labelnames)
             for metric in METRICS
@@ -171,7 +176,12 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
     def _register(self, metric: Metric, cls: type, labelnames: list[str]) -> Any:
         options: dict[str, Any] = {}
         if metric.kind is Histogram:
-            options["buckets"] = metric.buckets
+            bounds = (
+                {*metric.buckets, *self._wanted}
+                if metric.buckets is LATENCY_BUCKETS
+                else metric.buckets
+            )
+            options["buckets"] = sorted(bounds)
         if metric.kind is Gauge:
             options["multiprocess_mode"] = "mostrecent"
         labels = [*labelnames, metric.label] if metric.label else labelnames

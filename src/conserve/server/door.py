@@ -36,6 +36,11 @@ def version() -> str:
     return str(vllm.__version__)
 
 
+def metrics_registry() -> Any:
+    """Where /metrics reads: with several API processes, what all of them wrote."""
+    return get_prometheus_registry()
+
+
 def on_cpu() -> bool:
     """Whether vLLM will run its models on the CPU."""
     return bool(current_platform.is_cpu())
@@ -111,11 +116,6 @@ def kv_transfer_dict(config: object) -> dict[str, Any] | None:
     except (ValueError, ImportError, AttributeError) as error:
         raise BadInputError(f"--kv-transfer-config: {error}") from error
     return asdict(config)  # type: ignore[call-overload,no-any-return]
-
-
-def metrics_registry() -> Any:
-    """Where /metrics reads: with several API processes, what all of them wrote."""
-    return get_prometheus_registry()
 
 
 def log_json(args: argparse.Namespace) -> None:

@@ -176,6 +176,13 @@ def flags() -> tuple[Flag, ...]:
             "Serve no /v1/files and /v1/batches, and write no data folder.",
         ),
         Flag(
+            "--no-dashboard",
+            None,
+            False,
+            "",
+            "Serve no /dashboard, the live page, and keep no history for it.",
+        ),
+        Flag(
             "--log-interval-s",
             _interval,
             60.0,

@@ -21,6 +21,7 @@ from conserve.server.model import NAME, default_model
 if TYPE_CHECKING:
     from conserve.engine.settings import EngineSettings
 
+DASHBOARD = "conserve.server.dashboard.middleware.DashboardMiddleware"
 TIERS = "conserve.server.tiers.ServiceTierMiddleware"
 LOGS = "conserve.server.logs_middleware.LogsMiddleware"
 BATCHES = "conserve.server.batches_middleware.BatchesMiddleware"
@@ -53,6 +54,7 @@ def serve(arguments: Sequence[str]) -> None:
     lines.append(("targets", describe_targets(settings)))
     lines.append(("batches", choose_batches(args)))
     lines.append(("KV copies", checkpoints.describe(copies, door.available_memory_bytes)))
+    lines.append(("page", choose_dashboard(args)))
     if door.on_cpu():
         lines.append(("cpu", tune_cpu(args, door.available_memory_bytes)))
     apply_engine(args, parsed.withheld, settings)
@@ -100,6 +102,20 @@ def choose_batches(args: argparse.Namespace) -> str:
         args.enable_prompt_tokens_details = True
     args.middleware = [BATCHES, *args.middleware]
     return f"in {folder}"
+
+
+def choose_dashboard(args: argparse.Namespace) -> str:
+    """Settle whether the live page is served; says where. To be called after `choose_batches`:
+    the page shows the batches of a service that is there when it starts."""
+    if vars(args).pop("no_dashboard") or args.headless:
+        return "off"
+    args.middleware = [DASHBOARD, *args.middleware]
+    if args.uds:
+        return "/dashboard"
+    scheme = "https" if args.ssl_certfile else "http"
+    host = args.host if args.host not in (None, "", "0.0.0.0", "::") else "localhost"  # noqa: S104
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{args.port}{args.root_path or ''}/dashboard"
 
 
 def check_port(args: argparse.Namespace) -> None:
