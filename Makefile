@@ -6,6 +6,7 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_PROGRAMS := chromium=chromium
 LOCKS := requirements/cpu.lock requirements/dev.lock
 
 .PHONY: help setup demo test check lock soak
@@ -36,6 +37,7 @@ demo: $(STAMP)
 	$(BIN)/conserve demo
 
 test: $(STAMP)
+	@scripts/test_packages.sh $(TEST_PROGRAMS)
 	$(BIN)/python -m pytest
 
 soak: $(STAMP)

@@ -48,6 +48,7 @@ def make_scheduler(
     max_model_len: int = 512,
     async_scheduling: bool = False,
     settings: EngineSettings | None = None,
+    their_connector: dict[str, Any] | None = None,
 ) -> Any:
     """A ConserveScheduler over a tiny Llama's configuration, as `conserve serve` configures it."""
     from vllm.engine.arg_utils import EngineArgs
@@ -70,7 +71,7 @@ def make_scheduler(
         block_size=BLOCK_SIZE,
         enforce_eager=True,
         kv_cache_memory_bytes=1 << 20,
-        **vllm_arguments(settings or EngineSettings(profile_seconds=0)),
+        **vllm_arguments(settings or EngineSettings(profile_seconds=0), their_connector),
     ).create_engine_config()
     config.scheduler_config.async_scheduling = async_scheduling
     config.cache_config.num_gpu_blocks = num_blocks
@@ -129,6 +130,8 @@ class Engine:
     device: Device
     step_s: float = 0.05
     stop: Callable[[int], bool] | None = None
+    stop_layer: Callable[[], int] = lambda: 3
+    """The layer at which a stopped step stops."""
     depth: int = 1
     outputs: dict[str, list[int]] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
@@ -162,7 +165,7 @@ class Engine:
             else:
                 stopped = self.scheduler.flag.is_raised_for(record.number)
         self.num_stops += stopped
-        result = self.device.run(output, stop_at=3 if stopped else None)
+        result = self.device.run(output, stop_at=self.stop_layer() if stopped else None)
         self.scheduler.clock.now_s += self.step_s
         for client in self.scheduler.update_from_output(output, result).values():
             for one in client.outputs:

@@ -46,6 +46,7 @@ ARGUMENTS = {
     "EngineCore.preprocess_add_request": ["request"],
     "EngineCore.add_request": ["request"],
     "EngineCore._initialize_effective_attention_block_size": [],
+    "KVConnectorFactory.register_connector": ["name", "module_path", "class_name"],
     "KVConnectorBase_V1.bind_connector_metadata": ["connector_metadata"],
     "KVConnectorBase_V1.clear_connector_metadata": [],
     "KVConnectorBase_V1.wait_for_layer_load": ["layer_name"],
@@ -87,9 +88,11 @@ STATE = {
         "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "use_ubatching"],
     "scheduler.vllm_config.model_config": ["get_num_layers", "get_vocab_size", "get_hidden_size",
         "runner_type", "model", "dtype", "quantization", "enforce_eager", "is_moe"],
+    "scheduler.vllm_config.observability_config": ["otlp_traces_endpoint"],
     "request": ["request_id", "priority", "arrival_time", "status", "num_tokens",
         "num_computed_tokens", "num_tokens_with_spec", "num_output_placeholders",
-        "num_in_flight_tokens", "is_prefill_chunk", "is_finished", "block_hashes"],
+        "num_in_flight_tokens", "is_prefill_chunk", "is_finished", "block_hashes",
+        "trace_headers"],
 }  # fmt: skip
 """Where we look -> the attributes that must be there."""
 
@@ -294,6 +297,23 @@ def changed_v2(execute: str, sample: str) -> str:
     return ""
 
 
+def changed_tracing(text: str) -> str:
+    """Spans need: one instrument_manual(attributes=...), the output's headers, the client's id."""
+    tree = ast.parse(text)
+    spans = [
+        [keyword.arg for keyword in node.keywords]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "instrument_manual"
+    ]
+    if len(spans) != 1 or "attributes" not in spans[0]:
+        return "OutputProcessor.do_tracing makes no single instrument_manual(attributes=...)"
+    words = ast.unparse(tree)
+    for needed in ("engine_core_output.trace_headers", "req_state.external_req_id"):
+        if needed not in words:
+            return f"OutputProcessor.do_tracing reads no {needed}"
+    return ""
+
+
 def test_the_engines_construction_is_as_the_plugin_expects() -> None:
     if line := changed_construction(source(door.EngineCore.__init__)):
         fail(line)
@@ -322,6 +342,11 @@ def test_a_stop_may_leave_the_second_model_runner() -> None:
         fail(line)
 
 
+def test_a_finished_request_makes_a_span_where_ours_is_added() -> None:
+    if line := changed_tracing(source(door.output_processor_module.OutputProcessor.do_tracing)):
+        fail(line)
+
+
 def test_every_attention_layer_asks_the_connector() -> None:
     from vllm.model_executor.layers.attention import kv_transfer_utils
 
@@ -341,6 +366,13 @@ def schedule(self):
     self.kv_cache_manager.allocate_slots(r, n)
     n = self._reserve_prefill_lookahead(r, 0, n)
     self.kv_cache_manager.allocate_slots(r, n)
+"""
+TRACING = """
+def do_tracing(self, engine_core_output, req_state, iteration_stats):
+    context = extract_trace_context(engine_core_output.trace_headers)
+    instrument_manual(
+        span_name="r", attributes={GEN_AI_REQUEST_ID: req_state.external_req_id}
+    )
 """
 FORWARD = """
 def execute_model(self):
@@ -387,6 +419,10 @@ def test_a_changed_second_runner_is_seen(execute: str, sample: str, word: str) -
         (changed_schedule, SCHEDULE, "n = self._reserve_prefill_lookahead(r, 0, n)", "pass"),
         (changed_schedule, SCHEDULE, "allocate_slots", "get_slots"),
         (changed_forward, FORWARD, "_model_forward", "model"),
+        (changed_tracing, TRACING, "instrument_manual", "instrument"),
+        (changed_tracing, TRACING, "attributes=", "values="),
+        (changed_tracing, TRACING, "engine_core_output.trace_headers", "None"),
+        (changed_tracing, TRACING, "external_req_id", "request_id"),
         (changed_forward, FORWARD, "        x =", "        pass\n    x ="),
         (changed_forward, FORWARD, "maybe_get_kv_connector_output", "nullcontext"),
     ],

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from conserve.engine import flag as flag_module
-from conserve.engine.flag import PASSED, STOP, STOPPED, StopFlag, flag_name
+from conserve.engine.flag import PASSED, STOP, STOPPED, LostRankError, StopFlag, flag_name
 
 NAME = "test"
 NUM_LAYERS = 12
@@ -135,15 +134,23 @@ def test_a_rank_that_ignores_the_word_is_caught(make_ranks: MakeRanks) -> None:
         run_random_stops(make_ranks(2, careless=1), 2, seed=2)
 
 
-def test_a_follower_whose_leader_never_comes_gives_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(flag_module, "RANK_TIMEOUT_S", 0.02)
-    flag = StopFlag(NAME, str(tmp_path))
+def test_a_follower_whose_leader_never_comes_gives_up(tmp_path: Path) -> None:
+    flag = StopFlag(NAME, str(tmp_path), rank_timeout_s=0.02)
     assert flag.lead(7, 3) is False
     assert flag.follow(7, 3) is False
-    with pytest.raises(TimeoutError, match="no word for safepoint 4 of step 7"):
+    with pytest.raises(LostRankError, match="no word for safepoint 4 of step 7"):
         flag.follow(7, 4)
+
+
+def test_the_last_safepoint_passed_is_that_of_the_step_asked_for(tmp_path: Path) -> None:
+    flag = StopFlag(NAME, str(tmp_path))
+    flag.lead(7, 0)
+    flag.lead(7, 6)
+    assert flag.last_passed(7) == 6
+    assert flag.last_passed(6) == flag.last_passed(8) == 0
+    flag.raise_for(7)
+    assert flag.lead(7, 9)
+    assert flag.last_passed(7) == 6, "where it stopped it did not pass"
 
 
 class RacingCells:

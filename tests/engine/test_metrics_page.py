@@ -12,16 +12,23 @@ pytest.importorskip("vllm")
 from prometheus_client import Counter
 
 from conserve.engine.stats import METRICS
+from conserve.server.batches_metrics import SERIES
 
 pytestmark = pytest.mark.engine
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `conserve:(\w+)` \| (\w+) \| (?:`(\w+)`)? ?\| (.+) \|$", re.MULTILINE)
 
+BATCH_ROW = re.compile(
+    r"^\| `conserve:(batch\w+)` \| (\w+) \| (?:`(\w+)`)? ?\| ([^|]*) \| (.+) \|$", re.MULTILINE
+)
+
 
 def test_the_page_lists_what_is_exported() -> None:
     listed = {
-        (name, kind, label, text) for name, kind, label, text in ROW.findall(PAGE.read_text())
+        (name, kind, label, text)
+        for name, kind, label, text in ROW.findall(PAGE.read_text())
+        if not name.startswith("batch")
     }
     exported = {
         (
@@ -31,5 +38,23 @@ def test_the_page_lists_what_is_exported() -> None:
             metric.help,
         )
         for metric in METRICS
+    }
+    assert listed == exported
+
+
+def test_the_page_lists_the_batch_series() -> None:
+    listed = {
+        (name, kind, label, tuple(re.findall(r"`(\w+)`", values)), text)
+        for name, kind, label, values, text in BATCH_ROW.findall(PAGE.read_text())
+    }
+    exported = {
+        (
+            series.name + ("_total" if series.kind is Counter else ""),
+            series.kind.__name__.lower(),
+            series.label,
+            series.values,
+            series.help,
+        )
+        for series in SERIES
     }
     assert listed == exported

@@ -29,6 +29,10 @@ class Flag:
     """Keeps the numbers of the steps that were asked to stop."""
 
     raised: list[int] = field(default_factory=list)
+    layer: int = 0
+
+    def last_passed(self, step: int) -> int:
+        return self.layer
 
     def raise_for(self, step: int) -> None:
         self.raised.append(step)
@@ -55,10 +59,14 @@ def test_an_arrival_during_a_long_step_stops_it() -> None:
     scene = Scene()
     scene.start(0.4)
     scene.clock.now_s += 0.1
+    scene.flag.layer = 9
     scene.arrive()
     assert scene.flag.raised == [7]
     scene.clock.now_s += 0.01
-    assert scene.monitor.step_ended() == pytest.approx(100.1), "when the stop was asked for"
+    scene.flag.layer = 12
+    asked = scene.monitor.step_ended()
+    assert asked is not None
+    assert (asked.at_s, asked.layer) == (pytest.approx(100.1), 9)
     assert scene.monitor.take_unstopped() == 0
 
 

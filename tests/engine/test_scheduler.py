@@ -17,6 +17,7 @@ from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 from conserve.engine import scheduler as scheduler_module
 from conserve.engine import stopped
 from conserve.engine.settings import EngineSettings
+from conserve.engine.stats import EngineStats
 
 pytestmark = pytest.mark.engine
 
@@ -187,6 +188,30 @@ def stop_at_random(engine: Engine) -> None:
     run_mixed(engine, 7, shared=13)
     assert engine.num_stops > 3
     assert_nothing_left(engine)
+
+
+def test_the_last_step_says_that_it_was(make_engine: MakeEngine) -> None:
+    """Its figures leave with its outputs: none wait for a step that may be hours away."""
+    engine = make_engine()
+    sent = EngineStats()
+    update = engine.scheduler.update_from_output
+
+    def watched(*args: Any) -> Any:
+        outputs = update(*args)
+        for client in outputs.values():
+            if client.scheduler_stats is not None:
+                sent.aggregate(EngineStats(data=client.scheduler_stats.kv_connector_stats))
+        return outputs
+
+    engine.scheduler.update_from_output = watched
+    run_mixed(engine, 3)
+    assert sent.data["output_tokens"] == {
+        label: sum(len(row) for name, row in engine.outputs.items() if name.startswith(start))
+        for label, start in (("online", "on"), ("offline", "off"))
+    }
+    assert sent.data["running_requests"] == {"online": 0, "offline": 0}
+    assert sent.data["waiting_requests"] == {"online": 0, "offline": 0}
+    assert engine.scheduler.stats.is_empty()
 
 
 @pytest.mark.parametrize("play", [stop_then_hit_the_cache, stop_two_that_share, stop_at_random])

@@ -30,6 +30,7 @@ settings = st.builds(
     checkpoint_bytes=st.integers(0, 2**40),
     checkpoint_bytes_per_s=st.floats(min_value=0, max_value=1e12),
     checkpoint_verify=st.booleans(),
+    rank_timeout_s=st.floats(min_value=0.1, max_value=100),
     policy=st.builds(
         PolicySettings,
         prefill_stretch=share,
@@ -63,6 +64,7 @@ def test_defaults_where_we_are_not_mentioned(nothing: object) -> None:
         ("offline_floor", -0.1),
         ("profile_seconds", -1.0),
         ("stop_response_s", -0.001),
+        ("rank_timeout_s", 0.0),
         ("stop", "maybe"),
     ],
 )

@@ -13,12 +13,21 @@ pytest.importorskip("vllm")
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from conserve.engine.connector import ConserveConnector
-from conserve.engine.stats import BY_NAME, LATENCY_BUCKETS, METRICS, EngineStats, Metric
+from conserve.engine.stats import (
+    BY_NAME,
+    LABEL_VALUES,
+    LATENCY_BUCKETS,
+    METRICS,
+    EngineStats,
+    Metric,
+    send_with,
+)
 
 pytestmark = pytest.mark.engine
 
 LABELS = ["model_name", "engine"]
 VALUES: dict[int, list[object]] = {0: ["smol", "0"], 1: ["smol", "1"]}
+TARGETS = {"conserve": {"slo_ttft_s": 0.8, "slo_tbt_s": 0.11}}
 SUFFIX = {Counter: "_total", Gauge: "", Histogram: "_sum"}
 
 
@@ -103,7 +112,7 @@ def exporter(registry: CollectorRegistry) -> Any:
         return lambda **options: kind(registry=registry, **options)
 
     types: dict[Any, Any] = {kind: into(kind) for kind in (Counter, Gauge, Histogram)}
-    config = SimpleNamespace(kv_transfer_config=None)
+    config = SimpleNamespace(kv_transfer_config=None, additional_config=TARGETS)
     return ConserveConnector.build_prom_metrics(config, types, LABELS, VALUES)
 
 
@@ -119,6 +128,33 @@ def test_every_metric_is_exported(registry: CollectorRegistry, metric: Metric) -
         labels[metric.label] = "some"
     value = registry.get_sample_value(f"conserve:{metric.name}{SUFFIX[metric.kind]}", labels)
     assert value == (2.0 if metric.kind is Gauge else 4.0)
+
+
+def test_what_is_counted_is_zero_from_the_start(registry: CollectorRegistry) -> None:
+    """A rate needs a first value; what a gauge will say is not known yet, the targets apart."""
+    exporter(registry)
+    labels = {"model_name": "smol", "engine": "1"}
+    for metric in METRICS:
+        for value in LABEL_VALUES[metric.label]:
+            own = labels | {metric.label: value} if metric.label else labels
+            known = registry.get_sample_value(f"conserve:{metric.name}{SUFFIX[metric.kind]}", own)
+            target = {"ttft_target_seconds": 0.8, "tbt_target_seconds": 0.11}.get(metric.name)
+            assert known == (target if metric.kind is Gauge else 0.0), metric.name
+
+
+def test_figures_that_come_late_go_with_the_same_outputs() -> None:
+    early, late = EngineStats(), EngineStats()
+    early.count("steps", 1, "offline")
+    early.set("running_requests", 3, "offline")
+    late.count("steps", 1, "offline")
+    late.set("running_requests", 0, "offline")
+    carrier = SimpleNamespace(scheduler_stats=SimpleNamespace(kv_connector_stats=early.to_dict()))
+    send_with({0: SimpleNamespace(scheduler_stats=None), 1: carrier}, late)
+    assert carrier.scheduler_stats.kv_connector_stats == {
+        "steps": {"offline": 2.0},
+        "running_requests": {"offline": 0},
+    }
+    send_with({0: SimpleNamespace(scheduler_stats=None)}, late)  # nobody collects: no error
 
 
 def test_every_family_has_its_help_and_kind(registry: CollectorRegistry) -> None:
@@ -144,11 +180,21 @@ def test_histograms_have_latency_buckets(registry: CollectorRegistry) -> None:
         assert registry.get_sample_value(name, labels | {"le": str(bound)}) == count
 
 
+def test_each_target_is_a_bound(registry: CollectorRegistry) -> None:
+    stats = EngineStats()
+    stats.observe("ttft_seconds", 0.81, "online")
+    exporter(registry).observe(stats.data)
+    labels = {"model_name": "smol", "engine": "0", "class": "online"}
+    name = "conserve:ttft_seconds_bucket"
+    counts = [registry.get_sample_value(name, labels | {"le": le}) for le in ("0.11", "0.8", "1.0")]
+    assert counts == [0.0, 0.0, 1.0]
+
+
 def test_names_are_unique_and_histograms_carry_their_unit() -> None:
     assert len(BY_NAME) == len(METRICS)
     for metric in METRICS:
         if metric.kind is Histogram:
-            assert metric.name.endswith("_seconds")
+            assert metric.name.endswith(("_seconds", "_layers"))
 
 
 def test_a_figure_nobody_declared_is_refused(registry: CollectorRegistry) -> None:

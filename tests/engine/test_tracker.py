@@ -31,6 +31,8 @@ class Request:
     num_tokens: int = 10
     num_computed_tokens: int = 0
     num_output_placeholders: int = 0
+    num_prompt_tokens: int = 10
+    max_tokens: int = 100
 
     @property
     def num_tokens_with_spec(self) -> int:
@@ -68,6 +70,27 @@ def test_running_views_are_brought_up_to_date(tracker: RequestTracker) -> None:
     (again,) = tracker.running([request])
     assert again is view
     assert (again.num_computed_tokens, again.num_blocks) == (13, 4)
+
+
+def test_blocks_of_a_stopped_step_are_still_held(tracker: RequestTracker) -> None:
+    """Else the policy would take their holder for one that has nothing to give."""
+    request = Request("off", 1, num_tokens=30, num_computed_tokens=2)
+    tracker.running([request])
+    tracker.stopped({"off": 15}, {"off": 17})
+    tracker.stopped({"off": 6}, {"off": 8})
+    (view,) = tracker.running([request])
+    assert (view.num_computed_tokens, view.num_blocks, view.num_stops) == (2, 5, 2)
+    request.num_computed_tokens = 0
+    (view,) = tracker.waiting([request], lambda _: 0, most_tokens=100)
+    assert view.num_blocks == 0, "it was sent back since"
+
+
+def test_nothing_is_left_to_compute_behind_the_last_token(tracker: RequestTracker) -> None:
+    """Async scheduling: the token is in flight, and the request ends with it."""
+    request = Request("off", 1, num_tokens=14, num_computed_tokens=14, max_tokens=5)
+    request.num_output_placeholders = 1
+    (view,) = tracker.running([request])
+    assert view.num_tokens - view.num_computed_tokens == 0
 
 
 def test_waiting_views_know_what_the_prefix_cache_has(tracker: RequestTracker) -> None:
@@ -127,8 +150,8 @@ def test_a_name_that_comes_again_is_a_new_request(tracker: RequestTracker) -> No
 
 
 def test_stops_in_a_row_are_counted(tracker: RequestTracker) -> None:
-    tracker.stopped({"off": 4, "gone": 4})
-    tracker.stopped({"off": 4})
+    tracker.stopped({"off": 4, "gone": 4}, {"off": 4, "gone": 4})
+    tracker.stopped({"off": 4}, {"off": 4})
     view = tracker.get("off")
     assert view is not None
     assert view.num_stops == 2

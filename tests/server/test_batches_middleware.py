@@ -41,7 +41,10 @@ class Engine:
         self.vllm_config = Namespace(
             scheduler_config=Namespace(max_num_seqs=64, max_num_queued_reqs=None),
             parallel_config=Namespace(
-                data_parallel_size=1, local_engines_only=False, _api_process_count=1
+                data_parallel_size=1,
+                local_engines_only=False,
+                _api_process_count=1,
+                _api_process_rank=0,
             ),
             device_config=Namespace(device_type="cuda"),
             shutdown_timeout=shutdown_timeout,

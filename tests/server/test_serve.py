@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from argparse import Namespace
 from pathlib import Path
@@ -99,7 +100,28 @@ class TestHandedToVllm:
         assert args.scheduler_cls == "conserve.engine.scheduler.ConserveScheduler"
         assert args.scheduling_policy == "priority"
         assert args.kv_transfer_config.kv_role == "kv_both"
-        assert args.middleware == [serve.TIERS, serve.BATCHES]
+        assert args.middleware == [serve.LOGS, serve.TIERS, serve.DASHBOARD, serve.BATCHES]
+
+    def test_the_log_is_text_with_a_line_a_minute(self) -> None:
+        args = handed()
+        assert args.log_interval_s == 60
+        assert not hasattr(args, "logging_config")
+
+    def test_the_log_can_be_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        args = handed("--log-json", "--log-interval-s", "5", "--logging-config.log_level", "DEBUG")
+        assert (args.logging_config.formatter, args.logging_config.log_level) == ("json", "DEBUG")
+        assert args.log_interval_s == 5
+        (said,) = capsys.readouterr().err.splitlines()
+        assert "ms" in json.loads(said)["conserve"]["targets"]
+
+    def test_a_connector_of_the_users_comes_after_ours(self) -> None:
+        theirs = {"kv_connector": "ExampleConnector", "kv_role": "kv_both", "engine_id": "mine"}
+        theirs["kv_load_failure_policy"] = "recompute"
+        config = handed("--kv-transfer-config", json.dumps(theirs)).kv_transfer_config
+        assert (config.kv_connector, config.engine_id) == ("MultiConnector", "mine")
+        assert config.kv_load_failure_policy == "recompute"
+        names = [child["kv_connector"] for child in config.kv_connector_extra_config["connectors"]]
+        assert names == ["ConserveConnector", "ExampleConnector"]
 
     def test_our_flags_reach_the_engine(self, tmp_path: Path) -> None:
         args = handed(
@@ -134,10 +156,18 @@ class TestHandedToVllm:
         assert os.environ["CONSERVE_BATCH_DATA_DIR"] == str(tmp_path / "flag")
 
     def test_without_batches_nothing_is_made(self, tmp_path: Path) -> None:
-        args = handed("--no-batches", "--middleware", "a.b")
-        assert args.middleware == [serve.TIERS, "a.b"]
+        args = handed("--no-batches", "--no-dashboard", "--middleware", "a.b")
+        assert args.middleware == [serve.LOGS, serve.TIERS, "a.b"]
         assert "CONSERVE_BATCH_DATA_DIR" not in os.environ
         assert not (tmp_path / "share").exists()
+
+    def test_the_page_is_named_at_start(self, capsys: pytest.CaptureFixture[str]) -> None:
+        handed("--host", "::", "--root-path", "/llm")
+        assert re.search(r"page +http://localhost:\d+/llm/dashboard", capsys.readouterr().err)
+        handed("--host", "::1", "--ssl-certfile", "c")
+        assert re.search(r"page +https://\[::1\]:\d+/dashboard", capsys.readouterr().err)
+        handed("--no-dashboard")
+        assert re.search(r"page +off", capsys.readouterr().err)
 
     def test_finer_settings_go_through_additional_config(self) -> None:
         args = handed("--additional-config", '{"conserve": {"stop": "off"}, "theirs": 1}')
@@ -260,15 +290,46 @@ class TestRefused:
             ("--scheduling-policy", "fcfs"),
             ("--scheduler-cls", "mine.Scheduler"),
             ("--worker-cls", "mine.Worker"),
-            ("--kv-transfer-config", '{"kv_connector": "X", "kv_role": "kv_both"}'),
         ],
     )
     def test_a_flag_that_contradicts_ours(self, flag: str, value: str) -> None:
         assert refusal(flag, value).startswith(f"{flag} ")
         assert "contradicts ConServe" in refusal(flag, value)
 
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            ({}, "Unsupported connector type: X"),
+            ({"kv_connector": "X", "kv_connector_module_path": "no.such"}, "No module named 'no'"),
+            (
+                {"kv_connector": "X", "kv_connector_module_path": "json"},
+                "Class X not found in json",
+            ),
+        ],
+    )
+    def test_a_connector_nobody_knows(self, given: dict[str, str], told: str) -> None:
+        refused = refusal(
+            "--kv-transfer-config", json.dumps({"kv_connector": "X", "kv_role": "kv_both", **given})
+        )
+        assert refused == f"--kv-transfer-config: {told}"
+
     def test_a_model_folder_that_is_not_there(self) -> None:
         assert "'/no/such/model' does not exist" in refusal("/no/such/model")
+
+    def test_json_logs_beside_a_logging_config_file(self, tmp_path: Path) -> None:
+        told = refusal(
+            "--log-json", "--logging-config.pylogging_config_file", str(tmp_path / "any.json")
+        )
+        assert told.startswith("--log-json: ")
+        assert "Drop one" in told
+
+    def test_json_logs_without_logging(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("VLLM_CONFIGURE_LOGGING", "0")
+        assert "VLLM_CONFIGURE_LOGGING=0" in refusal("--log-json")
+
+    @pytest.mark.parametrize("value", ["-1", "often", "nan"])
+    def test_a_log_interval_that_is_none(self, value: str) -> None:
+        assert refusal("--log-interval-s", value).startswith("--log-interval-s: must be ")
 
     def test_a_folder_that_is_no_model(self, tmp_path: Path) -> None:
         assert "no config.json" in refusal(str(tmp_path))

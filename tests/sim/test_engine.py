@@ -16,7 +16,8 @@ from conserve.sim.cost import Machine
 from conserve.sim.engine import Engine
 from conserve.sim.request import Phase
 from conserve.sim.schedulers import Scheduler, StockScheduler
-from conserve.sim.state import EngineState, Step
+from conserve.sim.state import EngineState
+from conserve.sim.step import Step
 
 SMALL = replace(MACHINE, num_blocks=150, max_running=12)
 """So small that requests are displaced and preempted all the time."""

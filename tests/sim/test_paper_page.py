@@ -60,3 +60,21 @@ def test_the_fleet_figures_in_the_document_are_the_measured_ones() -> None:
     assert f"the slots harvest {errors} less than the full simulation" in text
     assert f"{stored['day_of_1000_replicas_s']} s of processor time" in text
     assert f"after {stored['curve_s']} s for the curve, {stored['peak_memory_mb']} MB" in text
+
+
+def test_the_speed_in_the_document_is_the_measured_one() -> None:
+    stored = json.loads((ROOT / "benchmarks/results/sim-speed.json").read_text())
+    text = (ROOT / "docs/simulator.md").read_text(encoding="utf-8")
+    assert f"{stored['steps_a_minute']:,} policy steps a minute" in text
+    assert f"{stored['least']:,} to {stored['most']:,}" in text
+    assert f"at {stored['requests_a_step']} requests in a step" in text
+    assert stored["steps_a_minute"] > 200_000, "the aim"
+
+
+def test_the_validation_in_the_document_is_the_stored_one() -> None:
+    text = (ROOT / "docs/simulator.md").read_text(encoding="utf-8")
+    found = dict(re.findall(r"<!-- validation (\w+) -->\n(.*?)<!-- end -->", text, re.DOTALL))
+    assert found
+    for name, table in found.items():
+        stored = ROOT / "benchmarks/results/sim-validation" / f"{name}.md"
+        assert table == stored.read_text(encoding="utf-8")

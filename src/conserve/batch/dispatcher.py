@@ -21,6 +21,7 @@ from conserve.batch.outcome import (
     Postponed,
     Result,
     Tokens,
+    engine_id,
     failure,
     from_reply,
     keep_reply,
@@ -33,6 +34,7 @@ from conserve.batch.window import Window, retry_delay_s
 
 logger = logging.getLogger(__name__)
 
+RESPONSES = "/v1/responses"
 # Claims are transactions: worth one only when this share of the window is free.
 CLAIM_SHARE = 8
 STORE_RETRY_S = 1.0
@@ -183,7 +185,9 @@ class Dispatcher:
         requests = []
         for line, text in zip(claimed, texts, strict=True):
             try:
-                requests.append(Request(line, endpoint, offline_body(text, priority)))
+                name = f"resp_{engine_id(line)}" if endpoint == RESPONSES else None
+                body = offline_body(text, priority, name)
+                requests.append(Request(line, endpoint, body))
             except (msgspec.DecodeError, RecursionError) as error:
                 # The file is no longer what was validated.
                 self._finish(failure(line, "invalid_json_line", str(error)))
@@ -203,9 +207,10 @@ class Dispatcher:
 
     async def _answer(self, request: Request) -> Outcome:
         try:
-            reply = await self._executor.run(request.endpoint, request.body, {})
+            name = {"x-request-id": engine_id(request.line)}
+            reply = await self._executor.run(request.endpoint, request.body, name)
         except Exception as error:
-            logger.warning("%s line %d: %r", request.line.batch_id, request.line.line_no, error)
+            logger.warning("%s is put off: %r", engine_id(request.line), error)
             return self._later(request.line, None)
         return from_reply(request.line, reply) or self._later(request.line, reply)
 

@@ -97,10 +97,17 @@ def request_id(batch_id: str, line_no: int) -> str:
     return "batch_req_" + sha256(f"{batch_id}:{line_no}".encode()).hexdigest()[:32]
 
 
-def offline_body(line: bytes, priority: int) -> bytes:
+def engine_id(line: Line) -> str:
+    """What the engine is asked to call the line's request: in its log, its spans, its answer."""
+    return f"{line.batch_id}-{line.line_no}"
+
+
+def offline_body(text: bytes, priority: int, response_id: str | None = None) -> bytes:
     """The request of an input line, marked as offline work; what the line says of its own class
-    does not count."""
-    body = body_of(line)
+    does not count. `response_id` is what /v1/responses, which reads no header, is to call it."""
+    body = body_of(text)
+    if response_id is not None:
+        body["request_id"] = msgspec.Raw(msgspec.json.encode(response_id))
     body["service_tier"] = msgspec.Raw(b'"flex"')
     body["priority"] = msgspec.Raw(str(priority).encode())
     body.pop("stream", None)

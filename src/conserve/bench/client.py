@@ -32,6 +32,7 @@ Counters = Callable[[], Awaitable[Mapping[str, float]]]
 AFTER_FAILURE_S = 1.0
 """Pause of an offline place whose request failed, so that a dead server is not hammered."""
 
+BUCKETS = ("conserve:stop_response_seconds", "conserve:stop_response_layers")
 COUNTERS = (
     "conserve:",
     "vllm:num_preemptions",
@@ -179,13 +180,15 @@ def _mismatch(plan: RequestPlan, record: RequestRecord) -> str | None:
 
 
 def _counters(text: str) -> dict[str, float]:
-    """Samples of the series we report, by name and labels; histogram buckets are left out."""
+    """Samples of the series we report, by name and labels; of the histograms only those whose
+    percentiles the client cannot see have their buckets kept."""
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         if not family.name.startswith(COUNTERS):
             continue
         for sample in family.samples:
-            if sample.name.endswith(("_bucket", "_created")):
+            bucket = sample.name.endswith("_bucket") and family.name not in BUCKETS
+            if bucket or sample.name.endswith("_created"):
                 continue
             skipped = ("engine", "model_name")
             labels = ",".join(f"{k}={v}" for k, v in sample.labels.items() if k not in skipped)

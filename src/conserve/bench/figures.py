@@ -11,6 +11,7 @@ from pathlib import Path
 from conserve.bench.arms import ARMS, BOUND, ONLINE_ONLY
 from conserve.bench.batch_load import offline_figures
 from conserve.bench.kv_copies import figures_of_copies
+from conserve.bench.stops import stop_figures
 from conserve.bench.store import ResultFolder, Run
 from conserve.metrics import RunSummary, Targets, median, summarise
 
@@ -66,7 +67,11 @@ RATIOS = (
 )
 
 ArmFigures = dict[str, Spread]
-"""Figures of one arm at one point: names of RunSummary and RATIOS, PREFIX_HITS, `counted:NAME`."""
+"""Figures of one arm at one point: names of RunSummary and RATIOS, PREFIX_HITS, `counted:NAME`,
+and those of stops (stops.py)."""
+
+RISING = ("_total", "_sum", "_count", "_bucket")
+"""How the names of samples end that only ever rise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ def figures_of(folder: ResultFolder) -> Figures:
             **values_of(run, scenario.duration_s, targets),
             **figures_of_copies(run),
             **_counted(run),
+            **stop_figures(run),
         }
         runs[run.key.point][run.key.arm][run.key.seed] = values
     measured = {arm for arms in runs.values() for arm in arms}
@@ -143,7 +149,7 @@ def _counted(run: Run) -> dict[str, float | None]:
     """How far each of the server's counters rose, and what its gauges stood at in the end."""
     counted: dict[str, float | None] = {}
     for name, value in run.counters_end.items():
-        rises = name.partition("{")[0].endswith(("_total", "_sum", "_count"))
+        rises = name.partition("{")[0].endswith(RISING)
         counted[f"counted:{name}"] = run.counted(name) if rises else value
     return counted
 

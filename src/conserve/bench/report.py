@@ -23,6 +23,7 @@ from conserve.bench.tables import (
     HEADLINE,
     KV_COPIES,
     LATENCY,
+    STOPS,
     THROUGHPUT,
     Table,
     counter_table,
@@ -109,6 +110,9 @@ def _tables(figures: Figures, point: str) -> Iterator[Table]:
     displaced = {arm: f for arm, f in arms.items() if any(c.name in f for c in KV_COPIES)}
     if displaced:
         yield table("Displacement and KV copies", KV_COPIES, displaced)
+    stops = table("Stops within a step", STOPS, arms)
+    if len(stops.headings) > 1:
+        yield stops
     counted = counter_table(arms)
     if counted:
         yield counted

@@ -85,6 +85,16 @@ KV_COPIES = (
     Column("copied_bytes_per_s", "MiB/s while copying", 1 / MIB, 0),
     Column("copy_wait_s", "wait for copies, ms a displacement", 1000, 2),
 )
+STOPS = (
+    Column("num_stopped_steps", "stops", 1, 0),
+    Column("stop_response_p50_s", "response P50, ms", 1000, 0),
+    Column("stop_response_p99_s", "response P99, ms", 1000, 0),
+    Column("stop_response_p50_layers", "response P50, layers", 1, 1),
+    Column("stop_response_p99_layers", "response P99, layers", 1, 1),
+    Column("stopped_layers_mean", "layers done, mean", 1, 1),
+    Column("num_unstopped_arrivals", "arrivals that needed no stop", 1, 0),
+    Column("dropped_share", "tokens dropped, %", 100, 2),
+)
 HEADLINE = (
     Column("ttft_p50_s", "TTFT P50, s"),
     Column("ttft_p99_s", "TTFT P99, s"),

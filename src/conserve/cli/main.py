@@ -10,6 +10,7 @@ from conserve.cli.demo import demo
 from conserve.cli.plan import plan
 from conserve.cli.serve import serve
 from conserve.cli.sim import app as sim
+from conserve.cli.top import top
 
 app = typer.Typer(
     name="conserve",
@@ -29,6 +30,7 @@ app.add_typer(batch)
 app.add_typer(bench)
 app.add_typer(sim)
 app.command()(plan)
+app.command()(top)
 
 
 @app.callback()

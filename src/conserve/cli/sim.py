@@ -80,6 +80,7 @@ def run(
 def validate(
     results: Annotated[Path, typer.Argument(help="A folder that `conserve bench run` wrote.")],
     profile: Annotated[str, typer.Option(help="The profile measured on that machine.")],
+    seeds: Annotated[str | None, typer.Option(help="These seeds only, with commas.")] = None,
     trace: TraceOption = None,
     async_scheduling: AsyncOption = False,
     out: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
@@ -90,7 +91,12 @@ def validate(
     with clear_errors("sim"):
         folder = ResultFolder(results)
         scenario = folder.description().parsed_scenario()
-        runs = [RealRun(r.key.point, r.key.arm, r.key.seed, r.records) for r in folder.runs()]
+        chosen = scenario.seeds if seeds is None else _seeds(seeds)
+        runs = [
+            RealRun(r.key.point, r.key.arm, r.key.seed, r.records)
+            for r in folder.runs()
+            if r.key.seed in chosen
+        ]
         traces = trace_paths(scenario, trace or [])
         machine = load_profile(profile)
         text = markdown(compare(scenario, runs, machine, traces, async_scheduling=async_scheduling))
@@ -118,11 +124,16 @@ def _chosen(name: str, arms: str | None, seeds: str | None) -> Scenario:
         if not changes["arms"]:
             raise ScenarioError("--arms: names nothing")
     if seeds is not None:
-        try:
-            changes["seeds"] = tuple(int(word) for word in seeds.split(","))
-        except ValueError:
-            raise ScenarioError(f"--seeds: {seeds!r} is no list of integers like 1,2,3") from None
+        changes["seeds"] = _seeds(seeds)
     return scenario.model_copy(update=changes)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """Raises ScenarioError."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ScenarioError(f"--seeds: {text!r} is no list of integers like 1,2,3") from None
 
 
 def _describe(out: Path, scenario: Scenario, profile: Profile) -> None:

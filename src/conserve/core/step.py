@@ -96,23 +96,39 @@ class StepBuilder:
             self.slots_left += slots
 
     def _grant_decodes(self, requests: Iterable[RequestView], limit_s: float) -> None:
-        shape, grants, displaced = self.shape, self.grants, self.displaced
+        """One token each, up to the first that the limit or the budget has no room for.
+
+        This loop is most of a decision's time: it keeps sums of its own, and predicts as
+        `LatencyModel.predict_s` does, term by term.
+        """
+        shape, grants, displaced, left = self.shape, self.grants, self.displaced, self.tokens_left
+        fixed_s, per_token, per_pair, per_decode, per_context = self.model.coefficients
+        pairs_s, knee, factor = (
+            per_pair * shape.attention_pairs,
+            self.model.knee,
+            1 + self.model.margin,
+        )
+        num, decodes, context = shape.num_tokens, shape.num_decodes, shape.decode_context
         bounded = limit_s < UNLIMITED
-        factor = 1 + self.model.margin
         for request in requests:
-            tokens = request.num_tokens - request.num_computed_tokens
-            if tokens > self.tokens_left:
-                return
+            computed = request.num_computed_tokens
+            tokens = request.num_tokens - computed
+            if tokens > left:
+                break
             if tokens <= 0 or (displaced and request.request_id in displaced):
                 continue
-            shape.add_decode(tokens, request.num_computed_tokens)
-            if bounded and self.model.predict_s(shape) * factor > limit_s:
-                shape.num_tokens -= tokens
-                shape.num_decodes -= 1
-                shape.decode_context -= request.num_computed_tokens
-                return
-            self.tokens_left -= tokens
+            if bounded:
+                roof = num + tokens if num + tokens > knee else knee
+                seconds = fixed_s + per_token * roof + pairs_s + per_decode * (decodes + 1)
+                if (seconds + per_context * (context + computed)) * factor > limit_s:
+                    break
+            num += tokens
+            decodes += 1
+            context += computed
+            left -= tokens
             grants[request.request_id] = tokens
+        shape.num_tokens, shape.num_decodes, shape.decode_context = num, decodes, context
+        self.tokens_left = left
 
     def _grant_prefill(self, request: RequestView, limit_s: float, at_least: int = 0) -> int:
         """Grant a chunk within the limit, or of `at_least` tokens past it; returns its size."""

@@ -155,6 +155,35 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return PromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
 
+def others_have_work(metadata: Any) -> bool:
+    """Whether a step asks anything of the connectors beside ours in vLLM's MultiConnector.
+
+    A connector learns from a step's metadata what to load and save in it, and believes it done
+    when the step is over: such a step must not be stopped. The metadata is opaque; what equals
+    a fresh one of its type asks nothing.
+    """
+    others = (one for one in getattr(metadata, "metadata", ()) if not _is_ours(one))
+    return any(_asks_something(one) for one in others)
+
+
+def never_stop(metadata: Any) -> None:
+    """Take back that the step of that metadata may be stopped."""
+    for one in (metadata, *getattr(metadata, "metadata", ())):
+        if _is_ours(one):
+            one.stoppable_step = None
+
+
+def _is_ours(metadata: Any) -> bool:
+    return isinstance(metadata, StepMetadata)
+
+
+def _asks_something(metadata: Any) -> bool:
+    try:
+        return bool(vars(metadata) != vars(type(metadata)()))
+    except TypeError:  # it cannot be made without arguments, or keeps no attributes
+        return True
+
+
 def find_ours(connector: Any) -> ConserveConnector | None:
     """Ours, alone or among the children of vLLM's MultiConnector."""
     for one in (connector, *getattr(connector, "_connectors", ())):

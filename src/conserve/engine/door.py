@@ -17,6 +17,7 @@ DOORS = {
     "FullAttentionSpec": "vllm.v1.kv_cache_interface",
     "GPUWorker": "vllm.v1.worker.gpu_worker:Worker",
     "KVConnectorBase_V1": "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "KVConnectorFactory": "vllm.distributed.kv_transfer.kv_connector.factory",
     "KVConnectorMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorPromMetrics": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
     "KVConnectorWorkerMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
@@ -39,6 +40,7 @@ DOORS = {
     "group_kernel_blocks": "vllm.v1.kv_cache_interface",
     "init_logger": "vllm.logger",
     "pin_tensor": "vllm.v1.simple_kv_offload.cuda_mem_ops",
+    "output_processor_module": "vllm.v1.engine.output_processor:",
 }
 """Our name -> module, module:name where vLLM's name differs, or module: for itself."""
 
@@ -61,6 +63,7 @@ METHODS = {
         "update_connector_output", "shutdown",
         "get_kv_connector_stats", "build_kv_connector_stats", "requires_kv_delivery",
     ),
+    "KVConnectorFactory": ("register_connector",),
     "SupportsHMA": ("request_finished_all_groups",),
 }  # fmt: skip
 """Methods that we call, override or wrap."""

@@ -14,7 +14,11 @@ STOP, PASSED, STOPPED = 0, 1, 2
 """Indices of three 64-bit cells: the step to stop; the last (step, safepoint) that rank 0
 went past; the (step, safepoint) at which it stopped."""
 _POINT_BITS = 20
-RANK_TIMEOUT_S = 60.0
+
+
+class LostRankError(SystemExit):
+    """Rank 0 gave no word. Ends the worker's process, and with it the engine: vLLM would log any
+    other exception of a rank whose output it does not read, and go on without that rank."""
 
 
 class StopFlag:
@@ -27,7 +31,10 @@ class StopFlag:
     struct.pack_into would write zeros first.
     """
 
-    def __init__(self, name: str, folder: str | None = None) -> None:
+    def __init__(
+        self, name: str, folder: str | None = None, *, rank_timeout_s: float = 60.0
+    ) -> None:
+        self._rank_timeout_s = rank_timeout_s
         base = folder or ("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())  # noqa: S108
         self.path = Path(base) / f"conserve-{os.getuid()}-{name}"
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -50,6 +57,11 @@ class StopFlag:
     def is_raised_for(self, step: int) -> bool:
         return bool(self._cells[STOP] == step)
 
+    def last_passed(self, step: int) -> int:
+        """The last safepoint of step number `step` that rank 0 went past; 0 before the first."""
+        word = self._cells[PASSED]
+        return word & ((1 << _POINT_BITS) - 1) if word >> _POINT_BITS == step else 0
+
     def lead(self, step: int, point: int) -> bool:
         """Rank 0 at safepoint `point`: decide, publish, and say whether to stop."""
         word = step << _POINT_BITS | point
@@ -62,7 +74,7 @@ class StopFlag:
     def follow(self, step: int, point: int) -> bool:
         """Any other rank at safepoint `point`: wait for rank 0's word there and return it.
 
-        Raises TimeoutError where rank 0 never comes.
+        Raises LostRankError where rank 0 never comes.
         """
         word = step << _POINT_BITS | point
         give_up_s = 0.0
@@ -73,9 +85,9 @@ class StopFlag:
                 # Between these two looks rank 0 may have stopped here and begun a new step.
                 return bool(self._cells[STOPPED] == word)
             if not give_up_s:
-                give_up_s = time.monotonic() + RANK_TIMEOUT_S
+                give_up_s = time.monotonic() + self._rank_timeout_s
             elif time.monotonic() > give_up_s:
-                raise TimeoutError(f"rank 0 gave no word for safepoint {point} of step {step}")
+                raise LostRankError(f"rank 0 gave no word for safepoint {point} of step {step}")
             os.sched_yield()
 
     def unlink(self) -> None:

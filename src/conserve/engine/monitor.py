@@ -20,6 +20,14 @@ class RunningStep:
     predicted_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class AskedStop:
+    """A running step was asked to stop: when, and the last safepoint it had passed by then."""
+
+    at_s: float
+    layer: int
+
+
 class ArrivalMonitor:
     """Shared by two threads of the engine process: the input thread reports arrivals, the main
     thread reports steps and takes arrivals over. All methods may be called from either."""
@@ -36,8 +44,7 @@ class ArrivalMonitor:
         self._model: LatencyModel | None = None
         self._pending: dict[str, tuple[float, int]] = {}
         """request_id -> (arrival time, prompt tokens) of online requests not yet scheduled."""
-        self.stop_raised_s: float | None = None
-        """When the running step was asked to stop."""
+        self._asked: AskedStop | None = None
         self._num_in_step = 0
         """Arrivals since the running step started, and those it started with."""
         self._num_unstopped = 0
@@ -66,19 +73,19 @@ class ArrivalMonitor:
     def step_started(self, step: RunningStep, model: LatencyModel) -> None:
         """A stoppable step was handed to the workers; arrivals that raced it are judged now."""
         with self._lock:
-            self._step, self._model, self.stop_raised_s = step, model, None
+            self._step, self._model, self._asked = step, model, None
             self._num_in_step = len(self._pending)
             if self._pending:
                 self._judge()
 
-    def step_ended(self) -> float | None:
-        """Returns when the step that ended had been asked to stop, if it had."""
+    def step_ended(self) -> AskedStop | None:
+        """Returns when and where the step that ended had been asked to stop, if it had."""
         with self._lock:
-            raised_s = self.stop_raised_s
-            if self._step is not None and raised_s is None:
+            asked, self._asked = self._asked, None
+            if self._step is not None and asked is None:
                 self._num_unstopped += self._num_in_step
-            self._step = self.stop_raised_s = None
-            return raised_s
+            self._step = None
+            return asked
 
     def take_unstopped(self) -> int:
         """Arrivals in stoppable steps that were left to finish, since the last call."""
@@ -88,7 +95,7 @@ class ArrivalMonitor:
 
     def _judge(self) -> None:
         step, model = self._step, self._model
-        if step is None or model is None or self.stop_raised_s is not None:
+        if step is None or model is None or self._asked is not None:
             return
         now_s = self._clock()
         num_tokens = sum(tokens for _, tokens in self._pending.values())
@@ -100,5 +107,5 @@ class ArrivalMonitor:
             ttft_target_s=self._ttft_target_s,
             patience=self._patience,
         ):
-            self.stop_raised_s = now_s
+            self._asked = AskedStop(now_s, self._flag.last_passed(step.number))
             self._flag.raise_for(step.number)

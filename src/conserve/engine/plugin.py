@@ -1,4 +1,5 @@
-"""vLLM's general plugin: hooks our scheduler into the engine process. Loaded by every process."""
+"""vLLM's general plugin: hooks our scheduler into the engine process, and what it knows of a
+request into the API process's spans. Loaded by every process."""
 
 from __future__ import annotations
 
@@ -6,13 +7,15 @@ from functools import wraps
 from typing import Any
 
 from conserve.engine.queue import is_online
+from conserve.engine.tracing import say_more_in_spans
 
 _PATCHED = "_conserve_patched"
 
 
 def register() -> None:
-    """Wrap what the engine process calls; harmless when called again, or without our scheduler."""
+    """Wrap what these processes call; harmless when called again, or without our scheduler."""
     from conserve.engine import door
+    from conserve.engine.launch import CONNECTOR, CONNECTOR_MODULE
 
     core = door.EngineCore
     if getattr(core, _PATCHED, False):
@@ -20,6 +23,9 @@ def register() -> None:
     setattr(core, _PATCHED, True)
     core.preprocess_add_request = _watched(core.preprocess_add_request)
     _call_when_built(door.engine_core_module)
+    say_more_in_spans(door.output_processor_module)
+    # vLLM's MultiConnector finds the statistics of its children by their registered names.
+    door.KVConnectorFactory.register_connector(CONNECTOR, CONNECTOR_MODULE, CONNECTOR)
 
 
 def _watched(preprocess: Any) -> Any:

@@ -19,15 +19,22 @@ from conserve.engine.capabilities import (
 )
 from conserve.engine.checkpoint.keeping import KeepsCheckpoints
 from conserve.engine.checkpoint.sizes import make_checkpointer
-from conserve.engine.connector import StepMetadata, find_ours
+from conserve.engine.connector import (
+    StepMetadata,
+    find_ours,
+    never_stop,
+    others_have_work,
+)
 from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
 from conserve.engine.flag import StopFlag, flag_name
-from conserve.engine.monitor import ArrivalMonitor, RunningStep
+from conserve.engine.memory import MemoryGauge
+from conserve.engine.monitor import ArrivalMonitor, AskedStop, RunningStep
 from conserve.engine.queue import ClassQueue, is_online
 from conserve.engine.settings import EngineSettings
-from conserve.engine.stats import EngineStats
+from conserve.engine.stats import EngineStats, send_with
 from conserve.engine.steps import Experience, StepRecord
 from conserve.engine.stopped import Before, StoppedOutput, roll_back
+from conserve.engine.tracing import TraceNotes
 from conserve.engine.tracker import RequestTracker
 from conserve.engine.waiting import only_planned, promote
 
@@ -61,12 +68,17 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         self._steps: deque[StepRecord] = deque()
         self._step_number = 0
         self._num_held_back = 0
+        self._memory = MemoryGauge(self.kv_cache_manager)
         self._our_connector = find_ours(self.connector)
         self._own_stats = EngineStats()
         has_connector = self._our_connector is not None
         self.checkpointer = make_checkpointer(self, settings, has_connector=has_connector)
         if self._our_connector is not None:
             self._our_connector.checkpointer = self.checkpointer
+        tracing = self.vllm_config.observability_config.otlp_traces_endpoint is not None
+        self._notes = TraceNotes(enabled=tracing)
+        self._others_busy = False
+        """Whether the last step asked anything of a connector beside ours."""
         self.flag = StopFlag(flag_name(self.vllm_config))
         self.flag.reset()
         self.monitor = ArrivalMonitor(
@@ -104,6 +116,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             self._announce(record)
         with only_planned(self, plan):
             output = super().schedule(throttle_prefills)
+        self._heed_others(record, output)
         self._scheduled(record, output)
         return output
 
@@ -152,7 +165,8 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             interruption_rate=traffic.interruption_rate,
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,
-            can_stop=self.can_stop,
+            # What a connector was asked once it will likely be asked again.
+            can_stop=self.can_stop and not self._others_busy,
             **self._describe(running, waiting_offline),
         )
 
@@ -187,6 +201,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         self.running = [r for r in self.running if r.request_id not in gone]
         for request in chosen:
             self.stats.count("displaced_tokens", request.num_computed_tokens)
+            self._notes.displaced(request)
             self._preempt_request(request, now_s)
         self._give_back(victims)
         self.stats.count("displaced_requests", len(chosen))
@@ -202,6 +217,16 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         if self._our_connector is not None:
             every = layers_between_safepoints(self, self.settings, record.plan.predicted_s)
             self._our_connector.next_step = StepMetadata(record.number, every)
+
+    def _heed_others(self, record: StepRecord, output: Any) -> None:
+        """A step in which a connector beside ours loads or saves is not stopped after all."""
+        if not output.total_num_scheduled_tokens:
+            return
+        metadata = output.kv_connector_metadata
+        self._others_busy = others_have_work(metadata)
+        if self._others_busy and record.plan.stoppable:
+            record.plan.stoppable = False
+            never_stop(metadata)
 
     def _reserve_prefill_lookahead(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int
@@ -224,9 +249,11 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
                 record.before[name].scheduled(request, num_tokens, self.kv_cache_manager)
         model = self.experience.model
         predicted_s = model.predict_s(record.shape)
-        # Under async scheduling the step before it may still run.
+        # Under async scheduling it begins when the step before it ends.
         begins_s = max([record.started_s, *(step.expected_end_s for step in self._steps)])
-        record.expected_end_s = begins_s + predicted_s
+        if output.total_num_scheduled_tokens:
+            record.expected_end_s = begins_s + predicted_s
+        self._notes.ran(self.requests[name] for name in output.num_scheduled_tokens)
         self._steps.append(record)
         if record.plan.stoppable and output.total_num_scheduled_tokens:
             self.monitor.step_started(RunningStep(record.number, begins_s, predicted_s), model)
@@ -235,13 +262,12 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         record = self._steps.popleft()
-        raised_s = self.monitor.step_ended() if record.plan.stoppable else None
+        asked = self.monitor.step_ended() if record.plan.stoppable else None
         computed = scheduler_output.num_scheduled_tokens
         if isinstance(model_runner_output, StoppedOutput):
-            self._undo(record, computed, model_runner_output, raised_s)
+            self._undo(record, computed, model_runner_output, asked)
         else:
             self.tracker.computed(computed, record.ends, self.stats)
-        self._gauge()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         now_s = self.clock()
         for client in outputs.values():
@@ -250,7 +276,8 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
                     self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
         whole = not isinstance(model_runner_output, StoppedOutput)
         self.experience.ended(record, now_s, self.stats, whole=whole)
-        self._own_stats.reset()
+        self._gauge()
+        self._hand_over(outputs)
         self.tracker.drop_finished(self.requests)
         return outputs
 
@@ -259,7 +286,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         record: StepRecord,
         computed: dict[str, int],
         output: StoppedOutput,
-        raised_s: float | None,
+        asked: AskedStop | None,
     ) -> None:
         orphans = roll_back(self, computed, record.before)
         for request_id in orphans:
@@ -267,12 +294,24 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             self.running.remove(request)
             request.num_computed_tokens = 0  # nothing of it is worth copying
             self._preempt_request(request, self.clock())
-        self.tracker.stopped(computed)
+        self.tracker.stopped(computed, record.ends)
+        for request_id in computed:
+            if request := self.requests.get(request_id):
+                self._notes.stopped(request)
         self.stats.count("stopped_steps")
         self.stats.count("stopped_layers", output.layers_done)
         self.stats.count("dropped_tokens", sum(computed.values()))
-        if raised_s is not None:
-            self.stats.observe("stop_response_seconds", self.clock() - raised_s)
+        if asked is not None:
+            self.stats.observe("stop_response_seconds", self.clock() - asked.at_s)
+            self.stats.observe("stop_response_layers", output.layers_done - asked.layer)
+
+    def _hand_over(self, outputs: dict[int, Any]) -> None:
+        """vLLM collects figures before a step's requests have ended. What came since goes with
+        the same outputs: the next step may be hours away."""
+        connector = self._our_connector
+        if connector is not None and connector is self.connector:
+            send_with(outputs, connector.get_kv_connector_stats())
+        self._own_stats.reset()
 
     def _gauge(self) -> None:
         stats, queue = self.stats, self.waiting
@@ -286,12 +325,15 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         stats.set("interruptions_per_second", self.experience.traffic.interruption_rate)
         if unstopped := self.monitor.take_unstopped():
             stats.count("unstopped_arrivals", unstopped)
+        self._memory.gauge(self.running, self.clock(), stats)
 
     # Requests and the end
 
     def add_request(self, request: Any) -> None:
         if request.request_id not in self.requests:
             self.tracker.add(request)
+            self._notes.came(request)
+            self.stats.count("requests", label="online" if is_online(request) else "offline")
         super().add_request(request)
         self.monitor.taken(request.request_id)
 

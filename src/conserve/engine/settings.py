@@ -58,6 +58,8 @@ class EngineSettings:
     measured at start."""
     checkpoint_verify: bool = False
     """Debugging: a checksum for each block, verified when it comes back."""
+    rank_timeout_s: float = 60.0
+    """With tensor parallelism: how long a rank waits at a safepoint for rank 0's word."""
     policy: PolicySettings = field(default_factory=PolicySettings)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,8 @@ class EngineSettings:
         for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.rank_timeout_s <= 0:
+            raise ValueError(f"rank_timeout_s must be above 0, not {self.rank_timeout_s}")
 
     @property
     def targets(self) -> Targets:

@@ -8,30 +8,48 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from conserve.core.plan import Mode
 from conserve.engine.door import KVConnectorPromMetrics, KVConnectorStats
+from conserve.engine.settings import EngineSettings
 
 LATENCY_BUCKETS = (
-    0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0,
-    5.0, 10.0, 30.0,
+    0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2,
+    0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
+"""In seconds. The targets are added, so that the share within them is exact."""
+LAYER_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One exported series. `label` is its only label besides vLLM's model_name and engine."""
+    """One exported series. `label`, of LABEL_VALUES, is its only label besides vLLM's model_name
+    and engine."""
 
     name: str
     kind: type
     help: str
     label: str = ""
+    buckets: tuple[float, ...] = LATENCY_BUCKETS
+    """Upper bounds, of a histogram."""
 
 
+LABEL_VALUES = {"": ("",), "class": ("online", "offline"), "mode": tuple(map(str, Mode))}
+"""Our label -> every value it can have: what bounds the number of series."""
 METRICS = (
+    Metric("ttft_target_seconds", Gauge, "Target for the time to first token of online requests."),
+    Metric("tbt_target_seconds", Gauge, "Target for one gap between tokens of online requests."),
     Metric("ttft_seconds", Histogram, "Arrival to first token, by class of request.", "class"),
     Metric("tbt_seconds", Histogram, "One gap between two tokens, by class of request.", "class"),
     Metric("step_seconds", Histogram, "Time a step took, from its scheduling to its output."),
     Metric("step_predicted_seconds", Histogram, "Time the latency model gave the same steps."),
     Metric("stop_response_seconds", Histogram, "Online arrival to the stopped step's end."),
+    Metric(
+        "stop_response_layers",
+        Histogram,
+        "Layers from the last safepoint before a stop was asked for to the one that stopped.",
+        buckets=LAYER_BUCKETS,
+    ),
+    Metric("requests", Counter, "Requests that came to the engine.", "class"),
     Metric("computed_tokens", Counter, "Tokens whose forward ran to its end.", "class"),
     Metric("recomputed_tokens", Counter, "Computed tokens that had been computed before.", "class"),
     Metric("output_tokens", Counter, "Tokens sampled.", "class"),
@@ -57,6 +75,8 @@ METRICS = (
     ),
     Metric("waiting_requests", Gauge, "Requests that hold no slot.", "class"),
     Metric("running_requests", Gauge, "Requests that hold a slot.", "class"),
+    Metric("kv_blocks", Gauge, "KV blocks in use; one that both use is an online one.", "class"),
+    Metric("kv_free_blocks", Gauge, "KV blocks that can be taken, cached prefixes included."),
     Metric("interruptions_per_second", Gauge, "Online arrivals per second of offline-only work."),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -113,6 +133,16 @@ class EngineStats(KVConnectorStats):  # type: ignore[misc]
         return shown
 
 
+def send_with(outputs: dict[int, Any], late: EngineStats | None) -> None:
+    """Add `late` to the figures that a step's outputs (vLLM's, by client) already carry; where
+    none carries any, vLLM was told to collect nothing."""
+    for output in outputs.values():
+        if late is not None and output.scheduler_stats is not None:
+            sent = EngineStats(data=output.scheduler_stats.kv_connector_stats or {})
+            output.scheduler_stats.kv_connector_stats = sent.aggregate(late).to_dict()
+            return
+
+
 class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
     """`conserve:*` on the API process's /metrics."""
 
@@ -124,15 +154,34 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        targets = EngineSettings.of(vllm_config.additional_config).targets
+        self._wanted = (targets.ttft_s, targets.tbt_s)
         self._series: dict[str, Any] = {
             metric.name: self._register(metric, metric_types[metric.kind], labelnames)
             for metric in METRICS
         }
+        for engine in per_engine_labelvalues:
+            self._begin(engine)
+            own = {"ttft_target_seconds": targets.ttft_s, "tbt_target_seconds": targets.tbt_s}
+            self.observe({name: {"": value} for name, value in own.items()}, engine)
+
+    def _begin(self, engine: int) -> None:
+        """Counters and histograms exist from the start, at zero: a rate needs a first value. A
+        gauge appears when it is known."""
+        for metric in METRICS:
+            if metric.kind is not Gauge:
+                for value in LABEL_VALUES.get(metric.label, ()):
+                    self._labelled(metric.name, engine, value)
 
     def _register(self, metric: Metric, cls: type, labelnames: list[str]) -> Any:
         options: dict[str, Any] = {}
         if metric.kind is Histogram:
-            options["buckets"] = LATENCY_BUCKETS
+            bounds = (
+                {*metric.buckets, *self._wanted}
+                if metric.buckets is LATENCY_BUCKETS
+                else metric.buckets
+            )
+            options["buckets"] = sorted(bounds)
         if metric.kind is Gauge:
             options["multiprocess_mode"] = "mostrecent"
         labels = [*labelnames, metric.label] if metric.label else labelnames
@@ -143,11 +192,13 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
             **options,
         )
 
+    def _labelled(self, name: str, engine: int, label: str) -> Any:
+        own = [label] if BY_NAME[name].label else []
+        return self._series[name].labels(*self.per_engine_labelvalues[engine], *own)
+
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
-        values = self.per_engine_labelvalues[engine_idx]
         for name, label, value in EngineStats(data=transfer_stats_data).items():
-            labels = [*values, label] if BY_NAME[name].label else values
-            series = self._series[name].labels(*labels)
+            series = self._labelled(name, engine_idx, label)
             kind = BY_NAME[name].kind
             if kind is Counter:
                 series.inc(value)

@@ -24,6 +24,7 @@ class StepRecord:
     number: int
     plan: Plan
     started_s: float
+    """When it was decided."""
     expected_end_s: float = 0.0
     shape: StepShape = field(default_factory=StepShape)
     offline_shape: StepShape = field(default_factory=StepShape)

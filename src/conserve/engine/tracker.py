@@ -48,9 +48,13 @@ class RequestTracker:
         for request in requests:
             view = found[request.request_id]
             computed = request.num_computed_tokens
-            view.num_tokens = request.num_tokens_with_spec + request.num_output_placeholders
+            # Of a request whose last token is in flight nothing is left to compute.
+            most = request.num_prompt_tokens + request.max_tokens - 1
+            known = request.num_tokens_with_spec + request.num_output_placeholders
+            view.num_tokens = known if known < most else most
             view.num_computed_tokens = computed
-            view.num_blocks = -(-computed // size)
+            # A stopped step took tokens back, and left the blocks that it had taken.
+            view.num_blocks = max(view.num_blocks, -(-computed // size))
             views.append(view)
         return views
 
@@ -112,10 +116,12 @@ class RequestTracker:
             if again:
                 stats.count("recomputed_tokens", again, label)
 
-    def stopped(self, num_scheduled_tokens: dict[str, int]) -> None:
+    def stopped(self, num_scheduled_tokens: dict[str, int], ends: dict[str, int]) -> None:
+        """Account for a step that was stopped; `ends` as for `computed`."""
         for request_id in num_scheduled_tokens:
             if view := self._views.get(request_id):
                 view.num_stops += 1
+                view.num_blocks = max(view.num_blocks, -(-ends[request_id] // self._block_size))
 
     def emitted(self, request_id: str, num_tokens: int, now_s: float, stats: EngineStats) -> None:
         """New tokens of a request left the engine."""

@@ -15,6 +15,7 @@ from conserve.engine.door import (
 )
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.safepoints import Safepoints, StopStep
+from conserve.engine.settings import EngineSettings
 from conserve.engine.stopped import StoppedOutput
 from conserve.engine.unwind import Unwinding, UnwindV1, UnwindV2
 
@@ -42,7 +43,9 @@ class StoppableWorker:
     def _safepoints(self) -> Safepoints:
         on_cuda = torch.cuda.is_available() and self.model_runner.device.type == "cuda"
         make_event = torch.cuda.Event if on_cuda else None
-        return Safepoints(StopFlag(flag_name(self.vllm_config)), self.rank, make_event)
+        settings = EngineSettings.of(self.vllm_config.additional_config)
+        flag = StopFlag(flag_name(self.vllm_config), rank_timeout_s=settings.rank_timeout_s)
+        return Safepoints(flag, self.rank, make_event)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         if self._unwinding is None:

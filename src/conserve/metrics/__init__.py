@@ -1,5 +1,6 @@
 """The only definitions of TTFT, TPOT, TBT, goodput and percentiles."""
 
+from .histograms import bucket_percentile, share_within
 from .percentiles import median, percentile
 from .records import CUT_OFF, BadRecordError, RequestRecord, read_records, write_records
 from .summary import RunSummary, Throughput, summarise, throughput
@@ -19,11 +20,13 @@ __all__ = [
     "RunSummary",
     "Targets",
     "Throughput",
+    "bucket_percentile",
     "goodput_rps",
     "median",
     "meets",
     "percentile",
     "read_records",
+    "share_within",
     "slo_attainment",
     "summarise",
     "tbt_attainment",

@@ -75,8 +75,14 @@ async def batch_service(
     """
     service = BatchService(settings, executor, clock)
     attach_batches(app, service)
+    app.state.batch_service = service
     async with service:
         yield service
+
+
+def service_of(app: FastAPI) -> BatchService | None:
+    """The service whose routes the app has, if any."""
+    return getattr(app.state, "batch_service", None)
 
 
 def batch_app(

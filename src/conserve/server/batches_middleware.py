@@ -16,14 +16,21 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from typing import Any
 
 from fastapi import FastAPI
 
 from conserve.batch.executor import asgi_executor
+from conserve.batch.service import BatchService
 from conserve.server.batches import batch_service
 from conserve.server.batches_engine import EngineExecutor, api_keys, fitting_settings
+from conserve.server.batches_metrics import batch_metrics
 from conserve.server.tiers import App, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
@@ -76,9 +83,17 @@ async def _batches(app: FastAPI) -> AsyncIterator[None]:
                 executor.is_leaving = True
 
             with _before_shutdown(engine, stop):
-                yield
+                async with _metrics(service, engine.vllm_config):
+                    yield
     finally:
         await in_process.close()
+
+
+def _metrics(service: BatchService, config: Any) -> AbstractAsyncContextManager[None]:
+    """All API processes see one store; the first tells of it."""
+    if config.parallel_config._api_process_rank > 0:
+        return nullcontext()
+    return batch_metrics(service.stores, time.time)
 
 
 @contextmanager

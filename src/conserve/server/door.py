@@ -6,14 +6,17 @@ Its `vllm` command cannot be called: the CPU build's looks up a distribution tha
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
 
 import huggingface_hub
 import psutil
 import vllm
 from vllm.config import KVTransferConfig
+from vllm.config.logging import LoggingConfig
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
@@ -21,6 +24,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from conserve.server.errors import BadInputError
 
@@ -30,6 +34,11 @@ DEFAULT_MODEL: str = EngineArgs.model
 
 def version() -> str:
     return str(vllm.__version__)
+
+
+def metrics_registry() -> Any:
+    """Where /metrics reads: with several API processes, what all of them wrote."""
+    return get_prometheus_registry()
 
 
 def on_cpu() -> bool:
@@ -90,9 +99,34 @@ def _refuse(message: str) -> NoReturn:
     raise BadInputError(message.removeprefix("argument "))
 
 
-def kv_transfer_config(value: object) -> object:
+def kv_transfer_config(values: dict[str, Any]) -> object:
     """The type vLLM's arguments hold for `--kv-transfer-config`."""
-    return KVTransferConfig(**value) if isinstance(value, dict) else value
+    return KVTransferConfig(**values)
+
+
+def kv_transfer_dict(config: object) -> dict[str, Any] | None:
+    """The opposite: what the user gave with `--kv-transfer-config`, if anything.
+
+    Raises BadInputError for a connector that vLLM does not know or cannot import.
+    """
+    if config is None:
+        return None
+    try:
+        KVConnectorFactory.get_connector_class(config)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise BadInputError(f"--kv-transfer-config: {error}") from error
+    return asdict(config)  # type: ignore[call-overload,no-any-return]
+
+
+def log_json(args: argparse.Namespace) -> None:
+    """Have every process of this server log JSON lines. Raises BadInputError where another
+    setting would leave that without effect."""
+    config = getattr(args, "logging_config", None) or LoggingConfig()
+    if getattr(args, "log_config_file", None) or config.pylogging_config_file:
+        raise BadInputError("--log-json: a logging config file has its own formatters. Drop one.")
+    if not config.configure_logging:
+        raise BadInputError("--log-json: VLLM_CONFIGURE_LOGGING=0 leaves logging unconfigured.")
+    args.logging_config = dataclasses.replace(config, formatter="json")
 
 
 def run(args: argparse.Namespace) -> None:

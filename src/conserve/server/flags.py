@@ -36,6 +36,13 @@ def _milliseconds(text: str) -> float:
     return value
 
 
+def _interval(text: str) -> float:
+    value = _number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more seconds, not {text!r}")
+    return value
+
+
 def _share(text: str) -> float:
     value = _number(text)
     if not 0 <= value < 1:
@@ -167,6 +174,28 @@ def flags() -> tuple[Flag, ...]:
             False,
             "",
             "Serve no /v1/files and /v1/batches, and write no data folder.",
+        ),
+        Flag(
+            "--no-dashboard",
+            None,
+            False,
+            "",
+            "Serve no /dashboard, the live page, and keep no history for it.",
+        ),
+        Flag(
+            "--log-interval-s",
+            _interval,
+            60.0,
+            "SECONDS",
+            "Seconds between two lines of what matters: latency against the targets, harvest, "
+            "stops, batches. Nothing is logged while the server is idle; 0 logs none at all.",
+        ),
+        Flag(
+            "--log-json",
+            None,
+            False,
+            "",
+            "Log one JSON object a line, in every process of the server.",
         ),
     )
 

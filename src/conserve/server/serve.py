@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,9 @@ from conserve.server.model import NAME, default_model
 if TYPE_CHECKING:
     from conserve.engine.settings import EngineSettings
 
+DASHBOARD = "conserve.server.dashboard.middleware.DashboardMiddleware"
 TIERS = "conserve.server.tiers.ServiceTierMiddleware"
+LOGS = "conserve.server.logs_middleware.LogsMiddleware"
 BATCHES = "conserve.server.batches_middleware.BatchesMiddleware"
 
 OWNED = ("scheduler_cls", "scheduling_policy", "worker_cls", "kv_transfer_config")
@@ -41,17 +45,21 @@ def serve(arguments: Sequence[str]) -> None:
     parsed = door.parse(arguments, flags.add_to, OWNED + CHOSEN)
     args = parsed.args
     check_port(args)
+    as_json = vars(args).pop("log_json")
+    if as_json:
+        door.log_json(args)
     copies = checkpoints.take_flags(args, door.available_memory_bytes)
     settings = take_settings(args, copies)
     lines = [("model", choose_model(args))]
     lines.append(("targets", describe_targets(settings)))
     lines.append(("batches", choose_batches(args)))
     lines.append(("KV copies", checkpoints.describe(copies, door.available_memory_bytes)))
+    lines.append(("page", choose_dashboard(args)))
     if door.on_cpu():
         lines.append(("cpu", tune_cpu(args, door.available_memory_bytes)))
     apply_engine(args, parsed.withheld, settings)
-    args.middleware = [TIERS, *args.middleware]
-    announce(door.version(), lines)
+    args.middleware = [LOGS, TIERS, *args.middleware]
+    announce(door.version(), lines, as_json=as_json)
     door.run(args)
 
 
@@ -94,6 +102,20 @@ def choose_batches(args: argparse.Namespace) -> str:
         args.enable_prompt_tokens_details = True
     args.middleware = [BATCHES, *args.middleware]
     return f"in {folder}"
+
+
+def choose_dashboard(args: argparse.Namespace) -> str:
+    """Settle whether the live page is served; says where. To be called after `choose_batches`:
+    the page shows the batches of a service that is there when it starts."""
+    if vars(args).pop("no_dashboard") or args.headless:
+        return "off"
+    args.middleware = [DASHBOARD, *args.middleware]
+    if args.uds:
+        return "/dashboard"
+    scheme = "https" if args.ssl_certfile else "http"
+    host = args.host if args.host not in (None, "", "0.0.0.0", "::") else "localhost"  # noqa: S104
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{args.port}{args.root_path or ''}/dashboard"
 
 
 def check_port(args: argparse.Namespace) -> None:
@@ -149,17 +171,18 @@ def apply_engine(
     from conserve.engine.launch import vllm_arguments
     from conserve.server import door
 
-    needed: dict[str, Any] = dict(vllm_arguments(settings))
+    theirs = door.kv_transfer_dict(args.kv_transfer_config)
+    needed: dict[str, Any] = dict(vllm_arguments(settings, theirs))
+    args.kv_transfer_config = door.kv_transfer_config(needed.pop("kv_transfer_config"))
     args.additional_config = {**args.additional_config, **needed.pop("additional_config", {})}
     for name, value in needed.items():
-        wanted = door.kv_transfer_config(value) if name == "kv_transfer_config" else value
         given = getattr(args, name)
-        if given is not None and given != wanted:
+        if given is not None and given != value:
             raise BadInputError(
                 f"--{name.replace('_', '-')} {given} contradicts ConServe, which needs {value}. "
                 "Leave the flag out."
             )
-        setattr(args, name, wanted)
+        setattr(args, name, value)
     for name, default in withheld.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -186,8 +209,12 @@ def describe_targets(settings: EngineSettings) -> str:
     )
 
 
-def announce(vllm_version: str, lines: Sequence[tuple[str, str]]) -> None:
-    """Say in a few lines on stderr what was chosen."""
+def announce(vllm_version: str, lines: Sequence[tuple[str, str]], *, as_json: bool) -> None:
+    """Say in a few lines on stderr, or in one JSON object, what was chosen."""
+    if as_json:
+        words = {"message": f"ConServe on vLLM {vllm_version}", "conserve": dict(lines)}
+        sys.stderr.write(json.dumps(words) + "\n")
+        return
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold]ConServe[/] on vLLM {vllm_version}")
     for name, text in lines:

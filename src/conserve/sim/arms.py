@@ -43,9 +43,10 @@ class Arm:
     def scheduler(self, profile: Profile, targets: Targets) -> Scheduler:
         if self.stock:
             return StockScheduler(by_class=self.by_class)
-        settings = self.settings
-        if settings.fixed_step_tokens > profile.machine.max_step_tokens:
-            settings = replace(settings, fixed_step_tokens=profile.machine.max_step_tokens)
+        settings, machine = self.settings, profile.machine
+        if settings.fixed_step_tokens:
+            budget = machine.fixed_step_tokens or settings.fixed_step_tokens
+            settings = replace(settings, fixed_step_tokens=min(budget, machine.max_step_tokens))
         model = profiled_model(profile.cost, profile.machine.max_step_tokens)
         return ConserveScheduler(model, targets, settings, can_stop=self.can_stop)
 

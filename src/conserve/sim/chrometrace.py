@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conserve.metrics import RequestRecord
-from conserve.sim.state import Step
+from conserve.sim.step import Step
 
 ENGINE, ONLINE, OFFLINE = 1, 2, 3
 """Process ids of the three groups of rows."""
@@ -37,14 +37,21 @@ def _name(pid: int, name: str) -> dict[str, Any]:
 
 
 def _us(seconds: float) -> float:
+    """Microseconds to the nanosecond, which is as fine as Perfetto keeps them."""
     return round(seconds * 1e6, 3)
+
+
+def _span(start_s: float, end_s: float) -> dict[str, float]:
+    """A duration is the difference of rounded times: rounded by itself, a slice could reach past
+    the start of the next one in its row, and Perfetto drops slices that overlap."""
+    start, end = _us(start_s), _us(end_s)
+    return {"ts": start, "dur": round(end - start, 3)}
 
 
 def _step_events(step: Step) -> list[dict[str, Any]]:
     online = step.num_online_tokens
     offline = step.shape.num_tokens - online
     name = f"{step.mode} (stopped)" if step.stopped else str(step.mode)
-    start = _us(step.start_s)
     args = {
         "requests": len(step.grants),
         "online_tokens": online,
@@ -56,11 +63,11 @@ def _step_events(step: Step) -> list[dict[str, Any]]:
     }
     return [
         {
-            "ph": "X", "name": name, "cat": "step", "pid": ENGINE, "tid": 1, "ts": start,
-            "dur": _us(step.end_s - step.start_s), "args": args,
+            "ph": "X", "name": name, "cat": "step", "pid": ENGINE, "tid": 1,
+            **_span(step.start_s, step.end_s), "args": args,
         },
         {
-            "ph": "C", "name": "tokens a step", "pid": ENGINE, "ts": start,
+            "ph": "C", "name": "tokens a step", "pid": ENGINE, "ts": _us(step.start_s),
             "args": {"online": online, "offline": offline},
         },
     ]  # fmt: skip
@@ -89,7 +96,7 @@ def _request_events(record: RequestRecord, pid: int, rows: _Rows) -> list[dict[s
     return [
         {
             "ph": "X", "name": f"{record.request_id}: {what}", "cat": "request", "pid": pid,
-            "tid": row, "ts": _us(start_s), "dur": _us(end_s - start_s),
+            "tid": row, **_span(start_s, end_s),
             "args": {
                 "prompt_tokens": record.num_prompt_tokens,
                 "output_tokens": record.num_output_tokens,

@@ -34,6 +34,8 @@ class Machine:
     """Slots (vLLM's max_num_seqs)."""
     max_step_tokens: int = 2048
     """vLLM's max_num_batched_tokens."""
+    fixed_step_tokens: int = 0
+    """The budget of arms that have a fixed one; 0 leaves them their own."""
     num_layers: int = 32
     kv_bytes_per_token: int = 0
     link_bytes_per_s: float = 0.0
@@ -53,7 +55,9 @@ class Machine:
         for name in ("num_blocks", "block_size", "max_running", "max_step_tokens", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("link_bytes_per_s", "gap_s", "frontend_s", "safepoint_s", "noise"):
+        for name in (
+            "fixed_step_tokens", "link_bytes_per_s", "gap_s", "frontend_s", "safepoint_s", "noise"
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.safepoint_layers < 1:

@@ -12,7 +12,8 @@ from conserve.sim.events import EventKind, EventQueue
 from conserve.sim.link import HostLink
 from conserve.sim.request import SimRequest
 from conserve.sim.schedulers import Scheduler
-from conserve.sim.state import EngineState, Step
+from conserve.sim.state import EngineState
+from conserve.sim.step import Step
 
 OnFinish = Callable[[SimRequest, float], Iterable[SimRequest]]
 """Called with each request that finishes; returns the requests that arrive because of it."""
@@ -90,14 +91,20 @@ class Engine:
     def _arrival(self, request: object) -> None:
         assert isinstance(request, SimRequest)
         self.state.arrive(request)
-        step = self._running
-        if step is None:
+        if self._running is None:
             self._decide_at(self.now_s + self.machine.gap_s)
-        elif request.online and step.stoppable and not step.stopped:
-            self._consider_stop(step)
+        elif request.online:
+            # Behind a stoppable step none is decided, so that one of the two is asked at most.
+            step = self._next or self._running
+            if step.stoppable and not step.stopped:
+                self._consider_stop(step)
 
     def _consider_stop(self, step: Step) -> None:
         if not self.scheduler.stops(self.state, step, self.now_s):
+            return
+        if step is self._next:
+            # It has not begun, and stops at its first look.
+            step.stopped = True
             return
         layers = self.machine.safepoint_layers
         layer_s = step.seconds / self.machine.num_layers
@@ -131,7 +138,9 @@ class Engine:
                     self.submit(other)
         if self._next is not None:
             self._start(self._next)
-        elif self.state.live:
+        else:
+            # Also when nothing is left: it is then that vLLM tells the workers who finished,
+            # and that the policy sees the engine empty.
             self._decide_at(self.now_s + self.machine.gap_s)
 
     def _restored(self, request: object) -> None:
@@ -143,10 +152,14 @@ class Engine:
     def _schedule(self, _: object) -> None:
         self._decides = False
         in_flight = self._running
+        if in_flight is not None and in_flight.stoppable:
+            self.scheduler.held_back(self.state, self.now_s)
+            return
         plan = self.scheduler.plan(self.state, self.now_s)
         if not plan.grants and not plan.displace:
             return
-        step = self.state.apply(plan, self._restores)
+        kept = in_flight.grants if in_flight and self.scheduler.keeps_in_flight else ()
+        step = self.state.apply(plan, self._restores, kept)
         for request in self.state.restoring:
             if request.num_blocks and request.request_id in plan.grants:
                 ready_s = self.link.restore(request.num_computed_tokens, self.now_s)
@@ -156,10 +169,15 @@ class Engine:
                 # Those it made room for are admitted next.
                 self._decide_at(self.now_s)
             return
+        if step.shape is not plan.shape:
+            step.predicted_s = self.scheduler.predict_s(step.shape)
+        step.decided_s = self.now_s
         if in_flight is None:
+            step.expected_start_s = self.now_s
             self._start(step)
         else:
-            step.stoppable = False
+            expected_end_s = in_flight.expected_start_s + in_flight.predicted_s
+            step.expected_start_s = max(self.now_s, expected_end_s)
             self._next = step
 
     # Steps
@@ -171,9 +189,9 @@ class Engine:
         step.seconds = self._clockwork.step_s(step.shape, stoppable=step.stoppable)
         if not step.predicted_s:
             step.predicted_s = step.seconds
-        step.end_s = self.now_s + step.seconds
+        step.end_s = self.now_s if step.stopped else self.now_s + step.seconds
         self._events.push(step.end_s, EventKind.STEP_END, step)
-        if self._async and not step.stoppable:
+        if self._async:
             self._decide_at(self.now_s)
 
     def _decide_at(self, time_s: float) -> None:

@@ -13,8 +13,9 @@ class BlockPool:
     """Blocks with owners. Which block is whose is counted, not drawn: blocks are alike.
 
     As in vLLM with prefix caching, a freed block keeps its content until it is taken
-    again: blocks without content go first, then those freed longest ago, a request's
-    last block first. `reclaim` gives a returning request what is left of its own.
+    again, also that of a finished request: blocks without content go first, then those
+    freed longest ago, a request's last block first. `reclaim` gives a returning request
+    what is left of its own.
 
     free = blank + sum(remembered);  total = free + sum(held).
     """
@@ -35,6 +36,10 @@ class BlockPool:
     @property
     def holdings(self) -> dict[str, int]:
         return dict(self._held)
+
+    def remembered_of(self, owner: str) -> int:
+        """Leading blocks that `owner` would get back from `reclaim`."""
+        return self._remembered.get(owner, 0)
 
     def take(self, owner: str, num_blocks: int) -> None:
         """Give free blocks to `owner`. Raises OutOfBlocksError, changing nothing."""

@@ -127,20 +127,20 @@ def _from_file(path: Path) -> Profile:
 def _served(path: Path) -> tuple[LatencyModel, float]:
     """The model in a profile that `conserve serve` wrote, and the spread of its samples around it.
 
-    The spread is the standard deviation of log(actual / predicted).
+    The spread is that of a normal log(actual / predicted) with the samples' mean absolute value
+    (sigma = mean |x| * sqrt(pi / 2)), so that a few disturbed samples do not make all steps noisy.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         model = LatencyModel.of(stored["coefficients"], stored["knee"], stored["margin"])
         logs = [
-            math.log(seconds / model.predict_s(StepShape(*shape)))
+            abs(math.log(seconds / model.predict_s(StepShape(*shape))))
             for *shape, seconds in stored["samples"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ProfileError(f"{path}: no profile of conserve serve: {error!r}") from error
     mean = sum(logs) / len(logs) if logs else 0.0
-    variance = sum((value - mean) ** 2 for value in logs) / len(logs) if logs else 0.0
-    return model, round(math.sqrt(variance), 4)
+    return model, round(mean * math.sqrt(math.pi / 2), 4)
 
 
 def _build(cls: type[Spec], values: Mapping[str, Any], where: str) -> Spec:

@@ -13,7 +13,7 @@ from conserve.sim.engine import Engine
 from conserve.sim.profiles import Profile
 from conserve.sim.request import Phase, SimRequest
 from conserve.sim.schedulers import ConserveScheduler
-from conserve.sim.state import Step
+from conserve.sim.step import Step
 from conserve.workload import RequestPlan, Workload
 
 UNFINISHED = "not finished when the run ended"

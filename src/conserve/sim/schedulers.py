@@ -7,7 +7,7 @@ from typing import Protocol
 
 from conserve.core.calibration import Recalibrator
 from conserve.core.displacement import blocks_for
-from conserve.core.latency import LatencyModel
+from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
@@ -15,7 +15,8 @@ from conserve.core.snapshot import RequestView, Snapshot, Targets
 from conserve.core.stopping import should_stop
 from conserve.core.traffic import TrafficEstimate
 from conserve.sim.request import SimRequest
-from conserve.sim.state import EngineState, Step
+from conserve.sim.state import EngineState
+from conserve.sim.step import Step
 
 QUEUE_HEAD = 32
 """Waiting offline requests that the policy is shown."""
@@ -24,7 +25,18 @@ QUEUE_HEAD = 32
 class Scheduler(Protocol):
     """What the engine asks, and what it tells. Times in seconds on the virtual clock."""
 
+    keeps_in_flight: bool
+    """Whether blocks that a step in flight writes stay with their request until it has ended: so
+    vLLM does it where a KV connector may read them."""
+
     def plan(self, state: EngineState, now_s: float) -> Plan: ...
+
+    def held_back(self, state: EngineState, now_s: float) -> None:
+        """In place of a plan, behind a step that may be stopped."""
+
+    def predict_s(self, shape: StepShape) -> float:
+        """What it believes a step takes; 0 where it believes nothing."""
+        ...
 
     def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
         """Whether to stop the stoppable step that runs, now that an online request has come."""
@@ -36,6 +48,8 @@ class Scheduler(Protocol):
 
 class ConserveScheduler:
     """`core.decide`, fed as the engine feeds it: recalibrated model, measured traffic."""
+
+    keeps_in_flight = True
 
     def __init__(
         self,
@@ -50,6 +64,8 @@ class ConserveScheduler:
         self.can_stop = can_stop
         self.recalibrator = Recalibrator(model, mean_error=model.margin / 2)
         self.traffic = TrafficEstimate()
+        self.planner = decide
+        """The policy; a test looks on by putting its own in this place."""
         self._planned_s: float | None = None
         self._last_mode = Mode.IDLE
         self._error_sum = 0.0
@@ -65,15 +81,16 @@ class ConserveScheduler:
         return self._error_sum / self._num_errors if self._num_errors else 0.0
 
     def plan(self, state: EngineState, now_s: float) -> Plan:
-        self._note_time(state, now_s)
-        plan = decide(self.snapshot(state, now_s), self.model, self.settings)
+        self.held_back(state, now_s)
+        plan = self.planner(self.snapshot(state, now_s), self.model, self.settings)
         if plan.mode is not Mode.IDLE:
             if self._last_mode is Mode.OFFLINE and plan.num_online_tokens:
                 self.traffic.interrupted()
             self._last_mode = plan.mode
+        state.put_online_first()
         return plan
 
-    def _note_time(self, state: EngineState, now_s: float) -> None:
+    def held_back(self, state: EngineState, now_s: float) -> None:
         if self._planned_s is not None:
             seconds = min(now_s - self._planned_s, 1.0)
             self.traffic.spent(seconds, online_resident=state.num_online > 0)
@@ -81,11 +98,14 @@ class ConserveScheduler:
 
     def snapshot(self, state: EngineState, now_s: float) -> Snapshot:
         machine, traffic = state.machine, self.traffic
+        head = list(islice(state.waiting_offline, QUEUE_HEAD))
+        state.note_found(state.waiting_online)
+        state.note_found(head)
         return Snapshot(
             now_s=now_s,
             running=state.running,
             waiting_online=state.waiting_online,
-            waiting_offline=list(islice(state.waiting_offline, QUEUE_HEAD)),
+            waiting_offline=head,
             num_free_blocks=state.pool.num_free_blocks,
             num_free_slots=state.num_free_slots,
             block_size=machine.block_size,
@@ -97,11 +117,15 @@ class ConserveScheduler:
             can_stop=self.can_stop,
         )
 
+    def predict_s(self, shape: StepShape) -> float:
+        return self.model.predict_s(shape)
+
     def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
-        waiting = state.waiting_online
+        # Those that waited before lack room that this step does not give them.
+        waiting = [r for r in state.waiting_online if r.arrival_s > step.decided_s]
         return should_stop(
             now_s=now_s,
-            step_end_s=step.start_s + step.predicted_s,
+            step_end_s=step.expected_start_s + step.predicted_s,
             arrivals_prefill_s=self.model.predict_prefill_s(sum(r.num_tokens for r in waiting)),
             oldest_arrival_s=min(r.arrival_s for r in waiting),
             ttft_target_s=self.targets.ttft_s,
@@ -109,12 +133,13 @@ class ConserveScheduler:
         )
 
     def ended(self, state: EngineState, step: Step, now_s: float) -> None:
+        if step.stopped:
+            return
         seconds = now_s - step.start_s
         tokens = step.shape.num_tokens
         self.traffic.stepped(seconds, seconds * (tokens - step.num_online_tokens) / tokens)
-        if not step.stopped:
-            self._error_sum += abs(self.recalibrator.observe(step.shape, seconds))
-            self._num_errors += 1
+        self._error_sum += abs(self.recalibrator.observe(step.shape, seconds))
+        self._num_errors += 1
 
 
 class StockScheduler:
@@ -124,6 +149,8 @@ class StockScheduler:
     admission, then waiting ones are admitted in the order of the queue while slots and
     blocks (for all their known tokens) last: by arrival, or online first (`by_class`).
     """
+
+    keeps_in_flight = False
 
     def __init__(self, *, by_class: bool, step_tokens: int = 0) -> None:
         self.by_class = by_class
@@ -153,6 +180,9 @@ class StockScheduler:
         plan.mode = _mode(plan, state)
         return plan
 
+    def held_back(self, state: EngineState, now_s: float) -> None:
+        """No stock step can be stopped."""
+
     def _queue(self, state: EngineState, most: int) -> list[SimRequest]:
         """The first `most` waiting requests in the order of admission."""
         heads = [
@@ -162,6 +192,9 @@ class StockScheduler:
         if not self.by_class:
             heads.sort(key=lambda r: r.arrival_s)
         return heads
+
+    def predict_s(self, shape: StepShape) -> float:
+        return 0.0
 
     def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
         return False

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable
 from itertools import takewhile
 
 from conserve.core.displacement import blocks_for
 from conserve.core.latency import StepShape
-from conserve.core.plan import Mode, Plan
+from conserve.core.plan import Plan
 from conserve.sim.cost import Machine
 from conserve.sim.counters import Counters
 from conserve.sim.memory import BlockPool
 from conserve.sim.request import Phase, SimRequest
+from conserve.sim.step import Step
 
 RestoreRule = Callable[[SimRequest, int], bool]
 """Whether a returning request restores its checkpoint rather than compute from a token on."""
-
-
-@dataclass(slots=True)
-class Step:
-    """A plan as it was applied. Times in seconds on the virtual clock."""
-
-    mode: Mode
-    grants: dict[str, int] = field(default_factory=dict)
-    shape: StepShape = field(default_factory=StepShape)
-    stoppable: bool = False
-    predicted_s: float = 0.0
-    producers: list[SimRequest] = field(default_factory=list)
-    """Requests that it gives a token."""
-    finishing: list[SimRequest] = field(default_factory=list)
-    """Those for which it is the last."""
-    num_online_tokens: int = 0
-    num_recomputed_tokens: int = 0
-    start_s: float = 0.0
-    end_s: float = 0.0
-    seconds: float = 0.0
-    """What it takes if nobody stops it."""
-    stopped: bool = False
 
 
 class EngineState:
@@ -60,6 +38,12 @@ class EngineState:
         """Online requests that wait or run."""
         self.counters = Counters()
         self._stopped: set[str] = set()
+        self._kept: Container[str] = ()
+        self._surprised = False
+        """Whether the step's shape is not the plan's: another part of an admitted request's KV was
+        found, or a lone token is computed again."""
+        self._mixed = False
+        """Whether an online request may stand behind an offline one in `running`."""
 
     @property
     def num_free_slots(self) -> int:
@@ -80,37 +64,61 @@ class EngineState:
         self._queue_of(request).append(request)
         self.num_online += request.online
 
+    def note_found(self, waiting: Iterable[SimRequest]) -> None:
+        """What waiting requests need not compute: a checkpoint, or KV still in freed blocks (which
+        the engine looks for only as far as one step's tokens reach)."""
+        size, most = self.machine.block_size, self.machine.max_step_tokens
+        for request in waiting:
+            longest = request.num_tokens - 1
+            found = self.pool.remembered_of(request.request_id) if most > 0 else 0
+            found = min(found, longest // size) * size
+            request.num_computed_tokens = max(found, min(request.num_checkpointed_tokens, longest))
+            most -= request.num_tokens - request.num_computed_tokens
+
+    def put_online_first(self) -> None:
+        """Blocks are granted in the order of `running`; offline requests come last."""
+        if self._mixed:
+            self._mixed = False
+            self.running.sort(key=lambda request: not request.online)
+
     # A step begins
 
-    def apply(self, plan: Plan, restores: RestoreRule) -> Step:
+    def apply(self, plan: Plan, restores: RestoreRule, kept: Container[str] = ()) -> Step:
         """Displace, allocate, and count the granted tokens as computed; returns the step.
 
         As in vLLM, running requests come first and take blocks from others of lower rank
-        where none is free; waiting ones are admitted only if nobody had to yield.
+        where none is free; waiting ones are admitted only if nobody had to yield. `kept`:
+        whose blocks cannot be freed now, as a step in flight writes them.
         """
-        for request_id in plan.displace:
-            self._evict(self.live[request_id])
-            self.counters.num_displaced += 1
+        self._kept = kept
+        if plan.displace:
+            # In running order, as in the engine: what is freed last is remembered longest.
+            victims = set(plan.displace)
+            for request in [r for r in self.running if r.request_id in victims]:
+                if request.request_id not in kept:
+                    self._evict(request)
+                    self.counters.num_displaced += 1
         step = Step(
             plan.mode, shape=plan.shape, stoppable=plan.stoppable, predicted_s=plan.predicted_s
         )
-        size, live, grant, running = self.machine.block_size, self.live, self._grant, Phase.RUNNING
-        waiting: list[tuple[SimRequest, int]] = []
-        for request_id, tokens in plan.grants.items():
-            request = live[request_id]
-            if request.phase is not running:
-                waiting.append((request, tokens))
+        size, live, grant, grants = self.machine.block_size, self.live, self._grant, plan.grants
+        waiting = [live[name] for name in grants if live[name].phase is not Phase.RUNNING]
+        num_preempted, stuck = self.counters.num_preempted, False
+        for request in list(self.running):
+            tokens = grants.get(request.request_id)
+            if not tokens or request.phase is not Phase.RUNNING:
                 continue
             end = request.num_computed_tokens + tokens
-            if end > request.num_blocks * size and not self._grow(request, end, step):
-                continue
-            grant(step, request, tokens, end)
-        preempted = len(step.grants) + len(waiting) < len(plan.grants)
-        if not preempted:
-            for request, tokens in waiting:
-                if not self._admit(request, tokens, step, restores):
+            if end > request.num_blocks * size:
+                stuck = stuck or not self._grow(request, end, step)
+            if not stuck:
+                grant(step, request, tokens, end)
+        if self.counters.num_preempted == num_preempted:
+            for request in waiting:
+                if not self._admit(request, grants[request.request_id], step, restores):
                     break
-        if step.grants != plan.grants:
+        if step.grants != plan.grants or self._surprised:
+            self._surprised = False
             self._reshape(step)
         return step
 
@@ -128,6 +136,8 @@ class EngineState:
                 request.num_tokens = end + 1
             else:
                 step.finishing.append(request)
+        elif tokens == 1 and request.token_times_s:
+            self._surprised = True
 
     def _undo(self, step: Step, request: SimRequest, *, produces: bool) -> None:
         """Take back what a grant advanced, as if the step had never held it."""
@@ -150,10 +160,12 @@ class EngineState:
                 held.remove(request)
 
     def _grow(self, request: SimRequest, end: int, step: Step) -> bool:
-        """Blocks up to token `end`; others yield theirs if none is free. False: it had to yield."""
+        """Blocks up to token `end`; others yield theirs if none is free. False: it has to yield."""
         need = blocks_for(end, self.machine.block_size) - request.num_blocks
         while need > self.pool.num_free_blocks:
             victim = self._lowest()
+            if victim.request_id in self._kept:
+                return False
             if victim.request_id in step.grants:
                 self._revoke(step, victim)
             self._evict(victim)
@@ -191,11 +203,14 @@ class EngineState:
             self.restoring.append(request)
             return True
         self.counters.reclaimed_tokens += found * size
+        self._surprised |= request.num_computed_tokens != found * size
         request.num_computed_tokens = found * size
         tokens = min(tokens, request.num_tokens - request.num_computed_tokens)
+        self._surprised |= tokens == 1 and bool(request.token_times_s)
         self._hold(request, request.num_computed_tokens + tokens)
         request.move(Phase.RUNNING)
         self.running.append(request)
+        self._mixed |= request.online
         self._grant(step, request, tokens, request.num_computed_tokens + tokens)
         return True
 
@@ -272,7 +287,8 @@ class EngineState:
     def _finish(self, request: SimRequest) -> None:
         if request.phase is Phase.RUNNING:
             self.running.remove(request)
-            self.pool.free(request.request_id)
+            whole = request.num_computed_tokens // self.machine.block_size
+            self.pool.free(request.request_id, num_remembered=whole)
         else:
             # It was displaced while its last token was in flight.
             self._queue_of(request).remove(request)

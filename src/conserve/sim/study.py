@@ -12,7 +12,7 @@ from conserve.sim.arms import arm_named
 from conserve.sim.counters import Counters
 from conserve.sim.profiles import Profile
 from conserve.sim.run import Outcome, Window, simulate
-from conserve.sim.state import Step
+from conserve.sim.step import Step
 from conserve.workload import Point, Scenario, build_workload
 
 WHOLE = "all"

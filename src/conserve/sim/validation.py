@@ -43,6 +43,9 @@ class Comparison:
     figure: str
     real: float
     simulated: float
+    real_range: tuple[float, float]
+    """The smallest and the largest over seeds: no simulator can be nearer than the runs are to
+    each other."""
 
     @property
     def error(self) -> float:
@@ -97,24 +100,54 @@ def _compare_arm(
     point: str, arm: str, summaries: Sequence[tuple[RunSummary, RunSummary]]
 ) -> Iterable[Comparison]:
     for figure in COMPARED:
-        real = _median([getattr(real, figure) for real, _ in summaries])
+        known = [v for v in (getattr(real, figure) for real, _ in summaries) if v is not None]
+        real = median(known)
         simulated = _median([getattr(simulated, figure) for _, simulated in summaries])
         # A class that the arm is not sent has no figure, or a rate of zero.
         if real and simulated is not None:
-            yield Comparison(point, arm, figure, real, simulated)
+            yield Comparison(point, arm, figure, real, simulated, (min(known), max(known)))
 
 
 def _median(values: Iterable[float | None]) -> float | None:
     return median([value for value in values if value is not None])
 
 
+AIM = 0.15
+"""Relative error that the simulator is meant to stay within."""
+
+
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """A table: real, simulated and relative error; seconds as milliseconds."""
-    lines = ["| point | arm | figure | real | simulated | error |", "|---|---|---|---|---|---|"]
-    for one in comparisons:
-        factor = 1e3 if one.figure.endswith("_s") else 1.0
-        lines.append(
-            f"| {one.point} | {one.arm} | {COMPARED[one.figure]} | {one.real * factor:.4g} "
-            f"| {one.simulated * factor:.4g} | {one.error:+.0%} |"
-        )
+    """A row for each point and arm; times in milliseconds.
+
+    A cell has the real median (its range over seeds) → the simulated one, and the error.
+    """
+    figures = [figure for figure in COMPARED if any(c.figure == figure for c in comparisons)]
+    lines = [
+        f"| {' | '.join(['point', 'arm', *(COMPARED[figure] for figure in figures)])} |",
+        f"|{'---|' * (len(figures) + 2)}",
+    ]
+    cells = {(c.point, c.arm, c.figure): _cell(c) for c in comparisons}
+    for point, arm in dict.fromkeys((c.point, c.arm) for c in comparisons):
+        row = [cells.get((point, arm, figure), "-") for figure in figures]
+        lines.append(f"| {' | '.join([point, arm, *row])} |")
+    errors = [abs(c.error) for c in comparisons]
+    within = sum(error <= AIM for error in errors)
+    lines += [
+        "",
+        f"{within} of {len(errors)} figures are within {AIM:.0%}; "
+        f"the mean error is {sum(errors) / len(errors):.0%}, the largest {max(errors):.0%}.",
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _cell(one: Comparison) -> str:
+    factor = 1e3 if one.figure.endswith("_s") else 1.0
+    real, low, high, simulated = (
+        _short(value * factor) for value in (one.real, *one.real_range, one.simulated)
+    )
+    spread = "" if low == high else f" ({low} to {high})"
+    return f"{real}{spread} → {simulated}, {one.error:+.0%}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

@@ -1,0 +1,150 @@
+"""What watching costs: the same load with the live page watched and not, in turn.
+
+    python benchmarks/dashboard_cost.py [--pairs 6] [--window-s 30] [--watchers 1] [--out FILE]
+
+One server on the default model under a constant closed loop of offline requests. Windows come in
+pairs, open and closed, the first of each pair in turn. Watchers read the feed in a process of their
+own: what a browser spends on drawing is spent on the reader's machine, and is not in it. Takes
+pairs x 2 x (window + 3 s), and the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import httpx
+
+MODEL = "SmolLM2-135M-Instruct"
+STREAMS = 16
+SETTLE_S = 3.0
+START_LIMIT_S = 300.0
+SERVE = "from conserve.cli.main import main; main()"
+WATCH = """
+import sys, threading, httpx
+def watch():
+    with httpx.stream("GET", sys.argv[1] + "/dashboard/feed", timeout=60) as feed:
+        for _ in feed.iter_bytes():
+            pass
+for _ in range(int(sys.argv[2])):
+    threading.Thread(target=watch, daemon=True).start()
+threading.Event().wait()
+"""
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--no-batches", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-c", SERVE, "serve", *flags, "--disable-uvicorn-access-log"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url, limit = f"http://127.0.0.1:{port}", time.monotonic() + START_LIMIT_S
+    try:
+        while not answers(url):
+            if server.poll() is not None or time.monotonic() > limit:
+                raise SystemExit("the server did not start")
+            time.sleep(0.5)
+        yield url
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+@asynccontextmanager
+async def load(client: httpx.AsyncClient) -> Any:
+    """STREAMS requests at any time, until the block ends."""
+    chance = random.Random(1)
+
+    async def stream() -> None:
+        while True:
+            prompt = [chance.randrange(1000, 40_000) for _ in range(200)]
+            body = {"model": MODEL, "prompt": prompt, "max_tokens": 64, "ignore_eos": True}
+            answer = await client.post("/v1/completions", json={**body, "service_tier": "flex"})
+            answer.raise_for_status()
+
+    tasks = [asyncio.create_task(stream()) for _ in range(STREAMS)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def computed_tokens(client: httpx.AsyncClient) -> float:
+    text = (await client.get("/metrics")).text
+    name = "conserve:computed_tokens_total{"
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+async def window(client: httpx.AsyncClient, seconds: float, watchers: int) -> float:
+    """Tokens computed a second while `watchers` look."""
+    command = [sys.executable, "-c", WATCH, str(client.base_url).rstrip("/"), str(watchers)]
+    watching = subprocess.Popen(command) if watchers else None  # noqa: ASYNC220
+    try:
+        await asyncio.sleep(SETTLE_S)
+        began_s, before = time.monotonic(), await computed_tokens(client)
+        await asyncio.sleep(seconds)
+        done = await computed_tokens(client) - before
+        return done / (time.monotonic() - began_s)
+    finally:
+        if watching:
+            watching.kill()
+            watching.wait()
+
+
+async def measure(url: str, pairs: int, seconds: float, watchers: int) -> list[tuple[float, float]]:
+    """Tokens a second of each pair: open, closed."""
+    found = []
+    async with httpx.AsyncClient(base_url=url, timeout=300) as client, load(client):
+        await asyncio.sleep(10)
+        for number in range(pairs):
+            order = (watchers, 0) if number % 2 else (0, watchers)
+            rates = {count: await window(client, seconds, count) for count in order}
+            found.append((rates[watchers], rates[0]))
+            print(f"pair {number + 1}: open {rates[watchers]:.0f}, closed {rates[0]:.0f} tokens/s")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--window-s", type=float, default=30.0)
+    parser.add_argument("--watchers", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.pairs < 2 or args.watchers < 1:
+        parser.error("needs at least two pairs and one watcher")
+    with serving() as url:
+        pairs = asyncio.run(measure(url, args.pairs, args.window_s, args.watchers))
+    costs = [1 - opened / closed for opened, closed in pairs]
+    margin = 2 * stdev(costs) / len(costs) ** 0.5
+    print(f"watching costs {mean(costs):.2%} of the tokens, +/- {margin:.2%} (two standard errors)")
+    if args.out:
+        record = {"watchers": args.watchers, "window_s": args.window_s, "pairs": pairs}
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""`conserve top [URL]`: the live page's figures in a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from conserve.cli.batch import DEFAULT_URL, KeyOption, fail, reason
+from conserve.server.dashboard.terminal import View, events_in, screen
+
+SILENCE_S = 15.0
+RETRY_S = 2.0
+
+
+def top(
+    url: Annotated[
+        str, typer.Argument(envvar="CONSERVE_URL", help="The server, with or without /v1.")
+    ] = DEFAULT_URL,
+    api_key: KeyOption = "",
+    once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a second, a line each.")
+    ] = False,
+) -> None:
+    """Watch a ConServe server: is chat safe, and what is harvested?"""
+    base = url.rstrip("/").removesuffix("/v1")
+    view = View()
+    if once or as_json or not sys.stdout.isatty():
+        with _feed(base, api_key) as events:
+            _print(events, view, once=once or not as_json, as_json=as_json)
+        return
+    _watch(base, api_key, view)
+
+
+def _print(events: Iterator[tuple[str, Any]], view: View, *, once: bool, as_json: bool) -> None:
+    for name, data in events:
+        view.take(name, data)
+        if not view.complete or (name != "tick" and not once):
+            continue
+        if as_json:
+            typer.echo(json.dumps(view.as_json()))
+        else:
+            Console(width=None if sys.stdout.isatty() else 140).print(screen(view))
+        if once:
+            return
+
+
+def _watch(base: str, api_key: str, view: View) -> None:
+    """Until Ctrl-C. A server that goes away after it was there is waited for."""
+    with Live(screen=True, auto_refresh=False) as live:
+        while True:
+            try:
+                with _feed(base, api_key) as events:
+                    for name, data in events:
+                        view.take(name, data)
+                        if view.complete:
+                            live.update(screen(view), refresh=True)
+            except typer.Exit:
+                if not view.complete:
+                    raise
+            except KeyboardInterrupt:
+                return
+            live.update(f"{base} does not answer; trying again. Ctrl-C ends.", refresh=True)
+            time.sleep(RETRY_S)
+
+
+@contextmanager
+def _feed(base: str, api_key: str) -> Iterator[Iterator[tuple[str, Any]]]:
+    """The events of the feed. Ends the command with one clear line where there is none."""
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    limits = httpx.Timeout(10, read=SILENCE_S)
+    try:
+        with httpx.stream("GET", f"{base}/dashboard/feed", headers=headers, timeout=limits) as feed:
+            if feed.status_code == 404:
+                raise fail(f"{base} has no live page: it is no ConServe, or runs --no-dashboard")
+            if feed.is_error:
+                feed.read()
+                raise fail(f"{reason(feed)} (HTTP {feed.status_code})")
+            yield events_in(feed.iter_lines())
+    except httpx.UnsupportedProtocol:
+        raise fail(f"{base} is no URL; one begins with http:// or https://") from None
+    except httpx.HTTPError as error:
+        raise fail(f"{base} does not answer: {error}") from None
+    except ValueError:
+        raise fail(f"{base}/dashboard/feed is no feed of ConServe's") from None

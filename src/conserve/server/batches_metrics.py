@@ -1,0 +1,152 @@
+"""`conserve:batch*` on /metrics: what the store says of its batches."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+
+from conserve.batch.errors import StoreUnavailableError
+from conserve.batch.lifecycle import Status
+from conserve.batch.overview import Overview, overview
+from conserve.batch.policy import LiveDeadlineState
+from conserve.batch.stores import Stores
+
+EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One exported series. `values` are all that its label can have."""
+
+    name: str
+    kind: type[Gauge] | type[Counter]
+    help: str
+    label: str = ""
+    values: tuple[str, ...] = ()
+
+
+SERIES = (
+    Series("batches", Gauge, "Batches in the store.", "status", tuple(map(str, Status))),
+    Series(
+        "batch_deadlines",
+        Gauge,
+        "Live batches by how their deadline looks.",
+        "state",
+        get_args(LiveDeadlineState),
+    ),
+    Series(
+        "batch_live_lines",
+        Gauge,
+        "Lines of live batches.",
+        "state",
+        ("completed", "failed", "remaining"),
+    ),
+    Series("batch_remaining_tokens", Gauge, "Tokens that live batches are expected to take."),
+    Series("batch_finish_seconds", Gauge, "Time until the last live batch is expected to end."),
+    Series(
+        "batch_harvest_tokens_per_second",
+        Gauge,
+        "Tokens a second that batches got while they had lines in flight, over the last hour.",
+    ),
+    Series("batch_lines", Counter, "Lines that have ended.", "outcome", ("completed", "failed")),
+    Series("batch_tokens", Counter, "Usage of lines that have ended.", "kind", ("input", "output")),
+)
+
+
+def shown(seen: Overview) -> dict[str, dict[str, float]]:
+    """Series -> label value -> number; what is not known is not there."""
+    found: dict[str, dict[str, float]] = {
+        "batches": {str(status): seen.statuses.get(status, 0) for status in Status},
+        "batch_deadlines": {
+            state: seen.deadlines.get(state, 0) for state in get_args(LiveDeadlineState)
+        },
+        "batch_live_lines": {
+            "completed": seen.live_completed,
+            "failed": seen.live_failed,
+            "remaining": seen.live_remaining,
+        },
+        "batch_remaining_tokens": {"": seen.remaining_tokens},
+        "batch_lines": {"completed": seen.completed, "failed": seen.failed},
+        "batch_tokens": {"input": seen.input_tokens, "output": seen.output_tokens},
+    }
+    # Without a live batch there is nothing left to wait for.
+    finish_s = seen.finish_s if seen.deadlines else 0.0
+    if finish_s is not None:
+        found["batch_finish_seconds"] = {"": finish_s}
+    if seen.harvest_tokens_per_s is not None:
+        found["batch_harvest_tokens_per_second"] = {"": seen.harvest_tokens_per_s}
+    return found
+
+
+class BatchMetrics:
+    """Made once a process. In several API processes the figures of the newest look stand."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._registry = registry
+        self._series: dict[str, Any] = {}
+        self._counted: Mapping[str, Mapping[str, float]] = {}
+
+    def set(self, seen: Overview) -> None:
+        """What was counted before our first look was counted by somebody else's series."""
+        found = shown(seen)
+        for series in SERIES:
+            for label, value in found.get(series.name, {}).items():
+                child = self._child(series, label)
+                if series.kind is Gauge:
+                    child.set(value)
+                else:
+                    before = self._counted.get(series.name, {}).get(label, value)
+                    child.inc(max(0.0, value - before))
+            if series.kind is Gauge and series.name in self._series and series.name not in found:
+                self._series[series.name].set(math.nan)  # it was known, and is no more
+        self._counted = found
+
+    def _child(self, series: Series, label: str) -> Any:
+        """Made when there is first something to show, so that an absent figure is no zero."""
+        if series.name not in self._series:
+            name, labels = f"conserve:{series.name}", [series.label] if series.label else []
+            options: dict[str, Any] = {"registry": self._registry}
+            if series.kind is Gauge:
+                options["multiprocess_mode"] = "mostrecent"
+            made = series.kind(name, series.help, labels, **options)
+            self._series[series.name] = made
+        found = self._series[series.name]
+        return found.labels(label) if series.label else found
+
+    def close(self) -> None:
+        for made in self._series.values():
+            self._registry.unregister(made)
+
+
+@asynccontextmanager
+async def batch_metrics(
+    stores: Stores,
+    clock: Callable[[], float],
+    registry: CollectorRegistry = REGISTRY,
+    every_s: float = EVERY_S,
+) -> AsyncIterator[None]:
+    """Export, for as long as the block runs. A store that is away leaves the figures as they were;
+    they are exported once it has been there."""
+    metrics = BatchMetrics(registry)
+
+    async def look() -> None:
+        while True:
+            with suppress(StoreUnavailableError):
+                await stores.prepare()
+                metrics.set(await overview(stores, clock()))
+            await asyncio.sleep(every_s)
+
+    task = asyncio.create_task(look(), name="conserve-batch-metrics")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        metrics.close()

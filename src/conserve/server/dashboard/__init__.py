@@ -1,0 +1,1 @@
+"""The live page, its feed, and the figures behind them."""

@@ -1,0 +1,119 @@
+"""ASGI middleware that puts the live page on the app it is named for.
+
+Works in `conserve serve` and, by name, under plain vLLM:
+`vllm serve --middleware conserve.server.dashboard.middleware.DashboardMiddleware`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI
+
+from conserve.engine.settings import EngineSettings
+from conserve.server.batches import service_of
+from conserve.server.batches_engine import api_keys
+from conserve.server.batches_middleware import Lifespan
+from conserve.server.dashboard.access import Guard
+from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.reading import NAMES
+from conserve.server.dashboard.routes import attach_dashboard
+from conserve.server.dashboard.summary import Facts
+from conserve.server.tiers import App, Receive, Scope, Send
+
+CONNECTOR = "ConserveConnector"
+
+
+class DashboardMiddleware:
+    """Passes every request on; its work is done when the app starts."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            router = scope["app"].router
+            router.lifespan_context = with_dashboard(router.lifespan_context)
+        await self.app(scope, receive, send)
+
+
+def with_dashboard(lifespan: Lifespan) -> Lifespan:
+    """The lifespan of vLLM's app, with the collector inside it.
+
+    What `lifespan` has put on the app is there by then: the batch service, where there is one.
+    """
+
+    @asynccontextmanager
+    async def both(app: FastAPI) -> AsyncIterator[Any]:
+        async with lifespan(app) as state, _dashboard(app):
+            yield state
+
+    return both
+
+
+@asynccontextmanager
+async def _dashboard(app: FastAPI) -> AsyncIterator[None]:
+    from conserve.server import door
+
+    args, engine, service = app.state.args, app.state.engine_client, service_of(app)
+    status = Status(
+        engine_dead=lambda: bool(engine.errored),
+        leaving=lambda: bool(getattr(getattr(app.state, "server", None), "should_exit", False)),
+    )
+    registry = door.metrics_registry().restricted_registry(NAMES)
+    about = facts(args, engine.vllm_config, has_batches=service is not None)
+    collector = Collector(registry, about, status, time.time)
+    attach_dashboard(app, collector, Guard(api_keys(args)), service)
+    running = asyncio.create_task(collector.run(), name="conserve-dashboard")
+    try:
+        with _noting_shutdown(engine, status):
+            yield
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+def facts(args: Any, config: Any, *, has_batches: bool) -> Facts:
+    from conserve.server import door
+
+    settings = EngineSettings.of(config.additional_config)
+    names = args.served_model_name or [args.model]
+    carrier = getattr(config.kv_transfer_config, "kv_connector", None)
+    parallel = config.parallel_config
+    return Facts(
+        model=str(names[0]),
+        version=door.version(),
+        ttft_target_s=settings.slo_ttft_s,
+        tbt_target_s=settings.slo_tbt_s,
+        started_s=time.time(),
+        num_processes=parallel._api_process_count,
+        num_engines=parallel.data_parallel_size,
+        has_figures=carrier in (CONNECTOR, "MultiConnector") and not args.disable_log_stats,
+        has_batches=has_batches,
+        needs_key=bool(api_keys(args)),
+    )
+
+
+@contextmanager
+def _noting_shutdown(engine: Any, status: Status) -> Iterator[None]:
+    """Note when vLLM begins to end its engine: from then on the server drains."""
+    before = vars(engine).get("shutdown")
+    shutdown = engine.shutdown
+
+    def noting(timeout: float | None = None) -> None:
+        status.draining = True
+        shutdown(timeout=timeout)
+
+    engine.shutdown = noting
+    try:
+        yield
+    finally:
+        if before is not None and vars(engine).get("shutdown") is noting:
+            engine.shutdown = before
+        else:
+            vars(engine).pop("shutdown", None)

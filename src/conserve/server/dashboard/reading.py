@@ -1,0 +1,162 @@
+"""What the server's Prometheus series say at one moment, and what changed between two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Key = tuple[str, str]
+"""Name of a series without its prefix, and the value of its own label or ''."""
+
+PREFIX = "conserve:"
+CLASSES = ("online", "offline")
+LATENCIES = ("ttft_seconds", "tbt_seconds")
+TOTALS = (
+    "requests_total",
+    "computed_tokens_total",
+    "recomputed_tokens_total",
+    "output_tokens_total",
+    "dropped_tokens_total",
+    "stopped_steps_total",
+    "displaced_requests_total",
+    "displaced_tokens_total",
+    "stop_response_seconds_sum",
+    "stop_response_seconds_count",
+)
+GAUGES = (
+    "kv_blocks",
+    "kv_free_blocks",
+    "running_requests",
+    "waiting_requests",
+    "latency_model_error_ratio",
+)
+# Exported by servers that keep checkpoints of offline work; absent elsewhere.
+RESTORED = "restored_requests_total"
+CHECKPOINTED = "checkpointed_tokens"
+
+NAMES = [
+    *(f"{PREFIX}{name}" for name in (*TOTALS, *GAUGES, RESTORED, CHECKPOINTED)),
+    *(f"{PREFIX}{name}_bucket" for name in LATENCIES),
+]
+
+
+class Registry(Protocol):
+    """The part of prometheus_client's registries that is used here."""
+
+    def collect(self) -> Iterable[Any]: ...
+
+
+@dataclass(slots=True)
+class Reading:
+    """Sums over the engines; `latency_model_error_ratio` is the worst engine's.
+
+    values: totals since the start, and gauges as they are.
+    buckets: observations up to each bound, by bound, of online requests.
+    """
+
+    time_s: float
+    values: dict[Key, float] = field(default_factory=dict)
+    buckets: dict[str, dict[float, float]] = field(default_factory=dict)
+
+    def get(self, name: str, label: str = "") -> float | None:
+        """None where the server has no such series (yet)."""
+        return self.values.get((name, label))
+
+
+def read(registry: Registry, time_s: float) -> Reading:
+    reading = Reading(time_s)
+    wanted = set(NAMES)
+    for family in registry.collect():
+        if not family.name.startswith(PREFIX):
+            continue
+        for sample in family.samples:
+            if sample.name in wanted:
+                _take(reading, sample.name.removeprefix(PREFIX), sample.labels, sample.value)
+    return reading
+
+
+def _take(reading: Reading, name: str, labels: Mapping[str, str], value: float) -> None:
+    label = labels.get("class", "")
+    if name.endswith("_bucket"):
+        if label == "online":
+            bounds = reading.buckets.setdefault(name.removesuffix("_bucket"), {})
+            bound = float(labels["le"])
+            bounds[bound] = bounds.get(bound, 0.0) + value
+        return
+    before = reading.values.get((name, label), 0.0)
+    worst = name == "latency_model_error_ratio"
+    reading.values[name, label] = max(before, value) if worst else before + value
+
+
+@dataclass(slots=True)
+class Change:
+    """What came between two readings that are `span_s` apart, and the gauges at its end.
+
+    latencies: observations in each bucket of online requests, and last those above every bound.
+    """
+
+    time_s: float
+    span_s: float
+    totals: dict[Key, float]
+    gauges: dict[Key, float]
+    latencies: dict[str, list[float]]
+
+    def total(self, name: str, label: str = "") -> float:
+        return self.totals.get((name, label), 0.0)
+
+    def rate(self, name: str, label: str = "") -> float:
+        """A second."""
+        return self.total(name, label) / self.span_s if self.span_s else 0.0
+
+    def gauge(self, name: str, label: str = "") -> float | None:
+        return self.gauges.get((name, label))
+
+
+def change(before: Reading, after: Reading) -> Change:
+    gauges = {key: value for key, value in after.values.items() if _is_gauge(key[0])}
+    totals = {
+        # A series that falls has lost the process that wrote it.
+        key: max(0.0, value - before.values.get(key, 0.0))
+        for key, value in after.values.items()
+        if not _is_gauge(key[0])
+    }
+    latencies = {
+        name: _in_buckets(before.buckets.get(name, {}), bounds)
+        for name, bounds in after.buckets.items()
+    }
+    return Change(after.time_s, after.time_s - before.time_s, totals, gauges, latencies)
+
+
+def _is_gauge(name: str) -> bool:
+    return name in GAUGES or name == CHECKPOINTED
+
+
+def _in_buckets(before: Mapping[float, float], after: Mapping[float, float]) -> list[float]:
+    rising = [after[bound] - before.get(bound, 0.0) for bound in sorted(after)]
+    return [max(0.0, upto - below) for below, upto in zip([0.0, *rising], rising, strict=False)]
+
+
+def bounds_of(reading: Reading, name: str) -> list[float]:
+    """The histogram's finite bounds, rising; none where the server has no such series."""
+    return sorted(reading.buckets.get(name, {}))[:-1]
+
+
+def merge(changes: Iterable[Change]) -> Change:
+    """One change over all of them, the oldest first; gauges are the newest.
+
+    Raises ValueError without any.
+    """
+    found = list(changes)
+    if not found:
+        raise ValueError("nothing to merge")
+    totals: dict[Key, float] = {}
+    latencies: dict[str, list[float]] = {}
+    for one in found:
+        for key, value in one.totals.items():
+            totals[key] = totals.get(key, 0.0) + value
+        for name, counts in one.latencies.items():
+            sums = latencies.get(name) or [0.0] * len(counts)
+            latencies[name] = [a + b for a, b in zip(sums, counts, strict=True)]
+    span_s = sum(one.span_s for one in found)
+    return Change(found[-1].time_s, span_s, totals, found[-1].gauges, latencies)

@@ -1,0 +1,34 @@
+"""One step of the simulated engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conserve.core.latency import StepShape
+from conserve.core.plan import Mode
+from conserve.sim.request import SimRequest
+
+
+@dataclass(slots=True)
+class Step:
+    """A plan as it was applied. Times in seconds on the virtual clock."""
+
+    mode: Mode
+    grants: dict[str, int] = field(default_factory=dict)
+    shape: StepShape = field(default_factory=StepShape)
+    stoppable: bool = False
+    predicted_s: float = 0.0
+    producers: list[SimRequest] = field(default_factory=list)
+    """Requests that it gives a token."""
+    finishing: list[SimRequest] = field(default_factory=list)
+    """Those for which it is the last."""
+    num_online_tokens: int = 0
+    num_recomputed_tokens: int = 0
+    decided_s: float = 0.0
+    expected_start_s: float = 0.0
+    """Under async scheduling, when the step before it is predicted to end."""
+    start_s: float = 0.0
+    end_s: float = 0.0
+    seconds: float = 0.0
+    """What it takes if nobody stops it."""
+    stopped: bool = False

@@ -1,0 +1,40 @@
+"""One contract, two engines: the simulator, and vLLM's scheduler under our policy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+# The worlds of this folder, and the pretend device with its step loops.
+sys.path[:0] = [str(HERE), str(HERE.parent / "engine")]
+
+from situation import Play  # noqa: E402  (found through the line above)
+
+KINDS = ("sim", pytest.param("engine", marks=pytest.mark.engine))
+
+
+@pytest.fixture(params=KINDS)
+def play(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Play]:
+    """Plays a situation on the engine of that name."""
+    if request.param == "sim":
+        yield play_simulated()
+        return
+    pytest.importorskip("vllm")
+    yield play_real(tmp_path)
+
+
+def play_simulated() -> Play:
+    from simulated import play
+
+    return play
+
+
+def play_real(folder: Path) -> Play:
+    from real import play
+
+    return partial(play, folder)

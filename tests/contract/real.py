@@ -1,0 +1,179 @@
+"""A situation on vLLM's scheduler under our policy, on the pretend device and a virtual clock."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from device import VOCABULARY, Device, expected_output
+from engine import Engine, make_request, make_scheduler
+from situation import (
+    BLOCK_SIZE,
+    COST,
+    NUM_LAYERS,
+    SAFEPOINT_LAYERS,
+    Ask,
+    Decision,
+    Seen,
+    SeenStep,
+    World,
+    copy_of,
+    in_order,
+)
+
+from conserve.core.calibration import Recalibrator
+from conserve.engine.settings import EngineSettings
+from conserve.engine.steps import StepRecord
+
+MOST_TURNS = 20_000
+
+
+def play(folder: Path, world: World, asks: Sequence[Ask]) -> Seen:
+    """Raises AssertionError where the device sees a wrong read, or a request its wrong tokens."""
+    settings = EngineSettings(
+        slo_ttft_s=world.targets.ttft_s,
+        slo_tbt_s=world.targets.tbt_s,
+        offline_floor=world.targets.offline_floor,
+        profile_seconds=0,
+        stop_response_s=1e3,
+        policy=world.policy,
+    )
+    scheduler = make_scheduler(
+        folder,
+        # One is vLLM's null block.
+        num_blocks=world.num_blocks + 1,
+        max_num_seqs=world.max_running,
+        max_step_tokens=world.max_step_tokens,
+        async_scheduling=world.async_scheduling,
+        settings=settings,
+    )
+    scheduler.clock.now_s = 0.0
+    scheduler.experience.__init__(0.0)
+    scheduler.experience.recalibrator = Recalibrator(COST, mean_error=COST.margin / 2)
+    seen = Seen({ask.name: ask for ask in asks})
+    try:
+        engine = TimedEngine(
+            scheduler, Device(BLOCK_SIZE), depth=1 + world.async_scheduling, seen=seen
+        )
+        engine.play(asks)
+    finally:
+        scheduler.shutdown()
+    return seen
+
+
+@dataclass
+class TimedEngine(Engine):
+    """The step loops of the engine's tests, where a step takes as long as `COST` says, and
+    arrivals come while it runs, as from vLLM's input thread."""
+
+    seen: Seen = None  # type: ignore[assignment]
+
+    def play(self, asks: Sequence[Ask]) -> None:
+        self._watch()
+        self._coming = deque(in_order(asks))
+        clock = self.scheduler.clock
+        for _ in range(MOST_TURNS):
+            self._take_arrivals()
+            if self.scheduler.has_requests() or self._queue:
+                self.step()
+            elif self._coming:
+                clock.now_s = self._coming[0].arrival_s
+            else:
+                return self._close()
+        raise AssertionError(f"{self.scheduler.get_num_unfinished_requests()} requests remain")
+
+    def _watch(self) -> None:
+        decide, self._counts = self.scheduler.planner, dict[str, float]()
+
+        def watched(snapshot: Any, model: Any, settings: Any) -> Any:
+            before = copy_of(snapshot)
+            plan = decide(snapshot, model, settings)
+            self.seen.decisions.append(Decision(before, model, plan))
+            return plan
+
+        self.scheduler.planner = watched
+        connector = self.scheduler._our_connector
+        self._hand_over = connector.get_kv_connector_stats
+        connector.get_kv_connector_stats = self._keep_counts
+
+    def _keep_counts(self) -> Any:
+        stats = self._hand_over()
+        for name, _, value in stats.items() if stats else ():
+            if isinstance(value, float | int):
+                self._counts[name] = self._counts.get(name, 0.0) + value
+        return stats
+
+    def _take_arrivals(self) -> None:
+        now_s = self.scheduler.clock()
+        while self._coming and self._coming[0].arrival_s <= now_s:
+            ask = self._coming.popleft()
+            self.add(
+                make_request(
+                    ask.name,
+                    prompt_of(ask),
+                    ask.num_output_tokens,
+                    online=ask.online,
+                    arrival_s=ask.arrival_s,
+                )
+            )
+
+    def _finish(self, output: Any, record: StepRecord) -> None:
+        clock = self.scheduler.clock
+        start_s = clock()
+        grants = dict(output.num_scheduled_tokens)
+        end_s, layers = self._run(record, start_s) if grants else (start_s, None)
+        clock.now_s = end_s
+        result = self.device.run(output, stop_at=layers)
+        for client in self.scheduler.update_from_output(output, result).values():
+            for one in client.outputs:
+                self.outputs[one.request_id].extend(one.new_token_ids)
+                times = self.seen.token_times_s.setdefault(one.request_id, [])
+                times += [end_s] * len(one.new_token_ids)
+        if grants:
+            self.seen.steps.append(
+                SeenStep(start_s, end_s, grants, record.plan.stoppable, layers is not None)
+            )
+
+    def _run(self, record: StepRecord, start_s: float) -> tuple[float, int | None]:
+        """When the step ends, and after how many layers if it is stopped."""
+        clock, scheduler = self.scheduler.clock, self.scheduler
+        if record.plan.stoppable and scheduler.flag.is_raised_for(record.number):
+            # While the step before it ran: it looks before its first layer.
+            return start_s, 0
+        seconds = COST.predict_s(record.shape)
+        end_s, layers = start_s + seconds, None
+        layer_s = seconds / NUM_LAYERS
+        for ask in self._coming:
+            if ask.arrival_s >= end_s:
+                break
+            if not ask.online:
+                continue
+            clock.now_s = ask.arrival_s
+            scheduler.monitor.arrived(ask.name, ask.arrival_s, ask.num_prompt_tokens)
+            if layers is None and scheduler.flag.is_raised_for(record.number):
+                looks = math.ceil((ask.arrival_s - start_s) / (layer_s * SAFEPOINT_LAYERS) - 1e-9)
+                stop_s = max(ask.arrival_s, start_s + looks * SAFEPOINT_LAYERS * layer_s)
+                if stop_s < end_s:
+                    end_s, layers = stop_s, looks * SAFEPOINT_LAYERS
+        return end_s, layers
+
+    def _close(self) -> None:
+        for ask in self.seen.asks.values():
+            wanted = expected_output(prompt_of(ask), ask.num_output_tokens)
+            assert self.outputs[ask.name] == wanted, f"P4: {ask.name}"
+        pool = self.scheduler.kv_cache_manager.block_pool
+        self.seen.num_free_blocks = pool.get_num_free_blocks()
+        self._keep_counts()
+        for name in ("computed_tokens", "recomputed_tokens", "dropped_tokens"):
+            setattr(self.seen, name, int(self._counts.get(name, 0)))
+
+
+def prompt_of(ask: Ask) -> list[int]:
+    """Its own text: no two requests share a prefix."""
+    chance = Random(ask.name)
+    return [chance.randrange(1, VOCABULARY) for _ in range(ask.num_prompt_tokens)]

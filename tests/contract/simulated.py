@@ -1,0 +1,84 @@
+"""A situation on the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from situation import (
+    BLOCK_SIZE,
+    COST,
+    NUM_LAYERS,
+    SAFEPOINT_LAYERS,
+    Ask,
+    Decision,
+    Seen,
+    SeenStep,
+    World,
+    copy_of,
+    in_order,
+)
+
+from conserve.core.latency import LatencyModel
+from conserve.core.plan import Plan
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import Snapshot
+from conserve.sim import schedulers
+from conserve.sim.cost import Machine
+from conserve.sim.engine import Engine
+from conserve.sim.request import SimRequest
+from conserve.sim.step import Step
+
+
+class _Watched(schedulers.ConserveScheduler):
+    """The simulator's scheduler; what it is asked and answers is kept."""
+
+    decisions: list[Decision]
+
+    def decide(self, snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
+        before = copy_of(snapshot)
+        plan = schedulers.decide(snapshot, model, settings)
+        self.decisions.append(Decision(before, model, plan))
+        return plan
+
+
+def play(world: World, asks: Sequence[Ask]) -> Seen:
+    seen = Seen({ask.name: ask for ask in asks})
+    scheduler = _Watched(COST, world.targets, world.policy)
+    scheduler.decisions = seen.decisions
+    scheduler.planner = scheduler.decide
+    machine = Machine(
+        num_blocks=world.num_blocks,
+        block_size=BLOCK_SIZE,
+        max_running=world.max_running,
+        max_step_tokens=world.max_step_tokens,
+        num_layers=NUM_LAYERS,
+        safepoint_layers=SAFEPOINT_LAYERS,
+    )
+
+    def on_step(step: Step) -> None:
+        one = SeenStep(step.start_s, step.end_s, dict(step.grants), step.stoppable, step.stopped)
+        seen.steps.append(one)
+
+    engine = Engine(
+        machine, COST, scheduler, async_scheduling=world.async_scheduling, on_step=on_step
+    )
+    requests = [
+        SimRequest.arriving(
+            ask.name,
+            online=ask.online,
+            arrival_s=ask.arrival_s,
+            num_prompt_tokens=ask.num_prompt_tokens,
+            num_output_tokens=ask.num_output_tokens,
+        )
+        for ask in in_order(asks)
+    ]
+    for request in requests:
+        engine.submit(request)
+    engine.run()
+    seen.token_times_s = {r.request_id: r.token_times_s for r in requests}
+    seen.num_free_blocks = engine.state.pool.num_free_blocks
+    counters = engine.counters
+    seen.computed_tokens = counters.computed_tokens - counters.dropped_tokens
+    seen.recomputed_tokens = counters.recomputed_tokens
+    seen.dropped_tokens = counters.dropped_tokens
+    return seen

@@ -1,0 +1,133 @@
+"""A situation: what is asked of an engine, on which machine; and what was seen of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from conserve.core.latency import LatencyModel
+from conserve.core.plan import Plan
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import RequestView, Snapshot, Targets
+
+BLOCK_SIZE = 4
+NUM_LAYERS = 8
+SAFEPOINT_LAYERS = 2
+COST = LatencyModel(0.004, 1e-3, 1e-7, 1e-5, 1e-6, knee=8, margin=0.04)
+"""Both engines' steps take exactly this long, and both believe it at start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request that reaches the engine `arrival_s` seconds after the start."""
+
+    name: str
+    online: bool
+    arrival_s: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+
+def online(name: str, arrival_s: float, prompt: int, output: int = 1) -> Ask:
+    return Ask(name, True, arrival_s, prompt, output)
+
+
+def offline(name: str, arrival_s: float, prompt: int, output: int = 1) -> Ask:
+    return Ask(name, False, arrival_s, prompt, output)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The machine and the promises. `num_blocks` are those that requests can have."""
+
+    num_blocks: int = 256
+    max_running: int = 8
+    max_step_tokens: int = 256
+    targets: Targets = field(default_factory=lambda: Targets(ttft_s=0.4, tbt_s=0.06))
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    async_scheduling: bool = False
+
+
+@dataclass(slots=True)
+class Decision:
+    """One look of the policy at the engine, and its answer. The snapshot is a copy."""
+
+    snapshot: Snapshot
+    model: LatencyModel
+    plan: Plan
+
+
+@dataclass(slots=True)
+class SeenStep:
+    """A step as it ran: what vLLM scheduled, not what was planned."""
+
+    start_s: float
+    end_s: float
+    grants: dict[str, int]
+    stoppable: bool
+    stopped: bool
+
+
+@dataclass(slots=True)
+class Seen:
+    """All that a contract may ask of a played situation."""
+
+    asks: dict[str, Ask]
+    steps: list[SeenStep] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    token_times_s: dict[str, list[float]] = field(default_factory=dict)
+    num_free_blocks: int = -1
+    """When all was over."""
+    computed_tokens: int = -1
+    """As the engine counts them itself, in steps that ran to their end."""
+    recomputed_tokens: int = -1
+    dropped_tokens: int = -1
+
+    @property
+    def displaced(self) -> list[str]:
+        return [name for decision in self.decisions for name in decision.plan.displace]
+
+    def first_token_s(self, name: str) -> float:
+        return self.token_times_s[name][0]
+
+    def step_at(self, time_s: float) -> SeenStep:
+        """The step that runs at a moment; raises StopIteration if none does."""
+        return next(step for step in self.steps if step.start_s <= time_s < step.end_s)
+
+
+Play = Callable[[World, Sequence[Ask]], Seen]
+
+
+def copy_of(snapshot: Snapshot) -> Snapshot:
+    """Views are kept by engines and change with the next step."""
+    copies = {
+        name: [_view(view) for view in getattr(snapshot, name)]
+        for name in ("running", "waiting_online", "waiting_offline")
+    }
+    values = {name: getattr(snapshot, name) for name in Snapshot.__dataclass_fields__}
+    return Snapshot(**{**values, **copies})
+
+
+def _view(view: RequestView) -> RequestView:
+    values: dict[str, Any] = {n: getattr(view, n) for n in RequestView.__dataclass_fields__}
+    return RequestView(**values)
+
+
+def mixture(seed: int, *, num_offline: int = 30, num_online: int = 12) -> list[Ask]:
+    """Offline requests that come together, and online ones over the time they take."""
+    chance = Random(seed)
+    asks: list[Ask] = [
+        offline(f"off{i:02}", i * 1e-3, chance.randrange(4, 90), chance.randrange(1, 14))
+        for i in range(num_offline)
+    ]
+    now_s = 0.0
+    for i in range(num_online):
+        now_s += chance.expovariate(5.0)
+        asks.append(online(f"on{i:02}", now_s, chance.randrange(3, 60), chance.randrange(1, 9)))
+    return asks
+
+
+def in_order(asks: Iterable[Ask]) -> list[Ask]:
+    return sorted(asks, key=lambda ask: (ask.arrival_s, ask.name))

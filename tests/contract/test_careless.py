@@ -1,0 +1,117 @@
+"""Negative controls: engines that are careless in one point break the clause about it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import clauses
+import pytest
+from clauses import Clause
+from situation import Play
+
+from conserve.core.policy import decide
+from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.sim.state import EngineState
+from conserve.sim.step import Step
+
+Careless = Callable[..., Any]
+
+
+def online_when_it_suits(snapshot: Snapshot, *others: Any) -> Any:
+    """Waiting online requests are seen only by an engine without offline work."""
+    if any(not view.online for view in snapshot.running):
+        snapshot = replace(snapshot, waiting_online=())
+    return decide(snapshot, *others)
+
+
+def greedy_in_the_slack(snapshot: Snapshot, *others: Any) -> Any:
+    """Online tokens may come five times as late as promised."""
+    targets = Targets(snapshot.targets.ttft_s, 5 * snapshot.targets.tbt_s)
+    return decide(replace(snapshot, targets=targets), *others)
+
+
+def the_dearest_first(candidates: Sequence[RequestView], *needs: int) -> list[RequestView]:
+    """Of the victims, those that lose most."""
+    return sorted(candidates, key=lambda view: -view.num_computed_tokens)[:1]
+
+
+def everybody(candidates: Sequence[RequestView], *needs: int) -> list[RequestView]:
+    """Displaces all offline requests, and even for nobody's sake."""
+    return list(candidates)
+
+
+def at_every_arrival(**_: float) -> bool:
+    return True
+
+
+def nothing(*_: Any, **__: Any) -> list[str]:
+    return []
+
+
+def youngest_first(request: Any) -> tuple[float, float, str]:
+    return (request.priority, -request.arrival_time, request.request_id)
+
+
+def forget_the_stop(state: EngineState, step: Step) -> None:
+    """The livelock rule never learns of a stop."""
+    DROP(state, step)
+    for name in step.grants:
+        state.live[name].num_stops = 0
+
+
+def forget_to_undo(state: EngineState, step: Step) -> None:
+    """Takes the stopped step for done."""
+    state.counters.num_stopped_steps += 1
+    state.complete(step, step.end_s)
+
+
+DROP = EngineState.drop
+ENGINE, SIM, POLICY = "conserve.engine", "conserve.sim", "conserve.core.policy"
+
+CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
+    ("engine", f"{ENGINE}.scheduler:decide", online_when_it_suits, clauses.online_comes_first),
+    ("sim", f"{SIM}.schedulers:decide", online_when_it_suits, clauses.online_comes_first),
+    ("engine", f"{ENGINE}.scheduler:decide", greedy_in_the_slack,
+     clauses.offline_tokens_keep_the_tbt_target),
+    ("sim", f"{SIM}.schedulers:decide", greedy_in_the_slack,
+     clauses.offline_tokens_keep_the_tbt_target),
+    ("engine", f"{POLICY}:choose_victims", the_dearest_first, clauses.the_cheapest_makes_room),
+    ("sim", f"{POLICY}:choose_victims", the_dearest_first, clauses.the_cheapest_makes_room),
+    ("engine", f"{POLICY}:choose_victims", everybody, clauses.the_cheapest_makes_room),
+    ("sim", f"{POLICY}:choose_victims", everybody, clauses.the_cheapest_makes_room),
+    ("engine", f"{ENGINE}.monitor:should_stop", at_every_arrival, clauses.stops_only_if_needed),
+    ("sim", f"{SIM}.schedulers:should_stop", at_every_arrival, clauses.stops_only_if_needed),
+    ("engine", f"{ENGINE}.scheduler:roll_back", nothing, clauses.a_stopped_step_leaves_no_trace),
+    ("sim", f"{SIM}.state:EngineState.drop", forget_to_undo,
+     clauses.a_stopped_step_leaves_no_trace),
+    ("engine", f"{ENGINE}.tracker:RequestTracker.stopped", nothing, clauses.stops_wear_off),
+    ("sim", f"{SIM}.state:EngineState.drop", forget_the_stop, clauses.stops_wear_off),
+    ("engine", f"{ENGINE}.tracker:RequestTracker.computed", nothing, clauses.everything_adds_up),
+    ("engine", f"{ENGINE}.queue:_order", youngest_first,
+     clauses.first_come_first_served_within_a_class),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("play", "place", "careless", "clause"),
+    [
+        pytest.param(*case, marks=[pytest.mark.engine] if case[0] == "engine" else [])
+        for case in CASES
+    ],
+    indirect=["play"],
+    ids=[f"{kind}-{careless.__name__}-{clause.__name__}" for kind, _, careless, clause in CASES],
+)
+def test_carelessness_is_caught(
+    play: Play, place: str, careless: Careless, clause: Clause, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, name = place.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, last = name.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    monkeypatch.setattr(owner, last, careless)
+    with pytest.raises((AssertionError, IndexError, KeyError)):
+        clause(play)

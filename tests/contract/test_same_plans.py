@@ -1,0 +1,78 @@
+"""The simulator is the engine: same situation, same snapshots, same plans, same steps."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from clauses import AMPLE, SCARCE
+from conftest import play_real, play_simulated
+from situation import Decision, Seen, World, mixture
+
+from conserve.core.snapshot import RequestView, Snapshot
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.engine
+
+VIEWS = ("running", "waiting_online", "waiting_offline")
+NARROW = World(num_blocks=64, max_running=3, max_step_tokens=48)
+WORLDS = {
+    "ample": AMPLE,
+    "scarce": SCARCE,
+    "narrow": NARROW,
+    "ample-async": replace(AMPLE, async_scheduling=True),
+    "scarce-async": replace(SCARCE, async_scheduling=True),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_both_see_decide_and_do_the_same(tmp_path: Path, world: World, seed: int) -> None:
+    asks = mixture(seed)
+    simulated, real = play_simulated()(world, asks), play_real(tmp_path)(world, asks)
+    _compare_decisions(simulated, real)
+    assert len(simulated.steps) == len(real.steps)
+    for ours, theirs in zip(simulated.steps, real.steps, strict=True):
+        assert ours.grants == theirs.grants
+        assert (ours.stoppable, ours.stopped) == (theirs.stoppable, theirs.stopped)
+        assert (ours.start_s, ours.end_s) == pytest.approx((theirs.start_s, theirs.end_s))
+    assert simulated.token_times_s == {
+        name: pytest.approx(times) for name, times in real.token_times_s.items()
+    }
+    for counter in ("computed_tokens", "recomputed_tokens", "dropped_tokens", "num_free_blocks"):
+        assert getattr(simulated, counter) == getattr(real, counter), counter
+    assert any(step.stopped for step in real.steps), "else this shows less than it says"
+
+
+def _compare_decisions(simulated: Seen, real: Seen) -> None:
+    assert len(simulated.decisions) == len(real.decisions)
+    for number, (ours, theirs) in enumerate(zip(simulated.decisions, real.decisions, strict=True)):
+        assert _seen_by(ours) == _approximately(_seen_by(theirs)), f"decision {number}"
+        assert ours.plan.grants == theirs.plan.grants, f"decision {number}"
+        assert ours.plan.displace == theirs.plan.displace, f"decision {number}"
+        assert ours.plan.mode is theirs.plan.mode, f"decision {number}"
+
+
+def _seen_by(decision: Decision) -> dict[str, object]:
+    """Every value that the policy was shown, by a name that says where."""
+    snapshot, shown = decision.snapshot, dict[str, object]()
+    for field in fields(Snapshot):
+        if field.name not in VIEWS:
+            shown[field.name] = getattr(snapshot, field.name)
+    for name in VIEWS:
+        shown[name] = [view.request_id for view in getattr(snapshot, name)]
+        for view in getattr(snapshot, name):
+            for field in fields(RequestView):
+                shown[f"{view.request_id}.{field.name}"] = getattr(view, field.name)
+    for name, value in zip(("fixed", "token"), decision.model.coefficients, strict=False):
+        shown[f"model.{name}"] = value
+    shown["model.margin"] = decision.model.margin
+    return shown
+
+
+def _approximately(shown: dict[str, object]) -> dict[str, object]:
+    return {
+        name: pytest.approx(value, abs=1e-9) if isinstance(value, float) else value
+        for name, value in shown.items()
+    }

@@ -1,0 +1,133 @@
+"""A request's span says its class and what befell it on its way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from device import Device
+from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
+
+from conserve.engine.tracing import TraceNotes, say_more_in_spans, span_attributes
+
+pytestmark = pytest.mark.engine
+
+LINE = "batch_" + "0a" * 16 + "-12"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    scheduler = make_scheduler(tmp_path, num_blocks=24)
+    scheduler._notes = TraceNotes(enabled=True)
+    yield Engine(scheduler, Device(BLOCK_SIZE))
+    scheduler.shutdown()
+
+
+def spans(engine: Engine) -> dict[str, dict[str, str | int]]:
+    """Request -> the attributes of its span, once everything has run."""
+    found: dict[str, dict[str, str | int]] = {}
+    update = engine.scheduler.update_from_output
+
+    def watched(*args: Any) -> Any:
+        outputs = update(*args)
+        for client in outputs.values():
+            for one in client.outputs:
+                if one.finish_reason is not None:
+                    found[one.request_id] = span_attributes(one.trace_headers, one.request_id)
+        return outputs
+
+    engine.scheduler.update_from_output = watched
+    engine.run()
+    return found
+
+
+def add(engine: Engine, name: str, num_prompt: int, num_output: int, *, online: bool) -> None:
+    chance = random.Random(name)
+    prompt = [chance.randrange(1, 1000) for _ in range(num_prompt)]
+    now_s = engine.scheduler.clock()
+    engine.add(make_request(name, prompt, num_output, online=online, arrival_s=now_s))
+
+
+def test_a_stopped_request_says_how_often(engine: Engine) -> None:
+    add(engine, "off", 20, 4, online=False)
+    stops = iter([True, True])
+    engine.stop = lambda step: next(stops, False)
+    found = spans(engine)
+    assert found == {
+        "off": {
+            "conserve.class": "offline",
+            "conserve.stops": 2,
+            "conserve.displacements": 0,
+            "conserve.restores": 0,
+        }
+    }
+
+
+def test_a_displaced_request_says_how_often_and_that_it_came_back(engine: Engine) -> None:
+    add(engine, "off", 60, 12, online=False)
+    for _ in range(4):
+        engine.step()
+    add(engine, "on", 60, 4, online=True)
+    found = spans(engine)
+    assert found["on"]["conserve.class"] == "online"
+    assert found["on"]["conserve.displacements"] == 0
+    assert found["off"]["conserve.displacements"] == 1
+    assert found["off"]["conserve.restores"] == 1
+
+
+def test_without_tracing_no_header_is_made(engine: Engine) -> None:
+    """The negative control: what the tests above see comes from the notes."""
+    engine.scheduler._notes = TraceNotes(enabled=False)
+    add(engine, "off", 20, 4, online=False)
+    stops = iter([True])
+    engine.stop = lambda step: next(stops, False)
+    assert spans(engine) == {"off": {}}
+    assert engine.num_stops == 1
+
+
+def test_the_clients_trace_goes_on() -> None:
+    request = SimpleNamespace(priority=0, trace_headers={"traceparent": "00-a-b-01"})
+    TraceNotes(enabled=True).came(request)
+    assert request.trace_headers == {"traceparent": "00-a-b-01", "conserve.class": "online"}
+
+
+@pytest.mark.parametrize(
+    ("label", "request_id", "found"),
+    [
+        ("offline", f"chatcmpl-{LINE}", (LINE[:-3], 12)),
+        ("offline", f"cmpl-{LINE}-0", (LINE[:-3], 12)),
+        ("offline", f"resp_{LINE}_0", (LINE[:-3], 12)),
+        ("offline", "chatcmpl-batch_1-2", None),
+        ("online", f"chatcmpl-{LINE}", None),
+    ],
+)
+def test_a_line_of_a_batch_is_named(label: str, request_id: str, found: Any) -> None:
+    attributes = span_attributes({"conserve.class": label}, request_id)
+    named = attributes.get("conserve.batch.id"), attributes.get("conserve.batch.line")
+    assert named == (found or (None, None))
+
+
+def test_only_the_requests_own_span_gets_its_notes() -> None:
+    made: list[dict[str, Any]] = []
+    module = SimpleNamespace(instrument_manual=lambda **span: made.append(span))
+
+    class OutputProcessor:
+        def do_tracing(self, engine_core_output: Any, req_state: Any, stats: Any) -> None:
+            module.instrument_manual(span_name="llm_request", attributes={"vllm": 1})
+
+    module.OutputProcessor = OutputProcessor
+    say_more_in_spans(module)
+    state = SimpleNamespace(external_req_id="chatcmpl-1")
+    for headers in ({"conserve.class": "offline", "conserve.stops": "3"}, None):
+        OutputProcessor().do_tracing(SimpleNamespace(trace_headers=headers), state, None)
+    module.instrument_manual(span_name="other", attributes={"vllm": 2})
+    assert made[0]["attributes"]["conserve.stops"] == 3
+    assert made[0]["attributes"]["vllm"] == 1
+    assert [span["attributes"] for span in made[1:]] == [{"vllm": 1}, {"vllm": 2}]

@@ -1,0 +1,103 @@
+"""A server of the live page without an engine: its series are what the test says they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from conserve.batch.executor import Reply
+from conserve.batch.settings import BatchSettings
+from conserve.batch.validation import ModelLimits
+from conserve.server.batches import batch_service
+from conserve.server.dashboard.access import Guard
+from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.reading import NAMES
+from conserve.server.dashboard.routes import attach_dashboard
+from conserve.server.dashboard.summary import Facts
+
+KEYS = ["first-key", "second-key"]
+BOUNDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+LABELS = ["model_name", "engine"]
+FACTS = Facts("pretend-model", "0.0", 1.0, 0.2, started_s=1000.0, needs_key=True)
+
+
+class Series:
+    """The engine's series in a registry of their own, and a clock that moves when told."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.now_s = 1000.0
+        self._made: dict[str, Any] = {}
+
+    def _of(self, kind: Any, name: str, label: str, engine: str, **options: Any) -> Any:
+        if name not in self._made:
+            names = [*LABELS, "class"] if label else LABELS
+            self._made[name] = kind(
+                f"conserve:{name}", "-", names, registry=self.registry, **options
+            )
+        return self._made[name].labels("m", engine, *([label] if label else []))
+
+    def count(self, name: str, amount: float, label: str = "", engine: str = "0") -> None:
+        self._of(Counter, name, label, engine).inc(amount)
+
+    def gauge(self, name: str, value: float, label: str = "", engine: str = "0") -> None:
+        self._of(Gauge, name, label, engine).set(value)
+
+    def observe(self, name: str, *values: float, label: str = "online") -> None:
+        for value in values:
+            self._of(Histogram, name, label, "0", buckets=BOUNDS).observe(value)
+
+    def collector(self, facts: Facts = FACTS, status: Status | None = None) -> Collector:
+        registry = self.registry.restricted_registry(NAMES)
+        return Collector(registry, facts, status or Status(), lambda: self.now_s)
+
+    async def after(self, collector: Collector, seconds: float = 1.0) -> None:
+        self.now_s += seconds
+        await collector.look()
+
+
+class Waiting:
+    """An executor whose lines run until the server ends."""
+
+    async def run(self, url: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def models(self) -> Mapping[str, ModelLimits] | None:
+        return None
+
+    def serves(self, endpoint: str) -> bool:
+        return True
+
+    def room(self) -> int | None:
+        return None
+
+
+def guarded_app(folder: Path, series: Series) -> FastAPI:
+    """Routes of batches and of the page, with a look at the series each tenth of a second."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        settings = BatchSettings(data_dir=folder, poll_s=0.05)
+        async with batch_service(settings, app, Waiting()) as service:
+            collector = series.collector(status=Status(leaving=lambda: app.state.leaving))
+            attach_dashboard(app, collector, Guard(KEYS), service)
+            looking = asyncio.create_task(look(series, collector))
+            yield
+            looking.cancel()
+
+    app = FastAPI(lifespan=lifespan)
+    app.state.leaving = False
+    return app
+
+
+async def look(series: Series, collector: Collector) -> None:
+    while True:
+        await series.after(collector)
+        await asyncio.sleep(0.1)

@@ -1,0 +1,201 @@
+"""The feed and who may read it: keys, tenants, headers, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from dashboard_world import KEYS, Series, guarded_app
+
+from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.feed import stream
+from conserve.server.dashboard.routes import KINDS, page_files
+from conserve.server.dashboard.terminal import events_in
+
+pytestmark = pytest.mark.anyio
+LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+LINE |= {"body": {"model": "m", "messages": [{"role": "user", "content": "hello"}]}}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[FastAPI]:
+    app = guarded_app(tmp_path, Series())
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@asynccontextmanager
+async def client(app: FastAPI, key: str = "") -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers=headers
+    ) as one:
+        yield one
+
+
+async def feed(app: FastAPI, key: str) -> dict[str, Any]:
+    """The last of each kind of event, of a feed that ends after its first news."""
+    app.state.leaving = False
+    async with client(app, key) as one:
+        reading = asyncio.create_task(one.get("/dashboard/feed"))
+        await asyncio.sleep(0.3)  # any time will do: what is awaited is the end
+        app.state.leaving = True
+        answer = await reading
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-store"
+    return dict(events_in(answer.text.splitlines()))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", "Bearer ", "Bearer wrong", f"Basic {KEYS[0]}", KEYS[0], f"Bearer {KEYS[0]} "],
+)
+async def test_the_feed_needs_one_of_the_servers_keys(app: FastAPI, header: str | None) -> None:
+    headers = {} if header is None else {"authorization": header}
+    async with client(app) as one:
+        answer = await one.get("/dashboard/feed", headers=headers)
+    assert answer.status_code == 401
+    error = answer.json()["error"]
+    assert error["code"] == "invalid_api_key"
+    assert "Bearer KEY" in error["message"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_any_of_its_keys_opens_it(app: FastAPI, key: str) -> None:
+    heard = await feed(app, key)
+    assert heard["hello"]["facts"]["model"] == "pretend-model"
+    assert heard["bye"]["text"] == "The server is stopping."
+    assert "summary" in heard["tick"]
+
+
+async def test_a_key_sees_its_own_batches_only(app: FastAPI) -> None:
+    async with client(app, KEYS[0]) as one:
+        content = json.dumps(LINE)
+        file = await one.post(
+            "/v1/files", files={"file": ("in.jsonl", content)}, data={"purpose": "batch"}
+        )
+        asked = {"input_file_id": file.json()["id"], "endpoint": LINE["url"]}
+        asked |= {"completion_window": "24h", "metadata": {"name": "mine"}}
+        made = await one.post("/v1/batches", json=asked)
+        assert made.status_code == 200, made.text
+    (mine,) = (await feed(app, KEYS[0]))["batches"]["data"]
+    assert (mine["id"], mine["name"]) == (made.json()["id"], "mine")
+    assert (await feed(app, KEYS[1]))["batches"]["data"] == []
+
+
+async def test_the_page_is_whole_and_may_load_nothing_else(app: FastAPI) -> None:
+    async with client(app) as one:
+        page = await one.get("/dashboard")
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert (await one.get("/dashboard/absent.js")).status_code == 404
+        assert (await one.get("/dashboard/..%2faccess.py")).status_code == 404
+        for name in page_files():
+            part = await one.get(f"/dashboard/{name}")
+            assert part.status_code == 200, name
+            assert part.headers["content-security-policy"] == policy
+            assert part.headers["content-type"] in KINDS.values()
+            assert part.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_page_names_no_other_place() -> None:
+    for name, content in page_files().items():
+        if name.startswith("uplot") or name == "icon.svg":
+            continue
+        assert b"//cdn" not in content, name
+        assert b"http:" not in content, name
+        assert b"https:" not in content, name
+        assert b"innerHTML" not in content, name
+
+
+async def test_points_are_sent_once_each() -> None:
+    series, leaving = Series(), False
+    collector = series.collector(status=Status(leaving=lambda: leaving))
+    for _ in range(3):
+        await series.after(collector)
+    times, at_first = [], []
+    async for event in stream(collector, None, ""):
+        ((name, data),) = events_in(event.decode().splitlines())
+        if name == "hello":
+            at_first = data["fine"]["time_s"]
+        if name == "tick":
+            times += [point[0] for point in data["fine"]]
+        if name == "tick" and len(times) < 4:
+            await series.after(collector)
+            await series.after(collector)
+        leaving = len(times) >= 4
+    assert at_first == [1002.0, 1003.0]
+    assert times == [1004.0, 1005.0, 1006.0, 1007.0]
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.errored = False
+        self.shutdowns: list[float | None] = []
+        self.vllm_config = Namespace(
+            additional_config={"conserve": {"slo_ttft_s": 0.5}},
+            kv_transfer_config=Namespace(kv_connector="ConserveConnector"),
+            parallel_config=Namespace(_api_process_count=2, data_parallel_size=1),
+        )
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.shutdowns.append(timeout)
+
+
+@pytest.mark.engine
+async def test_inside_vllms_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attached when it starts, told when the engine is to end, and gone without a trace."""
+    from conserve.server.dashboard import middleware
+
+    made: list[Collector] = []
+    monkeypatch.setattr(
+        middleware, "Collector", lambda *given: made.append(Collector(*given)) or made[-1]
+    )
+    engine, app = Engine(), FastAPI()
+    app.state.engine_client = engine
+    app.state.args = Namespace(
+        api_key=["k"], served_model_name=None, model="org/m", disable_log_stats=False
+    )
+    app.add_middleware(middleware.DashboardMiddleware)
+    said: asyncio.Queue[Any] = asyncio.Queue()
+    heard: asyncio.Queue[Any] = asyncio.Queue()
+    running = asyncio.create_task(app({"type": "lifespan", "state": {}}, said.get, heard.put))
+    await said.put({"type": "lifespan.startup"})
+    assert (await heard.get())["type"] == "lifespan.startup.complete"
+    async with client(app) as one:
+        assert (await one.get("/dashboard")).status_code == 200
+        assert (await one.get("/dashboard/feed")).status_code == 401
+    (collector,) = made
+    facts = collector.facts
+    assert (facts.model, facts.ttft_target_s, facts.num_processes) == ("org/m", 0.5, 2)
+    assert facts.has_figures
+    assert not facts.has_batches
+    await collector.changed(0, 60)
+    assert collector.summary["server"]["state"] != "draining"
+    engine.shutdown(timeout=3)
+    assert engine.shutdowns == [3]
+    assert collector.status.draining
+    await said.put({"type": "lifespan.shutdown"})
+    assert (await heard.get())["type"] == "lifespan.shutdown.complete"
+    await running
+    assert engine.shutdown.__func__ is Engine.shutdown

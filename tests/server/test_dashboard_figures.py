@@ -1,0 +1,241 @@
+"""From the engine's series to what the page says, second by second, on a clock of the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from dashboard_world import Series
+
+from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.history import COARSE_POINTS, COLUMNS, FINE_POINTS, History
+from conserve.server.dashboard.reading import Change, change, merge, read
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def series() -> Series:
+    return Series()
+
+
+def newest(collector: Collector) -> dict[str, float | None]:
+    return dict(zip(COLUMNS, collector.history.fine[-1], strict=True))
+
+
+async def test_a_point_has_the_rates_of_its_second(series: Series) -> None:
+    collector = series.collector()
+    series.count("computed_tokens", 500, "online")
+    await collector.look()
+    series.count("computed_tokens", 80, "online")
+    series.count("computed_tokens", 1200, "offline")  # a series that was not there before
+    series.count("requests", 6, "online")
+    await series.after(collector, 2.0)
+    point = newest(collector)
+    assert point["time_s"] == series.now_s
+    assert (point["online_tps"], point["offline_tps"]) == (40.0, 600.0)
+    assert point["online_rps"] == 3.0
+    assert point["ttft_p99_s"] is None
+    assert point["checkpointed_tokens"] is None
+
+
+async def test_engines_add_up_and_the_worst_model_is_told(series: Series) -> None:
+    for engine in ("0", "1"):
+        series.count("computed_tokens", 10, "offline", engine)
+        series.gauge("kv_free_blocks", 100, engine=engine)
+    series.gauge("latency_model_error_ratio", 0.02, engine="0")
+    series.gauge("latency_model_error_ratio", 0.3, engine="1")
+    collector = series.collector()
+    await collector.look()
+    assert collector.summary["harvest"]["offline_tokens"] == 20
+    assert collector.summary["memory"]["free_blocks"] == 200
+    assert collector.summary["latency_model_error"] == 0.3
+
+
+async def test_latencies_are_those_of_the_last_ten_seconds(series: Series) -> None:
+    series.observe("ttft_seconds", 0.05)
+    collector = series.collector()
+    await collector.look()
+    series.observe("ttft_seconds", 0.15, 0.15, 0.15)
+    series.observe("ttft_seconds", 1.5, 1.5, label="offline")  # nobody waits for these
+    await series.after(collector)
+    assert newest(collector)["ttft_p50_s"] == pytest.approx(0.15)
+    for _ in range(9):
+        await series.after(collector)
+    assert newest(collector)["ttft_p50_s"] == pytest.approx(0.15)
+    await series.after(collector)
+    assert newest(collector)["ttft_p50_s"] is None
+
+
+@pytest.mark.parametrize(
+    ("first_token_s", "gap_s", "state", "words"),
+    [
+        (0.3, 0.15, "safe", "Chat is safe"),
+        (1.6, 0.15, "late", "first tokens is over"),
+        (0.3, 0.4, "late", "gaps between tokens is over"),
+        (1.6, 0.4, "late", "first tokens and gaps between tokens"),
+    ],
+)
+async def test_the_verdict_on_chat(
+    series: Series, first_token_s: float, gap_s: float, state: str, words: str
+) -> None:
+    collector = series.collector()
+    await collector.look()
+    series.observe("ttft_seconds", first_token_s)
+    series.observe("tbt_seconds", gap_s, gap_s)
+    await series.after(collector)
+    chat = collector.summary["chat"]
+    assert chat["state"] == state
+    assert words in chat["text"] + chat["detail"]
+    assert chat["ttft_within"] == float(first_token_s <= 1.0)
+    assert chat["tbt_within"] == float(gap_s <= 0.2)
+    assert (chat["num_ttft"], chat["num_tbt"]) == (1, 2)
+
+
+async def test_a_minute_later_there_is_no_chat(series: Series) -> None:
+    collector = series.collector()
+    await collector.look()
+    series.observe("ttft_seconds", 1.6)
+    await series.after(collector)
+    for _ in range(60):
+        await series.after(collector)
+    assert collector.summary["chat"]["state"] == "quiet"
+    assert collector.summary["chat"]["ttft_p99_s"] is None
+
+
+async def test_what_the_server_does(series: Series) -> None:
+    status = Status()
+    collector = series.collector(status=status)
+    await collector.look()
+    assert collector.summary["server"]["state"] == "ready"
+    series.count("requests", 1, "offline")
+    series.gauge("running_requests", 1, "offline")
+    await series.after(collector)
+    assert collector.summary["server"]["state"] == "serving"
+    series.gauge("running_requests", 0, "offline")
+    for _ in range(11):
+        await series.after(collector)
+    assert collector.summary["server"]["state"] == "idle"
+    status.draining = True
+    await series.after(collector)
+    assert collector.summary["server"]["state"] == "draining"
+    status.engine_dead = lambda: True
+    await series.after(collector)
+    assert collector.summary["server"]["state"] == "down"
+
+
+def texts(collector: Collector) -> list[str]:
+    return [event["text"] for event in collector.newest_events()]
+
+
+async def test_a_displacement_in_words(series: Series) -> None:
+    collector = series.collector()
+    await collector.look()
+    series.count("requests", 4, "online")
+    await series.after(collector)
+    series.count("requests", 2, "online")
+    series.count("displaced_requests", 2)
+    await series.after(collector)
+    series.count("displaced_requests", 1)
+    await series.after(collector)
+    assert texts(collector) == [
+        "Displaced 3 offline requests for a burst of 6: 0 tokens to compute again."
+    ]
+    for _ in range(5):
+        await series.after(collector)
+    series.count("requests", 1, "online")
+    series.count("stopped_steps", 1)
+    series.count("dropped_tokens", 1200)
+    await series.after(collector)
+    assert texts(collector)[0] == (
+        "Stopped 1 step half-way for 1 arrival: 1,200 tokens to compute again."
+    )
+    assert len(texts(collector)) == 2
+
+
+async def test_late_chat_is_an_event_once(series: Series) -> None:
+    collector = series.collector()
+    await collector.look()
+    series.observe("ttft_seconds", 1.6)
+    for _ in range(3):
+        await series.after(collector)
+    (text,) = texts(collector)
+    assert text.startswith("P99 of first tokens went over 1 s:")
+    for _ in range(60):
+        await series.after(collector)
+    series.observe("ttft_seconds", 0.05)
+    await series.after(collector)
+    assert texts(collector)[0] == "Chat is within its targets again."
+
+
+async def test_restored_requests_show_where_they_are_counted(series: Series) -> None:
+    collector = series.collector()
+    await collector.look()
+    assert collector.summary["yields"]["restored_requests"] is None
+    for _ in range(2):
+        series.count("restored_requests", 1)
+        await series.after(collector)
+    assert collector.summary["yields"]["restored_requests"] == 2
+    assert texts(collector) == ["Restored 2 offline requests."]
+
+
+def a_change(time_s: float, tokens: float = 0.0) -> Change:
+    totals = {("computed_tokens_total", "offline"): tokens}
+    return Change(time_s, 1.0, totals, {("kv_free_blocks", ""): 5.0}, {})
+
+
+def test_an_hour_and_more_is_kept_in_bounded_memory() -> None:
+    history = History({})
+    for second in range(3 * 3600):
+        history.add(a_change(float(second), tokens=second % 20))
+    assert len(history.fine) == FINE_POINTS
+    assert len(history.coarse) == COARSE_POINTS
+    assert history.coarse[-1][0] - history.coarse[0][0] >= 3600
+    assert len(history.recent()) == 60
+    place = COLUMNS.index("offline_tps")
+    assert {point[place] for point in history.coarse} == {4.5, 14.5}
+
+
+def test_a_series_that_fell_counts_as_nothing(series: Series) -> None:
+    series.count("stopped_steps", 5)
+    series.observe("ttft_seconds", 0.3)
+    before = read(series.registry, 1.0)
+    fallen = change(before, read(Series().registry, 2.0))
+    assert fallen.total("stopped_steps_total") == 0
+    assert fallen.latencies == {}
+    assert change(read(Series().registry, 0.0), before).total("stopped_steps_total") == 5
+
+
+def test_merging_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merge([])
+
+
+async def test_a_look_that_fails_is_survived(
+    series: Series, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conserve.server.dashboard.collector.EVERY_S", 0.0)
+    collector = series.collector()
+    looks = iter((RuntimeError("gone"), None))
+
+    async def look() -> float:
+        if error := next(looks, None):
+            raise error
+        await Collector.look(collector)
+        raise asyncio.CancelledError
+
+    collector.look = look  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        await collector.run()
+    assert "look at the figures failed" in caplog.text
+    assert collector.num_looks == 1

@@ -1,0 +1,252 @@
+"""The page in a browser, over the real server: a person's eyes, keyboard and screen reader."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from dashboard_world import KEYS, Series, guarded_app
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+MODEL = "SmolLM2-135M-Instruct"
+CHAT = "/v1/chat/completions"
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</script>"
+LIMIT_MS = 60_000
+expect.set_options(timeout=LIMIT_MS)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """A new browser at a page. At the end: it said no error and asked no other machine."""
+    complaints: list[str] = []
+    asked: set[str] = set()
+    contexts = []
+
+    def complain(message: Any) -> None:
+        # Chromium reports every answer 401 itself; asking for a key begins with one.
+        if message.type in ("error", "warning") and "401 (Unauthorized)" not in message.text:
+            complaints.append(message.text)
+
+    def open_one(url: str, **options: Any) -> Page:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.route("**/*", lambda route: (asked.add(route.request.url), route.continue_()))
+        page = context.new_page()
+        page.set_default_timeout(LIMIT_MS)
+        page.on("console", complain)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(url)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert {urlsplit(url).hostname for url in asked} == {"127.0.0.1"}
+
+
+def body(prompt: str, max_tokens: int, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}]
+    return {"model": MODEL, "messages": messages, "max_tokens": max_tokens, **more}
+
+
+def submit(url: str, name: str, max_tokens: int, lines: int, key: str = "", **more: Any) -> str:
+    asked = [
+        {"custom_id": str(n), "method": "POST", "url": CHAT}
+        | {"body": body(f"Number {n}", max_tokens, **more)}
+        for n in range(lines)
+    ]
+    content = "\n".join(json.dumps(each) for each in asked)
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
+        upload = {"files": {"file": ("in.jsonl", content)}, "data": {"purpose": "batch"}}
+        file = client.post("/v1/files", **upload).json()["id"]  # type: ignore[arg-type]
+        wanted = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+        made = client.post("/v1/batches", json={**wanted, "metadata": {"name": name}})
+    assert made.status_code == 200, made.text
+    return str(made.json()["id"])
+
+
+def row(page: Page, batch_id: str) -> Any:
+    return page.locator("#batch-table tbody tr").filter(has_text=batch_id)
+
+
+@pytest.mark.server
+def test_a_day_at_the_page(server: Any, open_page: Callable[..., Page]) -> None:
+    """Chat and a batch come; figures, charts and progress move; the batch is cancelled by
+    keyboard alone; the other one, with a hostile name, ends, and its name is text."""
+    page = open_page(f"{server.url}/dashboard")
+    expect(page.locator("#model")).to_have_text(MODEL)
+    done = submit(server.url, HOSTILE, max_tokens=4, lines=24)
+    long = submit(server.url, "long one", max_tokens=6000, lines=8, ignore_eos=True)
+    before = page.locator("#harvest-total").inner_text()
+    expect(page.locator("#state")).to_have_text("Serving")
+    httpx.post(f"{server.url}{CHAT}", json=body("Hello", 12), timeout=120).raise_for_status()
+    expect(page.locator("#chat-verdict")).to_have_attribute("data-state", re.compile("safe|late"))
+    expect(page.locator("#ttft-meter .figures")).to_contain_text("P99")
+    expect(page.locator("#harvest-total")).not_to_have_text(before)
+    expect(page.locator("#memory-used")).not_to_have_text("\u2013")
+    expect(page.locator("#tokens .plots")).to_have_attribute(
+        "aria-label", re.compile(r"offline [1-9]")
+    )
+    expect(row(page, done).locator(".counts")).to_contain_text(re.compile("[1-9][0-9]* of 24"))
+    expect(row(page, done).locator(".name")).to_have_text(HOSTILE)
+    cancel_by_keyboard(page, long)
+    expect(row(page, done).locator(".chip")).to_have_text("completed")
+    expect(row(page, done).locator("button")).to_be_hidden()
+    page.reload()  # the history is the server's
+    expect(page.locator("#tokens .plots")).to_have_attribute("aria-label", re.compile("Tokens"))
+    page.locator("#tokens summary").press("Enter")
+    cells = page.locator("#tokens details td")
+    expect(cells.first).to_be_visible()
+    assert any(text not in ("\u2013", "0") for text in cells.all_inner_texts())
+    assert page.title() == f"{MODEL} · ConServe"
+    assert page.locator("#batches img, #batches script").count() == 0
+
+
+def cancel_by_keyboard(page: Page, batch_id: str) -> None:
+    line = row(page, batch_id)
+    expect(line.locator(".chip")).to_have_text("in progress")
+    line.locator("button").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#cancel-dialog")).to_be_visible()
+    expect(page.locator("#cancel-name")).to_contain_text(batch_id)
+    page.keyboard.press("Escape")
+    expect(page.locator("#cancel-dialog")).to_be_hidden()
+    expect(line.locator("button")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#cancel-no")).to_be_focused()  # the harmless one
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(line.locator(".chip")).to_have_text(re.compile("cancelling|cancelled"))
+    expect(line.locator(".chip")).to_have_text("cancelled")
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[tuple[str, Any, Series]]:
+    """A server that wants a key, without an engine: its address, itself, its series."""
+    series = Series()
+    app = guarded_app(folder, series)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    limit = time.monotonic() + 60
+    while not server.started:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}", server, series
+    finally:
+        app.state.leaving = server.should_exit = True
+        thread.join()
+
+
+def test_a_key_is_asked_for_and_kept_out_of_addresses(
+    tmp_path: Path, open_page: Callable[..., Page]
+) -> None:
+    with guarded(tmp_path) as (url, _, _):
+        mine = submit(url, "first's", max_tokens=4, lines=1, key=KEYS[0])
+        submit(url, "second's", max_tokens=4, lines=1, key=KEYS[1])
+        page = open_page(f"{url}/dashboard")
+        expect(page.locator("#key")).to_be_focused()
+        assert page.locator("#model").inner_text() == ""
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-error")).to_have_text("The server does not know that key.")
+        page.keyboard.type(KEYS[0])
+        page.keyboard.press("Enter")
+        expect(page.locator("#model")).to_have_text("pretend-model")
+        expect(page.locator("#batch-table tbody tr")).to_have_count(1)
+        expect(row(page, mine)).to_have_count(1)
+        assert KEYS[0] not in page.url
+        page.reload()
+        expect(page.locator("#model")).to_have_text("pretend-model")
+        page.locator("#forget").click()
+        expect(page.locator("#key")).to_be_visible()
+
+
+def test_a_lost_server_is_said_and_what_was_seen_is_greyed(
+    tmp_path: Path, open_page: Callable[..., Page]
+) -> None:
+    with guarded(tmp_path) as (url, server, _):
+        page = signed_in(open_page, url)
+        expect(page.locator("#banner")).to_be_hidden()
+        server.config.app.state.leaving = True
+        expect(page.locator("#state")).to_have_text("Connection lost")
+        expect(page.locator("#banner")).to_contain_text("The server is stopping. Last figures from")
+        assert page.evaluate("getComputedStyle(document.querySelector('main')).filter") != "none"
+        server.config.app.state.leaving = False  # it is back
+        expect(page.locator("#banner")).to_be_hidden()
+        expect(page.locator("#state")).to_have_text("Ready")
+
+
+def signed_in(open_page: Callable[..., Page], url: str, **options: Any) -> Page:
+    page = open_page(f"{url}/dashboard", **options)
+    page.locator("#key").fill(KEYS[0])
+    page.keyboard.press("Enter")
+    expect(page.locator("#model")).to_have_text("pretend-model")
+    return page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_nothing_bars_the_way(
+    tmp_path: Path, open_page: Callable[..., Page], scheme: Any, width: int
+) -> None:
+    """axe's rules of WCAG 2.2 A and AA; and nothing sticks out of a narrow screen."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    with guarded(tmp_path) as (url, _, series):
+        submit(url, HOSTILE, max_tokens=4, lines=3, key=KEYS[0])
+        series.observe("ttft_seconds", 0.3, 1.9)
+        series.count("displaced_requests", 2)
+        size = {"width": width, "height": 900}
+        page = signed_in(open_page, url, color_scheme=scheme, viewport=size)
+        expect(page.locator("#batch-table tbody tr")).to_have_count(1)
+        page.locator("#tokens summary").press("Enter")
+        rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+        found = Axe().run(page, options={"runOnly": {"type": "tag", "values": rules}})
+        assert found.violations_count == 0, found.generate_report()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.get_by_role("button", name="Cancel").first.click()
+        found = Axe().run(page, options={"runOnly": {"type": "tag", "values": rules}})
+        assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_time_shown_is_chosen_by_keyboard(
+    tmp_path: Path, open_page: Callable[..., Page]
+) -> None:
+    with guarded(tmp_path) as (url, _, _):
+        page = signed_in(open_page, url)
+        hour = page.get_by_role("button", name="1 h")
+        hour.focus()
+        page.keyboard.press("Space")
+        expect(hour).to_have_attribute("aria-pressed", "true")
+        expect(page.get_by_role("button", name="2 min")).to_have_attribute("aria-pressed", "false")

@@ -1,0 +1,161 @@
+"""What one server with JSON logs and tracing says of chat, and of a batch beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+from otlp_collector import Collector, collector
+
+pytestmark = pytest.mark.server
+
+MODEL = "SmolLM2-135M-Instruct"
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+NUM_LINES = 6
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+LIMIT_S = 200.0
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < deadline, "still not so"
+        time.sleep(0.1)
+
+
+@dataclass
+class Told:
+    """What the server had told by the time its work was done."""
+
+    spans: Collector
+    chat_batch: str
+    responses_batch: str
+    num_stops: float
+    log: list[str]
+
+
+def lines_of_batch(url: str, count: int, body: dict[str, Any]) -> bytes:
+    lines = [
+        {"custom_id": f"{n}", "method": "POST", "url": url, "body": {"model": MODEL, **body}}
+        for n in range(count)
+    ]
+    return "\n".join(map(json.dumps, lines)).encode()
+
+
+def submit(client: openai.OpenAI, url: Any, count: int, body: dict[str, Any]) -> str:
+    content = lines_of_batch(url, count, body)
+    file = client.files.create(file=("lines.jsonl", content), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=url, completion_window="1h")
+    return batch.id
+
+
+def chat(client: openai.OpenAI, **extra: Any) -> None:
+    question: Any = [{"role": "user", "content": "Name three colours."}]
+    client.chat.completions.create(model=MODEL, messages=question, max_tokens=2, **extra)
+
+
+def ended(client: openai.OpenAI, batch_id: str) -> bool:
+    return client.batches.retrieve(batch_id).status == "completed"
+
+
+@pytest.fixture(scope="module")
+def told(start_server: Any) -> Iterator[Told]:
+    """One server's life: chat with a trace, a batch that chat interrupts, a batch of responses."""
+    with collector() as spans, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        words = ("--otlp-traces-endpoint", spans.url, "--log-json", "--log-interval-s", "1")
+        with start_server(*words, "--additional-config.conserve.stop", "eager") as server:
+            with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+                found = work(server, client, spans)
+            yield found
+
+
+def work(server: Any, client: openai.OpenAI, spans: Collector) -> Told:
+    chat(client, extra_headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"})
+    asked = {"messages": [{"role": "user", "content": "Tell a story. " * 40}]}
+    batch = submit(client, CHAT, NUM_LINES, asked | {"max_tokens": 48, "ignore_eos": True})
+
+    def interrupted() -> bool:
+        assert not ended(client, batch), "the batch ended before a chat came between"
+        chat(client)
+        return server.metric("conserve:stopped_steps_total") > 0
+
+    eventually(interrupted)
+    eventually(lambda: ended(client, batch))
+    responses = submit(client, RESPONSES, 1, {"input": "Hello", "max_output_tokens": 16})
+    eventually(lambda: ended(client, responses))
+    eventually(lambda: len(offline(spans)) == NUM_LINES + 1)
+    eventually(lambda: bool(minutes(server.log.read_text().splitlines())))
+    num_stops = server.metric("conserve:stopped_steps_total")
+    return Told(spans, batch, responses, num_stops, server.log.read_text().splitlines())
+
+
+def offline(spans: Collector) -> list[dict[str, Any]]:
+    return [each for each in spans.requests() if each["conserve.class"] == "offline"]
+
+
+def minutes(log: list[str]) -> list[dict[str, Any]]:
+    parsed = [json.loads(line) for line in log if line.startswith("{")]
+    return [line for line in parsed if line["message"].startswith("Last ")]
+
+
+def test_a_clients_trace_goes_on_and_says_the_class(told: Told) -> None:
+    (span,) = [found for _, trace, found in told.spans.spans if trace == TRACE]
+    assert span["conserve.class"] == "online"
+    assert (span["conserve.stops"], span["conserve.displacements"]) == (0, 0)
+    assert "conserve.batch.id" not in span
+    assert span["gen_ai.usage.completion_tokens"] == 2
+
+
+def test_every_line_of_a_batch_has_its_span(told: Told) -> None:
+    found = offline(told.spans)
+    places = [(each["conserve.batch.id"], each["conserve.batch.line"]) for each in found]
+    wanted = [(told.chat_batch, n + 1) for n in range(NUM_LINES)] + [(told.responses_batch, 1)]
+    assert sorted(places) == sorted(wanted)
+
+
+def test_stops_are_in_the_spans_of_those_they_hit(told: Told) -> None:
+    """A stopped step has at least one request in it, and only offline ones."""
+    assert told.num_stops > 0
+    assert sum(each["conserve.stops"] for each in offline(told.spans)) >= told.num_stops
+    online = [each for each in told.spans.requests() if each["conserve.class"] == "online"]
+    assert {each["conserve.stops"] for each in online} == {0}
+
+
+def test_the_log_is_json(told: Told) -> None:
+    odd = [line for line in told.log if line.strip() and not line.startswith("{")]
+    assert [line for line in odd if not PRINTED.match(line)] == []
+    parsed = [json.loads(line) for line in told.log if line.startswith("{")]
+    assert parsed[0]["message"].startswith("ConServe on vLLM ")
+    assert {"asctime", "levelname", "name", "process", "message"} <= set(parsed[-1])
+    names = {line.get("name", "").split(".")[0] for line in parsed}
+    assert {"vllm", "uvicorn"} <= names
+
+
+PRINTED = re.compile(r"\s|\S*\.py:\d+: \w*Warning: |\[?[IWE]\d{4} |Loading safetensors |\[Gloo\]")
+"""By libraries, past every logger: source lines, Python's and PyTorch's warnings, progress."""
+
+
+def test_a_line_of_the_log_says_what_matters(told: Told) -> None:
+    found = minutes(told.log)
+    assert any(line["conserve"]["offline_tokens_per_s"] > 0 for line in found)
+    assert any((line["conserve"]["online_first_tokens"] or 0) > 0 for line in found)
+    assert all(line["conserve"]["ttft_target_s"] == 1.0 for line in found)
+    assert any(line["conserve"]["live_batches"] > 0 for line in found)
+
+
+def test_metrics_say_the_same(told: Told) -> None:
+    totals = [line["conserve"]["stopped_steps"] for line in minutes(told.log)]
+    assert sum(totals) <= told.num_stops
