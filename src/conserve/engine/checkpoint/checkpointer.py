@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,8 @@ class Checkpointer:
         self._share = share
         self._store_bytes_per_s = self._load_bytes_per_s = bytes_per_s
         self._sent: dict[int, Sent] = {}
+        self._by_request: defaultdict[str, dict[int, Sent]] = defaultdict(dict)
+        """The same, by request; none is empty."""
         self._orders = Orders()
         self._next_number = 0
         self._last_s: float | None = None
@@ -98,7 +101,7 @@ class Checkpointer:
         return max([self.pool.num_covered_tokens(request_id), *ends])
 
     def _of(self, request_id: str) -> list[Sent]:
-        return [s for s in self._sent.values() if s.request.request_id == request_id]
+        return list(self._by_request.get(request_id, {}).values())
 
     @property
     def least_tail(self) -> int:
@@ -156,7 +159,8 @@ class Checkpointer:
     ) -> Job:
         self._next_number += 1
         job = Job(self._next_number, store, blocks, slots)
-        self._sent[job.number] = Sent(job, request, num_tokens)
+        sent = Sent(job, request, num_tokens)
+        self._sent[job.number] = self._by_request[request.request_id][job.number] = sent
         self.pool.pin(request.request_id)
         self._orders.jobs.append(job)
         return job
@@ -264,6 +268,7 @@ class Checkpointer:
             loads = [sent for sent in self._sent.values() if not sent.job.store]
             self._loaded += [(sent.request.request_id, False) for sent in loads]
             self._sent.clear()
+            self._by_request.clear()
             logger.warning(
                 "ConServe: no checkpoints, displaced requests recompute: %s", report.unusable
             )
@@ -282,7 +287,7 @@ class Checkpointer:
         sent.ended.add(ended)
         if sent.ended.num_ranks < self._num_ranks:
             return
-        del self._sent[sent.job.number]
+        self._forget(sent)
         self._account(sent, sent.ended)
         failed = sent.ended.failed_slots
         whole = not (sent.dropped or sent.ended.dropped or failed)
@@ -298,6 +303,12 @@ class Checkpointer:
             self._loaded.append((name, whole))
         if failed:
             self._lose(failed, "store" if sent.job.store else "load")
+
+    def _forget(self, sent: Sent) -> None:
+        name, number = sent.request.request_id, sent.job.number
+        del self._sent[number], self._by_request[name][number]
+        if not self._by_request[name]:
+            del self._by_request[name]
 
     def _account(self, sent: Sent, ended: Ended) -> None:
         direction = "store" if sent.job.store else "load"

@@ -1,0 +1,107 @@
+"""Who gets checkpoints, and how large their pool is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from conserve.engine.checkpoint import sizes
+from conserve.engine.checkpoint.sizes import make_checkpointer, why_no_checkpoints
+from conserve.engine.settings import EngineSettings
+
+pytestmark = pytest.mark.engine
+
+SLOT_BYTES = 2 * 4096
+
+
+def group(kind: str = "FullAttentionSpec", **more: Any) -> Any:
+    """Two layers of one kind, 4 KiB a block each in float32."""
+    import torch
+    from vllm.v1 import kv_cache_interface
+
+    spec = getattr(kv_cache_interface, kind)(
+        block_size=16, num_kv_heads=2, head_size=16, dtype=torch.float32, **more
+    )
+    return SimpleNamespace(kv_cache_spec=spec, layer_names=["one", "two"])
+
+
+def scheduler(groups: Any = None, **changes: Any) -> Any:
+    """An engine that can keep checkpoints, but for the changes."""
+    values = {
+        "block_size": 16,
+        "has_mamba_layers": False,
+        "is_encoder_decoder": False,
+        "num_spec_tokens": 0,
+        "runner_type": "generate",
+        "world_size": 1,
+        "decode_context_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "num_blocks": 100,
+        "kv_cache_groups": groups or [group()],
+    } | changes
+    part = SimpleNamespace(**values)
+    part.parallel_config = part.model_config = part.vllm_config = part.kv_cache_config = part
+    return part
+
+
+def reason(engine: Any, **settings: Any) -> str:
+    return why_no_checkpoints(engine, EngineSettings(**settings), has_connector=True)
+
+
+def test_a_plain_cache_is_covered() -> None:
+    assert reason(scheduler()) == ""
+    assert reason(scheduler(world_size=4), checkpoint="swap") == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"has_mamba_layers": True}, "recurrent state"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"num_spec_tokens": 2}, "draft models"),
+        ({"runner_type": "pooling"}, "pooling"),
+        ({"decode_context_parallel_size": 2}, "context parallelism"),
+        ({"prefill_context_parallel_size": 2}, "context parallelism"),
+    ],
+    ids=str,
+)
+def test_others_recompute_and_say_why(change: dict[str, Any], words: str) -> None:
+    assert words in reason(scheduler(**change))
+
+
+def test_caches_that_are_not_plain() -> None:
+    assert "several KV cache groups" in reason(scheduler([group(), group()]))
+    windows = [group("SlidingWindowSpec", sliding_window=64)]
+    assert "without full attention" in reason(scheduler(windows))
+    assert "without full attention" in reason(scheduler([group(sliding_window=64)]))
+
+
+def test_switched_off_and_without_our_connector() -> None:
+    assert "switched off" in reason(scheduler(), checkpoint="off")
+    found = why_no_checkpoints(scheduler(), EngineSettings(), has_connector=False)
+    assert "no ConserveConnector" in found
+
+
+@pytest.mark.parametrize(("world_size", "num_slots"), [(1, 10), (2, 5)])
+def test_the_pool_is_for_all_ranks_together(world_size: int, num_slots: int) -> None:
+    settings = EngineSettings(checkpoint_bytes=10 * SLOT_BYTES + 1)
+    made = make_checkpointer(scheduler(world_size=world_size), settings, has_connector=True)
+    assert made is not None
+    assert made.pool.num_slots == num_slots
+
+
+def test_a_pool_smaller_than_a_block_is_none() -> None:
+    settings = EngineSettings(checkpoint_bytes=SLOT_BYTES - 1)
+    assert make_checkpointer(scheduler(), settings, has_connector=True) is None
+
+
+def test_by_default_it_is_a_share_of_free_memory_or_of_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sizes, "free_memory", lambda: 4000)
+    assert sizes.default_bytes(10_000) == 1000
+    assert sizes.default_bytes(100) == 400
