@@ -205,3 +205,12 @@ def test_layers_that_pack_tokens_differently_are_copied_by_whole_blocks() -> Non
     assert packing_of_all(kv, {"a": rows, "b": rows, "c": object()}) is packing.rows
     assert packing_of_all(kv, {"a": rows, "b": other}) is packing.whole
     assert packing_of_all(kv, {}) is packing.whole
+
+
+def test_kv_of_other_kinds_is_not_looked_at_while_nothing_is_to_be_copied() -> None:
+    """Recurrent layers register lists of tensors."""
+    copies = CheckpointWorker(EngineSettings(), num_blocks=6)
+    copies.register({"mamba": [torch.zeros(3)]}, {})
+    copies.begin_step(Orders())
+    assert copies.report() is None
+    copies.close()
