@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ pytest.importorskip("vllm")
 
 from test_checkpoints import MakeEngine, make_engine, run_bursts
 
+from conserve.core.snapshot import RequestView
+from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.keeping import KeepsCheckpoints
+from conserve.engine.checkpoint.orders import Ended, Report
 from conserve.engine.checkpoint.pool import HostPool, Worth
 
 pytestmark = pytest.mark.engine
@@ -40,3 +44,23 @@ def test_a_planned_restore_survives_the_eviction_of_its_checkpoint(
     engine = make_engine(num_blocks=26, num_slots=6 + seed % 20, pace=1 + seed % 7)
     run_bursts(engine, seed, shared=(seed % 2) * 13)
     assert evictions
+
+
+def test_a_checkpoint_that_is_lost_is_not_restored_from_copies_still_under_way() -> None:
+    """Its first block cannot be copied while the copy of its second goes on."""
+    pool = HostPool(num_slots=4, block_size=4)
+    keeper = Checkpointer(pool, slot_bytes=64, num_ranks=1)
+    request = SimpleNamespace(request_id="a", block_hashes=[])
+    first = keeper.checkpoint(request, 4, [7, 8], Worth(1.0))
+    second = keeper.checkpoint(request, 8, [7, 8], Worth(1.0))
+    assert first is not None
+    assert second is not None
+    keeper.restoring = {"a": 8}
+    assert keeper.num_restored_tokens("a") <= 8
+    keeper.take(Report(ended={first.number: Ended(failed_slots=set(first.slots))}))
+    assert keeper.num_restored_tokens("a") == 0
+    assert keeper.describe([RequestView("a", False, 0.0, 8)])[0].num_copying_tokens == 0
+    assert pool.num_used_slots == 2, "the second copy's slots were given away under it"
+    keeper.take(Report(ended={second.number: Ended()}))
+    assert pool.num_used_slots == 0
+    assert pool.num_covered_tokens("a") == 0

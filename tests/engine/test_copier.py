@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ pytest.importorskip("vllm")
 
 import torch
 
-from conserve.engine.checkpoint.copier import CopyQueue, ThreadCopier
+from conserve.engine.checkpoint import packing
+from conserve.engine.checkpoint.copier import CopyQueue, ThreadCopier, num_bytes_of
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
-from conserve.engine.checkpoint.workers import CheckpointWorker, planes_of
+from conserve.engine.checkpoint.workers import CheckpointWorker, packing_of_all, planes_of
 from conserve.engine.settings import EngineSettings
 
 pytestmark = pytest.mark.engine
@@ -199,3 +201,30 @@ def test_layers_that_share_memory_are_one_plane() -> None:
     split = {"one": torch.zeros((12, 2, 2, 8))}
     assert len(planes_of(kv, 6)) == 3
     assert planes_of(split, 6)[0].shape == (6, 2, 2, 2, 8)
+
+
+def test_bytes_of_a_job_that_copies_some_tokens() -> None:
+    """Blocks of 10 tokens and 80 bytes; the second is copied in part."""
+    job = Job(1, True, [4, 5, 6], [0, 1, 2], [(0, 10), (3, 5), (0, 1)])
+    assert [num_bytes_of(job, n, 80, 10) for n in range(4)] == [0, 80, 96, 104]
+    assert num_bytes_of(store(2, (4, 0), (5, 1)), 1, 80, 10) == 80
+
+
+def test_layers_that_pack_tokens_differently_are_copied_by_whole_blocks() -> None:
+    kv = {"a": torch.zeros(4, 2, 32, 64), "b": torch.zeros(4, 2, 32, 64)}
+    rows, other = (
+        SimpleNamespace(attn_backend=type(name, (), {"get_name": staticmethod(lambda n=name: n)}))
+        for name in ("FLASH_ATTN", "SOMEBODY_ELSES")
+    )
+    assert packing_of_all(kv, {"a": rows, "b": rows, "c": object()}) is packing.rows
+    assert packing_of_all(kv, {"a": rows, "b": other}) is packing.whole
+    assert packing_of_all(kv, {}) is packing.whole
+
+
+def test_kv_of_other_kinds_is_not_looked_at_while_nothing_is_to_be_copied() -> None:
+    """Recurrent layers register lists of tensors."""
+    copies = CheckpointWorker(EngineSettings(), num_blocks=6)
+    copies.register({"mamba": [torch.zeros(3)]}, {})
+    copies.begin_step(Orders())
+    assert copies.report() is None
+    copies.close()

@@ -94,7 +94,10 @@ class Checkpointer:
         return described
 
     def _coming(self, request_id: str) -> int:
-        """Leading tokens on the host once the stores under way are done."""
+        """Leading tokens on the host once the stores under way are done. None of a checkpoint that
+        was lost: stores may still be under way into slots that are no longer its own."""
+        if self.pool.get(request_id) is None:
+            return 0
         ends = [
             sent.num_tokens for sent in self._of(request_id) if sent.job.store and not sent.dropped
         ]

@@ -27,16 +27,16 @@ class CheckpointWorker:
     def __init__(self, settings: EngineSettings, num_blocks: int) -> None:
         self._settings = settings
         self._num_blocks = num_blocks
-        self._planes: list[Any] = []
-        self._packing: Packing = whole
+        self._kv_caches: Mapping[str, Any] = {}
+        self._layers: Mapping[str, Any] = {}
         self._unusable = ""
         self._store: SlotStore | None = None
         self.copier: Copier | None = None
 
     def register(self, kv_caches: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
-        """Once vLLM has made them; `layers` are its attention layers by name."""
-        self._planes = planes_of(kv_caches, self._num_blocks)
-        self._packing = packing_of_all(kv_caches, layers)
+        """Once vLLM has made them; `layers` are its layers by name. They are looked at with the
+        first orders: none come for models whose KV is no plain one."""
+        self._kv_caches, self._layers = kv_caches, layers
 
     def begin_step(self, orders: Orders) -> None:
         if not orders.num_slots:
@@ -61,25 +61,24 @@ class CheckpointWorker:
     def _start(self, orders: Orders) -> None:
         settings = self._settings
         try:
+            planes = planes_of(self._kv_caches, self._num_blocks)
             store = self._store = SlotStore(
-                self._planes,
+                planes,
                 orders.num_slots,
                 orders.num_disk_slots,
                 Path(settings.checkpoint_dir) if settings.checkpoint_dir else None,
-                packing=self._packing,
+                packing=packing_of_all(self._kv_caches, self._layers),
                 checksums=settings.checkpoint_verify,
             )
         except (ValueError, MemoryError, OSError, RuntimeError) as error:
             self._unusable = str(error) or type(error).__name__
             return
-        slot_bytes = store.slot_bytes(self._planes)
-        if self._planes[0].is_cuda:
+        slot_bytes = store.slot_bytes(planes)
+        if planes[0].is_cuda:
             from conserve.engine.checkpoint.streams import StreamCopier
 
-            device = self._planes[0].device
-            self.copier = StreamCopier(
-                store, slot_bytes, orders.num_slots, store.block_size, device
-            )
+            size, device = store.block_size, planes[0].device
+            self.copier = StreamCopier(store, slot_bytes, orders.num_slots, size, device)
             return
         queue = CopyQueue(store, slot_bytes, store.block_size)
         queue.measured(_measure(store, slot_bytes, orders.num_slots))
