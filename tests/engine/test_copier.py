@@ -176,6 +176,21 @@ def test_a_block_goes_out_and_comes_back_elsewhere() -> None:
     copies.close()
 
 
+def test_kv_made_in_inference_mode_is_copied_by_the_thread() -> None:
+    """As vLLM makes it, and as the forward in which the first orders come makes the slots."""
+    with torch.inference_mode():
+        kv = caches()
+        wanted = {name: cache[2].clone() for name, cache in kv.items()}
+        copies = worker(kv)
+        copies.begin_step(Orders(num_slots=4, jobs=[store(1, (2, 3))], wait=[1]))
+    copies.begin_step(Orders(num_slots=4, jobs=[Job(2, False, [5], [3])], wait=[2]))
+    report = copies.report()
+    assert report is not None
+    assert not any(ended.failed_slots for ended in report.ended.values())
+    assert all(torch.equal(kv[name][5], wanted[name]) for name in kv)
+    copies.close()
+
+
 def test_a_worker_that_cannot_keep_anything_says_so_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
