@@ -51,9 +51,10 @@ class SlotStore:
     disk slot or a checksum is touched, which waits for the stream. On a CPU they have happened
     on return. A folder that cannot be used is one warning; there is no disk tier then.
 
-    Nothing of `write`, `read` and `move` raises for a failed copy, a missing tier or a wrong
-    checksum: they return the slots that failed, and log the first failure of each kind. A slot
-    that failed holds nothing, and a block that a failed slot was read into holds anything.
+    vLLM makes its tensors in inference mode, where alone they may be written, so these three
+    copy in it, whichever thread calls them. None of them raises for a failed copy, a missing
+    tier or a wrong checksum: they return the slots that failed, and log the first failure of
+    each kind. A slot that failed holds nothing; a block it was read into holds anything.
 
     Raises UnknownLayoutError for KV that cannot be addressed by block, MemoryError where the
     host array cannot be had.
@@ -96,6 +97,7 @@ class SlotStore:
 
     # What a step asks for
 
+    @torch.inference_mode()
     def write(
         self, block_ids: Sequence[int], slots: Sequence[int], ranges: Sequence[Range] | None = None
     ) -> set[int]:
@@ -103,6 +105,7 @@ class SlotStore:
         the slots that failed."""
         return self._copy_all(block_ids, slots, ranges, outward=True)
 
+    @torch.inference_mode()
     def read(
         self, slots: Sequence[int], block_ids: Sequence[int], ranges: Sequence[Range] | None = None
     ) -> set[int]:
@@ -110,6 +113,7 @@ class SlotStore:
         if they are kept. Returns the slots that failed."""
         return self._copy_all(block_ids, slots, ranges, outward=False)
 
+    @torch.inference_mode()
     def move(self, moves: Iterable[tuple[int, int]]) -> set[int]:
         """(from slot, to slot), in order. Returns the `to` slots that failed."""
         failed = set()
