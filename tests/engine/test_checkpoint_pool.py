@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -401,7 +401,12 @@ class Oracle(RuleBasedStateMachine):
 
 TestOracle = Oracle.TestCase
 TestOracle.settings = settings(
-    derandomize=True, deadline=None, database=None, max_examples=150, stateful_step_count=40
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    max_examples=150,
+    stateful_step_count=40,
 )
 
 
@@ -461,7 +466,8 @@ def test_the_oracle_catches_a_careless_pool(careless: type[HostPool]) -> None:
         run_state_machine_as_test(
             Careless,
             settings=settings(
-                derandomize=True, deadline=None, database=None, max_examples=300,
+                derandomize=True, deadline=None, database=None,
+    suppress_health_check=list(HealthCheck), max_examples=300,
                 stateful_step_count=40, report_multiple_bugs=False, print_blob=False,
                 phases=[Phase.generate],
             ),

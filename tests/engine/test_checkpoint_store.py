@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conserve.engine.checkpoint import disk, packing
@@ -29,7 +30,13 @@ from conserve.engine.door import cpu_attn_reshape_and_cache, current_platform
 
 pytestmark = pytest.mark.engine
 
-calm = settings(derandomize=True, deadline=None, database=None, max_examples=20)
+calm = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=20,
+    suppress_health_check=list(HealthCheck),
+)
 LAYERS, BLOCKS, HEADS, TOKENS, SIZE = 3, 6, 2, 32, 32
 CONTENT = 2 * SIZE
 ORDERS = {
@@ -182,6 +189,27 @@ def test_whole_blocks_go_as_they_lie(order: str) -> None:
         assert torch.equal(plane[2], was[5])
         assert torch.equal(plane[3], was[1])
         assert torch.equal(plane[[0, 1, 4, 5]], was[[0, 1, 4, 5]])
+
+
+def test_tensors_of_inference_mode_are_copied_by_a_thread_outside_it(tmp_path: Path) -> None:
+    """vLLM's workers make KV caches, and the store, in inference mode; the copier has a thread."""
+    with torch.inference_mode():
+        planes = planes_in("LBHNC")
+        for plane in planes:
+            plane.copy_(torch.rand(plane.shape))
+        store = SlotStore(planes, 1, 1, tmp_path, packing=packing.cpu, checksums=True)
+    results = []
+
+    def copy() -> None:
+        results.append(store.write([1, 1], [0, 0], [(0, 7), (7, TOKENS)]))
+        results.append(store.move([(0, 1)]))
+        results.append(store.read([1], [4]))
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    thread.join()
+    assert results == [set(), set(), set()]
+    assert all(torch.equal(plane[4], plane[1]) for plane in planes)
 
 
 def test_blocks_of_several_kernel_pages() -> None:

@@ -51,12 +51,10 @@ class SlotStore:
     disk slot or a checksum is touched, which waits for the stream. On a CPU they have happened
     on return. A folder that cannot be used is one warning; there is no disk tier then.
 
-    vLLM makes KV, and us, in inference mode, where tensors may be written to by no other; so all
-    three enter it, whichever thread calls them.
-
-    Nothing of `write`, `read` and `move` raises for a failed copy, a missing tier or a wrong
-    checksum: they return the slots that failed, and log the first failure of each kind. A slot
-    that failed holds nothing, and a block that a failed slot was read into holds anything.
+    vLLM makes its tensors in inference mode, where alone they may be written, so these three
+    copy in it, whichever thread calls them. None of them raises for a failed copy, a missing
+    tier or a wrong checksum: they return the slots that failed, and log the first failure of
+    each kind. A slot that failed holds nothing; a block it was read into holds anything.
 
     Raises UnknownLayoutError for KV that cannot be addressed by block, MemoryError where the
     host array cannot be had.
