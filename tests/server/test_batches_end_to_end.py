@@ -115,7 +115,8 @@ def test_the_usage_tells_what_the_prefix_cache_saved(client: openai.OpenAI) -> N
     batch = submit(client, [line(each, messages=messages) for each in ("first", "second")])
     batch = until(client, batch.id, "completed", "failed")
     again = until(client, submit(client, [line("third", messages=messages)]).id, "completed")
-    assert again.usage.input_tokens_details.cached_tokens > 0.9 * again.usage.input_tokens
+    # Whole blocks only, and on a CPU a block is 128 tokens.
+    assert again.usage.input_tokens_details.cached_tokens > 0.5 * again.usage.input_tokens
 
 
 def test_a_bad_line_fails_the_batch_and_is_named(client: openai.OpenAI) -> None:
