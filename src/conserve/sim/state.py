@@ -7,7 +7,6 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from itertools import takewhile
 
 from conserve.core.displacement import blocks_for
-from conserve.core.latency import StepShape
 from conserve.core.plan import Plan
 from conserve.sim.cost import Machine
 from conserve.sim.counters import Counters
@@ -115,7 +114,7 @@ class EngineState:
                     break
         if step.grants != plan.grants or self._surprised:
             self._surprised = False
-            self._reshape(step)
+            step.sum_up(self.live)
         return step
 
     def _grant_running(self, step: Step, grants: Mapping[str, int]) -> None:
@@ -251,18 +250,6 @@ class EngineState:
         request.num_blocks = 0
         # What its checkpoint holds needs no computing, if it is restored.
         request.num_computed_tokens = min(request.num_checkpointed_tokens, request.num_tokens - 1)
-
-    def _reshape(self, step: Step) -> None:
-        """Sum the step up again: it is not what the plan said."""
-        shape = StepShape()
-        for request_id, tokens in step.grants.items():
-            request = self.live[request_id]
-            context = request.num_computed_tokens - tokens
-            if tokens == 1 and request.token_times_s:
-                shape.add_decode(tokens, context)
-            else:
-                shape.add_prefill(tokens, context)
-        step.shape = shape
 
     # A step ends
 
