@@ -22,19 +22,11 @@ KINDS = ("sim", pytest.param("engine", marks=pytest.mark.engine))
 def play(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Play]:
     """Plays a situation on the engine of that name."""
     if request.param == "sim":
-        yield play_simulated()
+        import simulated
+
+        yield simulated.play
         return
     pytest.importorskip("vllm")
-    yield play_real(tmp_path)
+    import real
 
-
-def play_simulated() -> Play:
-    from simulated import play
-
-    return play
-
-
-def play_real(folder: Path) -> Play:
-    from real import play
-
-    return partial(play, folder)
+    yield partial(real.play, tmp_path)

@@ -6,13 +6,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("vllm")
+
+import real as engine
+import simulated as simulator
 from clauses import AMPLE, SCARCE
-from conftest import play_real, play_simulated
 from situation import Decision, Seen, World, mixture
 
 from conserve.core.snapshot import RequestView, Snapshot
 
-pytest.importorskip("vllm")
 pytestmark = pytest.mark.engine
 
 VIEWS = ("running", "waiting_online", "waiting_offline")
@@ -30,7 +33,7 @@ WORLDS = {
 @pytest.mark.parametrize("seed", range(4))
 def test_both_see_decide_and_do_the_same(tmp_path: Path, world: World, seed: int) -> None:
     asks = mixture(seed)
-    simulated, real = play_simulated()(world, asks), play_real(tmp_path)(world, asks)
+    simulated, real = simulator.play(world, asks), engine.play(tmp_path, world, asks)
     _compare_decisions(simulated, real)
     assert len(simulated.steps) == len(real.steps)
     for ours, theirs in zip(simulated.steps, real.steps, strict=True):

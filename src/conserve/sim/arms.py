@@ -93,6 +93,13 @@ ARMS: Mapping[str, Arm] = {
             "No checkpoints: what is displaced computes again.",
             checkpoints=False,
         ),
+        Arm("conserve-offline-only", "ConServe with the offline requests alone.", online=False),
+        Arm(
+            "conserve-offline-only-recompute",
+            "That without checkpoints.",
+            online=False,
+            checkpoints=False,
+        ),
         Arm(
             "sarathi-p",
             "The paper's baseline: a fixed budget, preemption between steps, recompute.",

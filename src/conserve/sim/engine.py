@@ -158,6 +158,7 @@ class Engine:
         plan = self.scheduler.plan(self.state, self.now_s)
         if not plan.grants and not plan.displace:
             return
+        num_preempted = self.state.counters.num_preempted
         kept = in_flight.grants if in_flight and self.scheduler.keeps_in_flight else ()
         step = self.state.apply(plan, self._restores, kept)
         for request in self.state.restoring:
@@ -165,8 +166,9 @@ class Engine:
                 ready_s = self.link.restore(request.num_computed_tokens, self.now_s)
                 self._events.push(ready_s, EventKind.RESTORED, request)
         if not step.grants:
-            if plan.displace and in_flight is None:
-                # Those it made room for are admitted next.
+            yielded = plan.displace or self.state.counters.num_preempted > num_preempted
+            if yielded and in_flight is None:
+                # Whom room was made for comes next.
                 self._decide_at(self.now_s)
             return
         if step.shape is not plan.shape:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from itertools import takewhile
 
 from conserve.core.displacement import blocks_for
-from conserve.core.latency import StepShape
 from conserve.core.plan import Plan
 from conserve.sim.cost import Machine
 from conserve.sim.counters import Counters
@@ -71,6 +70,10 @@ class EngineState:
         for request in waiting:
             longest = request.num_tokens - 1
             found = self.pool.remembered_of(request.request_id) if most > 0 else 0
+            if not found and not request.num_checkpointed_tokens:
+                request.num_computed_tokens = 0
+                most -= request.num_tokens
+                continue
             found = min(found, longest // size) * size
             request.num_computed_tokens = max(found, min(request.num_checkpointed_tokens, longest))
             most -= request.num_tokens - request.num_computed_tokens
@@ -101,26 +104,40 @@ class EngineState:
         step = Step(
             plan.mode, shape=plan.shape, stoppable=plan.stoppable, predicted_s=plan.predicted_s
         )
-        size, live, grant, grants = self.machine.block_size, self.live, self._grant, plan.grants
-        waiting = [live[name] for name in grants if live[name].phase is not Phase.RUNNING]
-        num_preempted, stuck = self.counters.num_preempted, False
-        for request in list(self.running):
-            tokens = grants.get(request.request_id)
-            if not tokens or request.phase is not Phase.RUNNING:
-                continue
-            end = request.num_computed_tokens + tokens
-            if end > request.num_blocks * size:
-                stuck = stuck or not self._grow(request, end, step)
-            if not stuck:
-                grant(step, request, tokens, end)
-        if self.counters.num_preempted == num_preempted:
-            for request in waiting:
-                if not self._admit(request, grants[request.request_id], step, restores):
+        grants, num_preempted = plan.grants, self.counters.num_preempted
+        self._grant_running(step, grants)
+        if len(step.grants) < len(grants) and self.counters.num_preempted == num_preempted:
+            for request_id, tokens in grants.items():
+                request = self.live[request_id]
+                waits = request.phase is Phase.WAITING
+                if waits and not self._admit(request, tokens, step, restores):
                     break
         if step.grants != plan.grants or self._surprised:
             self._surprised = False
-            self._reshape(step)
+            step.sum_up(self.live)
         return step
+
+    def _grant_running(self, step: Step, grants: Mapping[str, int]) -> None:
+        """In running order, up to the first that finds no block."""
+        size, running, grant = self.machine.block_size, Phase.RUNNING, self._grant
+        granted, produces = step.grants, step.producers.append
+        for request in list(self.running):
+            tokens = grants.get(request.request_id)
+            if tokens is None or request.phase is not running:
+                continue
+            end = request.num_computed_tokens + tokens
+            if end > request.num_blocks * size and not self._grow(request, end, step):
+                return
+            if end == request.num_tokens < request.most_tokens and not request.num_lost_tokens:
+                # `_grant` for most requests in most steps, without the call.
+                request.num_computed_tokens = end
+                request.num_tokens = end + 1
+                granted[request.request_id] = tokens
+                produces(request)
+                if request.online:
+                    step.num_online_tokens += tokens
+            else:
+                grant(step, request, tokens, end)
 
     def _grant(self, step: Step, request: SimRequest, tokens: int, end: int) -> None:
         if request.num_lost_tokens and request.num_computed_tokens < request.num_lost_tokens:
@@ -233,18 +250,6 @@ class EngineState:
         request.num_blocks = 0
         # What its checkpoint holds needs no computing, if it is restored.
         request.num_computed_tokens = min(request.num_checkpointed_tokens, request.num_tokens - 1)
-
-    def _reshape(self, step: Step) -> None:
-        """Sum the step up again: it is not what the plan said."""
-        shape = StepShape()
-        for request_id, tokens in step.grants.items():
-            request = self.live[request_id]
-            context = request.num_computed_tokens - tokens
-            if tokens == 1 and request.token_times_s:
-                shape.add_decode(tokens, context)
-            else:
-                shape.add_prefill(tokens, context)
-        step.shape = shape
 
     # A step ends
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from conserve.core.latency import StepShape
@@ -32,3 +33,14 @@ class Step:
     seconds: float = 0.0
     """What it takes if nobody stops it."""
     stopped: bool = False
+
+    def sum_up(self, live: Mapping[str, SimRequest]) -> None:
+        """Make the shape anew from the grants: it is not what the plan said."""
+        self.shape = shape = StepShape()
+        for request_id, tokens in self.grants.items():
+            request = live[request_id]
+            context = request.num_computed_tokens - tokens
+            if tokens == 1 and request.token_times_s:
+                shape.add_decode(tokens, context)
+            else:
+                shape.add_prefill(tokens, context)
