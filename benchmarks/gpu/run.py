@@ -39,7 +39,16 @@ CASES = [
 ENGINE_PARTS = ("steps", "overhead", "response", "copies")
 LOAD_S = 120.0
 """A guess at the longest an engine takes to load, compile and capture graphs."""
-ARMS = ("online-only", "fcfs", "conserve", "conserve-no-stop", "priority")
+ARMS = (
+    "online-only",
+    "fcfs",
+    "conserve",
+    "conserve-no-stop",
+    "priority",
+    "conserve-offline-only",
+    "conserve-offline-only-recompute",
+)
+"""The last two: what copying KV to the host costs."""
 
 
 @dataclass
