@@ -52,9 +52,14 @@ class EngineRequest:
     num_tokens: int
     num_computed_tokens: int = 0
     num_output_placeholders: int = 0
+    max_tokens: int = 1024
 
     @property
     def num_tokens_with_spec(self) -> int:
+        return self.num_tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
         return self.num_tokens
 
 

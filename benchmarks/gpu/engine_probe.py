@@ -47,7 +47,7 @@ def build(model: str, *, tiny: bool) -> Any:
         longest = min(36864, config["max_position_embeddings"])
         size = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_model_len": longest}
         size |= {"gpu_memory_utilization": 0.85}
-    settings = EngineSettings(profile_seconds=0)
+    settings = EngineSettings(profile_seconds=0, checkpoint="off")
     return LLM(
         model, load_format="dummy", skip_tokenizer_init=True, **size, **vllm_arguments(settings)
     )

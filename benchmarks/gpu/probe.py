@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from conserve.core.snapshot import Snapshot
 from conserve.engine.door import Request, RequestStatus, SamplingParams
 
 PREFIX = "probe-"
+NUMBERS = count(1)
+"""Of requests, over all probes of a process: their prompts must not meet in the prefix cache."""
 
 
 class Probe:
@@ -26,7 +29,8 @@ class Probe:
         self._stoppable = False
         self.number = 0
         """Of the step that runs, or ran last."""
-        self._num_requests = 0
+        self.as_granted = False
+        """Whether the last step did just what it was granted: none was stopped or found cached."""
 
     @property
     def is_late(self) -> bool:
@@ -73,13 +77,13 @@ class Probe:
 
     def add(self, num_tokens: int) -> str:
         """A prompt that differs from every other from its first block on."""
-        self._num_requests += 1
+        number = next(NUMBERS)
         vocabulary = self.scheduler.vllm_config.model_config.get_vocab_size()
-        first = self._num_requests * 7919
+        first = number * 7919
         prompt = [(first + 31 * i) % (vocabulary - 10) + 5 for i in range(num_tokens)]
         params = SamplingParams(max_tokens=100_000, ignore_eos=True, temperature=0.0)
         request = Request(
-            f"{PREFIX}{self._num_requests}",
+            f"{PREFIX}{number}",
             prompt,
             params,
             None,
@@ -108,6 +112,7 @@ class Probe:
     def step(self, grants: dict[str, int], *, stoppable: bool = False) -> tuple[StepShape, float]:
         """Run one step to its output. Under async scheduling empty steps may follow it."""
         shape = self.shape(grants)
+        ends = {name: self._computed(name) + num_tokens for name, num_tokens in grants.items()}
         self._grants, self._stoppable = grants, stoppable
         self.number = self.scheduler._step_number + 1
         started = time.perf_counter()
@@ -115,7 +120,12 @@ class Probe:
         self._grants = {}
         while any(record.number == self.number for record in self.scheduler._steps):
             self.core.step_fn()
-        return shape, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.as_granted = all(self._computed(name) == end for name, end in ends.items())
+        return shape, seconds
+
+    def _computed(self, name: str) -> int:
+        return int(self.scheduler.requests[name].num_computed_tokens)
 
     def prefill(self, num_tokens: int, upto: int | None = None) -> str:
         """A request of that length, its first `upto` tokens (or all) computed."""

@@ -35,6 +35,12 @@ def measure(probe: Probe) -> dict[str, Any]:
     return {"samples": rows, **_model(probe, samples)}
 
 
+def _sample(probe: Probe, samples: list[Sample], grants: dict[str, int]) -> None:
+    sample = probe.step(grants)
+    if probe.as_granted:
+        samples.append(sample)
+
+
 def _prefills(probe: Probe, samples: list[Sample]) -> None:
     """Chunks of every size, one after another from each context on."""
     for context in CONTEXTS:
@@ -44,7 +50,7 @@ def _prefills(probe: Probe, samples: list[Sample]) -> None:
         name, done = probe.prefill(length, upto=context), context
         for chunk in CHUNKS:
             if chunk <= probe.most_tokens and done + chunk <= length:
-                samples.append(probe.step({name: chunk}))
+                _sample(probe, samples, {name: chunk})
                 done += chunk
         probe.drop([name])
 
@@ -60,11 +66,11 @@ def _decodes(probe: Probe, samples: list[Sample]) -> None:
                 break
             while len(residents) < count and not probe.is_late:
                 residents.append(probe.prefill(context))
-            samples.append(probe.step(dict.fromkeys(residents, 1)))
+            _sample(probe, samples, dict.fromkeys(residents, 1))
             if count > 1 and not probe.is_late:
                 chunk = min(512, probe.most_tokens - count)
                 name = probe.add(chunk)
-                samples.append(probe.step({**dict.fromkeys(residents, 1), name: chunk}))
+                _sample(probe, samples, {**dict.fromkeys(residents, 1), name: chunk})
                 probe.drop([name])
         probe.drop(residents)
 

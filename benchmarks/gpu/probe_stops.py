@@ -65,6 +65,7 @@ def _pairs(
         for stoppable in (True, False) if pair % 2 else (False, True):
             name = probe.add(size)
             _, seconds = probe.step({name: size}, stoppable=stoppable)
+            assert probe.as_granted, "a step did not run as it was told"
             probe.drop([name])
             if pair:  # the first one warms up
                 times[stoppable].append(seconds)

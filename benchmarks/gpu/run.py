@@ -39,7 +39,16 @@ CASES = [
 ENGINE_PARTS = ("steps", "overhead", "response", "copies")
 LOAD_S = 120.0
 """A guess at the longest an engine takes to load, compile and capture graphs."""
-ARMS = ("online-only", "fcfs", "conserve", "conserve-no-stop", "priority")
+ARMS = (
+    "online-only",
+    "fcfs",
+    "conserve",
+    "conserve-no-stop",
+    "priority",
+    "conserve-offline-only",
+    "conserve-offline-only-recompute",
+)
+"""The last two: what copying KV to the host costs."""
 
 
 @dataclass
@@ -66,7 +75,7 @@ class Run:
         dtype = "float32" if self.tiny else "bfloat16"
         return write_shape(self.model, self.out / "models" / self.model, dtype)
 
-    def call(self, name: str, command: list[str], most_s: float, **environment: str) -> bool:
+    def call(self, name: str, command: list[str], most_s: float) -> bool:
         """Run a command, its words into logs/NAME.log. Whether it ended well and in time."""
         log = self.out / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +87,7 @@ class Run:
         with log.open("ab") as out:
             process = subprocess.Popen(
                 command,
-                env=os.environ | environment,
+                env=os.environ | ({"OMP_NUM_THREADS": "1"} if self.tiny else {}),
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,
