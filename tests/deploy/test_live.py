@@ -100,9 +100,8 @@ def impatient(rules: str) -> str:
     for rule in found:
         rule.pop("for")
     late = next(rule for rule in found if rule["alert"] == "ConServeFirstTokensLate")
-    found.append(
-        late | {"alert": "AnyFirstToken", "expr": late["expr"].replace("> on", "> 0 * on")}
-    )
+    always = late["expr"].replace("(conserve:ttft_target", "(0 * conserve:ttft_target")
+    found.append(late | {"alert": "AnyFirstToken", "expr": always})
     return yaml.safe_dump(content)
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 
 from prometheus_client import Counter
 
-from conserve.engine.stats import METRICS
+from conserve.engine.stats import LABEL_VALUES, METRICS
 from conserve.server.batches_metrics import SERIES
 
 pytestmark = pytest.mark.engine
@@ -58,3 +58,9 @@ def test_the_page_lists_the_batch_series() -> None:
         for series in SERIES
     }
     assert listed == exported
+
+
+def test_the_page_lists_what_labels_can_be() -> None:
+    page = PAGE.read_text()
+    for label, values in LABEL_VALUES.items():
+        assert [value for value in (label, *values) if value and f"`{value}`" not in page] == []

@@ -33,7 +33,16 @@ class Metric:
     """Upper bounds, of a histogram."""
 
 
-LABEL_VALUES = {"": ("",), "class": ("online", "offline"), "mode": tuple(map(str, Mode))}
+LABEL_VALUES = {
+    "": ("",),
+    "class": ("online", "offline"),
+    "mode": tuple(map(str, Mode)),
+    "direction": ("store", "load"),
+    "source": ("memory", "disk"),
+    "operation": ("store", "load", "move"),
+    "how": ("evicted", "demoted", "refused_too_large"),
+    "tier": ("memory", "disk"),
+}
 """Our label -> every value it can have: what bounds the number of series."""
 METRICS = (
     Metric("ttft_target_seconds", Gauge, "Target for the time to first token of online requests."),
