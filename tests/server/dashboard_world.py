@@ -49,6 +49,12 @@ class Series:
     def gauge(self, name: str, value: float, label: str = "", engine: str = "0") -> None:
         self._of(Gauge, name, label, engine).set(value)
 
+    def tier(self, name: str, value: float) -> None:
+        if name not in self._made:
+            names = [*LABELS, "tier"]
+            self._made[name] = Gauge(f"conserve:{name}", "-", names, registry=self.registry)
+        self._made[name].labels("m", "0", "memory").set(value)
+
     def observe(self, name: str, *values: float, label: str = "online") -> None:
         for value in values:
             self._of(Histogram, name, label, "0", buckets=BOUNDS).observe(value)
