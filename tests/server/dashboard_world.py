@@ -17,7 +17,7 @@ from conserve.batch.validation import ModelLimits
 from conserve.server.batches import batch_service
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
-from conserve.server.dashboard.reading import NAMES
+from conserve.server.dashboard.reading import narrowed
 from conserve.server.dashboard.routes import attach_dashboard
 from conserve.server.dashboard.summary import Facts
 
@@ -60,7 +60,7 @@ class Series:
             self._of(Histogram, name, label, "0", buckets=BOUNDS).observe(value)
 
     def collector(self, facts: Facts = FACTS, status: Status | None = None) -> Collector:
-        registry = self.registry.restricted_registry(NAMES)
+        registry = narrowed(self.registry)
         return Collector(registry, facts, status or Status(), lambda: self.now_s)
 
     async def after(self, collector: Collector, seconds: float = 1.0) -> None:

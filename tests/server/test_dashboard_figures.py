@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -244,3 +246,39 @@ async def test_a_look_that_fails_is_survived(
         await collector.run()
     assert "look at the figures failed" in caplog.text
     assert collector.num_looks == 1
+
+
+WRITE = """
+from prometheus_client import Counter, Gauge, Histogram
+labels = ["model_name", "engine", "class"]
+Counter("conserve:requests", "-", labels).labels("m", "0", "online").inc(3)
+ttft = Histogram("conserve:ttft_seconds", "-", labels, buckets=(1.0,))
+ttft.labels("m", "0", "online").observe(2)
+mode = {"multiprocess_mode": "mostrecent"}
+Gauge("conserve:kv_free_blocks", "-", labels[:2], **mode).labels("m", "0").set(7)
+Counter("vllm:other", "-").inc()
+"""
+READ = """
+from prometheus_client import CollectorRegistry, multiprocess
+from conserve.server.dashboard.reading import narrowed, read
+registry = CollectorRegistry()
+multiprocess.MultiProcessCollector(registry)
+reading = read(narrowed(registry), 1.0)
+print(sorted(reading.values.items()), reading.buckets)
+"""
+
+
+def test_several_api_processes_add_up(tmp_path: Path) -> None:
+    """They share their series through files; each reads what all of them wrote."""
+
+    def run(code: str) -> str:
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    run(WRITE)
+    run(WRITE)
+    values = [(("kv_free_blocks", ""), 7.0), (("requests_total", "online"), 6.0)]
+    assert run(READ).strip() == f"{values} {{'ttft_seconds': {{1.0: 0.0, inf: 2.0}}}}"
