@@ -17,7 +17,7 @@ from conserve.batch.validation import ModelLimits
 from conserve.server.batches import batch_service
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
-from conserve.server.dashboard.reading import NAMES
+from conserve.server.dashboard.reading import narrowed
 from conserve.server.dashboard.routes import attach_dashboard
 from conserve.server.dashboard.summary import Facts
 
@@ -49,12 +49,18 @@ class Series:
     def gauge(self, name: str, value: float, label: str = "", engine: str = "0") -> None:
         self._of(Gauge, name, label, engine).set(value)
 
+    def tier(self, name: str, value: float) -> None:
+        if name not in self._made:
+            names = [*LABELS, "tier"]
+            self._made[name] = Gauge(f"conserve:{name}", "-", names, registry=self.registry)
+        self._made[name].labels("m", "0", "memory").set(value)
+
     def observe(self, name: str, *values: float, label: str = "online") -> None:
         for value in values:
             self._of(Histogram, name, label, "0", buckets=BOUNDS).observe(value)
 
     def collector(self, facts: Facts = FACTS, status: Status | None = None) -> Collector:
-        registry = self.registry.restricted_registry(NAMES)
+        registry = narrowed(self.registry)
         return Collector(registry, facts, status or Status(), lambda: self.now_s)
 
     async def after(self, collector: Collector, seconds: float = 1.0) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,7 +48,7 @@ async def test_a_point_has_the_rates_of_its_second(series: Series) -> None:
     assert (point["online_tps"], point["offline_tps"]) == (40.0, 600.0)
     assert point["online_rps"] == 3.0
     assert point["ttft_p99_s"] is None
-    assert point["checkpointed_tokens"] is None
+    assert point["checkpoint_used_ratio"] is None
 
 
 async def test_engines_add_up_and_the_worst_model_is_told(series: Series) -> None:
@@ -145,6 +147,8 @@ async def test_a_displacement_in_words(series: Series) -> None:
     await series.after(collector)
     series.count("requests", 2, "online")
     series.count("displaced_requests", 2)
+    series.count("displaced_tokens", 900)
+    series.count("displaced_covered_tokens", 900)
     await series.after(collector)
     series.count("displaced_requests", 1)
     await series.after(collector)
@@ -178,15 +182,18 @@ async def test_late_chat_is_an_event_once(series: Series) -> None:
     assert texts(collector)[0] == "Chat is within its targets again."
 
 
-async def test_restored_requests_show_where_they_are_counted(series: Series) -> None:
+async def test_checkpoints_show_where_the_server_keeps_some(series: Series) -> None:
     collector = series.collector()
     await collector.look()
-    assert collector.summary["yields"]["restored_requests"] is None
+    assert collector.summary["yields"]["restored_tokens"] is None
+    series.tier("checkpoint_used_ratio", 0.25)
     for _ in range(2):
-        series.count("restored_requests", 1)
+        series.count("restored_tokens", 600)
         await series.after(collector)
-    assert collector.summary["yields"]["restored_requests"] == 2
-    assert texts(collector) == ["Restored 2 offline requests."]
+    assert collector.summary["yields"]["restored_tokens"] == 1200
+    assert collector.summary["memory"]["checkpoint_used_ratio"] == 0.25
+    assert newest(collector)["checkpoint_used_ratio"] == 0.25
+    assert texts(collector) == ["Restored 1,200 tokens of displaced requests from checkpoints."]
 
 
 def a_change(time_s: float, tokens: float = 0.0) -> Change:
@@ -239,3 +246,39 @@ async def test_a_look_that_fails_is_survived(
         await collector.run()
     assert "look at the figures failed" in caplog.text
     assert collector.num_looks == 1
+
+
+WRITE = """
+from prometheus_client import Counter, Gauge, Histogram
+labels = ["model_name", "engine", "class"]
+Counter("conserve:requests", "-", labels).labels("m", "0", "online").inc(3)
+ttft = Histogram("conserve:ttft_seconds", "-", labels, buckets=(1.0,))
+ttft.labels("m", "0", "online").observe(2)
+mode = {"multiprocess_mode": "mostrecent"}
+Gauge("conserve:kv_free_blocks", "-", labels[:2], **mode).labels("m", "0").set(7)
+Counter("vllm:other", "-").inc()
+"""
+READ = """
+from prometheus_client import CollectorRegistry, multiprocess
+from conserve.server.dashboard.reading import narrowed, read
+registry = CollectorRegistry()
+multiprocess.MultiProcessCollector(registry)
+reading = read(narrowed(registry), 1.0)
+print(sorted(reading.values.items()), reading.buckets)
+"""
+
+
+def test_several_api_processes_add_up(tmp_path: Path) -> None:
+    """They share their series through files; each reads what all of them wrote."""
+
+    def run(code: str) -> str:
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    run(WRITE)
+    run(WRITE)
+    values = [(("kv_free_blocks", ""), 7.0), (("requests_total", "online"), 6.0)]
+    assert run(READ).strip() == f"{values} {{'ttft_seconds': {{1.0: 0.0, inf: 2.0}}}}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from conserve.server.dashboard.reading import RESTORED, Change
+from conserve.server.dashboard.reading import Change
 
 KEPT = 50
 QUIET_S = 3.0
@@ -42,6 +42,7 @@ class _Episode:
         self.dropped += change.total("dropped_tokens_total")
         self.displaced += change.total("displaced_requests_total")
         self.lost += change.total("displaced_tokens_total")
+        self.lost -= change.total("displaced_covered_tokens_total")
 
     def words(self) -> str:
         done = []
@@ -96,7 +97,7 @@ class Events:
         self._note_restored(change)
 
     def _note_restored(self, change: Change) -> None:
-        number = change.total(RESTORED)
+        number = change.total("restored_tokens_total")
         if not number:
             return
         newest = self._events[-1] if self._events else None
@@ -104,7 +105,11 @@ class Events:
             self.say(change.time_s, "restore", "")
             self._restored = 0.0
         self._restored += number
-        self._events[-1].text = f"Restored {count(self._restored, 'offline request')}."
+        self._events[
+            -1
+        ].text = (
+            f"Restored {count(self._restored, 'token')} of displaced requests from checkpoints."
+        )
 
     def judge(self, time_s: float, late: bool, text: str) -> None:
         """Note when chat leaves its targets and when it is back."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from conserve.metrics import bucket_percentile
-from conserve.server.dashboard.reading import CHECKPOINTED, RESTORED, Change, merge
+from conserve.server.dashboard.reading import Change, merge
 
 COLUMNS = (
     "time_s",
@@ -24,14 +24,15 @@ COLUMNS = (
     "kv_online_blocks",
     "kv_offline_blocks",
     "kv_free_blocks",
-    "checkpointed_tokens",
+    "checkpoint_used_ratio",
     "stopped_steps",
     "displaced_requests",
-    "restored_requests",
+    "restored_tokens",
     "latency_model_error",
 )
 """Of a point: when it ends (Unix time), seconds, tokens and requests a second, blocks as they were
-at its end, events within it, and the latency model's mean relative error."""
+at its end, the share in use of the host's pool for checkpoints, counts within the point, and the
+latency model's mean relative error."""
 
 Point = tuple[float | None, ...]
 
@@ -90,10 +91,10 @@ class History:
             change.gauge("kv_blocks", "online"),
             change.gauge("kv_blocks", "offline"),
             change.gauge("kv_free_blocks"),
-            change.gauge(CHECKPOINTED),
+            change.gauge("checkpoint_used_ratio", "memory"),
             change.total("stopped_steps_total"),
             change.total("displaced_requests_total"),
-            change.total(RESTORED),
+            change.total("restored_tokens_total"),
             change.gauge("latency_model_error_ratio"),
         )
         return tuple(None if value is None else round(value, 4) for value in values)

@@ -20,7 +20,7 @@ from conserve.server.batches_engine import api_keys
 from conserve.server.batches_middleware import Lifespan
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
-from conserve.server.dashboard.reading import NAMES
+from conserve.server.dashboard.reading import narrowed
 from conserve.server.dashboard.routes import attach_dashboard
 from conserve.server.dashboard.summary import Facts
 from conserve.server.tiers import App, Receive, Scope, Send
@@ -64,7 +64,7 @@ async def _dashboard(app: FastAPI) -> AsyncIterator[None]:
         engine_dead=lambda: bool(engine.errored),
         leaving=lambda: bool(getattr(getattr(app.state, "server", None), "should_exit", False)),
     )
-    registry = door.metrics_registry().restricted_registry(NAMES)
+    registry = narrowed(door.metrics_registry())
     about = facts(args, engine.vllm_config, has_batches=service is not None)
     collector = Collector(registry, about, status, time.time)
     attach_dashboard(app, collector, Guard(api_keys(args)), service)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Key = tuple[str, str]
-"""Name of a series without its prefix, and the value of its own label or ''."""
+"""Name of a series without its prefix, and its `class` or `tier`, or ''."""
 
 PREFIX = "conserve:"
 CLASSES = ("online", "offline")
@@ -21,6 +22,8 @@ TOTALS = (
     "stopped_steps_total",
     "displaced_requests_total",
     "displaced_tokens_total",
+    "displaced_covered_tokens_total",
+    "restored_tokens_total",
     "stop_response_seconds_sum",
     "stop_response_seconds_count",
 )
@@ -30,13 +33,11 @@ GAUGES = (
     "running_requests",
     "waiting_requests",
     "latency_model_error_ratio",
+    "checkpoint_used_ratio",
 )
-# Exported by servers that keep checkpoints of offline work; absent elsewhere.
-RESTORED = "restored_requests_total"
-CHECKPOINTED = "checkpointed_tokens"
 
 NAMES = [
-    *(f"{PREFIX}{name}" for name in (*TOTALS, *GAUGES, RESTORED, CHECKPOINTED)),
+    *(f"{PREFIX}{name}" for name in (*TOTALS, *GAUGES)),
     *(f"{PREFIX}{name}_bucket" for name in LATENCIES),
 ]
 
@@ -49,7 +50,7 @@ class Registry(Protocol):
 
 @dataclass(slots=True)
 class Reading:
-    """Sums over the engines; `latency_model_error_ratio` is the worst engine's.
+    """Sums over the engines; a ratio is that of the engine with the highest.
 
     values: totals since the start, and gauges as they are.
     buckets: observations up to each bound, by bound, of online requests.
@@ -62,6 +63,16 @@ class Reading:
     def get(self, name: str, label: str = "") -> float | None:
         """None where the server has no such series (yet)."""
         return self.values.get((name, label))
+
+
+def narrowed(registry: Any) -> Registry:
+    """The part of `registry` that is read here, since collecting takes time with its series.
+
+    What several processes share through files is collected whole: it has no names to choose by.
+    """
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        return registry  # type: ignore[no-any-return]
+    return registry.restricted_registry(NAMES)  # type: ignore[no-any-return]
 
 
 def read(registry: Registry, time_s: float) -> Reading:
@@ -77,7 +88,7 @@ def read(registry: Registry, time_s: float) -> Reading:
 
 
 def _take(reading: Reading, name: str, labels: Mapping[str, str], value: float) -> None:
-    label = labels.get("class", "")
+    label = labels.get("class") or labels.get("tier") or ""
     if name.endswith("_bucket"):
         if label == "online":
             bounds = reading.buckets.setdefault(name.removesuffix("_bucket"), {})
@@ -85,7 +96,7 @@ def _take(reading: Reading, name: str, labels: Mapping[str, str], value: float) 
             bounds[bound] = bounds.get(bound, 0.0) + value
         return
     before = reading.values.get((name, label), 0.0)
-    worst = name == "latency_model_error_ratio"
+    worst = name.endswith("_ratio")
     reading.values[name, label] = max(before, value) if worst else before + value
 
 
@@ -114,22 +125,18 @@ class Change:
 
 
 def change(before: Reading, after: Reading) -> Change:
-    gauges = {key: value for key, value in after.values.items() if _is_gauge(key[0])}
+    gauges = {key: value for key, value in after.values.items() if key[0] in GAUGES}
     totals = {
         # A series that falls has lost the process that wrote it.
         key: max(0.0, value - before.values.get(key, 0.0))
         for key, value in after.values.items()
-        if not _is_gauge(key[0])
+        if key[0] not in GAUGES
     }
     latencies = {
         name: _in_buckets(before.buckets.get(name, {}), bounds)
         for name, bounds in after.buckets.items()
     }
     return Change(after.time_s, after.time_s - before.time_s, totals, gauges, latencies)
-
-
-def _is_gauge(name: str) -> bool:
-    return name in GAUGES or name == CHECKPOINTED
 
 
 def _in_buckets(before: Mapping[float, float], after: Mapping[float, float]) -> list[float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from conserve.metrics import share_within
 from conserve.server.dashboard.events import count
 from conserve.server.dashboard.history import COARSE_S, RECENT_S, History
-from conserve.server.dashboard.reading import CHECKPOINTED, RESTORED, Change, Reading, merge
+from conserve.server.dashboard.reading import Change, Reading, merge
 
 if TYPE_CHECKING:
     from conserve.server.dashboard.collector import Status
@@ -55,7 +55,7 @@ def summarise(reading: Reading, history: History, facts: Facts, status: Status) 
             "online_blocks": reading.get("kv_blocks", "online"),
             "offline_blocks": reading.get("kv_blocks", "offline"),
             "free_blocks": reading.get("kv_free_blocks"),
-            "checkpointed_tokens": reading.get(CHECKPOINTED),
+            "checkpoint_used_ratio": reading.get("checkpoint_used_ratio", "memory"),
         },
         "yields": _yields(reading),
         "latency_model_error": reading.get("latency_model_error_ratio"),
@@ -153,15 +153,18 @@ def _harvest(reading: Reading, ten: Change | None) -> dict[str, Any]:
 
 
 def _yields(reading: Reading) -> dict[str, Any]:
-    """Since the start of the server."""
+    """Since the start of the server. Lost: displaced without a checkpoint."""
+    keeps = reading.get("checkpoint_used_ratio", "memory") is not None
+    displaced = reading.get("displaced_tokens_total")
     responses = reading.get("stop_response_seconds_count") or 0.0
     total_s = reading.get("stop_response_seconds_sum") or 0.0
     return {
         "stopped_steps": _int(reading.get("stopped_steps_total")),
         "dropped_tokens": _int(reading.get("dropped_tokens_total")),
         "displaced_requests": _int(reading.get("displaced_requests_total")),
-        "displaced_tokens": _int(reading.get("displaced_tokens_total")),
-        "restored_requests": None if reading.get(RESTORED) is None else _int(reading.get(RESTORED)),
+        "displaced_tokens": _int(displaced),
+        "lost_tokens": _int(displaced) - _int(reading.get("displaced_covered_tokens_total")),
+        "restored_tokens": _int(reading.get("restored_tokens_total")) if keeps else None,
         "stop_response_mean_s": total_s / responses if responses else None,
     }
 

@@ -95,8 +95,8 @@ function glance(summary) {
   put("stopped-steps", number(yields.stopped_steps));
   put("stop-mean", duration(yields.stop_response_mean_s));
   put("displaced-requests", number(yields.displaced_requests));
-  at("restored").hidden = yields.restored_requests === null;
-  put("restored-requests", number(yields.restored_requests));
+  at("restored").hidden = yields.restored_tokens === null;
+  put("restored-tokens", compact(yields.restored_tokens));
   put("recomputed-tokens", compact(harvest.recomputed_tokens));
 }
 
@@ -141,8 +141,8 @@ function showMemory(memory) {
   for (const [name, blocks] of Object.entries({ online, offline, free })) put(`memory-${name}`, percent(share(blocks)));
   for (const [name, blocks] of Object.entries({ online, offline })) at("memory-bar").querySelector(`.${name}`).style.width = `${100 * (share(blocks) ?? 0)}%`;
   at("memory-bar").setAttribute("aria-label", `Online ${percent(share(online))}, offline ${percent(share(offline))}, free ${percent(share(free))} of ${plural(total, "block")}`);
-  at("checkpointed").hidden = memory.checkpointed_tokens === null;
-  put("memory-checkpointed", `${compact(memory.checkpointed_tokens)} tokens`);
+  at("checkpointed").hidden = memory.checkpoint_used_ratio === null;
+  put("memory-checkpointed", percent(memory.checkpoint_used_ratio));
 }
 
 function draw() {
