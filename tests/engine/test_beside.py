@@ -15,8 +15,8 @@ from device import Device, expected_output
 from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 from prometheus_client import Counter, Gauge, Histogram
 
+from conserve.engine import connector as connector_module
 from conserve.engine import plugin
-from conserve.engine import scheduler as scheduler_module
 from conserve.engine.connector import ConserveConnector, StepMetadata, others_have_work
 from conserve.engine.door import KVConnectorBase_V1, KVConnectorMetadata
 from conserve.engine.launch import connectors
@@ -152,7 +152,7 @@ def test_a_scheduler_that_forgets_them_is_caught(
     beside: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control of the test above."""
-    monkeypatch.setattr(scheduler_module, "others_have_work", lambda metadata: False)
+    monkeypatch.setattr(connector_module, "others_have_work", lambda metadata: False)
     _, asked = run_under_stops(beside)
     assert any(asked), "the store believes that it has what a stopped step never computed"
 
