@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from conserve.core.plan import Plan
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.orders import Orders, Report
 from conserve.engine.checkpoint.workers import CheckpointWorker
@@ -166,11 +167,15 @@ def others_have_work(metadata: Any) -> bool:
     return any(_asks_something(one) for one in others)
 
 
-def never_stop(metadata: Any) -> None:
-    """Take back that the step of that metadata may be stopped."""
-    for one in (metadata, *getattr(metadata, "metadata", ())):
-        if _is_ours(one):
+def spare_others(plan: Plan, output: Any) -> bool:
+    """Whether the others have work in the scheduled step; it is then not stopped after all."""
+    metadata = output.kv_connector_metadata
+    busy = others_have_work(metadata)
+    if busy and plan.stoppable:
+        plan.stoppable = False
+        for one in filter(_is_ours, metadata.metadata):
             one.stoppable_step = None
+    return busy
 
 
 def _is_ours(metadata: Any) -> bool:

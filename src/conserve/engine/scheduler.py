@@ -19,12 +19,7 @@ from conserve.engine.capabilities import (
 )
 from conserve.engine.checkpoint.keeping import KeepsCheckpoints
 from conserve.engine.checkpoint.sizes import make_checkpointer
-from conserve.engine.connector import (
-    StepMetadata,
-    find_ours,
-    never_stop,
-    others_have_work,
-)
+from conserve.engine.connector import StepMetadata, find_ours, spare_others
 from conserve.engine.door import AsyncScheduler, RequestStatus, init_logger
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.memory import MemoryGauge
@@ -116,7 +111,8 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
             self._announce(record)
         with only_planned(self, plan):
             output = super().schedule(throttle_prefills)
-        self._heed_others(record, output)
+        if output.total_num_scheduled_tokens:
+            self._others_busy = spare_others(plan, output)
         self._scheduled(record, output)
         return output
 
@@ -217,16 +213,6 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         if self._our_connector is not None:
             every = layers_between_safepoints(self, self.settings, record.plan.predicted_s)
             self._our_connector.next_step = StepMetadata(record.number, every)
-
-    def _heed_others(self, record: StepRecord, output: Any) -> None:
-        """A step in which a connector beside ours loads or saves is not stopped after all."""
-        if not output.total_num_scheduled_tokens:
-            return
-        metadata = output.kv_connector_metadata
-        self._others_busy = others_have_work(metadata)
-        if self._others_busy and record.plan.stoppable:
-            record.plan.stoppable = False
-            never_stop(metadata)
 
     def _reserve_prefill_lookahead(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int
