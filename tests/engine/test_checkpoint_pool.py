@@ -443,19 +443,7 @@ class ForgetsMoves(HostPool):
         return []
 
 
-class LeaksMergedSlots(HostPool):
-    """Careless: a block that was in the pool twice keeps both slots."""
-
-    def _publish(self, entry, index, block_hash):  # type: ignore[no-untyped-def]
-        slot = entry.slots[index]
-        super()._publish(entry, index, block_hash)
-        if entry.slots[index] != slot and slot in self._free:
-            self._free.remove(slot)
-
-
-@pytest.mark.parametrize(
-    "careless", [ForgetsPins, SharesUnfinished, ForgetsMoves, LeaksMergedSlots]
-)
+@pytest.mark.parametrize("careless", [ForgetsPins, SharesUnfinished, ForgetsMoves])
 def test_the_oracle_catches_a_careless_pool(careless: type[HostPool]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
