@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from tiny_llama import MAX_MODEL_LEN, VOCABULARY, make_tiny_llama
+from word_llama import MAX_MODEL_LEN, VOCABULARY, make_tiny_llama
 
 pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.timeout(7200)]
 

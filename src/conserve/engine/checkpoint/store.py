@@ -97,7 +97,7 @@ class SlotStore:
 
     # What a step asks for
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def write(
         self, block_ids: Sequence[int], slots: Sequence[int], ranges: Sequence[Range] | None = None
     ) -> set[int]:
@@ -105,7 +105,7 @@ class SlotStore:
         the slots that failed."""
         return self._copy_all(block_ids, slots, ranges, outward=True)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def read(
         self, slots: Sequence[int], block_ids: Sequence[int], ranges: Sequence[Range] | None = None
     ) -> set[int]:
@@ -113,7 +113,7 @@ class SlotStore:
         if they are kept. Returns the slots that failed."""
         return self._copy_all(block_ids, slots, ranges, outward=False)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def move(self, moves: Iterable[tuple[int, int]]) -> set[int]:
         """(from slot, to slot), in order. Returns the `to` slots that failed."""
         failed = set()
