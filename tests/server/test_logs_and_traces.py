@@ -85,7 +85,7 @@ def told(start_server: Any) -> Iterator[Told]:
 def work(server: Any, client: openai.OpenAI, spans: Collector) -> Told:
     chat(client, extra_headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"})
     asked = {"messages": [{"role": "user", "content": "Tell a story. " * 40}]}
-    batch = submit(client, CHAT, NUM_LINES, asked | {"max_tokens": 48, "ignore_eos": True})
+    batch = submit(client, CHAT, NUM_LINES, asked | {"max_tokens": 24, "ignore_eos": True})
 
     def interrupted() -> bool:
         assert not ended(client, batch), "the batch ended before a chat came between"

@@ -114,8 +114,8 @@ def words(found: Mapping[str, float | None]) -> str:
     """The line; parts that have nothing to say are left out."""
     parts = []
     if found["online_first_tokens"]:
-        late = _latency("first token", found, "ttft"), _latency("gaps", found, "tbt")
-        parts.append(f"online: {found['online_first_tokens']:.0f} requests, {', '.join(late)}")
+        late = _latency("first token", found, "ttft") + _latency("gaps", found, "tbt")
+        parts.append(f"online: {found['online_first_tokens']:.0f} requests{late}")
     parts.append(
         f"offline: {found['offline_tokens_per_s']:.0f} tokens/s, "
         f"{found['offline_running']:.0f} running, {found['offline_waiting']:.0f} waiting"
@@ -135,9 +135,10 @@ def words(found: Mapping[str, float | None]) -> str:
 
 
 def _latency(what: str, found: Mapping[str, float | None], name: str) -> str:
-    figures_ms = [found[f"{name}_{which}_s"] for which in ("p50", "p99", "target")]
-    p50, p99, target = ("none" if s is None else f"{s * 1000:.0f}" for s in figures_ms)
-    return f"{what} P50 {p50} ms, P99 {p99} ms (target {target})"
+    p50, p99, target = (found[f"{name}_{which}_s"] for which in ("p50", "p99", "target"))
+    if p50 is None or p99 is None or target is None:
+        return ""
+    return f", {what} P50 {p50 * 1000:.0f} ms, P99 {p99 * 1000:.0f} ms (target {target * 1000:.0f})"
 
 
 async def log_each(interval_s: float, registry: Registry) -> None:
