@@ -136,6 +136,7 @@ def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
         use_v2_model_runner=request.param == "v2",
         model_config=model,
         instance_id=f"test-unwind-{request.param}",
+        additional_config={},
         parallel_config=SimpleNamespace(data_parallel_index=0),
     )
     runner = (RunnerV2 if request.param == "v2" else RunnerV1)(ours)

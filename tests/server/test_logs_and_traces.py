@@ -71,7 +71,8 @@ def ended(client: openai.OpenAI, batch_id: str) -> bool:
 
 @pytest.fixture(scope="module")
 def told(start_server: Any) -> Iterator[Told]:
-    """One server's life: chat with a trace, a batch that chat interrupts, a batch of responses."""
+    """One server's life: chat with a trace, a batch that chat interrupts, a batch of responses, and
+    one that is cancelled."""
     with collector() as spans, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
@@ -97,13 +98,19 @@ def work(server: Any, client: openai.OpenAI, spans: Collector) -> Told:
     responses = submit(client, RESPONSES, 1, {"input": "Hello", "max_output_tokens": 16})
     eventually(lambda: ended(client, responses))
     eventually(lambda: len(offline(spans)) == NUM_LINES + 1)
-    eventually(lambda: bool(minutes(server.log.read_text().splitlines())))
     num_stops = server.metric("conserve:stopped_steps_total")
+    endless = submit(client, CHAT, 500, asked | {"max_tokens": 64, "ignore_eos": True})
+    eventually(lambda: any(line["conserve"]["live_batches"] for line in logged(server)))
+    client.batches.cancel(endless)
     return Told(spans, batch, responses, num_stops, server.log.read_text().splitlines())
 
 
 def offline(spans: Collector) -> list[dict[str, Any]]:
     return [each for each in spans.requests() if each["conserve.class"] == "offline"]
+
+
+def logged(server: Any) -> list[dict[str, Any]]:
+    return minutes(server.log.read_text().splitlines())
 
 
 def minutes(log: list[str]) -> list[dict[str, Any]]:
@@ -120,7 +127,8 @@ def test_a_clients_trace_goes_on_and_says_the_class(told: Told) -> None:
 
 
 def test_every_line_of_a_batch_has_its_span(told: Told) -> None:
-    found = offline(told.spans)
+    mine = (told.chat_batch, told.responses_batch)
+    found = [each for each in offline(told.spans) if each["conserve.batch.id"] in mine]
     places = [(each["conserve.batch.id"], each["conserve.batch.line"]) for each in found]
     wanted = [(told.chat_batch, n + 1) for n in range(NUM_LINES)] + [(told.responses_batch, 1)]
     assert sorted(places) == sorted(wanted)

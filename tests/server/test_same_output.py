@@ -50,7 +50,7 @@ def test_offline_answers_are_those_given_alone(start_server: Any, tmp_path: Path
     arguments = ("--dtype", "float32", "--additional-config", json.dumps(settings))
     arguments += ("--profile-dir", str(tmp_path))
     arguments += ("--kv-cache-memory-bytes", str(SCARCE_BYTES), "--max-model-len", "2048")
-    with start_server(*arguments, "--max-num-seqs", "6") as server:
+    with start_server(*arguments, "--max-num-seqs", "3") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
         alone = [summarise(client, text, "alone") for text in documents]
         chats_alone = [chat(client, text) for text in CHATS]

@@ -27,13 +27,14 @@ def check(played: Any, num_stops: int) -> None:
 def test_every_kind_of_request_answers_as_if_nothing_had_been_stopped(
     play: Any, tiny_lora: Path
 ) -> None:
-    """LoRA, a JSON schema, a regex, penalties, logprobs and prompt logprobs, chunked prompts and
-    shared prefixes; with online requests coming in between."""
+    """With LoRA: a JSON schema, a regex, penalties, logprobs, chunked prompts and shared
+    prefixes; with online requests coming in between."""
     check(play(lora=str(tiny_lora), options=ONE_PROCESS), num_stops=30)
 
 
 def test_under_async_scheduling_too(play: Any) -> None:
-    """Steps are scheduled before the one ahead of them has told its tokens."""
+    """Steps are scheduled before the one ahead of them has told its tokens. Without LoRA, but
+    with prompt logprobs."""
     played = play(options=ONE_PROCESS, **{"async": True})
     assert played.status == 0, played.output[-4000:]
     assert played.result["steps_in_flight"] == 2
