@@ -34,11 +34,11 @@ def eventually(true: Callable[[], bool]) -> None:
 class Prometheus:
     """A running Prometheus, asked over its HTTP API."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=f"{url}/api/v1", timeout=30)
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
 
     def get(self, path: str, **parameters: str) -> Any:
-        answer = self._client.get(path, params=parameters).json()
+        answer = self._client.get(f"/api/v1{path}", params=parameters).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -73,7 +73,8 @@ def running(program: str, folder: Path, server_url: str, rules: str) -> Iterator
     try:
         eventually(lambda: process.poll() is not None or answers(f"http://{url}/-/ready"))
         assert process.poll() is None
-        yield Prometheus(f"http://{url}")
+        with httpx.Client(base_url=f"http://{url}", timeout=30) as client:
+            yield Prometheus(client)
     finally:
         process.terminate()
         process.wait(30)
