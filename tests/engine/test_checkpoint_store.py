@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -347,9 +348,10 @@ class TestDisk:
         assert_goes_on_without_disk(store, planes, warnings_said)
 
     def test_a_folder_that_is_full_is_one_warning(
-        self, tmp_path: Path, warnings_said: list[str], small_files: None
+        self, tmp_path: Path, warnings_said: list[str]
     ) -> None:
-        store, planes = self.store(tmp_path)
+        with small_files():
+            store, planes = self.store(tmp_path)
         assert_goes_on_without_disk(store, planes, warnings_said)
 
     def test_what_stands_against_a_folder_is_said_early(self, tmp_path: Path) -> None:
@@ -373,13 +375,16 @@ def assert_goes_on_without_disk(
     assert all(torch.equal(plane[4], plane[1]) for plane in planes)
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow past 4 KiB: writing more fails as on a full disk."""
+    """No file may grow past 4 KiB: writing more fails as on a full disk. Not for a whole test,
+    since pytest's own output may go to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
