@@ -16,6 +16,7 @@ from conserve.batch.lifecycle import Status
 from conserve.batch.overview import Overview, overview
 from conserve.batch.policy import LiveDeadlineState
 from conserve.batch.stores import Stores
+from conserve.server.lifespan import running
 
 EVERY_S = 5.0
 
@@ -142,11 +143,8 @@ async def batch_metrics(
                 metrics.set(await overview(stores, clock()))
             await asyncio.sleep(every_s)
 
-    task = asyncio.create_task(look(), name="conserve-batch-metrics")
     try:
-        yield
+        async with running(look(), "conserve-batch-metrics"):
+            yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
         metrics.close()

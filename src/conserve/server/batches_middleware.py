@@ -3,8 +3,7 @@
 Works in `conserve serve` and, by name, under plain vLLM:
 `vllm serve --middleware conserve.server.batches_middleware.BatchesMiddleware`.
 
-vLLM hands `--middleware` to each of its API processes, and the lifespan of an app passes through
-its middleware: so each process gets one service, with routes inside vLLM's own checks. The other
+Each of vLLM's API processes gets one service, with routes inside vLLM's own checks. The other
 door, the entry point group `vllm.endpoint_plugins`, opens only to what VLLM_PLUGINS names, and
 naming one plugin there shuts out every plugin of every group that is not named too.
 """
@@ -31,38 +30,19 @@ from conserve.batch.service import BatchService
 from conserve.server.batches import batch_service
 from conserve.server.batches_engine import EngineExecutor, api_keys, fitting_settings
 from conserve.server.batches_metrics import batch_metrics
-from conserve.server.tiers import App, Receive, Scope, Send
+from conserve.server.lifespan import LifespanMiddleware
 
 logger = logging.getLogger(__name__)
-
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
 GIVE_BACK_S = 5.0
 """Beyond the drain, how long the engine's end waits for a database that does not answer."""
 
 
-class BatchesMiddleware:
-    """Passes every request on; its work is done when the app starts."""
+class BatchesMiddleware(LifespanMiddleware):
+    """Brings the batch service."""
 
-    def __init__(self, app: App) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            router = scope["app"].router
-            router.lifespan_context = with_batches(router.lifespan_context)
-        await self.app(scope, receive, send)
-
-
-def with_batches(lifespan: Lifespan) -> Lifespan:
-    """The lifespan of vLLM's app, with the batch service inside it."""
-
-    @asynccontextmanager
-    async def both(app: FastAPI) -> AsyncIterator[Any]:
-        async with lifespan(app) as state, _batches(app):
-            yield state
-
-    return both
+    def inside(self, app: FastAPI) -> AbstractAsyncContextManager[None]:
+        return _batches(app)
 
 
 @asynccontextmanager

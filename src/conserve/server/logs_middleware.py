@@ -6,44 +6,28 @@ Works in `conserve serve` and, by name, under plain vLLM:
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from fastapi import FastAPI
 
-from conserve.server.batches_middleware import Lifespan
+from conserve.server.lifespan import LifespanMiddleware, running
 from conserve.server.minute_log import log_each
-from conserve.server.tiers import App, Receive, Scope, Send
+from conserve.server.tiers import Receive, Scope, Send
 
 INTERVAL_S = 60.0
 
 
-class LogsMiddleware:
-    """Passes every request on; its work is done while the app runs."""
-
-    def __init__(self, app: App) -> None:
-        self.app = app
+class LogsMiddleware(LifespanMiddleware):
+    """Joins the logs when the app starts, and brings the minute's line."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            router = scope["app"].router
-            router.lifespan_context = with_logs(router.lifespan_context)
-        await self.app(scope, receive, send)
+            join_vllms_log()
+        await super().__call__(scope, receive, send)
 
-
-def with_logs(lifespan: Lifespan) -> Lifespan:
-    """The lifespan of vLLM's app, with the minute's line beside it."""
-
-    @asynccontextmanager
-    async def both(app: FastAPI) -> AsyncIterator[Any]:
-        join_vllms_log()
-        async with lifespan(app) as state, _minutes(app):
-            yield state
-
-    return both
+    def inside(self, app: FastAPI) -> AbstractAsyncContextManager[None]:
+        return _minutes(app)
 
 
 def join_vllms_log() -> None:
@@ -55,20 +39,12 @@ def join_vllms_log() -> None:
         ours.propagate = False
 
 
-@asynccontextmanager
-async def _minutes(app: FastAPI) -> AsyncIterator[None]:
+def _minutes(app: FastAPI) -> AbstractAsyncContextManager[None]:
     """In the first API process: what it reads is of all of them."""
     from conserve.server import door
 
     interval_s = getattr(app.state.args, "log_interval_s", INTERVAL_S)
     config = app.state.engine_client.vllm_config
     if not interval_s or config.parallel_config._api_process_rank > 0:
-        yield
-        return
-    task = asyncio.create_task(log_each(interval_s, door.metrics_registry()), name="conserve-log")
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        return nullcontext()
+    return running(log_each(interval_s, door.metrics_registry()), "conserve-log")

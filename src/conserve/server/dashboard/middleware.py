@@ -6,10 +6,9 @@ Works in `conserve serve` and, by name, under plain vLLM:
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,42 +16,21 @@ from fastapi import FastAPI
 from conserve.engine.settings import EngineSettings
 from conserve.server.batches import service_of
 from conserve.server.batches_engine import api_keys
-from conserve.server.batches_middleware import Lifespan
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
 from conserve.server.dashboard.reading import narrowed
 from conserve.server.dashboard.routes import attach_dashboard
 from conserve.server.dashboard.summary import Facts
-from conserve.server.tiers import App, Receive, Scope, Send
+from conserve.server.lifespan import LifespanMiddleware, running
 
 CONNECTOR = "ConserveConnector"
 
 
-class DashboardMiddleware:
-    """Passes every request on; its work is done when the app starts."""
+class DashboardMiddleware(LifespanMiddleware):
+    """Brings the collector and the routes. The batch service, if there is one, is there by then."""
 
-    def __init__(self, app: App) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            router = scope["app"].router
-            router.lifespan_context = with_dashboard(router.lifespan_context)
-        await self.app(scope, receive, send)
-
-
-def with_dashboard(lifespan: Lifespan) -> Lifespan:
-    """The lifespan of vLLM's app, with the collector inside it.
-
-    What `lifespan` has put on the app is there by then: the batch service, where there is one.
-    """
-
-    @asynccontextmanager
-    async def both(app: FastAPI) -> AsyncIterator[Any]:
-        async with lifespan(app) as state, _dashboard(app):
-            yield state
-
-    return both
+    def inside(self, app: FastAPI) -> AbstractAsyncContextManager[None]:
+        return _dashboard(app)
 
 
 @asynccontextmanager
@@ -68,14 +46,9 @@ async def _dashboard(app: FastAPI) -> AsyncIterator[None]:
     about = facts(args, engine.vllm_config, has_batches=service is not None)
     collector = Collector(registry, about, status, time.time)
     attach_dashboard(app, collector, Guard(api_keys(args)), service)
-    running = asyncio.create_task(collector.run(), name="conserve-dashboard")
-    try:
+    async with running(collector.run(), "conserve-dashboard"):
         with _noting_shutdown(engine, status):
             yield
-    finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
 
 
 def facts(args: Any, config: Any, *, has_batches: bool) -> Facts:
