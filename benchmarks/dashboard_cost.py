@@ -14,10 +14,9 @@ import argparse
 import asyncio
 import json
 import random
-import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -26,6 +25,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import httpx
+
+from conserve.bench.server import Server, free_port
 
 MODEL = "SmolLM2-135M-Instruct"
 STREAMS = 16
@@ -46,29 +47,15 @@ threading.Event().wait()
 
 @contextmanager
 def serving() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = ["--no-batches", "--host", "127.0.0.1", "--port", str(port)]
     command = [sys.executable, "-c", SERVE, "serve", *flags, "--disable-uvicorn-access-log"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url, limit = f"http://127.0.0.1:{port}", time.monotonic() + START_LIMIT_S
-    try:
-        while not answers(url):
-            if server.poll() is not None or time.monotonic() > limit:
-                raise SystemExit("the server did not start")
-            time.sleep(0.5)
-        yield url
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).is_success
-    except httpx.TransportError:
-        return False
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server(command, {}, port, Path(folder) / "server.log") as server,
+    ):
+        server.wait_until_healthy(START_LIMIT_S)
+        yield server.base_url
 
 
 @asynccontextmanager

@@ -12,9 +12,6 @@ import argparse
 import asyncio
 import json
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +21,8 @@ from pathlib import Path
 
 import httpx
 from playwright.sync_api import sync_playwright
+
+from conserve.bench.server import Server, free_port
 
 ROOT = Path(__file__).parents[1]
 MODEL = "SmolLM2-135M-Instruct"
@@ -35,33 +34,19 @@ PICTURES = (
     ("dashboard-dark", "dark", 1440, 1000),
     ("dashboard-narrow", "light", 390, 844),
 )
+START_LIMIT_S = 300.0
 SERVE = "from conserve.cli.main import main; main()"
 
 
 @contextmanager
 def serving() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as data:
+        port = free_port()
         flags = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", data]
-        server = subprocess.Popen([sys.executable, "-c", SERVE, "serve", *flags])
-        try:
-            while not answers(f"http://127.0.0.1:{port}"):
-                if server.poll() is not None:
-                    raise SystemExit("the server did not start")
-                time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(60)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).is_success
-    except httpx.TransportError:
-        return False
+        command = [sys.executable, "-c", SERVE, "serve", *flags]
+        with Server(command, {}, port, Path(data) / "server.log") as server:
+            server.wait_until_healthy(START_LIMIT_S)
+            yield server.base_url
 
 
 def request(chance: random.Random, words: list[str], number: int, max_tokens: int) -> dict:
