@@ -14,13 +14,12 @@ import json
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import sync_playwright
+from playwright.async_api import async_playwright
 
 from conserve.bench.server import Server, free_port
 
@@ -34,6 +33,7 @@ PICTURES = (
     ("dashboard-dark", "dark", 1440, 1000),
     ("dashboard-narrow", "light", 390, 844),
 )
+WORDS = (ROOT / "docs" / "batches.md").read_text().split()
 START_LIMIT_S = 300.0
 SERVE = "from conserve.cli.main import main; main()"
 
@@ -49,51 +49,61 @@ def serving() -> Iterator[str]:
             yield server.base_url
 
 
-def request(chance: random.Random, words: list[str], number: int, max_tokens: int) -> dict:
-    start = chance.randrange(len(words) - number)
-    text = "Summarise: " + " ".join(words[start : start + number])
+def request(chance: random.Random, num_words: int, max_tokens: int) -> dict:
+    start = chance.randrange(len(WORDS) - num_words)
+    text = "Summarise: " + " ".join(WORDS[start : start + num_words])
     messages = [{"role": "user", "content": text}]
     return {"model": MODEL, "messages": messages, "max_tokens": max_tokens}
 
 
-async def load(url: str, seconds: float) -> None:
-    """Two batches, and a burst of chat each 5 to 10 seconds."""
-    chance = random.Random(3)
-    words = (ROOT / "docs" / "batches.md").read_text().split()
-    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-        for name, count, deadline in BATCHES:
-            bodies = [request(chance, words, 420, 48) for _ in range(count)]
-            lines = [
-                json.dumps({"custom_id": str(n), "method": "POST", "url": CHAT, "body": body})
-                for n, body in enumerate(bodies)
-            ]
-            upload = {"file": ("in.jsonl", "\n".join(lines))}
-            file = await client.post("/v1/files", files=upload, data={"purpose": "batch"})
-            made = {"input_file_id": file.json()["id"], "endpoint": CHAT}
-            made |= {"completion_window": "24h", "deadline": deadline, "metadata": {"name": name}}
-            (await client.post("/v1/batches", json=made)).raise_for_status()
-        until, chats = time.monotonic() + seconds, []
-        while time.monotonic() < until:
+async def start_batches(client: httpx.AsyncClient, chance: random.Random) -> None:
+    for name, count, deadline in BATCHES:
+        bodies = [request(chance, 420, 48) for _ in range(count)]
+        lines = [
+            json.dumps({"custom_id": str(n), "method": "POST", "url": CHAT, "body": body})
+            for n, body in enumerate(bodies)
+        ]
+        upload = {"file": ("in.jsonl", "\n".join(lines))}
+        file = await client.post("/v1/files", files=upload, data={"purpose": "batch"})
+        made = {"input_file_id": file.json()["id"], "endpoint": CHAT}
+        made |= {"completion_window": "24h", "deadline": deadline, "metadata": {"name": name}}
+        (await client.post("/v1/batches", json=made)).raise_for_status()
+
+
+async def chat(client: httpx.AsyncClient, chance: random.Random) -> None:
+    """A burst each 5 to 10 seconds, until cancelled."""
+    async with asyncio.TaskGroup() as group:
+        while True:
             for _ in range(BURST):
-                body = {**request(chance, words, 60, 40), "stream": True}
-                chats.append(asyncio.create_task(client.post(CHAT, json=body)))
+                body = {**request(chance, 60, 40), "stream": True}
+                group.create_task(client.post(CHAT, json=body))
             await asyncio.sleep(chance.uniform(5, 10))
-        await asyncio.gather(*chats)
 
 
-def draw(url: str, folder: Path) -> None:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
+async def draw(url: str, folder: Path) -> None:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox"]
         )
         for name, scheme, width, height in PICTURES:
             size = {"width": width, "height": height}
-            page = browser.new_page(color_scheme=scheme, viewport=size)
-            page.goto(f"{url}/dashboard")
-            page.wait_for_selector("#batch-table tbody tr")
-            page.wait_for_timeout(2500)  # a few ticks, and the bars have moved
-            page.screenshot(path=folder / f"{name}.png", full_page=True)
-        browser.close()
+            page = await browser.new_page(color_scheme=scheme, viewport=size)
+            await page.goto(f"{url}/dashboard")
+            await page.wait_for_selector("#batch-table tbody tr")
+            await page.wait_for_timeout(2500)  # a few ticks, and the bars have moved
+            await page.screenshot(path=folder / f"{name}.png", full_page=True)
+        await browser.close()
+
+
+async def draw_under_load(url: str, seconds: float, folder: Path) -> None:
+    chance = random.Random(3)
+    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+        await start_batches(client, chance)
+        bursts = asyncio.create_task(chat(client, chance))
+        await asyncio.sleep(seconds)
+        await draw(url, folder)
+        bursts.cancel()
+        await asyncio.wait([bursts])
 
 
 def main() -> None:
@@ -104,12 +114,10 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.url:
-        asyncio.run(load(args.url, args.seconds))
-        draw(args.url, args.out)
+        asyncio.run(draw_under_load(args.url, args.seconds, args.out))
         return
     with serving() as url:
-        asyncio.run(load(url, args.seconds))
-        draw(url, args.out)
+        asyncio.run(draw_under_load(url, args.seconds, args.out))
 
 
 if __name__ == "__main__":

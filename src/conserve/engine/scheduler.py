@@ -197,6 +197,7 @@ class ConserveScheduler(KeepsCheckpoints, AsyncScheduler):  # type: ignore[misc]
         self.running = [r for r in self.running if r.request_id not in gone]
         for request in chosen:
             self.stats.count("displaced_tokens", request.num_computed_tokens)
+            self.stats.count("displaced_covered_tokens", self._num_covered_tokens(request))
             self._notes.displaced(request)
             self._preempt_request(request, now_s)
         self._give_back(victims)

@@ -170,16 +170,20 @@ class Checkpointer:
 
     # Blocks that change hands
 
+    def num_covered_tokens(self, request: Any) -> int:
+        """Computed tokens of the request whose KV lies on the host."""
+        covered = self.pool.num_covered_tokens(request.request_id)
+        return min(covered, request.num_computed_tokens)
+
     def leaves(
         self, request: Any, block_ids: Sequence[int], worth: Worth, model: LatencyModel
     ) -> None:
         """The request's blocks go to others, after this call. What the host lacks of it is
         copied before, if that is quicker than computing it again; else copies end as they are."""
         name, computed = request.request_id, request.num_computed_tokens
-        covered = min(self.pool.num_covered_tokens(name), computed)
+        covered = self.num_covered_tokens(request)
         stores = [s for s in self._of(name) if s.job.store and not s.dropped]
         lacking = computed - covered
-        self.stats.count("displaced_covered_tokens", covered)
         size = self.pool.block_size
         copied = -(-lacking // size) * size if lacking else 0
         rate = self._store_bytes_per_s / self._token_bytes

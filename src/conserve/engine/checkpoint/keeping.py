@@ -65,6 +65,9 @@ class KeepsCheckpoints:
 
     # Blocks that change hands
 
+    def _num_covered_tokens(self, request: Any) -> int:
+        return 0 if self.checkpointer is None else self.checkpointer.num_covered_tokens(request)
+
     def _preempt_request(
         self, request: Any, timestamp: float, drop_stale_output: bool = False
     ) -> None:

@@ -73,7 +73,7 @@ export class Chart {
     return {
       width: this.holder.clientWidth || 600,
       height: plot.height + (last ? 30 : 14),
-      padding: [8, 20, last ? 0 : 8, 0],
+      padding: [8, 30, last ? 0 : 8, 0], // half of the last label at the right
       legend: { show: false },
       cursor,
       scales: {
