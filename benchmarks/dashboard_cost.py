@@ -3,10 +3,10 @@
     python benchmarks/dashboard_cost.py [--pairs 6] [--window-s 30] [--watchers 1] [--out FILE]
 
 One server on the default model under a constant closed loop of offline requests. Windows come in
-pairs, open and closed, the first of each pair in turn. Two costs: tokens computed a second, which on
-a shared machine vary by more than any page could cost; and the CPU time of the API process, which
-makes the page, as a share of all the machine's CPU time. Watchers read the feed in a process of
-their own: what a browser spends on drawing is spent on the reader's machine, and is not in it.
+pairs, open and closed, the first of each pair in turn. Two costs: tokens computed a second, which
+on a shared machine vary by more than any page could cost; and the CPU time of the API process,
+which makes the page, as a share of all the machine's CPU time. Watchers read the feed in a process
+of their own: what a browser spends on drawing is spent on the reader's machine, and is not in it.
 Takes pairs x 2 x (window + 3 s), and the start.
 """
 

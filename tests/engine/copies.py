@@ -75,7 +75,7 @@ class CheckedQueue(CopyQueue):
         super()._copy(job)
 
     def _check(self, job: Job) -> None:
-        sent = self.scheduler.checkpointer._sent[job.number]
+        sent = self.scheduler.checkpointer.under_way.get(job.number)
         tokens, size = list(sent.request.all_token_ids), self.device.block_size
         wanted = hashes_of(tokens[: sent.num_tokens])
         block = job.block_ids[self._position]

@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 from test_checkpoints import MakeEngine, make_engine, run_bursts
 
 from conserve.core.snapshot import RequestView
+from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.keeping import KeepsCheckpoints
 from conserve.engine.checkpoint.orders import Ended, Report
@@ -49,7 +50,7 @@ def test_a_planned_restore_survives_the_eviction_of_its_checkpoint(
 def test_a_checkpoint_that_is_lost_is_not_restored_from_copies_still_under_way() -> None:
     """Its first block cannot be copied while the copy of its second goes on."""
     pool = HostPool(num_slots=4, block_size=4)
-    keeper = Checkpointer(pool, slot_bytes=64, num_ranks=1)
+    keeper = Checkpointer(pool, Bandwidth(token_bytes=16), num_ranks=1)
     request = SimpleNamespace(request_id="a", block_hashes=[])
     first = keeper.checkpoint(request, 4, [7, 8], Worth(1.0))
     second = keeper.checkpoint(request, 8, [7, 8], Worth(1.0))

@@ -154,7 +154,7 @@ def assert_nothing_left(engine: Engine) -> None:
         report = device.connector.build_connector_worker_meta()
         if report is not None:
             scheduler.checkpointer.take(report)
-    assert not scheduler.checkpointer._sent
+    assert not scheduler.checkpointer.under_way
     assert scheduler.checkpointer.pool.num_used_slots == 0
 
 

@@ -24,8 +24,8 @@ from tiny_llama import random_text
 from conserve.engine.flag import StopFlag
 
 JOB = json.loads(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("REAL_ENGINE_JOB", "{}"))
-PLAIN_KINDS = ("greedy", "penalised", "logprobs", "prompt_logprobs", "schema", "regex")
-LORA_KINDS = ("greedy", "penalised", "logprobs", "schema", "regex")
+PLAIN_KINDS = ("greedy", "seeded", "penalised", "logprobs", "prompt_logprobs", "schema", "regex")
+LORA_KINDS = ("greedy", "seeded", "penalised", "logprobs", "schema", "regex")
 SCHEMA = {
     "type": "object",
     "properties": {"n": {"type": "integer", "maximum": 99}, "ok": {"type": "boolean"}},
@@ -69,9 +69,8 @@ if JOB:
 def requests(job: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(name, prompt, how to sample): every kind of request, several of each.
 
-    vLLM 0.32 itself fails on a CPU on a prompt in chunks whose request has a seed, and on
-    prompt logprobs where LoRA is enabled; and there it applies the last adapter to requests
-    without one too, so with LoRA all have it.
+    vLLM 0.32 itself fails on a CPU on prompt logprobs where LoRA is enabled; and there it
+    applies the last adapter to requests without one too, so with LoRA all have it.
     """
     chance = random.Random(job.get("seed", 0))
     head = random_text(chance, 100)
@@ -79,6 +78,7 @@ def requests(job: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for i in range(job.get("rounds", 3)):
         kinds: dict[str, dict[str, Any]] = {
             "greedy": {},
+            "seeded": {"temperature": 1.0, "seed": 100 + i},
             "penalised": {"repetition_penalty": 1.3, "presence_penalty": 0.5},
             "logprobs": {"logprobs": 3},
             "prompt_logprobs": {"prompt_logprobs": 2},

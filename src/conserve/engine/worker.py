@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +70,26 @@ class StoppableWorker:
 
 class ConserveCPUWorker(StoppableWorker, CPUWorker):  # type: ignore[misc]
     """`--worker-cls` on CPU platforms."""
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        if self.vllm_config.use_v2_model_runner:
+            return super().sample_tokens(grammar_output)
+        with self._nothing_drawn_for_parts_of_prompts():
+            return super().sample_tokens(grammar_output)
+
+    @contextmanager
+    def _nothing_drawn_for_parts_of_prompts(self) -> Iterator[None]:
+        """vLLM samples for every request of a step, and takes the draw back where a part of a
+        prompt was computed, by rewinding the request's generator. A CPU generator cannot be
+        rewound (it raises, and the engine dies), so such requests draw without theirs."""
+        runner = self.model_runner
+        generators: dict[int, torch.Generator] = runner.input_batch.generators
+        unfinished = [row for row in generators if runner.discard_request_mask.np[row]]
+        spared = {row: generators.pop(row) for row in unfinished}
+        try:
+            yield
+        finally:
+            generators.update(spared)
 
 
 class ConserveGPUWorker(StoppableWorker, GPUWorker):  # type: ignore[misc]

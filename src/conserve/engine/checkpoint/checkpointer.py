@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from conserve.core.checkpointing import copy_is_quicker
 from conserve.core.latency import LatencyModel
 from conserve.core.snapshot import RequestView
+from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 from conserve.engine.checkpoint.pool import HostPool, Worth
+from conserve.engine.checkpoint.under_way import Sent, UnderWay
 from conserve.engine.door import init_logger
 from conserve.engine.stats import EngineStats
 
 logger = init_logger("vllm.conserve")
-
-LONGEST_GAP_S = 0.5
-"""A longer pause between two steps earns no more copying than this one."""
-NEWEST_WEIGHT = 0.2
-"""Of the newest restore, in the average of their speed."""
-
-
-@dataclass(slots=True)
-class Sent:
-    """A job that the workers have and that is not over on all ranks."""
-
-    job: Job
-    request: Any
-    num_tokens: int
-    """Leading tokens of the request that it makes whole, on the host or on the device."""
-    dropped: bool = False
-    ended: Ended = field(default_factory=lambda: Ended(num_ranks=0))
 
 
 class Checkpointer:
@@ -45,30 +28,22 @@ class Checkpointer:
     def __init__(
         self,
         pool: HostPool,
+        bandwidth: Bandwidth,
         *,
-        slot_bytes: int,
         num_ranks: int,
         incremental: bool = True,
-        bytes_per_s: float = 0.0,
-        share: float = 0.25,
     ) -> None:
         self.pool = pool
+        self.bandwidth = bandwidth
         self.stats = EngineStats()
         """Set by the scheduler."""
         self.restoring: dict[str, int] = {}
         """request_id -> leading tokens that the step under construction brings back."""
         self._incremental = incremental
-        self._token_bytes = slot_bytes / pool.block_size
         self._num_ranks = num_ranks
-        self._budget_bytes_per_s = bytes_per_s
-        self._share = share
-        self._store_bytes_per_s = self._load_bytes_per_s = bytes_per_s
-        self._sent: dict[int, Sent] = {}
-        self._by_request: defaultdict[str, dict[int, Sent]] = defaultdict(dict)
-        """The same, by request; none is empty."""
+        self.under_way = UnderWay()
         self._orders = Orders()
         self._next_number = 0
-        self._last_s: float | None = None
         self._loaded: list[tuple[str, bool]] = []
         self._refused: dict[str, int] = {}
         """request_id -> used slots when the pool had no room for it."""
@@ -98,13 +73,9 @@ class Checkpointer:
         was lost: stores may still be under way into slots that are no longer its own."""
         if self.pool.get(request_id) is None:
             return 0
-        ends = [
-            sent.num_tokens for sent in self._of(request_id) if sent.job.store and not sent.dropped
-        ]
+        stores = self.under_way.of(request_id, store=True)
+        ends = [sent.num_tokens for sent in stores if not sent.dropped]
         return max([self.pool.num_covered_tokens(request_id), *ends])
-
-    def _of(self, request_id: str) -> list[Sent]:
-        return list(self._by_request.get(request_id, {}).values())
 
     @property
     def least_tail(self) -> int:
@@ -114,25 +85,18 @@ class Checkpointer:
 
     def copy_tokens(self, now_s: float) -> int:
         """What the bandwidth budget allows to be queued now, in tokens. Call once a step."""
-        last_s, self._last_s = self._last_s, now_s
-        if last_s is None or not self._incremental or self.unusable:
-            return 0
-        rate = self._budget_bytes_per_s or self._share * self._store_bytes_per_s
-        budget = rate * min(max(now_s - last_s, 0.0), LONGEST_GAP_S)
-        queued = sum(self._num_bytes(s.job) for s in self._sent.values() if s.job.store)
-        return int(min(budget, max(0.0, 2 * budget - queued)) / self._token_bytes)
+        queued = self.under_way.num_slots(store=True) * self.pool.block_size
+        tokens = self.bandwidth.earned_tokens(now_s, queued)
+        return tokens if self._incremental and not self.unusable else 0
 
     @property
     def restore_tokens_per_s(self) -> float:
-        return 0.0 if self.unusable else self._load_bytes_per_s / self._token_bytes
+        return 0.0 if self.unusable else self.bandwidth.load_tokens_per_s
 
     @property
     def restore_queue_s(self) -> float:
-        loads = sum(self._num_bytes(s.job) for s in self._sent.values() if not s.job.store)
-        return loads / self._load_bytes_per_s if loads else 0.0
-
-    def _num_bytes(self, job: Job) -> float:
-        return len(job.slots) * self._token_bytes * self.pool.block_size
+        queued = self.under_way.num_slots(store=False) * self.pool.block_size
+        return queued / self.bandwidth.load_tokens_per_s if queued else 0.0
 
     # Copies to the host
 
@@ -162,8 +126,7 @@ class Checkpointer:
     ) -> Job:
         self._next_number += 1
         job = Job(self._next_number, store, blocks, slots)
-        sent = Sent(job, request, num_tokens)
-        self._sent[job.number] = self._by_request[request.request_id][job.number] = sent
+        self.under_way.add(Sent(job, request, num_tokens))
         self.pool.pin(request.request_id)
         self._orders.jobs.append(job)
         return job
@@ -173,7 +136,7 @@ class Checkpointer:
     def num_covered_tokens(self, request: Any) -> int:
         """Computed tokens of the request whose KV lies on the host."""
         covered = self.pool.num_covered_tokens(request.request_id)
-        return min(covered, request.num_computed_tokens)
+        return min(covered, int(request.num_computed_tokens))
 
     def leaves(
         self, request: Any, block_ids: Sequence[int], worth: Worth, model: LatencyModel
@@ -182,17 +145,16 @@ class Checkpointer:
         copied before, if that is quicker than computing it again; else copies end as they are."""
         name, computed = request.request_id, request.num_computed_tokens
         covered = self.num_covered_tokens(request)
-        stores = [s for s in self._of(name) if s.job.store and not s.dropped]
         lacking = computed - covered
         size = self.pool.block_size
         copied = -(-lacking // size) * size if lacking else 0
-        rate = self._store_bytes_per_s / self._token_bytes
+        rate = self.bandwidth.store_tokens_per_s
         wait = not self._incremental or copy_is_quicker(copied, lacking, covered, model, rate)
         if lacking and wait and not self.unusable:
             self.checkpoint(request, computed, block_ids, worth)
-            self._orders.wait.extend(s.job.number for s in self._of(name) if s.job.store)
+            self._orders.wait.extend(s.job.number for s in self.under_way.of(name, store=True))
             return
-        self._drop(stores)
+        self._drop(s for s in self.under_way.of(name, store=True) if not s.dropped)
 
     def _drop(self, sent: Iterable[Sent]) -> None:
         for one in sent:
@@ -202,14 +164,15 @@ class Checkpointer:
 
     def finished(self, request_id: str) -> None:
         """The request is done, or was cancelled; its blocks go to others after this call."""
-        self._drop(self._of(request_id))
+        for store in (True, False):
+            self._drop(self.under_way.of(request_id, store=store))
         self._refused.pop(request_id, None)
         self.pool.drop(request_id)
 
     def forget_all(self, request_ids: Iterable[str]) -> None:
         """What is on the host is worth nothing any more: the weights may have changed."""
         for request_id in request_ids:
-            self._drop(s for s in self._of(request_id) if s.job.store)
+            self._drop(self.under_way.of(request_id, store=True))
             self.pool.drop(request_id)
 
     # Copies back
@@ -237,11 +200,11 @@ class Checkpointer:
                 self.stats.count("restored_tokens", tokens, source)
 
     def is_loading(self, request_id: str) -> bool:
-        return any(not s.job.store and not s.dropped for s in self._of(request_id))
+        return any(not sent.dropped for sent in self.under_way.of(request_id, store=False))
 
     def stop_load(self, request_id: str) -> None:
         """The blocks being filled go to others after this call."""
-        self._drop(s for s in self._of(request_id) if not s.job.store)
+        self._drop(self.under_way.of(request_id, store=False))
         self._loaded = [(name, whole) for name, whole in self._loaded if name != request_id]
 
     def take_loaded(self) -> list[tuple[str, bool]]:
@@ -272,21 +235,20 @@ class Checkpointer:
         """What the workers of one step report together."""
         if report.unusable and not self.unusable:
             self.unusable = report.unusable
-            loads = [sent for sent in self._sent.values() if not sent.job.store]
+            loads = [sent for sent in self.under_way if not sent.job.store]
             self._loaded += [(sent.request.request_id, False) for sent in loads]
-            self._sent.clear()
-            self._by_request.clear()
+            self.under_way.clear()
             logger.warning(
                 "ConServe: no checkpoints, displaced requests recompute: %s", report.unusable
             )
         if report.bytes_per_s:
-            self._store_bytes_per_s = self._load_bytes_per_s = report.bytes_per_s
+            self.bandwidth.measured(report.bytes_per_s)
         if report.wait_s:
             self.stats.observe("copy_wait_seconds", report.wait_s)
         if report.lost_slots:
             self._lose(report.lost_slots, "move")
         for number, ended in report.ended.items():
-            sent = self._sent.get(number)
+            sent = self.under_way.get(number)
             if sent is not None:
                 self._ended(sent, ended)
 
@@ -294,7 +256,7 @@ class Checkpointer:
         sent.ended.add(ended)
         if sent.ended.num_ranks < self._num_ranks:
             return
-        self._forget(sent)
+        self.under_way.remove(sent)
         self._account(sent, sent.ended)
         failed = sent.ended.failed_slots
         whole = not (sent.dropped or sent.ended.dropped or failed)
@@ -311,21 +273,12 @@ class Checkpointer:
         if failed:
             self._lose(failed, "store" if sent.job.store else "load")
 
-    def _forget(self, sent: Sent) -> None:
-        name, number = sent.request.request_id, sent.job.number
-        del self._sent[number], self._by_request[name][number]
-        if not self._by_request[name]:
-            del self._by_request[name]
-
     def _account(self, sent: Sent, ended: Ended) -> None:
         direction = "store" if sent.job.store else "load"
         self.stats.count("copy_seconds", ended.seconds, direction)
         self.stats.count("copied_bytes", ended.num_bytes, direction)
-        if not sent.job.store and ended.seconds > 0 and ended.num_bytes:
-            # Bytes of all ranks together, which copy side by side.
-            speed = ended.num_bytes / self._num_ranks / ended.seconds
-            old = self._load_bytes_per_s
-            self._load_bytes_per_s = old + NEWEST_WEIGHT * (speed - old) if old else speed
+        if not sent.job.store:
+            self.bandwidth.loaded(ended.num_bytes / self._num_ranks, ended.seconds)
 
     def _lose(self, slots: set[int], doing: str) -> None:
         losers = self.pool.lose(slots)

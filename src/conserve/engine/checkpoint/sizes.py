@@ -6,6 +6,7 @@ from typing import Any
 
 import psutil
 
+from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.pool import HostPool
 from conserve.engine.door import (
@@ -56,10 +57,9 @@ def _make(
     )
     return Checkpointer(
         HostPool(num_slots, scheduler.block_size, num_disk_slots),
-        slot_bytes=slot_bytes,
+        Bandwidth(slot_bytes / scheduler.block_size, settings.checkpoint_bytes_per_s),
         num_ranks=num_ranks,
         incremental=settings.checkpoint == "incremental",
-        bytes_per_s=settings.checkpoint_bytes_per_s,
     )
 
 

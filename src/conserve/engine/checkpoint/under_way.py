@@ -1,0 +1,62 @@
+"""Copies that the workers have been given and that are not over on all ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from conserve.engine.checkpoint.orders import Ended, Job
+
+
+@dataclass(slots=True)
+class Sent:
+    """One of them."""
+
+    job: Job
+    request: Any
+    num_tokens: int
+    """Leading tokens of the request that it makes whole, on the host or on the device."""
+    dropped: bool = False
+    ended: Ended = field(default_factory=lambda: Ended(num_ranks=0))
+
+
+class UnderWay:
+    """All of them, found by number and by request."""
+
+    def __init__(self) -> None:
+        self._by_number: dict[int, Sent] = {}
+        self._by_request: defaultdict[str, dict[int, Sent]] = defaultdict(dict)
+        """The same; no entry is empty."""
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __iter__(self) -> Iterator[Sent]:
+        return iter(self._by_number.values())
+
+    def add(self, sent: Sent) -> None:
+        number, name = sent.job.number, sent.request.request_id
+        self._by_number[number] = self._by_request[name][number] = sent
+
+    def get(self, number: int) -> Sent | None:
+        return self._by_number.get(number)
+
+    def remove(self, sent: Sent) -> None:
+        number, name = sent.job.number, sent.request.request_id
+        del self._by_number[number], self._by_request[name][number]
+        if not self._by_request[name]:
+            del self._by_request[name]
+
+    def clear(self) -> None:
+        self._by_number.clear()
+        self._by_request.clear()
+
+    def of(self, request_id: str, *, store: bool) -> list[Sent]:
+        """The request's copies in one direction, in the order they were sent."""
+        found = self._by_request.get(request_id, {}).values()
+        return [sent for sent in found if sent.job.store is store]
+
+    def num_slots(self, *, store: bool) -> int:
+        return sum(len(sent.job.slots) for sent in self if sent.job.store is store)
