@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from conserve.bench.arms import ARMS
-from conserve.bench.publish import fill_documents, publish_result, stale_quotes
+from conserve.bench.publish import QUOTES, fill_documents, publish_result, stale_quotes
 from conserve.bench.store import ResultError, ResultFolder
 from conserve.workload import Scenario
 from conserve.workload.scenario import Offline
@@ -67,12 +68,33 @@ def test_a_changed_number_is_stale(root: Path, result: Path) -> None:
     assert stale.document == readme
 
 
-@pytest.mark.parametrize("quote", ["headline", "latency", "throughput", "ratios"])
+@pytest.mark.parametrize("quote", sorted(QUOTES))
 def test_every_quote_can_be_filled(root: Path, result: Path, quote: str) -> None:
     (root / "README.md").write_text("nothing")
     (root / "docs" / "page.md").write_text(QUOTE.format(quote=quote))
     done = publish_result(result, root)
     assert any("page.md" in line for line in done)
+
+
+@pytest.mark.parametrize(
+    ("quote", "figure"), [("copies", "displaced_requests"), ("stops", "num_stopped_steps")]
+)
+def test_arms_that_have_none_of_a_quotes_figures_are_left_out(
+    root: Path, result: Path, quote: str, figure: str
+) -> None:
+    publish_result(result, root)
+    file = root / "benchmarks" / "results" / "stored" / "figures.json"
+    figures = json.loads(file.read_text())
+    point = next(iter(figures["points"].values()))
+    assert len(point) > 1
+    point["conserve"][figure] = {"median": 12.0, "low": 11.0, "high": 13.0, "num_seeds": 3}
+    file.write_text(json.dumps(figures))
+    (root / "README.md").write_text(QUOTE.format(quote=quote))
+    fill_documents(root)
+    rows = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("|")]
+    assert rows[0].startswith("| arm |")
+    assert rows[2:] == [row for row in rows if row.startswith("| conserve | 12")]
+    assert len(rows) == 3
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,23 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from conserve.bench.figures import Figures, read_figures
 from conserve.bench.report import write_report
 from conserve.bench.store import ResultError, ResultFolder
-from conserve.bench.tables import HEADLINE, LATENCY, THROUGHPUT, ratio_table, table
+from conserve.bench.tables import (
+    HEADLINE,
+    KV_COPIES,
+    LATENCY,
+    STOPS,
+    THROUGHPUT,
+    Column,
+    ratio_table,
+    table,
+)
 
 RESULTS = Path("benchmarks/results")
 SCENARIOS = Path("benchmarks/scenarios")
@@ -35,11 +44,25 @@ MOST_BYTES = 5 * 2**20
 
 Quote = Callable[[Figures, str], str]
 
+
+def _quote(columns: Sequence[Column], *, with_spread: bool = True) -> Quote:
+    """A table of the arms that have any of these figures."""
+    names = {column.name for column in columns}
+
+    def fill(figures: Figures, point: str) -> str:
+        arms = {arm: f for arm, f in figures.points[point].items() if names & f.keys()}
+        return table("", columns, arms, with_spread).markdown()
+
+    return fill
+
+
 QUOTES: dict[str, Quote] = {
-    "headline": lambda f, p: table("", HEADLINE, f.points[p], with_spread=False).markdown(),
-    "latency": lambda f, p: table("", LATENCY, f.points[p]).markdown(),
-    "throughput": lambda f, p: table("", THROUGHPUT, f.points[p]).markdown(),
-    "ratios": lambda f, p: ratio_table(f, p).markdown(),
+    "headline": _quote(HEADLINE, with_spread=False),
+    "latency": _quote(LATENCY),
+    "throughput": _quote(THROUGHPUT),
+    "copies": _quote(KV_COPIES, with_spread=False),
+    "stops": _quote(STOPS, with_spread=False),
+    "ratios": lambda figures, point: ratio_table(figures, point).markdown(),
 }
 
 

@@ -13,6 +13,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from conserve.engine.checkpoint import disk
@@ -23,7 +24,8 @@ logger = init_logger("vllm.conserve")
 
 FAULTS = (RuntimeError, LookupError, OSError)
 """What a copy may end with: the accelerator's errors, a slot or block that there is not, a disk."""
-
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Element size -> a type of that size that numpy knows too."""
 
 Range = tuple[int, int]
 """Tokens [start, stop) of a block."""
@@ -184,10 +186,15 @@ class SlotStore:
                     for there, here in zip(sheet.device_parts, host_parts, strict=True)
                 ]
             for device, mirror in pairs:
-                if outward:
-                    mirror.copy_(device, non_blocking=True)
-                else:
-                    device.copy_(mirror, non_blocking=True)
+                self._copy_elements(*((mirror, device) if outward else (device, mirror)))
+
+    def _copy_elements(self, to: torch.Tensor, source: torch.Tensor) -> None:
+        if self._on_cuda:
+            to.copy_(source, non_blocking=True)
+        else:
+            # torch's own copy would gather threads of its own and take the forward's cores.
+            bits = BITS[to.element_size()]
+            np.copyto(to.view(bits).numpy(), source.view(bits).numpy())
 
     # Tiers
 
