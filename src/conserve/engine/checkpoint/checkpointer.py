@@ -7,7 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from conserve.core.checkpointing import copy_is_quicker
+from conserve.core.checkpointing import (
+    COPY_SHARE,
+    copy_budget,
+    copy_is_quicker,
+    least_tail,
+)
 from conserve.core.latency import LatencyModel
 from conserve.core.snapshot import RequestView
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
@@ -17,8 +22,6 @@ from conserve.engine.stats import EngineStats
 
 logger = init_logger("vllm.conserve")
 
-LONGEST_GAP_S = 0.5
-"""A longer pause between two steps earns no more copying than this one."""
 NEWEST_WEIGHT = 0.2
 """Of the newest restore, in the average of their speed."""
 
@@ -50,7 +53,7 @@ class Checkpointer:
         num_ranks: int,
         incremental: bool = True,
         bytes_per_s: float = 0.0,
-        share: float = 0.25,
+        share: float = COPY_SHARE,
     ) -> None:
         self.pool = pool
         self.stats = EngineStats()
@@ -108,9 +111,7 @@ class Checkpointer:
 
     @property
     def least_tail(self) -> int:
-        """New tokens that make a partly filled block worth a copy: a quarter of a block. The
-        rest is copied when the request is displaced."""
-        return max(1, self.pool.block_size // 4)
+        return least_tail(self.pool.block_size)
 
     def copy_tokens(self, now_s: float) -> int:
         """What the bandwidth budget allows to be queued now, in tokens. Call once a step."""
@@ -118,9 +119,8 @@ class Checkpointer:
         if last_s is None or not self._incremental or self.unusable:
             return 0
         rate = self._budget_bytes_per_s or self._share * self._store_bytes_per_s
-        budget = rate * min(max(now_s - last_s, 0.0), LONGEST_GAP_S)
         queued = sum(self._num_bytes(s.job) for s in self._sent.values() if s.job.store)
-        return int(min(budget, max(0.0, 2 * budget - queued)) / self._token_bytes)
+        return int(copy_budget(now_s - last_s, rate, queued) / self._token_bytes)
 
     @property
     def restore_tokens_per_s(self) -> float:
