@@ -25,6 +25,7 @@ from situation import (
     copy_of,
     in_order,
 )
+from timed_copies import TimedCopier, give_link
 
 from conserve.core.calibration import Recalibrator
 from conserve.engine.settings import EngineSettings
@@ -41,6 +42,7 @@ def play(folder: Path, world: World, asks: Sequence[Ask]) -> Seen:
         offline_floor=world.targets.offline_floor,
         profile_seconds=0,
         stop_response_s=1e3,
+        checkpoint_bytes=1 << 24,
         policy=world.policy,
     )
     scheduler = make_scheduler(
@@ -57,9 +59,10 @@ def play(folder: Path, world: World, asks: Sequence[Ask]) -> Seen:
     scheduler.experience.recalibrator = Recalibrator(COST, mean_error=COST.margin / 2)
     seen = Seen({ask.name: ask for ask in asks})
     try:
-        engine = TimedEngine(
-            scheduler, Device(BLOCK_SIZE), depth=1 + world.async_scheduling, seen=seen
-        )
+        device = Device(BLOCK_SIZE)
+        engine = TimedEngine(scheduler, device, depth=1 + world.async_scheduling, seen=seen)
+        if world.link_tokens_per_s:
+            engine.copier = give_link(scheduler, device, world.link_tokens_per_s)
         engine.play(asks)
     finally:
         scheduler.shutdown()
@@ -72,6 +75,7 @@ class TimedEngine(Engine):
     arrivals come while it runs, as from vLLM's input thread."""
 
     seen: Seen = None  # type: ignore[assignment]
+    copier: TimedCopier | None = None
 
     def play(self, asks: Sequence[Ask]) -> None:
         self._watch()
@@ -80,12 +84,23 @@ class TimedEngine(Engine):
         for _ in range(MOST_TURNS):
             self._take_arrivals()
             if self.scheduler.has_requests() or self._queue:
+                self._idle = False
                 self.step()
+                if self._idle and not self._queue:
+                    self._pass_time()
             elif self._coming:
                 clock.now_s = self._coming[0].arrival_s
             else:
                 return self._close()
         raise AssertionError(f"{self.scheduler.get_num_unfinished_requests()} requests remain")
+
+    def _pass_time(self) -> None:
+        """Where all that is left to do waits for a load."""
+        next_s = self.copier.next_load_s if self.copier else 0.0
+        if self._coming:
+            next_s = min(next_s, self._coming[0].arrival_s)
+        clock = self.scheduler.clock
+        clock.now_s = max(clock.now_s, next_s)
 
     def _watch(self) -> None:
         decide, self._counts = self.scheduler.planner, dict[str, float]()
@@ -126,7 +141,9 @@ class TimedEngine(Engine):
         clock = self.scheduler.clock
         start_s = clock()
         grants = dict(output.num_scheduled_tokens)
-        end_s, layers = self._run(record, start_s) if grants else (start_s, None)
+        begin_s = start_s + self._begin_copies(output)
+        end_s, layers = self._run(record, begin_s) if grants else (begin_s, None)
+        self._idle = not grants and not Decision(None, None, record.plan).does_something
         clock.now_s = end_s
         result = self.device.run(output, stop_at=layers)
         for client in self.scheduler.update_from_output(output, result).values():
@@ -138,6 +155,16 @@ class TimedEngine(Engine):
             self.seen.steps.append(
                 SeenStep(start_s, end_s, grants, record.plan.stoppable, layers is not None)
             )
+
+    def _begin_copies(self, output: Any) -> float:
+        """Begin the step's copies; returns how long its forward waits for some of them."""
+        if self.copier is None:
+            return 0.0
+        self.device.connector.handle_preemptions(output.kv_connector_metadata)
+        waited_s = self.copier.waited_s
+        # The device hands the same orders over again.
+        output.kv_connector_metadata.orders.__init__()
+        return waited_s
 
     def _run(self, record: StepRecord, start_s: float) -> tuple[float, int | None]:
         """When the step ends, and after how many layers if it is stopped."""
@@ -157,6 +184,7 @@ class TimedEngine(Engine):
             scheduler.monitor.arrived(ask.name, ask.arrival_s, ask.num_prompt_tokens)
             if layers is None and scheduler.flag.is_raised_for(record.number):
                 looks = math.ceil((ask.arrival_s - start_s) / (layer_s * SAFEPOINT_LAYERS) - 1e-9)
+                looks = max(0, looks)
                 stop_s = max(ask.arrival_s, start_s + looks * SAFEPOINT_LAYERS * layer_s)
                 if stop_s < end_s:
                     end_s, layers = stop_s, looks * SAFEPOINT_LAYERS

@@ -9,6 +9,7 @@ from situation import (
     COST,
     NUM_LAYERS,
     SAFEPOINT_LAYERS,
+    TOKEN_BYTES,
     Ask,
     Decision,
     Seen,
@@ -53,6 +54,8 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
         max_step_tokens=world.max_step_tokens,
         num_layers=NUM_LAYERS,
         safepoint_layers=SAFEPOINT_LAYERS,
+        kv_bytes_per_token=TOKEN_BYTES,
+        link_bytes_per_s=world.link_tokens_per_s * TOKEN_BYTES,
     )
 
     def on_step(step: Step) -> None:

@@ -15,6 +15,7 @@ from conserve.core.snapshot import RequestView, Snapshot, Targets
 BLOCK_SIZE = 4
 NUM_LAYERS = 8
 SAFEPOINT_LAYERS = 2
+TOKEN_BYTES = 128
 COST = LatencyModel(0.004, 1e-3, 1e-7, 1e-5, 1e-6, knee=8, margin=0.04)
 """Both engines' steps take exactly this long, and both believe it at start."""
 
@@ -48,6 +49,8 @@ class World:
     targets: Targets = field(default_factory=lambda: Targets(ttft_s=0.4, tbt_s=0.06))
     policy: PolicySettings = field(default_factory=PolicySettings)
     async_scheduling: bool = False
+    link_tokens_per_s: float = 0.0
+    """Speed of copies to the host and back; 0: there are none."""
 
 
 @dataclass(slots=True)
@@ -57,6 +60,11 @@ class Decision:
     snapshot: Snapshot
     model: LatencyModel
     plan: Plan
+
+    @property
+    def does_something(self) -> bool:
+        plan = self.plan
+        return bool(plan.grants or plan.displace or plan.checkpoint or plan.restore)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conserve.core.checkpointing import choose_copies, copy_is_quicker, tokens_to_restore
+from conserve.core.checkpointing import (
+    choose_copies,
+    copy_budget,
+    copy_is_quicker,
+    tokens_to_restore,
+)
 from conserve.core.latency import LatencyModel
 from conserve.core.snapshot import RequestView
 
@@ -26,8 +31,7 @@ def running(name: str, computed: int, copied: int = 0, copying: int = 0) -> Requ
 
 
 def copies(*views: RequestView, budget: int, block_size: int = 16, tail: int = 4) -> dict[str, int]:
-    ends = {view.request_id: view.num_computed_tokens for view in views}
-    return choose_copies(views, ends, budget, block_size, tail)
+    return choose_copies(views, budget, block_size, tail)
 
 
 def test_who_loses_least_is_copied_first() -> None:
@@ -49,6 +53,14 @@ def test_a_tail_waits_until_enough_of_it_is_new() -> None:
 def test_what_the_budget_cannot_pay_stays_for_later() -> None:
     assert copies(running("a", 100), budget=40) == {"a": 32}
     assert copies(running("a", 100), budget=15) == {}
+
+
+def test_time_earns_copies_and_a_queue_that_grows_stops_them() -> None:
+    assert copy_budget(0.1, 1000.0, 0.0) == copy_budget(0.1, 1000.0, 100.0) == 100.0
+    assert copy_budget(0.1, 1000.0, 150.0) == 50.0
+    assert copy_budget(0.1, 1000.0, 300.0) == 0.0
+    assert copy_budget(60.0, 1000.0, 0.0) == 500.0, "a pause earns no more than half a second"
+    assert copy_budget(-1.0, 1000.0, 0.0) == 0.0, "a clock that was set back earns nothing"
 
 
 @settings(derandomize=True, deadline=None, database=None)

@@ -89,13 +89,13 @@ def audit(state: EngineState) -> None:
     """Blocks have one owner each, and every request is in the one place its phase says."""
     pool, size = state.pool, state.machine.block_size
     assert sum(pool.holdings.values()) + pool.num_free_blocks == pool.num_blocks
-    assert len(state.running) + len(state.restoring) <= state.machine.max_running
-    holders = {r.request_id for r in (*state.running, *state.restoring)}
+    assert len(state.running) <= state.machine.max_running
+    holders = {r.request_id for r in (*state.running, *state.restoring, *state.holding)}
     assert set(pool.holdings) <= holders
     places = {
         Phase.RUNNING: state.running,
         Phase.RESTORING: state.restoring,
-        Phase.WAITING: [*state.waiting_online, *state.waiting_offline],
+        Phase.WAITING: [*state.holding, *state.waiting_online, *state.waiting_offline],
     }
     assert sum(len(place) for place in places.values()) == len(state.live)
     for request in state.live.values():
@@ -103,9 +103,13 @@ def audit(state: EngineState) -> None:
         assert request.num_blocks == pool.held_by(request.request_id)
         assert 0 <= request.num_computed_tokens <= request.num_tokens
         known = max(request.num_computed_tokens, request.num_lost_tokens)
-        assert request.num_checkpointed_tokens <= known
+        assert 0 <= request.num_landed_tokens <= request.num_copying_tokens <= known
         if request.phase is Phase.RUNNING:
+            assert request.num_checkpointed_tokens == request.num_landed_tokens
             assert request.num_blocks >= blocks_for(request.num_computed_tokens, size)
+        elif request.phase is Phase.WAITING:
+            assert request.num_checkpointed_tokens == request.num_copying_tokens
+            assert not request.num_blocks or request in state.holding
     assert state.num_online == sum(r.online for r in state.live.values())
 
 

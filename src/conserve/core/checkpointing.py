@@ -2,44 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from conserve.core.displacement import victim_order
 from conserve.core.latency import LatencyModel
 from conserve.core.snapshot import RequestView
 
+COPY_SHARE = 0.25
+"""Of the link's speed, for copies that nobody waits for."""
+LONGEST_GAP_S = 0.5
+"""A longer pause between two steps earns no more copying than this one."""
+
+
+def copy_budget(elapsed_s: float, rate: float, queued: float) -> float:
+    """What may be queued for the host now, in units of which `rate` a second may be copied:
+    what the time since the last step earned, less whatever more than that is queued still."""
+    budget = rate * min(max(elapsed_s, 0.0), LONGEST_GAP_S)
+    return min(budget, max(0.0, 2 * budget - queued))
+
+
+def least_tail(block_size: int) -> int:
+    """New tokens that make a partly filled block worth a copy: a quarter of a block. The rest is
+    copied when the request is displaced."""
+    return max(1, block_size // 4)
+
 
 def choose_copies(
-    requests: Iterable[RequestView],
-    ends: Mapping[str, int],
-    budget_tokens: int,
-    block_size: int = 1,
-    least_tail: int = 1,
+    requests: Iterable[RequestView], budget_tokens: int, block_size: int = 1, least_tail: int = 1
 ) -> dict[str, int]:
     """request_id -> leading tokens to have on the host, copying `budget_tokens` at most.
 
-    `ends` says how many leading tokens of each request are in place. The cheapest to displace
-    come first, since they go first. Blocks are copied whole: a partly filled last block costs
-    as much as a full one and is copied once `least_tail` of its tokens are new; what is missing
-    of it when the request is displaced is copied then.
+    Where not all can be paid for, the cheapest to displace come first, since they go first.
+    Blocks are copied whole: a partly filled last block costs as much as a full one and is copied
+    once `least_tail` of its tokens are new; what is missing of it when the request is displaced
+    is copied then.
     """
+    size = block_size
+    # Most have nothing to copy in most steps: this much is looked at for every request.
+    due = [
+        request
+        for request in requests
+        if (computed := request.num_computed_tokens) - request.num_copying_tokens >= least_tail
+        or computed - computed % size > request.num_copying_tokens
+    ]
+    wanted: list[tuple[RequestView, int, int, int]] = []
+    total = 0
+    for request in due:
+        start, end = request.num_copying_tokens, request.num_computed_tokens
+        if start < request.num_checkpointed_tokens:
+            start = request.num_checkpointed_tokens
+        whole = end - end % size
+        if end - (start if start > whole else whole) < least_tail:
+            end = whole
+        if end > start:
+            first = start - start % size
+            cost = -(-(end - first) // size) * size  # `blocks_cost`
+            total += cost
+            wanted.append((request, first, end, cost))
+    if total <= budget_tokens:
+        return {request.request_id: end for request, _, end, _ in wanted}
+    return _pay(wanted, budget_tokens, size)
+
+
+def _pay(
+    wanted: list[tuple[RequestView, int, int, int]], budget_tokens: int, block_size: int
+) -> dict[str, int]:
+    """As much of (request, first token, end, cost) as the budget pays for, in victims' order."""
     chosen: dict[str, int] = {}
-    for request in sorted(requests, key=victim_order):
+    for request, first, end, cost in sorted(wanted, key=lambda one: victim_order(one[0])):
         if budget_tokens < 1:
             break
-        start = max(request.num_checkpointed_tokens, request.num_copying_tokens)
-        end = ends[request.request_id]
-        whole = end - end % block_size
-        if end - max(start, whole) < least_tail:
-            end = whole
-        if end <= start:
-            continue
-        first = start - start % block_size
-        cost = blocks_cost(first, end, block_size)
         if cost > budget_tokens:
             end = first + budget_tokens - budget_tokens % block_size
             cost = blocks_cost(first, end, block_size)
-        if end > start:
+        if end > max(request.num_checkpointed_tokens, request.num_copying_tokens):
             chosen[request.request_id] = end
             budget_tokens -= cost
     return chosen

@@ -29,8 +29,9 @@ class _Step(StepBuilder):
         tbt_limit_s = self._tbt_slack_s()
         self._grant_decodes(self.online_decodes, UNLIMITED)
         self._grant_online_prefills(tbt_limit_s)
-        staying = [r for r in self.snapshot.running if r.request_id not in self.displaced]
-        self._yield_held(self._promised_blocks(staying) - self.blocks_left)
+        if self.held:
+            staying = [r for r in self.snapshot.running if r.request_id not in self.displaced]
+            self._yield_held(self._promised_blocks(staying) - self.blocks_left)
         num_online = self.shape.num_tokens
         online_s = self.model.predict_s(self.shape)
         mode = self._mode()
@@ -184,15 +185,10 @@ class _Step(StepBuilder):
         snapshot = self.snapshot
         if not snapshot.copy_tokens:
             return {}
-        staying = [
-            request
-            for request in self.offline_decodes + self.offline_prefills
-            if request.request_id not in self.displaced
-        ]
-        ends = {request.request_id: request.num_computed_tokens for request in staying}
-        return choose_copies(
-            staying, ends, snapshot.copy_tokens, snapshot.block_size, snapshot.copy_tail
-        )
+        staying = self.offline_decodes + self.offline_prefills
+        if self.displaced:
+            staying = [r for r in staying if r.request_id not in self.displaced]
+        return choose_copies(staying, snapshot.copy_tokens, snapshot.block_size, snapshot.copy_tail)
 
     def _grant_least(self) -> None:
         """One request's least progress, where the limit is shorter than any step (P0)."""

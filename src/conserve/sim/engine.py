@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from conserve.core.latency import StepShape
 from conserve.sim.cost import Clockwork, CostModel, Machine
 from conserve.sim.counters import Counters
 from conserve.sim.events import EventKind, EventQueue
-from conserve.sim.link import HostLink
 from conserve.sim.request import SimRequest
 from conserve.sim.schedulers import Scheduler
 from conserve.sim.state import EngineState
@@ -45,10 +43,9 @@ class Engine:
         self.state = EngineState(
             machine, strict_classes=strict_classes, prefix_caching=prefix_caching
         )
-        self.link = HostLink(machine)
+        self.link = self.state.link
         self._async = async_scheduling
         self._clockwork = Clockwork(cost, machine, seed)
-        self._cost = cost
         self._events = EventQueue()
         self._running: Step | None = None
         self._next: Step | None = None
@@ -108,8 +105,9 @@ class Engine:
             return
         layers = self.machine.safepoint_layers
         layer_s = step.seconds / self.machine.num_layers
-        looks = math.ceil((self.now_s - step.start_s) / (layer_s * layers) - 1e-9)
-        stop_s = max(self.now_s, step.start_s + looks * layers * layer_s)
+        begin_s = step.start_s + step.wait_s
+        looks = max(0, math.ceil((self.now_s - begin_s) / (layer_s * layers) - 1e-9))
+        stop_s = max(self.now_s, begin_s + looks * layers * layer_s)
         if stop_s < step.end_s:
             step.stopped = True
             step.end_s = stop_s
@@ -126,9 +124,6 @@ class Engine:
         else:
             self.state.complete(step, self.now_s)
         self.state.counters.busy_s += self.now_s - step.start_s
-        if self.link.tokens_per_s and not step.stopped:
-            in_flight = self._next.grants if self._next else {}
-            self.link.checkpoint(self.state.running, in_flight, self.now_s - step.start_s)
         self.scheduler.ended(self.state, step, self.now_s)
         if self._on_step:
             self._on_step(step)
@@ -141,6 +136,9 @@ class Engine:
         else:
             # Also when nothing is left: it is then that vLLM tells the workers who finished,
             # and that the policy sees the engine empty.
+            if self.link.has_orders:
+                # Of a plan behind this step that had no tokens for anybody.
+                self._begin_copies()
             self._decide_at(self.now_s + self.machine.gap_s)
 
     def _restored(self, request: object) -> None:
@@ -156,20 +154,18 @@ class Engine:
             self.scheduler.held_back(self.state, self.now_s)
             return
         plan = self.scheduler.plan(self.state, self.now_s)
-        if not plan.grants and not plan.displace:
+        if not (plan.grants or plan.displace or plan.restore or plan.checkpoint):
             return
-        num_preempted = self.state.counters.num_preempted
         kept = in_flight.grants if in_flight and self.scheduler.keeps_in_flight else ()
-        step = self.state.apply(plan, self._restores, kept)
-        for request in self.state.restoring:
-            if request.num_blocks and request.request_id in plan.grants:
-                ready_s = self.link.restore(request.num_computed_tokens, self.now_s)
-                self._events.push(ready_s, EventKind.RESTORED, request)
+        before = self.state.counters.num_preempted, len(self.state.restoring)
+        step = self.state.apply(plan, self.scheduler.model, kept)
         if not step.grants:
-            yielded = plan.displace or self.state.counters.num_preempted > num_preempted
-            if yielded and in_flight is None:
-                # Whom room was made for comes next.
-                self._decide_at(self.now_s)
+            after = self.state.counters.num_preempted, len(self.state.restoring)
+            if in_flight is None:
+                ready_s = self._begin_copies()
+                if plan.displace or after != before:
+                    # Whom room was made for comes next, or who has room beside the restored.
+                    self._decide_at(ready_s)
             return
         if step.shape is not plan.shape:
             step.predicted_s = self.scheduler.predict_s(step.shape)
@@ -188,10 +184,11 @@ class Engine:
         self._next = None
         self._running = step
         step.start_s = self.now_s
+        step.wait_s = self._begin_copies() - self.now_s
         step.seconds = self._clockwork.step_s(step.shape, stoppable=step.stoppable)
         if not step.predicted_s:
             step.predicted_s = step.seconds
-        step.end_s = self.now_s if step.stopped else self.now_s + step.seconds
+        step.end_s = self.now_s + step.wait_s + (0.0 if step.stopped else step.seconds)
         self._events.push(step.end_s, EventKind.STEP_END, step)
         if self._async:
             self._decide_at(self.now_s)
@@ -201,14 +198,9 @@ class Engine:
             self._decides = True
             self._events.push(time_s, EventKind.SCHEDULE)
 
-    def _restores(self, request: SimRequest, num_found: int) -> bool:
-        """Whether the link is quicker than computing what lies between found and checkpoint."""
-        done_s = self.link.restored_s(request.num_checkpointed_tokens, self.now_s)
-        return done_s - self.now_s < self._prefill_s(
-            request.num_checkpointed_tokens - num_found, num_found
-        )
-
-    def _prefill_s(self, num_tokens: int, context: int) -> float:
-        shape = StepShape()
-        shape.add_prefill(num_tokens, context)
-        return self._cost.predict_s(shape)
+    def _begin_copies(self) -> float:
+        """What has been ordered goes on the link; returns when a forward may begin."""
+        ready_s, loads = self.link.begin(self.now_s)
+        for done_s, request in loads:
+            self._events.push(done_s, EventKind.RESTORED, request)
+        return ready_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Literal
@@ -10,6 +10,7 @@ from typing import Literal
 from conserve.core.snapshot import Targets
 from conserve.metrics import RequestRecord
 from conserve.sim.arms import Arm
+from conserve.sim.client import Client
 from conserve.sim.counters import Counters
 from conserve.sim.engine import Engine
 from conserve.sim.profiles import Profile
@@ -49,8 +50,7 @@ class Fleet:
             raise ValueError(f"num_replicas must be at least 1, not {num_replicas}")
         self._router = router
         self._frontend_s = profile.machine.frontend_s
-        self._queue: Iterator[RequestPlan] = iter(())
-        self._sent: list[SimRequest] = []
+        self._client = Client((), self._frontend_s)
         self._engines = [
             Engine(
                 arm.machine(profile.machine),
@@ -66,10 +66,10 @@ class Fleet:
 
     def run(self, workload: Workload, start_s: float, end_s: float) -> FleetOutcome:
         """From `start_s`, when the offline queue opens, to `end_s`."""
-        self._queue = iter(workload.offline)
+        self._client = Client(workload.offline, self._frontend_s)
         for engine in self._engines:
             for _ in range(workload.in_flight):
-                for request in self._next_offline(start_s):
+                for request in self._client.next_offline(start_s):
                     engine.submit(request)
         for plan in workload.online:
             if plan.arrival_s > end_s:
@@ -77,7 +77,7 @@ class Fleet:
             self._advance(plan.arrival_s)
             self._route(plan)
         self._advance(end_s)
-        records = [request.record(self._frontend_s) for request in self._sent]
+        records = [request.record(self._frontend_s) for request in self._client.sent]
         counters = [engine.counters for engine in self._engines]
         return FleetOutcome(records, counters, self._num_routed)
 
@@ -95,7 +95,7 @@ class Fleet:
     def _route(self, plan: RequestPlan) -> None:
         number = self._pick()
         self._num_routed[number] += 1
-        self._engines[number].submit(self._request(plan, plan.arrival_s))
+        self._engines[number].submit(self._client.send(plan, plan.arrival_s))
 
     def _pick(self) -> int:
         if self._router == "round-robin":
@@ -111,14 +111,4 @@ class Fleet:
         )
 
     def _finished(self, request: SimRequest, now_s: float) -> Iterable[SimRequest]:
-        return () if request.online else self._next_offline(now_s)
-
-    def _next_offline(self, now_s: float) -> Iterator[SimRequest]:
-        plan = next(self._queue, None)
-        if plan is not None:
-            yield self._request(plan, now_s)
-
-    def _request(self, plan: RequestPlan, sent_s: float) -> SimRequest:
-        request = SimRequest.of(plan, sent_s + self._frontend_s)
-        self._sent.append(request)
-        return request
+        return () if request.online else self._client.next_offline(now_s)

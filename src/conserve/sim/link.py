@@ -1,17 +1,30 @@
-"""The link to host memory: checkpoints of running offline requests, and their way back."""
+"""The link to host memory: copies that the plan asks for on their way there, and restores back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections import deque
+from collections.abc import Mapping
 
+from conserve.core.checkpointing import (
+    COPY_SHARE,
+    blocks_cost,
+    copy_budget,
+    copy_is_quicker,
+    least_tail,
+)
+from conserve.core.latency import LatencyModel
 from conserve.sim.cost import Machine
-from conserve.sim.request import SimRequest
+from conserve.sim.request import Phase, SimRequest
 
 
 class HostLink:
-    """Both directions work at once, each at `link_bytes_per_s`. Without a link nothing is copied.
+    """One queue for both directions, carried at `link_bytes_per_s`, as the engine's copier on CUDA
+    has it: what is on the link is carried to its end, whoever still wants it.
 
-    The host pool is unbounded; copies cost a step nothing, as they use their own stream.
+    Orders of a plan begin with its step (`begin`). Whole blocks are carried. The host pool is
+    unbounded; a step is slowed down only by the copies that it has to wait for. Without a link
+    nothing is copied.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -19,45 +32,157 @@ class HostLink:
         if machine.link_bytes_per_s:
             tokens_per_s = machine.link_bytes_per_s / machine.kv_bytes_per_token
         self.tokens_per_s = tokens_per_s
+        self.copy_tail = least_tail(machine.block_size) if tokens_per_s else 1
         self.num_checkpointed_tokens = 0
         self.num_restored_tokens = 0
-        self._restores_until_s = 0.0
+        self._block_size = machine.block_size
+        self._token_s = 1 / tokens_per_s if tokens_per_s else 0.0
+        self._open: list[tuple[SimRequest, int, int]] = []
+        """What the plan that is being applied orders: (request, leading tokens that it makes
+        whole on the host, tokens' worth of blocks)."""
+        self._orders: list[tuple[SimRequest | None, int, int]] = []
+        """The same of a plan whose step has not begun; of nobody if it does not count any more."""
+        self._copies: deque[tuple[float, SimRequest | None, int, int]] = deque()
+        """The same on the link, behind the time when they will have arrived."""
+        self.num_queued_tokens = 0
+        """Tokens' worth of all these."""
+        self._loads: dict[SimRequest, int] = {}
+        """Tokens' worth of the restores that are not over."""
+        self._load_orders: list[SimRequest] = []
+        self._leaving: set[SimRequest] = set()
+        """Whose copies the next step has to wait for."""
+        self._free_s = -math.inf
+        """When the link will have carried all that is on it."""
+        self._wait_s = -math.inf
+        """When the step that begins next may write to the blocks that were given away to it."""
+        self._next_wait_s = -math.inf
+        """The same of the step after that."""
+        self._asked_s: float | None = None
 
-    def checkpoint(
-        self, running: Iterable[SimRequest], in_flight: Mapping[str, int], seconds: float
-    ) -> None:
-        """Copy what offline requests computed, in the order they were admitted.
+    # What the policy sees
 
-        Tokens `in_flight`, of a step that is decided but has not ended, are not there yet.
-        `seconds` of the link are spent at most; what does not fit stays for the next time.
-        """
-        room = int(self.tokens_per_s * seconds)
-        start = room
-        for request in running:
-            if request.online:
+    def copy_tokens(self, now_s: float) -> int:
+        """What may be queued now. Call once a plan: it earns the time since the last one."""
+        self.advance(now_s)
+        asked_s, self._asked_s = self._asked_s, now_s
+        if asked_s is None:
+            return 0
+        return int(
+            copy_budget(now_s - asked_s, COPY_SHARE * self.tokens_per_s, self.num_queued_tokens)
+        )
+
+    @property
+    def restore_queue_s(self) -> float:
+        return sum(self._loads.values()) * self._token_s
+
+    def advance(self, now_s: float) -> None:
+        """Note the copies that have arrived by now."""
+        copies, running = self._copies, Phase.RUNNING
+        while copies and copies[0][0] <= now_s:
+            _, request, end, cost = copies.popleft()
+            self.num_queued_tokens -= cost
+            if request is None:
                 continue
-            done = request.num_computed_tokens
-            if in_flight:
-                done -= in_flight.get(request.request_id, 0)
-            behind = done - request.num_checkpointed_tokens
-            if behind <= 0:
-                continue
-            if behind >= room:
-                request.num_checkpointed_tokens += room
-                room = 0
-                break
-            request.num_checkpointed_tokens = done
-            room -= behind
-        self.num_checkpointed_tokens += start - room
+            self.num_checkpointed_tokens += end - request.num_landed_tokens
+            request.num_landed_tokens = end
+            if request.phase is running:
+                request.num_checkpointed_tokens = end
 
-    def restore(self, num_tokens: int, now_s: float) -> float:
-        """Bring tokens back to the device, behind earlier restores; returns when they are there."""
-        self._restores_until_s = self.restored_s(num_tokens, now_s)
-        self.num_restored_tokens += num_tokens
-        return self._restores_until_s
+    # What the plan asks for
 
-    def restored_s(self, num_tokens: int, now_s: float) -> float:
-        """When a restore asked for now would be done; infinity without a link."""
+    def order(self, wanted: Mapping[str, int], live: Mapping[str, SimRequest]) -> None:
+        """Copy what is missing of each request's first so many tokens."""
+        size, orders, queued = self._block_size, self._open, 0
+        for request_id, end in wanted.items():
+            request = live[request_id]
+            start = request.num_copying_tokens
+            if end > start:
+                # Whole blocks, as `blocks_cost` has it.
+                cost = -(-(end - start + start % size) // size) * size
+                request.num_copying_tokens = end
+                orders.append((request, end, cost))
+                queued += cost
+        self.num_queued_tokens += queued
+
+    def leaves(self, request: SimRequest, model: LatencyModel | None) -> None:
+        """The request's blocks go to others. What the host lacks of it is copied before, if that
+        is quicker than computing it again; else what is under way does not count any more."""
         if not self.tokens_per_s:
-            return float("inf")
-        return max(now_s, self._restores_until_s) + num_tokens / self.tokens_per_s
+            return
+        computed = request.num_computed_tokens
+        covered = min(request.num_landed_tokens, computed)
+        lacking = computed - covered
+        copied = blocks_cost(0, lacking, self._block_size)
+        if (
+            lacking
+            and model
+            and copy_is_quicker(copied, lacking, covered, model, self.tokens_per_s)
+        ):
+            self.order({request.request_id: computed}, {request.request_id: request})
+            self._leaving.add(request)
+        elif request.num_copying_tokens > request.num_landed_tokens:
+            self._drop(request)
+        # A restore would be queued behind the copies under way.
+        request.num_checkpointed_tokens = request.num_copying_tokens
+
+    def finished(self, request: SimRequest) -> None:
+        if request.num_copying_tokens > request.num_landed_tokens:
+            self._drop(request)
+
+    def _drop(self, request: SimRequest) -> None:
+        """The request's copies do not count any more. Those of a plan that has been applied are
+        carried nevertheless, and the next plan's step waits for them."""
+        for i, (done_s, other, end, cost) in enumerate(self._copies):
+            if other is request:
+                self._copies[i] = done_s, None, end, cost
+                self._next_wait_s = max(self._next_wait_s, done_s)
+        self._orders = [(None if r is request else r, end, cost) for r, end, cost in self._orders]
+        self.num_queued_tokens -= sum(cost for r, _, cost in self._open if r is request)
+        self._open = [order for order in self._open if order[0] is not request]
+        request.num_copying_tokens = request.num_landed_tokens
+
+    def load(self, request: SimRequest, start: int, end: int) -> None:
+        """Bring [start, end) back into the request's blocks; `start` begins a block."""
+        self._loads[request] = blocks_cost(start, end, self._block_size)
+        self._load_orders.append(request)
+        self.num_restored_tokens += end - start
+
+    def loaded(self, request: SimRequest) -> None:
+        del self._loads[request]
+
+    # The link itself
+
+    @property
+    def has_orders(self) -> bool:
+        return bool(self._orders or self._load_orders)
+
+    def close_orders(self) -> None:
+        """The plan is applied: its orders go with its step, and nothing takes them back."""
+        self._orders += self._open
+        self._open = []
+        self._wait_s = max(self._wait_s, self._next_wait_s)
+        self._next_wait_s = -math.inf
+
+    def begin(self, now_s: float) -> tuple[float, list[tuple[float, SimRequest]]]:
+        """Put the orders on the link, as their step begins. Returns when its forward may begin,
+        which may write to blocks that were given away, and when which restores will be there."""
+        ready_s, free_s = max(now_s, self._wait_s), max(now_s, self._free_s)
+        copies, token_s, leaving = self._copies, self._token_s, self._leaving
+        if leaving:
+            ready_s = max([ready_s, *(copy[0] for copy in copies if copy[1] in leaving)])
+        for request, end, cost in self._orders:
+            free_s += cost * token_s
+            copies.append((free_s, request, end, cost))
+            if request is None:
+                self._next_wait_s = max(self._next_wait_s, free_s)
+            elif request in leaving:
+                ready_s = max(ready_s, free_s)
+        loads = []
+        for request in self._load_orders:
+            free_s += self._loads[request] * token_s
+            loads.append((free_s, request))
+        self._free_s, self._wait_s = free_s, ready_s
+        self._orders.clear()
+        self._load_orders.clear()
+        leaving.clear()
+        return ready_s, loads

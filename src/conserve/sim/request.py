@@ -12,16 +12,17 @@ from conserve.workload import RequestPlan
 
 class Phase(StrEnum):
     WAITING = "waiting"
+    """In the queue: without blocks, or with what has been restored of it."""
     RUNNING = "running"
     """It holds a slot; its blocks grow as it computes."""
     RESTORING = "restoring"
-    """Its checkpoint is on the way back: it holds slot and blocks and computes nothing."""
+    """Its checkpoint is on the way back into its blocks; it has no slot and computes nothing."""
     FINISHED = "finished"
 
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.WAITING: frozenset({Phase.RUNNING, Phase.RESTORING, Phase.FINISHED}),
-    Phase.RESTORING: frozenset({Phase.RUNNING}),
+    Phase.RESTORING: frozenset({Phase.WAITING}),
     Phase.RUNNING: frozenset({Phase.WAITING, Phase.FINISHED}),
     Phase.FINISHED: frozenset(),
 }
@@ -43,6 +44,9 @@ class SimRequest(RequestView):
     token_times_s: list[float] = field(default_factory=list)
     num_lost_tokens: int = 0
     """KV up to here was computed before and lost: computing it again is waste."""
+    num_landed_tokens: int = 0
+    """Leading tokens whose copies have arrived on the host. `num_checkpointed_tokens`, which the
+    policy sees, is the same while it runs; while it waits, those under way count as well."""
     most_tokens: int = 0
     """Tokens whose KV it holds when its last token is sampled."""
 

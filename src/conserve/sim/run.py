@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from conserve.core.snapshot import Targets
 from conserve.metrics import RequestRecord
 from conserve.sim.arms import Arm
+from conserve.sim.client import Client
 from conserve.sim.counters import Counters
 from conserve.sim.engine import Engine
 from conserve.sim.profiles import Profile
 from conserve.sim.request import Phase, SimRequest
 from conserve.sim.schedulers import ConserveScheduler
 from conserve.sim.step import Step
-from conserve.workload import RequestPlan, Workload
+from conserve.workload import Workload
 
 UNFINISHED = "not finished when the run ended"
 """`error` of an online request without an end, as the benchmark's client has it."""
@@ -84,40 +85,29 @@ class _Load:
         self._arm = arm
         self._frontend_s = frontend_s
         self._window = window
-        self._plans: Iterator[RequestPlan] = iter(workload.offline if arm.offline else ())
-        self._sent: list[SimRequest] = []
+        self._client = Client(workload.offline if arm.offline else (), frontend_s)
         self.num_online_left = 0
 
     def first(self) -> Iterable[SimRequest]:
         """Every online request, and the offline ones that are in flight from the start."""
         for _ in range(self._workload.in_flight):
-            yield from self._next_offline(-self._window.lead_in_s)
+            yield from self._client.next_offline(-self._window.lead_in_s)
         if self._arm.online:
             for plan in self._workload.online:
                 self.num_online_left += 1
-                yield self._request(plan, plan.arrival_s)
+                yield self._client.send(plan, plan.arrival_s)
 
     def finished(self, request: SimRequest, now_s: float) -> Iterable[SimRequest]:
         if request.online:
             self.num_online_left -= 1
             return ()
-        return self._next_offline(now_s)
+        return self._client.next_offline(now_s)
 
     def records(self) -> list[RequestRecord]:
         records = []
-        for request in self._sent:
+        for request in self._client.sent:
             record = request.record(self._frontend_s)
             if request.online and request.phase is not Phase.FINISHED:
                 record.error = UNFINISHED
             records.append(record)
         return records
-
-    def _next_offline(self, now_s: float) -> Iterator[SimRequest]:
-        plan = next(self._plans, None)
-        if plan is not None:
-            yield self._request(plan, now_s)
-
-    def _request(self, plan: RequestPlan, sent_s: float) -> SimRequest:
-        request = SimRequest.of(plan, sent_s + self._frontend_s)
-        self._sent.append(request)
-        return request

@@ -29,6 +29,11 @@ class Scheduler(Protocol):
     """Whether blocks that a step in flight writes stay with their request until it has ended: so
     vLLM does it where a KV connector may read them."""
 
+    @property
+    def model(self) -> LatencyModel | None:
+        """What it believes steps take; None where it believes nothing."""
+        ...
+
     def plan(self, state: EngineState, now_s: float) -> Plan: ...
 
     def held_back(self, state: EngineState, now_s: float) -> None:
@@ -67,6 +72,7 @@ class ConserveScheduler:
         self.planner = decide
         """The policy; a test looks on by putting its own in this place."""
         self._planned_s: float | None = None
+        self._copy_tokens = 0
         self._last_mode = Mode.IDLE
         self._error_sum = 0.0
         self._num_errors = 0
@@ -82,6 +88,7 @@ class ConserveScheduler:
 
     def plan(self, state: EngineState, now_s: float) -> Plan:
         self.held_back(state, now_s)
+        self._copy_tokens = state.link.copy_tokens(now_s)
         plan = self.planner(self.snapshot(state, now_s), self.model, self.settings)
         if plan.mode is not Mode.IDLE:
             if self._last_mode is Mode.OFFLINE and plan.num_online_tokens:
@@ -97,15 +104,15 @@ class ConserveScheduler:
         self._planned_s = now_s
 
     def snapshot(self, state: EngineState, now_s: float) -> Snapshot:
-        machine, traffic = state.machine, self.traffic
-        head = list(islice(state.waiting_offline, QUEUE_HEAD))
+        machine, traffic, link = state.machine, self.traffic, state.link
+        waiting_offline = [*state.holding, *islice(state.waiting_offline, QUEUE_HEAD)]
         state.note_found(state.waiting_online)
-        state.note_found(head)
+        state.note_found(waiting_offline)
         return Snapshot(
             now_s=now_s,
             running=state.running,
             waiting_online=state.waiting_online,
-            waiting_offline=head,
+            waiting_offline=waiting_offline,
             num_free_blocks=state.pool.num_free_blocks,
             num_free_slots=state.num_free_slots,
             block_size=machine.block_size,
@@ -115,6 +122,10 @@ class ConserveScheduler:
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,
             can_stop=self.can_stop,
+            copy_tokens=self._copy_tokens,
+            copy_tail=link.copy_tail,
+            restore_tokens_per_s=link.tokens_per_s,
+            restore_queue_s=link.restore_queue_s,
         )
 
     def predict_s(self, shape: StepShape) -> float:
@@ -151,6 +162,7 @@ class StockScheduler:
     """
 
     keeps_in_flight = False
+    model: LatencyModel | None = None
 
     def __init__(self, *, by_class: bool, step_tokens: int = 0) -> None:
         self.by_class = by_class

@@ -1,121 +1,74 @@
-"""The engine between two events: queues, running requests, blocks; and what a plan does to them."""
+"""What a plan does to the engine, and what comes of it: grants, growth, stops, ends of steps."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping
-from itertools import takewhile
+from collections.abc import Container, Iterable, Mapping
 
 from conserve.core.displacement import blocks_for
+from conserve.core.latency import LatencyModel
 from conserve.core.plan import Plan
 from conserve.sim.cost import Machine
-from conserve.sim.counters import Counters
-from conserve.sim.memory import BlockPool
+from conserve.sim.places import Places
 from conserve.sim.request import Phase, SimRequest
 from conserve.sim.step import Step
 
-RestoreRule = Callable[[SimRequest, int], bool]
-"""Whether a returning request restores its checkpoint rather than compute from a token on."""
 
-
-class EngineState:
-    """Who is where. Every change of a request's phase and blocks happens here."""
+class EngineState(Places):
+    """The engine between two events."""
 
     def __init__(
         self, machine: Machine, *, strict_classes: bool, prefix_caching: bool = True
     ) -> None:
-        self.machine = machine
+        super().__init__(machine, prefix_caching=prefix_caching)
         self.strict_classes = strict_classes
         """Online before offline where blocks run out (vLLM's priority scheduling)."""
-        self.pool = BlockPool(machine.num_blocks, prefix_caching=prefix_caching)
-        self.live: dict[str, SimRequest] = {}
-        self.running: list[SimRequest] = []
-        self.restoring: list[SimRequest] = []
-        self.waiting_online: deque[SimRequest] = deque()
-        self.waiting_offline: deque[SimRequest] = deque()
-        self.num_online = 0
-        """Online requests that wait or run."""
-        self.counters = Counters()
         self._stopped: set[str] = set()
         self._kept: Container[str] = ()
+        self._model: LatencyModel | None = None
         self._surprised = False
         """Whether the step's shape is not the plan's: another part of an admitted request's KV was
         found, or a lone token is computed again."""
-        self._mixed = False
-        """Whether an online request may stand behind an offline one in `running`."""
-
-    @property
-    def num_free_slots(self) -> int:
-        return self.machine.max_running - len(self.running) - len(self.restoring)
-
-    def _queue_of(self, request: SimRequest) -> deque[SimRequest]:
-        return self.waiting_online if request.online else self.waiting_offline
-
-    def arrive(self, request: SimRequest) -> None:
-        """Queue a request. Raises ValueError if the machine could never finish it."""
-        need = blocks_for(request.most_tokens, self.machine.block_size)
-        if need > self.machine.num_blocks:
-            raise ValueError(
-                f"{request.request_id} needs {need} KV blocks and the machine has "
-                f"{self.machine.num_blocks}: give it more memory, or shorten the request"
-            )
-        self.live[request.request_id] = request
-        self._queue_of(request).append(request)
-        self.num_online += request.online
-
-    def note_found(self, waiting: Iterable[SimRequest]) -> None:
-        """What waiting requests need not compute: a checkpoint, or KV still in freed blocks (which
-        the engine looks for only as far as one step's tokens reach)."""
-        size, most = self.machine.block_size, self.machine.max_step_tokens
-        for request in waiting:
-            longest = request.num_tokens - 1
-            found = self.pool.remembered_of(request.request_id) if most > 0 else 0
-            if not found and not request.num_checkpointed_tokens:
-                request.num_computed_tokens = 0
-                most -= request.num_tokens
-                continue
-            found = min(found, longest // size) * size
-            request.num_computed_tokens = max(found, min(request.num_checkpointed_tokens, longest))
-            most -= request.num_tokens - request.num_computed_tokens
-
-    def put_online_first(self) -> None:
-        """Blocks are granted in the order of `running`; offline requests come last."""
-        if self._mixed:
-            self._mixed = False
-            self.running.sort(key=lambda request: not request.online)
 
     # A step begins
 
-    def apply(self, plan: Plan, restores: RestoreRule, kept: Container[str] = ()) -> Step:
-        """Displace, allocate, and count the granted tokens as computed; returns the step.
+    def apply(
+        self, plan: Plan, model: LatencyModel | None = None, kept: Container[str] = ()
+    ) -> Step:
+        """Displace, order copies, allocate, count granted tokens as computed; returns the step.
 
         As in vLLM, running requests come first and take blocks from others of lower rank
         where none is free; waiting ones are admitted only if nobody had to yield. `kept`:
-        whose blocks cannot be freed now, as a step in flight writes them.
+        whose blocks cannot be freed now, as a step in flight writes them. `model` says whether
+        what the host lacks of a request that loses its blocks is worth waiting for.
         """
-        self._kept = kept
+        self._kept, self._model = kept, model
         if plan.displace:
-            # In running order, as in the engine: what is freed last is remembered longest.
-            victims = set(plan.displace)
-            for request in [r for r in self.running if r.request_id in victims]:
-                if request.request_id not in kept:
-                    self._evict(request)
-                    self.counters.num_displaced += 1
+            self._displace(plan.displace)
+        if plan.checkpoint:
+            self.link.order(plan.checkpoint, self.live)
         step = Step(
             plan.mode, shape=plan.shape, stoppable=plan.stoppable, predicted_s=plan.predicted_s
         )
         grants, num_preempted = plan.grants, self.counters.num_preempted
         self._grant_running(step, grants)
-        if len(step.grants) < len(grants) and self.counters.num_preempted == num_preempted:
-            for request_id, tokens in grants.items():
-                request = self.live[request_id]
-                waits = request.phase is Phase.WAITING
-                if waits and not self._admit(request, tokens, step, restores):
-                    break
-        if step.grants != plan.grants or self._surprised:
+        starts = len(step.grants) < len(grants) or plan.restore
+        if starts and self.counters.num_preempted == num_preempted:
+            self._admit_planned(plan, step)
+        self.link.close_orders()
+        if step.grants != grants or self._surprised:
             self._surprised = False
             step.sum_up(self.live)
         return step
+
+    def _displace(self, names: Iterable[str]) -> None:
+        # In running order, as in the engine: what is freed last is remembered longest.
+        victims = set(names)
+        for request in [r for r in self.running if r.request_id in victims]:
+            if request.request_id not in self._kept:
+                self._evict(request, self._model)
+                self.counters.num_displaced += 1
+        for request in [r for r in self.holding if r.request_id in victims]:
+            self._give_back(request)
 
     def _grant_running(self, step: Step, grants: Mapping[str, int]) -> None:
         """In running order, up to the first that finds no block."""
@@ -185,7 +138,7 @@ class EngineState:
                 return False
             if victim.request_id in step.grants:
                 self._revoke(step, victim)
-            self._evict(victim)
+            self._evict(victim, self._model)
             self.counters.num_preempted += 1
             if victim is request:
                 return False
@@ -198,58 +151,38 @@ class EngineState:
             return self.running[-1]
         return max(self.running, key=lambda r: (not r.online, r.arrival_s))
 
-    def _admit(self, request: SimRequest, tokens: int, step: Step, restores: RestoreRule) -> bool:
+    def _admit_planned(self, plan: Plan, step: Step) -> None:
+        """Waiting requests that the plan starts or restores, up to the first that finds no room:
+        in vLLM's order, which puts those that hold blocks first."""
+        restore, granted = plan.restore, step.grants
+        named = [name for name in (*plan.grants, *restore) if name not in granted]
+        waiting = [self.live[name] for name in named if self.live[name].phase is Phase.WAITING]
+        if restore or self.holding:
+            waiting.sort(key=lambda r: (not r.num_blocks, not r.online, r.arrival_s))
+        for request in waiting:
+            name = request.request_id
+            if name not in restore:
+                admitted = self._admit(request, plan.grants[name], step)
+            else:
+                # Once the step is full, vLLM looks at nobody else.
+                full = sum(step.grants.values()) >= self.machine.max_step_tokens
+                admitted = not full and self._restore(request, restore[name])
+            if not admitted:
+                return
+
+    def _admit(self, request: SimRequest, tokens: int, step: Step) -> bool:
         """Give a waiting request slot and blocks. False: there are not enough."""
-        if request.phase is not Phase.WAITING:
-            return True
-        size, owner = self.machine.block_size, request.request_id
-        if self.num_free_slots < 1:
+        if not self._has_room(request):
             return False
-        if blocks_for(request.num_tokens, size) > self.pool.num_free_blocks:
-            return False
-        queue = self._queue_of(request)
-        if queue[0] is request:
-            queue.popleft()
-        else:
-            queue.remove(request)
-        found = self.pool.reclaim(owner, (request.num_tokens - 1) // size)
-        request.num_blocks = found
-        if request.num_checkpointed_tokens > found * size and restores(request, found * size):
-            self._hold(request, request.num_computed_tokens)
-            request.move(Phase.RESTORING)
-            self.restoring.append(request)
-            return True
-        self.counters.reclaimed_tokens += found * size
-        self._surprised |= request.num_computed_tokens != found * size
-        request.num_computed_tokens = found * size
-        tokens = min(tokens, request.num_tokens - request.num_computed_tokens)
+        found = self._leave_queue(request)
+        self._surprised |= request.num_computed_tokens != found
+        request.num_computed_tokens = found
+        tokens = min(tokens, request.num_tokens - found)
         self._surprised |= tokens == 1 and bool(request.token_times_s)
-        self._hold(request, request.num_computed_tokens + tokens)
-        request.move(Phase.RUNNING)
-        self.running.append(request)
-        self._mixed |= request.online
-        self._grant(step, request, tokens, request.num_computed_tokens + tokens)
+        self._hold(request, found + tokens)
+        self._run(request)
+        self._grant(step, request, tokens, found + tokens)
         return True
-
-    def _hold(self, request: SimRequest, end: int) -> None:
-        need = blocks_for(end, self.machine.block_size) - request.num_blocks
-        if need > 0:
-            self.pool.take(request.request_id, need)
-            request.num_blocks += need
-
-    def _evict(self, request: SimRequest) -> None:
-        """Free a running request's blocks; it waits again, where its arrival places it."""
-        self.running.remove(request)
-        request.move(Phase.WAITING)
-        queue = self._queue_of(request)
-        earlier = (r.arrival_s <= request.arrival_s for r in queue)
-        queue.insert(sum(takewhile(bool, earlier)), request)
-        computed = request.num_computed_tokens
-        request.num_lost_tokens = max(request.num_lost_tokens, computed)
-        self.pool.free(request.request_id, num_remembered=computed // self.machine.block_size)
-        request.num_blocks = 0
-        # What its checkpoint holds needs no computing, if it is restored.
-        request.num_computed_tokens = min(request.num_checkpointed_tokens, request.num_tokens - 1)
 
     # A step ends
 
@@ -260,6 +193,7 @@ class EngineState:
             request.last_token_s = now_s
         for request in step.finishing:
             self._finish(request)
+            self._stopped.discard(request.request_id)
         if self._stopped:
             for request_id in self._stopped & step.grants.keys():
                 self._stopped.discard(request_id)
@@ -283,23 +217,3 @@ class EngineState:
         self.counters.num_stopped_steps += 1
         self.counters.computed_tokens += step.shape.num_tokens
         self.counters.dropped_tokens += step.shape.num_tokens
-
-    def restored(self, request: SimRequest) -> None:
-        self.restoring.remove(request)
-        request.move(Phase.RUNNING)
-        self.running.append(request)
-
-    def _finish(self, request: SimRequest) -> None:
-        if request.phase is Phase.RUNNING:
-            self.running.remove(request)
-            whole = request.num_computed_tokens // self.machine.block_size
-            self.pool.free(request.request_id, num_remembered=whole)
-        else:
-            # It was displaced while its last token was in flight.
-            self._queue_of(request).remove(request)
-            self.pool.reclaim(request.request_id, 0)
-        request.num_blocks = 0
-        request.move(Phase.FINISHED)
-        self.num_online -= request.online
-        del self.live[request.request_id]
-        self._stopped.discard(request.request_id)

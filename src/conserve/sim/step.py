@@ -30,8 +30,10 @@ class Step:
     """Under async scheduling, when the step before it is predicted to end."""
     start_s: float = 0.0
     end_s: float = 0.0
+    wait_s: float = 0.0
+    """From its start until its forward begins: copies out of the blocks it may write to."""
     seconds: float = 0.0
-    """What it takes if nobody stops it."""
+    """What its forward takes if nobody stops it."""
     stopped: bool = False
 
     def sum_up(self, live: Mapping[str, SimRequest]) -> None:

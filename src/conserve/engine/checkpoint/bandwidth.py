@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-LONGEST_GAP_S = 0.5
-"""A longer pause between two steps earns no more copying than this one."""
+from conserve.core.checkpointing import COPY_SHARE, copy_budget
+
 NEWEST_WEIGHT = 0.2
 """Of the newest restore, in the average of their speed."""
 
@@ -11,14 +11,13 @@ NEWEST_WEIGHT = 0.2
 class Bandwidth:
     """Speeds of one rank, all ranks copying side by side.
 
-    `bytes_per_s` is the budget that an operator has set; 0: `share` of what the workers measure.
+    `bytes_per_s` is the budget that an operator has set; 0: COPY_SHARE of what the workers measure.
     Until they have, nothing is copied.
     """
 
-    def __init__(self, token_bytes: float, bytes_per_s: float = 0.0, share: float = 0.25) -> None:
+    def __init__(self, token_bytes: float, bytes_per_s: float = 0.0) -> None:
         self._token_bytes = token_bytes
         self._budget_bytes_per_s = bytes_per_s
-        self._share = share
         self._store_bytes_per_s = self._load_bytes_per_s = bytes_per_s
         self._last_s: float | None = None
 
@@ -31,14 +30,12 @@ class Bandwidth:
         return self._load_bytes_per_s / self._token_bytes
 
     def earned_tokens(self, now_s: float, num_queued_tokens: int) -> int:
-        """Tokens that may be queued for the host now, beside those that are. Call once a step:
-        what a step earns is queued at most twice over."""
+        """Tokens that may be queued for the host now, beside those that are. Call once a step."""
         last_s, self._last_s = self._last_s, now_s
         if last_s is None:
             return 0
-        rate = self._budget_bytes_per_s or self._share * self._store_bytes_per_s
-        earned = rate * min(max(now_s - last_s, 0.0), LONGEST_GAP_S) / self._token_bytes
-        return int(min(earned, max(0.0, 2 * earned - num_queued_tokens)))
+        rate = self._budget_bytes_per_s or COPY_SHARE * self._store_bytes_per_s
+        return int(copy_budget(now_s - last_s, rate / self._token_bytes, num_queued_tokens))
 
     def measured(self, bytes_per_s: float) -> None:
         """What the slowest rank found when it had made its pool."""

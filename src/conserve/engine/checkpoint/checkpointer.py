@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from conserve.core.checkpointing import copy_is_quicker
+from conserve.core.checkpointing import copy_is_quicker, least_tail
 from conserve.core.latency import LatencyModel
 from conserve.core.snapshot import RequestView
 from conserve.engine.checkpoint.bandwidth import Bandwidth
@@ -79,9 +79,7 @@ class Checkpointer:
 
     @property
     def least_tail(self) -> int:
-        """New tokens that make a partly filled block worth a copy: a quarter of a block. The
-        rest is copied when the request is displaced."""
-        return max(1, self.pool.block_size // 4)
+        return least_tail(self.pool.block_size)
 
     def copy_tokens(self, now_s: float) -> int:
         """What the bandwidth budget allows to be queued now, in tokens. Call once a step."""
