@@ -56,6 +56,22 @@ def test_publishing_copies_the_result_and_fills_the_documents_in(root: Path, res
     assert fill_documents(root) == []
 
 
+def test_a_result_may_be_published_under_another_name(root: Path, result: Path) -> None:
+    """Such as the same scenario on another machine."""
+    (root / "README.md").write_text(QUOTE.format(quote="ratios").replace("stored", "stored-h100"))
+    publish_result(result, root, "stored-h100")
+    assert (root / "benchmarks" / "results" / "stored-h100" / "report.html").is_file()
+    assert not (root / "benchmarks" / "results" / "stored").exists()
+    assert "| fcfs |" in (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "two words", "..", "a/b"])
+def test_a_name_that_no_marker_could_hold_is_refused(root: Path, result: Path, name: str) -> None:
+    with pytest.raises(ResultError, match="--name"):
+        publish_result(result, root, name)
+    assert not (root / "benchmarks").exists()
+
+
 def test_a_changed_number_is_stale(root: Path, result: Path) -> None:
     publish_result(result, root)
     readme = root / "README.md"

@@ -74,14 +74,17 @@ class Stale:
     marker: str
 
 
-def publish_result(folder: Path, root: Path) -> list[str]:
-    """Copy a result without its logs to benchmarks/results and fill every document in.
+def publish_result(folder: Path, root: Path, name: str = "") -> list[str]:
+    """Copy a result without its logs to benchmarks/results, under its scenario's name unless
+    another is given, and fill every document in.
 
     Returns what was done, one line each. Raises ResultError for a folder with failed runs, one
-    that is too large, or a marker that names nothing.
+    that is too large, a name that no marker could hold, or a marker that names nothing.
     """
     source = ResultFolder(folder)
-    name = source.description().scenario["name"]
+    name = name or source.description().scenario["name"]
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ResultError(f"--name {name!r}: letters, digits, dots, dashes and underscores only")
     left = [key for key in source.failures() if not source.has(key)]
     if left:
         raise ResultError(f"{folder}: {left[0]} failed; run it again before publishing")

@@ -108,12 +108,15 @@ def compare(
 def publish(
     folder: Path,
     root: Annotated[Path, typer.Option(help="The repository.")] = Path(),
+    name: Annotated[
+        str, typer.Option(help="What to call it there, instead of its scenario's name.")
+    ] = "",
 ) -> None:
     """Copy a result into benchmarks/results and fill in the numbers that the documents quote."""
     from conserve.bench.publish import publish_result
 
     with _clear_errors():
-        for line in publish_result(folder, root):
+        for line in publish_result(folder, root, name):
             typer.echo(line)
 
 
