@@ -86,7 +86,7 @@ class TimedEngine(Engine):
             if self.scheduler.has_requests() or self._queue:
                 self._idle = False
                 self.step()
-                if self._idle and not self._queue:
+                if self._idle and not any(o.total_num_scheduled_tokens for o, _ in self._queue):
                     self._pass_time()
             elif self._coming:
                 clock.now_s = self._coming[0].arrival_s
@@ -95,12 +95,16 @@ class TimedEngine(Engine):
         raise AssertionError(f"{self.scheduler.get_num_unfinished_requests()} requests remain")
 
     def _pass_time(self) -> None:
-        """Where all that is left to do waits for a load."""
-        next_s = self.copier.next_load_s if self.copier else 0.0
+        """Where all that is left to do waits for a load, until that is over or somebody comes."""
+        next_s = self.copier.next_load_s if self.copier else None
+        if next_s is None:
+            return
         if self._coming:
             next_s = min(next_s, self._coming[0].arrival_s)
         clock = self.scheduler.clock
         clock.now_s = max(clock.now_s, next_s)
+        # An engine that polls learns of it in that moment.
+        self.scheduler._our_connector.update_connector_output(self.device._reported())
 
     def _watch(self) -> None:
         decide, self._counts = self.scheduler.planner, dict[str, float]()

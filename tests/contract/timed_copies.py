@@ -28,9 +28,9 @@ class TimedCopier:
         self._dropped: list[int] = []
 
     @property
-    def next_load_s(self) -> float:
-        """When the first of the loads under way will be over; infinity if there is none."""
-        return min((done_s for done_s, job, _ in self._under if not job.store), default=1e9)
+    def next_load_s(self) -> float | None:
+        """When the first of the loads under way will be over."""
+        return min((done_s for done_s, job, _ in self._under if not job.store), default=None)
 
     def begin_step(self, orders: Orders) -> None:
         assert not orders.moves, "there is one tier only"
