@@ -109,6 +109,15 @@ def test_waiting_views_know_what_the_prefix_cache_has(tracker: RequestTracker) -
     assert asked == ["on"], "the second is out of reach of this step"
 
 
+def test_a_waiting_request_that_holds_restored_blocks_shows_them_out_of_reach_too(
+    tracker: RequestTracker,
+) -> None:
+    tracker.add(Request("held", 1, num_tokens=30, num_computed_tokens=24))
+    requests = [Request("off", 1, num_tokens=30), Request("held", 1, 100.0, 30, 24)]
+    views = tracker.waiting(requests, lambda request: request.num_computed_tokens, most_tokens=2)
+    assert [(v.num_computed_tokens, v.num_blocks > 0) for v in views] == [(0, False), (24, True)]
+
+
 def test_shapes_tell_decodes_from_prefills_and_classes_apart(tracker: RequestTracker) -> None:
     tracker.add(Request("decode", priority=1))
     tracker.emitted("decode", 1, 101.0, EngineStats())

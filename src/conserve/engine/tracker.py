@@ -63,12 +63,13 @@ class RequestTracker:
     ) -> list[RequestView]:
         """Views of waiting requests. What they had computed before or the prefix cache has of
         them counts as computed; only the former holds blocks. Looks into the cache for those
-        only that `most_tokens` can reach."""
+        only that `most_tokens` can reach; those that hold blocks are known without a look."""
         views = []
         for request in requests:
             view = self._views[request.request_id]
             view.num_tokens = request.num_tokens
-            view.num_computed_tokens = num_cached(request) if most_tokens > 0 else 0
+            looks = most_tokens > 0 or request.num_computed_tokens > 0
+            view.num_computed_tokens = num_cached(request) if looks else 0
             view.num_blocks = -(-request.num_computed_tokens // self._block_size)
             most_tokens -= view.num_tokens - view.num_computed_tokens
             views.append(view)
