@@ -21,6 +21,7 @@ from conserve.engine.door import AsyncScheduler, init_logger
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.memory import MemoryGauge
 from conserve.engine.monitor import ArrivalMonitor, AskedStop, RunningStep
+from conserve.engine.orphan import end_with_parent
 from conserve.engine.queue import ClassQueue, is_online
 from conserve.engine.settings import EngineSettings
 from conserve.engine.snapshots import OFFLINE_HEAD, TakesSnapshots
@@ -77,6 +78,7 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
         self.can_stop = not reason
         if reason:
             logger.info("ConServe: steps are not stopped between layers: %s", reason)
+        end_with_parent()
 
     @property
     def stats(self) -> EngineStats:
