@@ -84,6 +84,5 @@ def give_link(scheduler: Any, device: Device, tokens_per_s: float) -> TimedCopie
     copier = TimedCopier(device, scheduler.clock, tokens_per_s)
     connector.copies.copier = copier
     device.connector = connector
-    keeper = scheduler.checkpointer
-    keeper._store_bytes_per_s = keeper._load_bytes_per_s = tokens_per_s * TOKEN_BYTES
+    scheduler.checkpointer.bandwidth.measured(tokens_per_s * TOKEN_BYTES)
     return copier
