@@ -131,6 +131,7 @@ def round_trip(name: str, cuts: list[int], used: Packing | None = None) -> None:
     whole_block = filled(name)
     planes = planes_in(order, dtype)
     store = SlotStore(planes, num_slots=3, packing=used or right)
+    store._bytes(2).fill_(85)  # not what an earlier store left in the same memory
     for start, stop in zip([0, *cuts], cuts, strict=False):
         grow(name, planes, 1, range(start, stop))
         assert store.write([1], [2], [(start, stop)]) == set()
