@@ -25,7 +25,7 @@ from conserve.engine.flag import StopFlag
 
 JOB = json.loads(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("REAL_ENGINE_JOB", "{}"))
 PLAIN_KINDS = ("greedy", "seeded", "penalised", "logprobs", "prompt_logprobs", "schema", "regex")
-LORA_KINDS = ("greedy", "seeded", "penalised", "logprobs", "schema", "regex")
+LORA_KINDS = tuple(kind for kind in PLAIN_KINDS if kind != "prompt_logprobs")
 SCHEMA = {
     "type": "object",
     "properties": {"n": {"type": "integer", "maximum": 99}, "ok": {"type": "boolean"}},

@@ -58,7 +58,7 @@ def choose_copies(
             first = start - start % size
             cost = -(-(end - first) // size) * size  # `blocks_cost`
             total += cost
-            wanted.append((request, first, end, cost))
+            wanted.append((request, start, end, cost))
     if total <= budget_tokens:
         return {request.request_id: end for request, _, end, _ in wanted}
     return _pay(wanted, budget_tokens, size)
@@ -67,15 +67,16 @@ def choose_copies(
 def _pay(
     wanted: list[tuple[RequestView, int, int, int]], budget_tokens: int, block_size: int
 ) -> dict[str, int]:
-    """As much of (request, first token, end, cost) as the budget pays for, in victims' order."""
+    """As much of (request, start, end, cost) as the budget pays for, in victims' order."""
     chosen: dict[str, int] = {}
-    for request, first, end, cost in sorted(wanted, key=lambda one: victim_order(one[0])):
+    for request, start, end, cost in sorted(wanted, key=lambda one: victim_order(one[0])):
         if budget_tokens < 1:
             break
         if cost > budget_tokens:
+            first = start - start % block_size
             end = first + budget_tokens - budget_tokens % block_size
             cost = blocks_cost(first, end, block_size)
-        if end > max(request.num_checkpointed_tokens, request.num_copying_tokens):
+        if end > start:
             chosen[request.request_id] = end
             budget_tokens -= cost
     return chosen

@@ -97,8 +97,7 @@ class HostLink:
             request = live[request_id]
             start = request.num_copying_tokens
             if end > start:
-                # Whole blocks, as `blocks_cost` has it.
-                cost = -(-(end - start + start % size) // size) * size
+                cost = blocks_cost(start - start % size, end, size)
                 request.num_copying_tokens = end
                 orders.append((request, end, cost))
                 queued += cost
