@@ -53,7 +53,8 @@ def one_step_at_a_time(play: Play) -> None:
             assert 0 < sum(step.grants.values()) <= world.max_step_tokens
             assert len(step.grants) <= world.max_running
             assert step.stoppable or not step.stopped
-            assert not step.stoppable or not _online_in(seen, step)
+            first = [name for name in _online_in(seen, step) if step.grants[name] > 1]
+            assert not step.stoppable or not first
 
 
 def online_comes_first(play: Play) -> None:
@@ -105,6 +106,8 @@ def nobody_yields_to_offline(play: Play) -> None:
                 assert all(not seen.asks[name].online for name in decision.plan.displace)
 
 
+SLACK = Targets(ttft_s=0.2, tbt_s=0.15)
+"""Slack enough that steps with online decodes are stopped as well."""
 LONG = offline("long", 0.0, 150)
 """A step of 155 ms, if nothing stops it."""
 
@@ -124,11 +127,28 @@ def stops_only_if_needed(play: Play) -> None:
     assert _first_step(play, strict, online("o", 0.02, 8))[0]
 
 
-def steps_with_online_work_are_not_stopped(play: Play) -> None:
+def first_tokens_are_not_stopped(play: Play) -> None:
     asks = [online("first", 0.0, 200, 20), LONG, online("second", 0.02, 8)]
     seen = play(World(), asks)
     assert _online_in(seen, seen.steps[0])
     assert not any(step.stopped for step in seen.steps[:2])
+
+
+def decodes_are_stopped_while_their_tokens_can_be_in_time(play: Play) -> None:
+    """Beside a decode offline work fills half of its slack; the rest is for what follows a stop."""
+    world = World(targets=Targets(ttft_s=0.4, tbt_s=0.2))
+    before_s = COST.predict_s(_prefill(8))
+    for after_s, prompt, stops in ((0.01, 8, True), (0.01, 170, False), (0.085, 8, False)):
+        asks = [online("first", 0.0, 8, 3), LONG, online("new", before_s + after_s, prompt)]
+        seen = play(world, asks)
+        mixed = seen.steps[1]
+        assert mixed.stoppable
+        assert mixed.grants.keys() == {"first", "long"}
+        assert mixed.stopped is stops
+        assert all(
+            later - earlier <= world.targets.tbt_s
+            for earlier, later in pairwise(seen.token_times_s["first"])
+        )
 
 
 def a_stopped_step_leaves_no_trace(play: Play) -> None:
@@ -202,6 +222,22 @@ def offline_tokens_keep_the_tbt_target(play: Play) -> None:
     assert num_mixed > 20
 
 
+def stops_keep_the_tbt_target(play: Play) -> None:
+    """P5 likewise: the tokens that a stopped step owed come in time from the next."""
+    num_owed = 0
+    world = replace(AMPLE, targets=SLACK)
+    for seed in range(6):
+        seen = play(world, mixture(seed))
+        for step in seen.steps:
+            for name in _online_in(seen, step) if step.stopped else ():
+                times = seen.token_times_s[name]
+                before_s = max(t for t in times if t <= step.start_s)
+                after_s = min(t for t in times if t > step.start_s)
+                num_owed += 1
+                assert after_s - before_s <= world.targets.tbt_s + EPSILON_S
+    assert num_owed > 5
+
+
 CLAUSES: tuple[Clause, ...] = (
     everything_adds_up,
     one_step_at_a_time,
@@ -209,12 +245,14 @@ CLAUSES: tuple[Clause, ...] = (
     the_cheapest_makes_room,
     nobody_yields_to_offline,
     stops_only_if_needed,
-    steps_with_online_work_are_not_stopped,
+    first_tokens_are_not_stopped,
+    decodes_are_stopped_while_their_tokens_can_be_in_time,
     a_stopped_step_leaves_no_trace,
     stops_wear_off,
     first_come_first_served_within_a_class,
     an_instant_has_an_order,
     offline_tokens_keep_the_tbt_target,
+    stops_keep_the_tbt_target,
 )
 
 

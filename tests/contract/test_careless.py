@@ -14,6 +14,7 @@ from situation import Play
 
 from conserve.core.policy import decide
 from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.core.stopping import should_stop
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
 
@@ -45,6 +46,11 @@ def everybody(candidates: Sequence[RequestView], *needs: int) -> list[RequestVie
 
 def at_every_arrival(**_: float) -> bool:
     return True
+
+
+def whoever_is_due(**given: float) -> bool:
+    """Stops although online tokens come late for it."""
+    return should_stop(**{**given, "due_s": float("inf")})  # type: ignore[arg-type]
 
 
 def nothing(*_: Any, **__: Any) -> list[str]:
@@ -84,6 +90,10 @@ CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
     ("sim", f"{POLICY}:choose_victims", everybody, clauses.the_cheapest_makes_room),
     ("engine", f"{ENGINE}.monitor:should_stop", at_every_arrival, clauses.stops_only_if_needed),
     ("sim", f"{SIM}.schedulers:should_stop", at_every_arrival, clauses.stops_only_if_needed),
+    ("engine", f"{ENGINE}.monitor:should_stop", whoever_is_due,
+     clauses.decodes_are_stopped_while_their_tokens_can_be_in_time),
+    ("sim", f"{SIM}.schedulers:should_stop", whoever_is_due,
+     clauses.decodes_are_stopped_while_their_tokens_can_be_in_time),
     ("engine", f"{ENGINE}.scheduler:roll_back", nothing, clauses.a_stopped_step_leaves_no_trace),
     ("sim", f"{SIM}.state:EngineState.drop", forget_to_undo,
      clauses.a_stopped_step_leaves_no_trace),

@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 
 import real as engine
 import simulated as simulator
-from clauses import AMPLE, SCARCE
+from clauses import AMPLE, SCARCE, SLACK
 from situation import Decision, Seen, World, mixture
 
 from conserve.core.snapshot import RequestView, Snapshot
@@ -26,6 +26,8 @@ WORLDS = {
     "narrow": NARROW,
     "ample-async": replace(AMPLE, async_scheduling=True),
     "scarce-async": replace(SCARCE, async_scheduling=True),
+    "slack": replace(SCARCE, targets=SLACK),
+    "slack-async": replace(SCARCE, targets=SLACK, async_scheduling=True),
 }
 RATES = {"crawling": 300.0, "slow": 3e3, "fast": 1e5}
 """Tokens a second; computing does 1,000."""

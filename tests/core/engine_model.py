@@ -18,7 +18,7 @@ from conserve.core.plan import Plan
 from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
-from conserve.core.stopping import should_stop
+from conserve.core.stopping import next_step_s, should_stop, time_to_resume_s
 from conserve.core.traffic import TrafficEstimate
 
 Policy = Callable[[Snapshot, LatencyModel, PolicySettings], Plan]
@@ -207,7 +207,7 @@ class Engine:
             intruder = self.adversary(self, step_s)
             if intruder:
                 self.submit([intruder])
-            if self._stopped(step_s):
+            if self._stopped(plan):
                 self.dropped += sum(granted.values())
                 for name in granted:
                     self._job(name).stops += 1
@@ -218,18 +218,22 @@ class Engine:
         for name, tokens in granted.items():
             self._progress(self._job(name), tokens)
 
-    def _stopped(self, step_s: float) -> bool:
+    def _stopped(self, plan: Plan) -> bool:
         """Whether an arrival stops the step; if so it is now that moment."""
+        step_s = plan.predicted_s
         coming = next((job for job in self.future if job.online), None)
         if coming is None or not self.now_s < coming.arrival_s < self.now_s + step_s:
             return False
+        next_s = next_step_s(self.model, plan.online_shape, coming.prompt)
         stop = should_stop(
             now_s=coming.arrival_s,
             step_end_s=self.now_s + step_s,
-            arrivals_prefill_s=self.model.predict_prefill_s(coming.prompt),
+            arrivals_prefill_s=next_s,
             oldest_arrival_s=coming.arrival_s,
             ttft_target_s=self.targets.ttft_s,
             patience=self.settings.patience,
+            resume_s=time_to_resume_s(self.model, step_s, next_s),
+            due_s=plan.due_s,
         )
         if stop:
             self._pass(coming.arrival_s - self.now_s)

@@ -103,6 +103,12 @@ SCENES = {
         running=(decoding("worn", False, stops=3), prefilling("chunk", False)),
         can_stop=True,
     ),
+    "a stop beside a decode": replace(
+        BASE, running=(decoding("on", True, 0.05), prefilling("chunk", False)), can_stop=True
+    ),
+    "a stop beside a prompt": replace(
+        BASE, running=(prefilling("on", True), *OFFLINE), can_stop=True
+    ),
     "copies and restores": replace(
         BASE,
         running=OFFLINE,
@@ -162,13 +168,26 @@ class LongUnstoppable(_Step):
 
 
 class StopsForEver(_Step):
-    def _stoppable(self, num_online: int) -> bool:
+    def _stoppable(self, mode: Mode, num_online: int) -> bool:
         return not num_online and self.snapshot.can_stop
 
 
-class StopsOnlineSteps(_Step):
-    def _stoppable(self, num_online: int) -> bool:
+class StopsFirstTokens(_Step):
+    def _stoppable(self, mode: Mode, num_online: int) -> bool:
         return True
+
+
+class StopsFullSlack(_Step):
+    def _offline_limit_s(self, mode: Mode, tbt_limit_s: float) -> float:
+        return (
+            tbt_limit_s
+            if mode is Mode.ONLINE_DECODE
+            else super()._offline_limit_s(mode, tbt_limit_s)
+        )
+
+
+def stop_when_due(plan: Plan, snapshot: Snapshot) -> None:
+    plan.due_s += 1.0
 
 
 class ForgetsDisplaced(_Step):
@@ -326,7 +345,9 @@ CONTROLS = [
     Control("offline before online", of(SkipsAnOnlineDecode), "P5: on-. yields to offline"),
     Control("long steps that cannot stop", of(LongUnstoppable), "cannot be stopped"),
     Control("stops for ever", of(StopsForEver), "P0: worn was stopped 3 times"),
-    Control("stops online steps", of(StopsOnlineSteps), "stoppable step"),
+    Control("stops first tokens", of(StopsFirstTokens), "carries online prompts"),
+    Control("stops with the slack filled", of(StopsFullSlack), "P5: .* too little of their slack"),
+    Control("stops when a token is due", altered(stop_when_due), "P5: a stop may come"),
     Control("stops where none can stop", altered(claim_stoppable), "cannot stop one"),
     Control("grants to the displaced", of(ForgetsDisplaced), "displaced and granted"),
     Control("displaces everybody", of(DisplacesEverybody), "displaced needlessly"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conserve.core import invariants
-from conserve.core.latency import LatencyModel
+from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import UNLIMITED, decide
 from conserve.core.settings import PolicySettings
@@ -402,8 +402,41 @@ class TestRestores:
 
 
 class TestStoppableSteps:
-    def test_a_step_with_online_work_is_not_stoppable(self) -> None:
+    def test_a_step_of_online_work_alone_is_not_stoppable(self) -> None:
         assert not plan_for(snapshot(decoding("on", True), can_stop=True)).stoppable
+
+    def test_one_that_offline_work_fills_beside_decodes_is(self) -> None:
+        """Half of the slack, 10 ms of it fixed, is for it; the rest is for what follows a stop."""
+        scene = snapshot(decoding("on", True, ago_s=0.05), offline=self.backlog, can_stop=True)
+        plan = plan_for(scene)
+        assert plan.stoppable
+        assert plan.grants == {"on": 1, "off": 64}
+        assert plan.predicted_s == pytest.approx(0.075)
+        assert plan.due_s == pytest.approx(NOW_S + 0.15)
+        assert plan.online_shape == StepShape(1, 0.0, 1, 100)
+        assert plan_for(replace(scene, can_stop=False)).grants == {"on": 1, "off": 139}
+
+    backlog = (waiting("off", False, 1500),)
+
+    def test_not_beside_an_online_prompt(self) -> None:
+        arrived = (waiting("new", True, 100),)
+        decodes, prompt = decoding("on", True), prefilling("prompt", True, 10)
+        for scene in (
+            snapshot(decodes, online=arrived, offline=self.backlog, can_stop=True),
+            snapshot(prompt, offline=self.backlog, can_stop=True),
+        ):
+            assert not plan_for(scene).stoppable
+
+    def test_nor_where_somebody_offline_was_stopped_too_often(self) -> None:
+        worn = (waiting("off", False, 1500, num_stops=3),)
+        plan = plan_for(snapshot(decoding("on", True), offline=worn, can_stop=True))
+        assert not plan.stoppable
+        assert plan.grants == {"on": 1, "off": 189}
+
+    def test_nor_where_the_token_budget_alone_sizes_the_step(self) -> None:
+        scene = snapshot(decoding("on", True), offline=self.backlog, can_stop=True)
+        settings = PolicySettings(fixed_step_tokens=512)
+        assert not plan_for(scene, settings=settings).stoppable
 
     def test_nor_one_in_an_engine_that_cannot_stop(self) -> None:
         assert not plan_for(snapshot(decoding("off", False))).stoppable
@@ -484,6 +517,7 @@ class TestSettings:
         [
             ("prefill_stretch", -0.1, r"prefill_stretch must be in \[0, 1\], not -0.1"),
             ("min_slack_fill", 1.1, "min_slack_fill"),
+            ("stoppable_slack_fill", -0.1, "stoppable_slack_fill"),
             ("patience", 2, "patience"),
             ("unstoppable_share", -1, "unstoppable_share"),
             ("max_stops", -1, "max_stops must be at least 0, not -1"),

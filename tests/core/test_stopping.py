@@ -11,8 +11,14 @@ import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conserve.core.latency import LatencyModel
-from conserve.core.stopping import best_step_tokens, expected_harvest_rate, should_stop
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.stopping import (
+    best_step_tokens,
+    expected_harvest_rate,
+    next_step_s,
+    should_stop,
+    time_to_resume_s,
+)
 
 
 def stops(
@@ -56,6 +62,23 @@ def test_a_step_that_should_be_over_is_left_to_end() -> None:
 def test_without_patience_a_step_that_outruns_its_prediction_is_stopped() -> None:
     assert stops(remaining_s=0.0, prefill_s=0.01, patience=0.0)
     assert stops(remaining_s=-0.5, prefill_s=0.01, patience=0.0)
+
+
+def test_a_step_is_left_alone_once_a_stop_would_make_a_token_late() -> None:
+    always = {"step_end_s": 11.0, "arrivals_prefill_s": 0.1, "oldest_arrival_s": 10.0}
+    always |= {"ttft_target_s": 0.5, "patience": 0.0, "resume_s": 0.2}
+    assert should_stop(now_s=10.0, due_s=10.3, **always)
+    assert not should_stop(now_s=10.15, due_s=10.3, **always)
+    assert should_stop(now_s=10.15, **always), "no token is due"
+
+
+def test_what_follows_a_stop_is_the_online_part_and_the_prompts() -> None:
+    model = LatencyModel(fixed=0.01, per_token=1e-3, per_decode=1e-3, margin=0.1)
+    online = StepShape(num_tokens=2, num_decodes=2, decode_context=300)
+    assert next_step_s(model, online, 50) == pytest.approx(0.01 + 0.052 + 0.002)
+    assert online.num_tokens == 2, "left as it was"
+    assert next_step_s(model, StepShape(), 50) == model.predict_prefill_s(50)
+    assert time_to_resume_s(model, 0.08, 0.06) == pytest.approx(0.02 + 0.066)
 
 
 def simulated_harvest_rate(

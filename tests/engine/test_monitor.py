@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from conserve.core.latency import LatencyModel
+from conserve.core.latency import LatencyModel, StepShape
 from conserve.engine.monitor import ArrivalMonitor, RunningStep
 
 TARGET_S = 1.0
@@ -86,6 +86,21 @@ def test_patience_is_a_share_of_the_target(patience: float, stops: bool) -> None
     scene = Scene(patience)
     scene.start(0.4)
     scene.arrive()
+    assert bool(scene.flag.raised) is stops
+
+
+@pytest.mark.parametrize(("num_tokens", "stops"), [(50, True), (100, False)])
+def test_a_step_with_decodes_stops_if_their_tokens_stay_in_time(
+    num_tokens: int, stops: bool
+) -> None:
+    """0.1 s into it a quarter of its 0.2 s passes at most; 0.05 s are left before the token is due
+    for one decode and the prompt."""
+    scene = Scene()
+    decode = StepShape(num_tokens=1, num_decodes=1)
+    step = RunningStep(7, scene.clock.now_s, 0.2, decode, due_s=scene.clock.now_s + 0.21)
+    scene.monitor.step_started(step, MODEL)
+    scene.clock.now_s += 0.1
+    scene.arrive(num_tokens=num_tokens)
     assert bool(scene.flag.raised) is stops
 
 

@@ -112,7 +112,7 @@ def test_a_stopped_step_leaves_no_trace_and_ends_at_a_safepoint() -> None:
         looks = (step.end_s - step.start_s) / (step.seconds * spacing)
         assert looks == pytest.approx(round(looks), abs=1e-6)
         assert step.stoppable
-        assert not step.num_online_tokens
+        assert step.num_online_tokens <= step.online_shape.num_decodes
     assert outcome.counters.dropped_tokens == sum(s.shape.num_tokens for s in stopped)
 
 
@@ -132,8 +132,9 @@ def test_steps_do_not_overlap_and_every_gap_is_kept() -> None:
 
 
 def test_async_scheduling_hides_the_gap() -> None:
-    synchronous = run(1, gap_s=0.005).counters
-    overlapped = run(1, gap_s=0.005, async_scheduling=True).counters
+    """But behind steps that can be stopped: nothing is decided while one runs."""
+    synchronous = run(1, "conserve-no-stop", gap_s=0.005).counters
+    overlapped = run(1, "conserve-no-stop", gap_s=0.005, async_scheduling=True).counters
     assert overlapped.useful_tokens > 1.05 * synchronous.useful_tokens
 
 

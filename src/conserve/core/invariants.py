@@ -30,7 +30,7 @@ def check(
     _check_displacement(snapshot, plan, by_id)
     _check_memory(snapshot, plan, by_id)
     _check_checkpoints(snapshot, plan, by_id)
-    _check_stopping(snapshot, plan, by_id, settings)
+    _check_stopping(snapshot, plan, by_id, model, settings)
     if not settings.fixed_step_tokens:
         _check_isolation(snapshot, plan, model, by_id, settings)
         _check_unstoppable(snapshot, plan, model, settings)
@@ -189,17 +189,34 @@ def _check_checkpoints(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestV
 
 
 def _check_stopping(
-    snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView], settings: PolicySettings
+    snapshot: Snapshot,
+    plan: Plan,
+    by_id: dict[str, RequestView],
+    model: LatencyModel,
+    settings: PolicySettings,
 ) -> None:
     if not plan.stoppable:
         return
     _require(snapshot.can_stop, "a stoppable step in an engine that cannot stop one")
+    running = {view.request_id for view in snapshot.running}
+    due = []
     for view in (by_id[request_id] for request_id in plan.grants):
-        _require(not view.online, "a stoppable step carries online work")
+        decodes = view.request_id in running and _decodes(view, snapshot)
+        _require(decodes or not view.online, "a stoppable step carries online prompts")
         _require(
             view.num_stops < settings.max_stops,
             f"P0: {view.request_id} was stopped {view.num_stops} times and may be again",
         )
+        if view.online and view.last_token_s is not None:
+            due.append(view.last_token_s + snapshot.targets.tbt_s)
+    if not due or plan.num_floor_tokens:
+        return
+    _require(plan.due_s <= min(due) + EPSILON, "P5: a stop may come when a token is due")
+    share_s = (min(due) - snapshot.now_s) * settings.stoppable_slack_fill
+    _require(
+        plan.predicted_s * (1 + model.margin) <= share_s + EPSILON,
+        "P5: a stop leaves online tokens too little of their slack",
+    )
 
 
 def _check_isolation(

@@ -34,7 +34,11 @@ class Plan:
     restore: dict[str, int] = field(default_factory=dict)
     """request_id -> leading tokens of a waiting request to bring back into free blocks."""
     stoppable: bool = False
-    """Only offline work is in it, and stopping it is not barred by the livelock rule."""
+    """Nobody's first token is in it, and stopping it is not barred by the livelock rule."""
+    online_shape: StepShape = field(default_factory=StepShape)
+    """Its online part: what the next step computes beside the arrivals if this one is stopped."""
+    due_s: float = float("inf")
+    """When the first of its online decodes is due its token, stopped or not."""
     shape: StepShape = field(default_factory=StepShape)
     predicted_s: float = 0.0
     limit_s: float = float("inf")

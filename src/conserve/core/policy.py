@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from conserve.core.checkpointing import choose_copies, tokens_to_restore
 from conserve.core.displacement import choose_victims
 from conserve.core.latency import LatencyModel, StepShape
@@ -32,8 +34,9 @@ class _Step(StepBuilder):
         if self.held:
             staying = [r for r in self.snapshot.running if r.request_id not in self.displaced]
             self._yield_held(self._promised_blocks(staying) - self.blocks_left)
-        num_online = self.shape.num_tokens
-        online_s = self.model.predict_s(self.shape)
+        online_shape = replace(self.shape)
+        num_online = online_shape.num_tokens
+        online_s = self.model.predict_s(online_shape)
         mode = self._mode()
         limit_s = self._offline_limit_s(mode, tbt_limit_s)
         self._grant_offline(limit_s, mode)
@@ -49,7 +52,9 @@ class _Step(StepBuilder):
             displace=list(self.displaced),
             checkpoint=self._copies(),
             restore=self.restores,
-            stoppable=self._stoppable(num_online),
+            stoppable=self._stoppable(mode, num_online),
+            online_shape=online_shape,
+            due_s=self.snapshot.now_s + tbt_limit_s,
             shape=self.shape,
             predicted_s=self.model.predict_s(self.shape),
             limit_s=limit_s,
@@ -129,7 +134,8 @@ class _Step(StepBuilder):
             return min(tbt_limit_s, online_s * (1 + settings.prefill_stretch))
         if mode is Mode.ONLINE_DECODE:
             fill = max(settings.min_slack_fill, snapshot.online_residency)
-            return tbt_limit_s * min(1.0, fill)
+            most = settings.stoppable_slack_fill if self._may_stop() else 1.0
+            return tbt_limit_s * min(most, fill)
         if mode is Mode.OFFLINE and self._may_stop():
             return UNLIMITED
         # Also where an online request waits for blocks that only offline work can free.
@@ -253,9 +259,13 @@ class _Step(StepBuilder):
         views = (*self.offline_decodes, *self.offline_prefills, *self.snapshot.waiting_offline)
         return self.snapshot.can_stop and all(r.num_stops < worn for r in views)
 
-    def _stoppable(self, num_online: int) -> bool:
-        if num_online or not self.shape.num_tokens or not self.snapshot.can_stop:
+    def _stoppable(self, mode: Mode, num_online: int) -> bool:
+        if self.shape.num_tokens == num_online or not self.snapshot.can_stop:
+            return False  # nothing in it to stop, or no way to
+        if num_online and not (mode is Mode.ONLINE_DECODE and self._may_stop()):
             return False
+        if num_online and self.settings.fixed_step_tokens:
+            return False  # nothing bounds how much of the slack it fills
         worn = self.settings.max_stops
         views = (*self.snapshot.running, *self.snapshot.waiting_offline)
         return not any(r.num_stops >= worn for r in views if r.request_id in self.grants)

@@ -18,6 +18,9 @@ class PolicySettings:
     and go, every online token costs one step whatever its length, so a shorter step
     harvests no less over time and an arrival waits less for it; where they never go,
     the share is 1 and steps are as long as the target allows."""
+    stoppable_slack_fill: float = 0.5
+    """Most of the TBT slack that offline work fills in a step that can be stopped: the rest is
+    for the step that follows a stop, which carries the arrivals and owes the same tokens."""
     patience: float = 0.05
     """Share of the TTFT target an arrival may wait for a step that could be stopped."""
     unstoppable_share: float = 0.1
@@ -32,7 +35,13 @@ class PolicySettings:
     """False is an ablation: waiting online requests never displace running offline ones."""
 
     def __post_init__(self) -> None:
-        for name in ("prefill_stretch", "min_slack_fill", "patience", "unstoppable_share"):
+        for name in (
+            "prefill_stretch",
+            "min_slack_fill",
+            "stoppable_slack_fill",
+            "patience",
+            "unstoppable_share",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         for name, least in (("max_stops", 0), ("min_chunk", 1), ("fixed_step_tokens", 0)):

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+
+from conserve.core.latency import LatencyModel, StepShape
+
+RESPONSE_SHARE = 0.25
+"""Most of a step's time that it goes on for after it was asked to stop: engines look at least
+four times."""
 
 
 def should_stop(
@@ -14,19 +21,39 @@ def should_stop(
     oldest_arrival_s: float,
     ttft_target_s: float,
     patience: float,
+    resume_s: float = 0.0,
+    due_s: float = math.inf,
 ) -> bool:
     """Whether to stop a stoppable step for online requests that wait.
 
     Stops when what remains of the step is more than `patience` (a share of the TTFT
     target), or when remainder + prefill would miss the target. The paper stops in the
     second case only, which is `patience` = 1; 0 stops at every arrival.
+
+    A step with online decodes, the first of which is due at `due_s`, is left alone unless they
+    would still be in time: `resume_s` (`time_to_resume_s`) after a stop.
     """
+    if now_s + resume_s > due_s:
+        return False
     remaining_s = max(0.0, step_end_s - now_s)
     # Without patience a step that has outrun its prediction is stopped as well.
     if not patience or remaining_s > patience * ttft_target_s:
         return True
     first_token_s = now_s + remaining_s + arrivals_prefill_s
     return remaining_s > 0 and first_token_s > oldest_arrival_s + ttft_target_s
+
+
+def next_step_s(model: LatencyModel, online_shape: StepShape, num_arrived_tokens: int) -> float:
+    """Predicted time of the step after a stop: the stopped one's online part and the prompts."""
+    shape = replace(online_shape)
+    shape.add_prefill(num_arrived_tokens, 0)
+    return model.predict_s(shape)
+
+
+def time_to_resume_s(model: LatencyModel, stopped_s: float, next_s: float) -> float:
+    """Seconds from asking a step of `stopped_s` to stop until the one after it (`next_s`, both
+    predicted) has given its tokens, with the model's margin."""
+    return stopped_s * RESPONSE_SHARE + next_s * (1 + model.margin)
 
 
 def expected_harvest_rate(num_tokens: float, step_s: float, interruption_rate: float) -> float:

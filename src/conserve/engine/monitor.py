@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from conserve.core.latency import LatencyModel
-from conserve.core.stopping import should_stop
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.stopping import next_step_s, should_stop, time_to_resume_s
 from conserve.engine.flag import StopFlag
 
 
@@ -18,6 +19,9 @@ class RunningStep:
     number: int
     started_s: float
     predicted_s: float
+    online_shape: StepShape = field(default_factory=StepShape)
+    due_s: float = math.inf
+    """Those of the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +103,16 @@ class ArrivalMonitor:
             return
         now_s = self._clock()
         num_tokens = sum(tokens for _, tokens in self._pending.values())
+        next_s = next_step_s(model, step.online_shape, num_tokens)
         if should_stop(
             now_s=now_s,
             step_end_s=step.started_s + step.predicted_s,
-            arrivals_prefill_s=model.predict_prefill_s(num_tokens),
+            arrivals_prefill_s=next_s,
             oldest_arrival_s=min(arrival for arrival, _ in self._pending.values()),
             ttft_target_s=self._ttft_target_s,
             patience=self._patience,
+            resume_s=time_to_resume_s(model, step.predicted_s, next_s),
+            due_s=step.due_s,
         ):
             self._asked = AskedStop(now_s, self._flag.last_passed(step.number))
             self._flag.raise_for(step.number)

@@ -20,7 +20,7 @@ from conserve.engine.connector import StepMetadata, find_ours, spare_others
 from conserve.engine.door import AsyncScheduler, init_logger
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.memory import MemoryGauge
-from conserve.engine.monitor import ArrivalMonitor, AskedStop, RunningStep
+from conserve.engine.monitor import ArrivalMonitor, AskedStop
 from conserve.engine.orphan import end_with_parent
 from conserve.engine.queue import ClassQueue, is_online
 from conserve.engine.settings import EngineSettings
@@ -58,6 +58,7 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
         self._steps: deque[StepRecord] = deque()
         self._step_number = 0
         self._num_held_back = 0
+        self._last_stopped = False
         self._memory = MemoryGauge(self.kv_cache_manager)
         self._our_connector = find_ours(self.connector)
         self._own_stats = EngineStats()
@@ -121,7 +122,7 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
         an online request is on its way from the input thread and will be here at once."""
         if any(step.plan.stoppable for step in self._steps):
             return True
-        if self.monitor.num_pending and not self._online_resident():
+        if self.monitor.num_pending and (self._last_stopped or not self._online_resident()):
             self._num_held_back += 1
             if self._num_held_back <= 3:
                 return True
@@ -192,7 +193,7 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
         self._notes.ran(self.requests[name] for name in output.num_scheduled_tokens)
         self._steps.append(record)
         if record.plan.stoppable and output.total_num_scheduled_tokens:
-            self.monitor.step_started(RunningStep(record.number, begins_s, predicted_s), model)
+            self.monitor.step_started(record.running(begins_s, predicted_s), model)
 
     # Its output
 
@@ -200,7 +201,8 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
         record = self._steps.popleft()
         asked = self.monitor.step_ended() if record.plan.stoppable else None
         computed = scheduler_output.num_scheduled_tokens
-        if isinstance(model_runner_output, StoppedOutput):
+        self._last_stopped = isinstance(model_runner_output, StoppedOutput)
+        if self._last_stopped:
             self._undo(record, computed, model_runner_output, asked)
         else:
             self.tracker.computed(computed, record.ends, self.stats)
@@ -210,8 +212,7 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
             for one in client.outputs:
                 if one.new_token_ids:
                     self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
-        whole = not isinstance(model_runner_output, StoppedOutput)
-        self.experience.ended(record, now_s, self.stats, whole=whole)
+        self.experience.ended(record, now_s, self.stats, whole=not self._last_stopped)
         self._gauge()
         self._hand_over(outputs)
         self.tracker.drop_finished(self.requests)

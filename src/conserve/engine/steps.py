@@ -8,6 +8,7 @@ from conserve.core.calibration import Recalibrator
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
 from conserve.core.traffic import TrafficEstimate
+from conserve.engine.monitor import RunningStep
 from conserve.engine.stats import EngineStats
 from conserve.engine.stopped import Before
 
@@ -31,6 +32,10 @@ class StepRecord:
     before: dict[str, Before] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)
     """request_id -> its computed tokens once this step is done."""
+
+    def running(self, begins_s: float, predicted_s: float) -> RunningStep:
+        plan = self.plan
+        return RunningStep(self.number, begins_s, predicted_s, plan.online_shape, plan.due_s)
 
 
 class Experience:

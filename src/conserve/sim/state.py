@@ -47,7 +47,12 @@ class EngineState(Places):
         if plan.checkpoint:
             self.link.order(plan.checkpoint, self.live)
         step = Step(
-            plan.mode, shape=plan.shape, stoppable=plan.stoppable, predicted_s=plan.predicted_s
+            plan.mode,
+            shape=plan.shape,
+            stoppable=plan.stoppable,
+            online_shape=plan.online_shape,
+            due_s=plan.due_s,
+            predicted_s=plan.predicted_s,
         )
         grants, num_preempted = plan.grants, self.counters.num_preempted
         self._grant_running(step, grants)

@@ -18,6 +18,9 @@ class Step:
     grants: dict[str, int] = field(default_factory=dict)
     shape: StepShape = field(default_factory=StepShape)
     stoppable: bool = False
+    online_shape: StepShape = field(default_factory=StepShape)
+    due_s: float = float("inf")
+    """Those of the plan."""
     predicted_s: float = 0.0
     producers: list[SimRequest] = field(default_factory=list)
     """Requests that it gives a token."""
