@@ -115,13 +115,18 @@ def prompts(chance: random.Random, count: int, shared: int = 0) -> list[list[int
     ]
 
 
-def run_bursts(engine: Engine, seed: int, *, shared: int = 0, cancel: bool = False) -> None:
-    """Offline work that fills memory, and bursts of online prompts that need the blocks."""
+def run_bursts(
+    engine: Engine, seed: int, *, shared: int = 0, cancel: bool = False, logprobs: int = 0
+) -> None:
+    """Offline work that fills memory, and bursts of online prompts that need the blocks. The first
+    `logprobs` offline requests want those of their prompts."""
     chance = random.Random(seed)
     wanted: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts(chance, 14, shared)):
         length = chance.randrange(4, 24)
-        engine.add(make_request(f"off{i}", prompt, length, online=False, arrival_s=i * 0.001))
+        request = make_request(f"off{i}", prompt, length, online=False, arrival_s=i * 0.001)
+        request.skip_reading_prefix_cache = i < logprobs
+        engine.add(request)
         wanted[f"off{i}"] = expected_output(prompt, length)
     for burst in range(5):
         for _ in range(chance.randrange(3, 9)):
@@ -226,6 +231,25 @@ def test_a_failure_on_one_rank_is_a_failure(make_engine: MakeEngine, operation: 
     totals = totals_of(engine)
     run_bursts(engine, 1)
     assert totals[f"checkpoint_faults {operation}"] > 0
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+def test_who_wants_prompt_logprobs_is_computed_again(make_engine: MakeEngine, depth: int) -> None:
+    """vLLM restores no such request, so nobody waits for it and none of it is copied."""
+    engine = make_engine(depth)
+    copied: set[str] = set()
+    keeper = engine.scheduler.checkpointer
+    checkpoint = keeper.checkpoint
+
+    def note(request: Any, *args: Any) -> Any:
+        copied.add(request.request_id)
+        return checkpoint(request, *args)
+
+    keeper.checkpoint = note
+    totals = totals_of(engine)
+    run_bursts(engine, 3, logprobs=7)
+    assert totals["recomputed_tokens offline"] > 0
+    assert copied == {f"off{i}" for i in range(7, 14)}
 
 
 def test_a_restored_request_computes_one_token_again_at_most(make_engine: MakeEngine) -> None:

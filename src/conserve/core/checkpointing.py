@@ -42,8 +42,11 @@ def choose_copies(
     due = [
         request
         for request in requests
-        if (computed := request.num_computed_tokens) - request.num_copying_tokens >= least_tail
-        or computed - computed % size > request.num_copying_tokens
+        if (
+            (computed := request.num_computed_tokens) - request.num_copying_tokens >= least_tail
+            or computed - computed % size > request.num_copying_tokens
+        )
+        and request.can_restore
     ]
     wanted: list[tuple[RequestView, int, int, int]] = []
     total = 0

@@ -175,7 +175,8 @@ def _check_checkpoints(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestV
     running = {view.request_id for view in snapshot.running}
     for request_id, end in plan.checkpoint.items():
         view = by_id[request_id]
-        _require(not view.online and request_id in running, f"{request_id} is not to be copied")
+        copied = not view.online and view.can_restore and request_id in running
+        _require(copied, f"{request_id} is not to be copied")
         _require(end <= view.num_computed_tokens, f"P2: {request_id} is copied past its KV")
     for request_id, end in plan.restore.items():
         view = by_id[request_id]

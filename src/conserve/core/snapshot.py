@@ -35,6 +35,8 @@ class RequestView:
     """Leading tokens whose KV will lie there once the copies under way are done."""
     num_stops: int = 0
     """Steps in a row that were stopped under it."""
+    can_restore: bool = True
+    """Whether the engine would bring its KV back from the host; else none of it is copied."""
 
 
 @dataclass(frozen=True, slots=True)

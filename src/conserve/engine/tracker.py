@@ -15,6 +15,12 @@ def class_of(view: RequestView) -> str:
     return "online" if view.online else "offline"
 
 
+def comes_back(request: Any) -> bool:
+    """Whether vLLM asks connectors for its KV: not for a request that wants the logprobs of its
+    prompt, which needs all of the prompt computed."""
+    return not request.skip_reading_prefix_cache
+
+
 class RequestTracker:
     """One `RequestView` a request, brought up to date when it is looked at."""
 
@@ -30,6 +36,7 @@ class RequestTracker:
             online=is_online(request),
             arrival_s=request.arrival_time,
             num_tokens=request.num_tokens,
+            can_restore=comes_back(request),
         )
         self._high_water.pop(request.request_id, None)
 

@@ -12,6 +12,7 @@ from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.pool import Worth
 from conserve.engine.door import RequestStatus
 from conserve.engine.queue import is_online
+from conserve.engine.tracker import comes_back
 from conserve.engine.waiting import give_blocks_back
 
 
@@ -72,7 +73,7 @@ class KeepsCheckpoints:
         self, request: Any, timestamp: float, drop_stale_output: bool = False
     ) -> None:
         """vLLM frees the blocks of a running request, for us or for itself."""
-        if self.checkpointer is not None and not is_online(request):
+        if self.checkpointer is not None and not is_online(request) and comes_back(request):
             blocks = self._block_ids(request.request_id)
             model = self.experience.model
             self.checkpointer.leaves(request, blocks, self._worth(request), model)
