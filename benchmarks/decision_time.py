@@ -53,6 +53,7 @@ class EngineRequest:
     num_computed_tokens: int = 0
     num_output_placeholders: int = 0
     max_tokens: int = 1024
+    skip_reading_prefix_cache: bool = False
 
     @property
     def num_tokens_with_spec(self) -> int:

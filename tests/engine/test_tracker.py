@@ -33,6 +33,7 @@ class Request:
     num_output_placeholders: int = 0
     num_prompt_tokens: int = 10
     max_tokens: int = 100
+    skip_reading_prefix_cache: bool = False
 
     @property
     def num_tokens_with_spec(self) -> int:

@@ -47,7 +47,7 @@ def test_what_it_stored_amid_stops_is_what_it_loads(
             futures = [pool.submit(ask, server, t, tier="flex", max_tokens=24) for t in texts]
             answers = [[ask(server, chat) for chat in chats] for _ in range(NUM_ROUNDS)]
             together = [future.result() for future in futures]
-        assert server.metric("conserve:stopped_steps_total") > 3
+        assert server.metric("conserve:stopped_steps_total") > 0
         assert "External Cache Hit!" in server.log.read_text()
         shutil.rmtree(store)
         store.mkdir()
