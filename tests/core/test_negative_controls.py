@@ -163,8 +163,7 @@ class SkipsAnOnlineDecode(_Step):
 
 
 class LongUnstoppable(_Step):
-    def _may_stop(self) -> bool:
-        return True
+    _may_stop = True
 
 
 class StopsForEver(_Step):

@@ -144,9 +144,9 @@ class Runner:
                 started_s = time.monotonic()
                 server.wait_until_healthy(START_S)
                 self._say(f"  ready in {time.monotonic() - started_s:.0f} s")
-                warm_up = True
+                speed, warm_up = machine.probe_gflops(), True
                 while left:
-                    self._one(arm, *left[0], server, warm_up)
+                    self._one(arm, *left[0], server, warm_up=warm_up, probe_gflops=speed)
                     left.pop(0)
                     warm_up = False
         except ServerDiedError as error:
@@ -154,7 +154,14 @@ class Runner:
                 self._fail(key, str(error))
 
     def _one(
-        self, arm: Arm, key: RunKey, scenario: Scenario, server: Server, warm_up: bool
+        self,
+        arm: Arm,
+        key: RunKey,
+        scenario: Scenario,
+        server: Server,
+        *,
+        warm_up: bool,
+        probe_gflops: float,
     ) -> None:
         """One run. Its records appear under their name only when it is whole."""
         final = self._folder.records_path(key)
@@ -172,7 +179,7 @@ class Runner:
             offline_fields=dict(arm.offline_fields),
             batch=arm.batch,
             warm_up=warm_up,
-            probe_gflops=machine.probe_gflops(),
+            probe_gflops=probe_gflops,
             records=str(partial),
             counters=str(self._folder.counters_path(key)),
         )

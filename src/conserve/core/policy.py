@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 from conserve.core.checkpointing import choose_copies, tokens_to_restore
 from conserve.core.displacement import choose_victims
@@ -134,9 +135,9 @@ class _Step(StepBuilder):
             return min(tbt_limit_s, online_s * (1 + settings.prefill_stretch))
         if mode is Mode.ONLINE_DECODE:
             fill = max(settings.min_slack_fill, snapshot.online_residency)
-            most = settings.stoppable_slack_fill if self._may_stop() else 1.0
+            most = settings.stoppable_slack_fill if self._may_stop else 1.0
             return tbt_limit_s * min(most, fill)
-        if mode is Mode.OFFLINE and self._may_stop():
+        if mode is Mode.OFFLINE and self._may_stop:
             return UNLIMITED
         # Also where an online request waits for blocks that only offline work can free.
         return snapshot.targets.ttft_s * settings.unstoppable_share
@@ -253,19 +254,20 @@ class _Step(StepBuilder):
         if all(self._has(r) for r in self.snapshot.waiting_online):
             self._start_offline(limit_s)
 
+    @cached_property
     def _may_stop(self) -> bool:
-        """Whether the step can be stopped whichever offline requests it turns out to hold."""
+        """Whether the step can be stopped whichever requests it turns out to hold."""
         worn = self.settings.max_stops
-        views = (*self.offline_decodes, *self.offline_prefills, *self.snapshot.waiting_offline)
+        views = (*self.snapshot.running, *self.snapshot.waiting_offline)
         return self.snapshot.can_stop and all(r.num_stops < worn for r in views)
 
     def _stoppable(self, mode: Mode, num_online: int) -> bool:
         if self.shape.num_tokens == num_online or not self.snapshot.can_stop:
             return False  # nothing in it to stop, or no way to
-        if num_online and not (mode is Mode.ONLINE_DECODE and self._may_stop()):
-            return False
-        if num_online and self.settings.fixed_step_tokens:
-            return False  # nothing bounds how much of the slack it fills
+        if num_online:
+            # Of a fixed number of tokens, nothing bounds how much of the slack it fills.
+            bounded = mode is Mode.ONLINE_DECODE and not self.settings.fixed_step_tokens
+            return bounded and self._may_stop
         worn = self.settings.max_stops
         views = (*self.snapshot.running, *self.snapshot.waiting_offline)
         return not any(r.num_stops >= worn for r in views if r.request_id in self.grants)
