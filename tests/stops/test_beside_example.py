@@ -19,6 +19,11 @@ pytestmark = pytest.mark.server
 
 NUM_DOCUMENTS = 3
 NUM_ROUNDS = 5
+MOST_ROUNDS = 60
+
+
+def num_stops(server: Any) -> float:
+    return float(server.metric("conserve:stopped_steps_total"))
 
 
 def test_what_it_stored_amid_stops_is_what_it_loads(
@@ -45,15 +50,18 @@ def test_what_it_stored_amid_stops_is_what_it_loads(
     with start_server(*arguments) as server, ThreadPoolExecutor(NUM_DOCUMENTS) as pool:
         with harvesting(server, num_clients=2):
             futures = [pool.submit(ask, server, t, tier="flex", max_tokens=24) for t in texts]
-            answers = [[ask(server, chat) for chat in chats] for _ in range(NUM_ROUNDS)]
+            answers = []
+            while len(answers) < NUM_ROUNDS or num_stops(server) <= 3:
+                assert len(answers) < MOST_ROUNDS, "hardly a step is stopped"
+                answers.append([ask(server, chat) for chat in chats])
             together = [future.result() for future in futures]
-        assert server.metric("conserve:stopped_steps_total") > 0
+        assert num_stops(server) > 3
         assert "External Cache Hit!" in server.log.read_text()
         shutil.rmtree(store)
         store.mkdir()
         assert [ask(server, t, tier="flex", max_tokens=24) for t in texts] == together
         alone = [ask(server, chat) for chat in chats]
-        assert answers == [alone] * NUM_ROUNDS
+        assert answers == [alone] * len(answers)
         assert len(set(alone)) == len(alone)
         assert server.metric("conserve:output_tokens_total", **{"class": "online"}) > 0
         assert "Traceback" not in server.log.read_text()
