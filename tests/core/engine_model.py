@@ -18,7 +18,7 @@ from conserve.core.plan import Plan
 from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
-from conserve.core.stopping import next_step_s, should_stop, time_to_resume_s
+from conserve.core.stopping import should_stop
 from conserve.core.traffic import TrafficEstimate
 
 Policy = Callable[[Snapshot, LatencyModel, PolicySettings], Plan]
@@ -224,15 +224,16 @@ class Engine:
         coming = next((job for job in self.future if job.online), None)
         if coming is None or not self.now_s < coming.arrival_s < self.now_s + step_s:
             return False
-        next_s = next_step_s(self.model, plan.online_shape, coming.prompt)
         stop = should_stop(
             now_s=coming.arrival_s,
+            step_s=step_s,
             step_end_s=self.now_s + step_s,
-            arrivals_prefill_s=next_s,
+            online_shape=plan.online_shape,
+            num_arrived_tokens=coming.prompt,
+            model=self.model,
             oldest_arrival_s=coming.arrival_s,
             ttft_target_s=self.targets.ttft_s,
             patience=self.settings.patience,
-            resume_s=time_to_resume_s(self.model, step_s, next_s),
             due_s=plan.due_s,
         )
         if stop:

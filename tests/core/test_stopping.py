@@ -24,11 +24,14 @@ from conserve.core.stopping import (
 def stops(
     remaining_s: float, prefill_s: float = 0.1, waited_s: float = 0.0, patience: float = 1.0
 ) -> bool:
-    """should_stop at now = 10 s for a TTFT target of 1 s."""
+    """should_stop at now = 10 s for a TTFT target of 1 s, where a token takes a millisecond."""
     return should_stop(
         now_s=10.0,
+        step_s=1.0,
         step_end_s=10.0 + remaining_s,
-        arrivals_prefill_s=prefill_s,
+        online_shape=StepShape(),
+        num_arrived_tokens=round(1000 * prefill_s),
+        model=LatencyModel(fixed=0.0, per_token=1e-3),
         oldest_arrival_s=10.0 - waited_s,
         ttft_target_s=1.0,
         patience=patience,
@@ -65,11 +68,25 @@ def test_without_patience_a_step_that_outruns_its_prediction_is_stopped() -> Non
 
 
 def test_a_step_is_left_alone_once_a_stop_would_make_a_token_late() -> None:
-    always = {"step_end_s": 11.0, "arrivals_prefill_s": 0.1, "oldest_arrival_s": 10.0}
-    always |= {"ttft_target_s": 0.5, "patience": 0.0, "resume_s": 0.2}
-    assert should_stop(now_s=10.0, due_s=10.3, **always)
-    assert not should_stop(now_s=10.15, due_s=10.3, **always)
-    assert should_stop(now_s=10.15, **always), "no token is due"
+    """A quarter of 0.4 s until it has stopped, and 0.1 s for the prompts."""
+
+    def stops_at(now_s: float, due_s: float = math.inf) -> bool:
+        return should_stop(
+            now_s=now_s,
+            step_s=0.4,
+            step_end_s=11.0,
+            online_shape=StepShape(),
+            num_arrived_tokens=100,
+            model=LatencyModel(fixed=0.0, per_token=1e-3),
+            oldest_arrival_s=10.0,
+            ttft_target_s=0.5,
+            patience=0.0,
+            due_s=due_s,
+        )
+
+    assert stops_at(10.0, due_s=10.3)
+    assert not stops_at(10.15, due_s=10.3)
+    assert stops_at(10.15), "no token is due"
 
 
 def test_what_follows_a_stop_is_the_online_part_and_the_prompts() -> None:

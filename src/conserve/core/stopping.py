@@ -16,30 +16,36 @@ four times."""
 def should_stop(
     *,
     now_s: float,
+    step_s: float,
     step_end_s: float,
-    arrivals_prefill_s: float,
+    online_shape: StepShape,
+    num_arrived_tokens: int,
+    model: LatencyModel,
     oldest_arrival_s: float,
     ttft_target_s: float,
     patience: float,
-    resume_s: float = 0.0,
     due_s: float = math.inf,
 ) -> bool:
     """Whether to stop a stoppable step for online requests that wait.
 
+    The step is predicted to take `step_s` and to end at `step_end_s`; it holds `online_shape`
+    of online decodes, and `num_arrived_tokens` of prompts wait.
+
     Stops when what remains of the step is more than `patience` (a share of the TTFT
-    target), or when remainder + prefill would miss the target. The paper stops in the
+    target), or when remainder + next step would miss the target. The paper stops in the
     second case only, which is `patience` = 1; 0 stops at every arrival.
 
     A step with online decodes, the first of which is due at `due_s`, is left alone unless they
-    would still be in time: `resume_s` (`time_to_resume_s`) after a stop.
+    would still be in time (`time_to_resume_s`) after a stop.
     """
-    if now_s + resume_s > due_s:
+    next_s = next_step_s(model, online_shape, num_arrived_tokens)
+    if now_s + time_to_resume_s(model, step_s, next_s) > due_s:
         return False
     remaining_s = max(0.0, step_end_s - now_s)
     # Without patience a step that has outrun its prediction is stopped as well.
     if not patience or remaining_s > patience * ttft_target_s:
         return True
-    first_token_s = now_s + remaining_s + arrivals_prefill_s
+    first_token_s = now_s + remaining_s + next_s
     return remaining_s > 0 and first_token_s > oldest_arrival_s + ttft_target_s
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from conserve.core.latency import LatencyModel, StepShape
-from conserve.core.stopping import next_step_s, should_stop, time_to_resume_s
+from conserve.core.stopping import should_stop
 from conserve.engine.flag import StopFlag
 
 
@@ -102,16 +102,16 @@ class ArrivalMonitor:
         if step is None or model is None or self._asked is not None:
             return
         now_s = self._clock()
-        num_tokens = sum(tokens for _, tokens in self._pending.values())
-        next_s = next_step_s(model, step.online_shape, num_tokens)
         if should_stop(
             now_s=now_s,
+            step_s=step.predicted_s,
             step_end_s=step.started_s + step.predicted_s,
-            arrivals_prefill_s=next_s,
+            online_shape=step.online_shape,
+            num_arrived_tokens=sum(tokens for _, tokens in self._pending.values()),
+            model=model,
             oldest_arrival_s=min(arrival for arrival, _ in self._pending.values()),
             ttft_target_s=self._ttft_target_s,
             patience=self._patience,
-            resume_s=time_to_resume_s(model, step.predicted_s, next_s),
             due_s=step.due_s,
         ):
             self._asked = AskedStop(now_s, self._flag.last_passed(step.number))

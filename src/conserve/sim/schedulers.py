@@ -12,7 +12,7 @@ from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
-from conserve.core.stopping import next_step_s, should_stop, time_to_resume_s
+from conserve.core.stopping import should_stop
 from conserve.core.traffic import TrafficEstimate
 from conserve.sim.request import SimRequest
 from conserve.sim.state import EngineState
@@ -134,15 +134,16 @@ class ConserveScheduler:
     def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
         # Those that waited before lack room that this step does not give them.
         waiting = [r for r in state.waiting_online if r.arrival_s > step.decided_s]
-        next_s = next_step_s(self.model, step.online_shape, sum(r.num_tokens for r in waiting))
         return should_stop(
             now_s=now_s,
+            step_s=step.predicted_s,
             step_end_s=step.expected_start_s + step.predicted_s,
-            arrivals_prefill_s=next_s,
+            online_shape=step.online_shape,
+            num_arrived_tokens=sum(r.num_tokens for r in waiting),
+            model=self.model,
             oldest_arrival_s=min(r.arrival_s for r in waiting),
             ttft_target_s=self.targets.ttft_s,
             patience=self.settings.patience,
-            resume_s=time_to_resume_s(self.model, step.predicted_s, next_s),
             due_s=step.due_s,
         )
 
