@@ -175,7 +175,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     if options.model is None:
-        from conserve.server.model import default_model
+        from conserve.server.start.default_model import default_model
 
         options.model = default_model()
     bench, chance = Bench(options), random.Random(options.seed)

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response
 from conserve.batch.executor import asgi_executor
 from conserve.batch.service import BatchService
 from conserve.batch.settings import BatchSettings
-from conserve.server.batches import batch_service
+from conserve.server.batches.routes import batch_service
 
 CHAT = "/v1/chat/completions"
 MODEL = "fake"

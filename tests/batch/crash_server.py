@@ -23,11 +23,11 @@ sys.path.append(str(Path(__file__).parent))
 import uvicorn
 from batch_fakes import FakeModel
 
+from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
 from conserve.batch.executor import asgi_executor
-from conserve.batch.files import FileContents
 from conserve.batch.settings import BatchSettings
-from conserve.server.batches import batch_service
+from conserve.server.batches.routes import batch_service
 
 
 class Fuse:

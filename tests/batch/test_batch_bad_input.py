@@ -241,13 +241,13 @@ async def test_a_full_disk_says_so(
     settings: BatchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Any, staged: Path, blob_id: str) -> None:
-        from conserve.batch.files import storage_errors
+        from conserve.batch.contents import storage_errors
 
         with storage_errors():
             raise OSError(28, "No space left on device")
 
     async with running(settings) as run:
-        monkeypatch.setattr("conserve.batch.files.FileContents._keep", full)
+        monkeypatch.setattr("conserve.batch.contents.FileContents._keep", full)
         response = await post_file(run, "a", numbered(1))
         check(response, 503, "storage_full", None)
         assert response.headers["retry-after"] == "60"

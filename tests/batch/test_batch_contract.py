@@ -18,12 +18,12 @@ from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundE
 from conserve.batch.executor import Reply
 from conserve.batch.file_store import Upload
 from conserve.batch.lifecycle import Status
-from conserve.batch.models import BatchCreate
 from conserve.batch.outcome import Line, Postponed, Result, Tokens, keep_reply
 from conserve.batch.schema import metadata
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.validation import Rules, Validation
+from conserve.batch.wire import BatchCreate
 
 pytestmark = pytest.mark.anyio
 

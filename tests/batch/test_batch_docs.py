@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from conserve.batch.lifecycle import TRANSITIONS
-from conserve.batch.models import BatchCreate, BatchObject
 from conserve.batch.settings import BatchSettings
+from conserve.batch.wire import BatchCreate, BatchObject
 from conserve.cli.batch import app
 
 ROOT = Path(__file__).parents[2]

@@ -36,11 +36,11 @@ from conserve.batch.file_store import Upload
 from conserve.batch.intake import Intake
 from conserve.batch.lease_store import LeaseStore
 from conserve.batch.lifecycle import CANCELLABLE, TERMINAL, Status
-from conserve.batch.models import BatchCreate
 from conserve.batch.outcome import Line, Outcome, Postponed, keep_reply
 from conserve.batch.schema import metadata
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
+from conserve.batch.wire import BatchCreate
 
 T = TypeVar("T")
 WINDOW_S = 60

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from conserve.batch.overview import overview
 from conserve.batch.settings import BatchSettings
-from conserve.server.batches_metrics import SERIES, BatchMetrics, batch_metrics, shown
+from conserve.server.batches.metrics import SERIES, BatchMetrics, batch_metrics, shown
 
 pytestmark = pytest.mark.anyio
 

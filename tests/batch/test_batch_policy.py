@@ -9,30 +9,30 @@ import random
 import pytest
 from batch_fakes import FakeClock
 
-from conserve.batch import policy
+from conserve.batch import deadlines
 from conserve.batch.errors import BadTransitionError
 from conserve.batch.executor import Reply
+from conserve.batch.in_flight import FIRST, HOLD_S, Window, retry_delay_s
 from conserve.batch.lifecycle import LIVE, TERMINAL, TRANSITIONS, Status, check
-from conserve.batch.models import deadline_time, duration_s
 from conserve.batch.outcome import Line, from_reply, keep_reply, never_ran
-from conserve.batch.window import FIRST, HOLD_S, Window, retry_delay_s
+from conserve.batch.wire import deadline_time, duration_s
 
 HOUR = 3600.0
-HARVEST = policy.Harvest(tokens_per_s=100.0, mean_output_tokens=10.0)
+HARVEST = deadlines.Harvest(tokens_per_s=100.0, mean_output_tokens=10.0)
 
 
 def view(
     name: str, *, came: float = 0, due: float = 24 * HOUR, tokens: float = 1000, priority: int = 10
-) -> policy.BatchView:
-    return policy.BatchView(name, came, priority, due, tokens)
+) -> deadlines.BatchView:
+    return deadlines.BatchView(name, came, priority, due, tokens)
 
 
-def names(*views: policy.BatchView, now: float = 0, harvest: policy.Harvest = HARVEST) -> str:
+def names(*views: deadlines.BatchView, now: float = 0, harvest: deadlines.Harvest = HARVEST) -> str:
     shuffled = list(views)
     orders = set()
     for seed in range(5):
         random.Random(seed).shuffle(shuffled)
-        orders.add("".join(v.batch_id for v in policy.order(shuffled, now, harvest)))
+        orders.add("".join(v.batch_id for v in deadlines.order(shuffled, now, harvest)))
     assert len(orders) == 1  # the order does not depend on how the batches come
     return orders.pop()
 
@@ -57,7 +57,7 @@ def test_slack_counts_the_work_that_is_left() -> None:
     large = view("large", came=2, due=2 * HOUR, tokens=100.0 * 1.5 * HOUR)
     assert names(small, large) == "largesmall"
     # Without a rate, work takes no time that is known.
-    assert names(small, large, harvest=policy.Harvest()) == "smalllarge"
+    assert names(small, large, harvest=deadlines.Harvest()) == "smalllarge"
 
 
 def test_among_those_at_risk_the_least_slack_goes_first() -> None:
@@ -66,17 +66,17 @@ def test_among_those_at_risk_the_least_slack_goes_first() -> None:
 
 def test_what_the_engine_is_told() -> None:
     calm, risky = view("a", priority=7), view("b", due=30, priority=7)
-    assert policy.engine_priority(calm, 0, HARVEST) == 8
-    assert policy.engine_priority(risky, 0, HARVEST) == policy.MOST_URGENT == 1
+    assert deadlines.engine_priority(calm, 0, HARVEST) == 8
+    assert deadlines.engine_priority(risky, 0, HARVEST) == deadlines.MOST_URGENT == 1
 
 
 def test_a_batch_ends_after_what_goes_before_it() -> None:
     ordered = [view("a", tokens=1000), view("b", tokens=500)]
-    assert policy.estimated_finish("a", ordered, 100.0, HARVEST) == 110.0
-    assert policy.estimated_finish("b", ordered, 100.0, HARVEST) == 115.0
-    assert policy.estimated_finish("b", ordered, 100.0, policy.Harvest()) is None
+    assert deadlines.estimated_finish("a", ordered, 100.0, HARVEST) == 110.0
+    assert deadlines.estimated_finish("b", ordered, 100.0, HARVEST) == 115.0
+    assert deadlines.estimated_finish("b", ordered, 100.0, deadlines.Harvest()) is None
     with pytest.raises(KeyError):
-        policy.estimated_finish("c", ordered, 100.0, HARVEST)
+        deadlines.estimated_finish("c", ordered, 100.0, HARVEST)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_a_batch_ends_after_what_goes_before_it() -> None:
 )
 def test_the_state_of_a_deadline(due: float, tokens: float, state: str) -> None:
     one = view("a", due=due, tokens=tokens)
-    finish = policy.estimated_finish("a", [one], 0, HARVEST)
-    assert policy.deadline_state(one, finish, 0, HARVEST) == state
+    finish = deadlines.estimated_finish("a", [one], 0, HARVEST)
+    assert deadlines.deadline_state(one, finish, 0, HARVEST) == state
 
 
 def test_an_unknown_rate_says_so() -> None:
-    assert policy.deadline_state(view("a"), None, 0, policy.Harvest()) == "unknown"
+    assert deadlines.deadline_state(view("a"), None, 0, deadlines.Harvest()) == "unknown"
 
 
 def test_the_table_of_the_lifecycle() -> None:

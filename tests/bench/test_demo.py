@@ -12,11 +12,12 @@ import httpx
 import pytest
 from rich.console import Console
 
-from conserve.bench import demo_client, demo_texts
-from conserve.bench.demo import DemoPlan
-from conserve.bench.demo_client import DemoClient, DemoError, Sample, Seen, Summary
-from conserve.bench.demo_results import Period, Results, figures, table, write_results
-from conserve.bench.demo_screen import Screen, rates, sparkline
+from conserve.bench.demo import client as demo_client
+from conserve.bench.demo import texts as demo_texts
+from conserve.bench.demo.client import DemoClient, DemoError, Sample, Seen, Summary
+from conserve.bench.demo.results import Period, Results, figures, table, write_results
+from conserve.bench.demo.run import DemoPlan
+from conserve.bench.demo.screen import Screen, rates, sparkline
 from conserve.metrics.records import RequestRecord, read_records
 
 pytestmark = pytest.mark.anyio

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from conserve.bench.figures import figures_of
-from conserve.bench.kv_copies import figures_of_copies
-from conserve.bench.report import write_report
+from conserve.bench.report.figures import figures_of
+from conserve.bench.report.kv_copies import figures_of_copies
+from conserve.bench.report.tables import KV_COPIES
+from conserve.bench.report.write import write_report
 from conserve.bench.store import ResultFolder, Run, RunKey
-from conserve.bench.tables import KV_COPIES
 
 STORED = Path(__file__).with_name("stored")
 START = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conserve.bench.arms import ARMS
-from conserve.bench.publish import QUOTES, fill_documents, publish_result, stale_quotes
+from conserve.bench.report.publish import QUOTES, fill_documents, publish_result, stale_quotes
 from conserve.bench.store import ResultError, ResultFolder
 from conserve.workload import Scenario
 from conserve.workload.scenario import Offline

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from conserve.bench.compare import compare_folders
-from conserve.bench.figures import Spread, figures_of, read_figures
-from conserve.bench.report import write_report
+from conserve.bench.report.compare import compare_folders
+from conserve.bench.report.figures import Spread, figures_of, read_figures
+from conserve.bench.report.tables import Column
+from conserve.bench.report.write import write_report
 from conserve.bench.store import ResultError, ResultFolder
-from conserve.bench.tables import Column
 
 STORED = Path(__file__).with_name("stored")
 TEXTS = ("report.md", "figures.json")

@@ -17,7 +17,7 @@ from tokenizers.models import WordLevel
 
 from conserve.bench import machine, runner
 from conserve.bench.arms import Arm
-from conserve.bench.figures import figures_of
+from conserve.bench.report.figures import figures_of
 from conserve.bench.runner import Plan, Runner
 from conserve.bench.server import Server, ServerDiedError, free_port
 from conserve.bench.store import ResultError, ResultFolder, RunKey

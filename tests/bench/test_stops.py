@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conserve.bench.client import _counters
-from conserve.bench.stops import stop_figures
+from conserve.bench.report.stops import stop_figures
 from conserve.bench.store import Run, RunKey
 
 KEY = RunKey("all", "conserve", 1)

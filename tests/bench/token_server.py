@@ -129,7 +129,7 @@ def with_batches(app: TokenServer, data_dir: str) -> Any:
     """The same server behind the routes of files and batches."""
     from conserve.batch.executor import asgi_executor
     from conserve.batch.settings import BatchSettings
-    from conserve.server.batches import batch_app
+    from conserve.server.batches.routes import batch_app
 
     batches = batch_app(BatchSettings(data_dir=Path(data_dir)), asgi_executor(app))
 

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from conserve.cli.main import app
-from conserve.server.flags import flags
+from conserve.server.start.flags import flags
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

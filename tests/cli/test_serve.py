@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conserve.server.flags import CHECKPOINT_MODES, flags
+from conserve.server.start.flags import CHECKPOINT_MODES, flags
 
 CONSERVE = str(Path(sys.executable).with_name("conserve"))
 

@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 from prometheus_client import Counter
 
 from conserve.engine.stats import LABEL_VALUES, METRICS
-from conserve.server.batches_metrics import SERIES
+from conserve.server.batches.metrics import SERIES
 
 pytestmark = pytest.mark.engine
 

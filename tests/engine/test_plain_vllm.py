@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 
 def test_llm_takes_our_scheduler(tmp_path: Path) -> None:
-    from conserve.server.model import default_model
+    from conserve.server.start.default_model import default_model
 
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from conserve.batch.executor import Reply
-from conserve.server import batches_engine
-from conserve.server.batches_engine import EngineExecutor, fitting_settings, lines_in_flight
+from conserve.server.batches import engine as batches_engine
+from conserve.server.batches.engine import EngineExecutor, fitting_settings, lines_in_flight
 
 CHAT = "/v1/chat/completions"
 

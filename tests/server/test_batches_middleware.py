@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from conserve.server.batches_middleware import BatchesMiddleware
+from conserve.server.batches.middleware import BatchesMiddleware
 
 CHAT = "/v1/chat/completions"
 KEYS = ["first key", "second key"]

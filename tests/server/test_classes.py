@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conserve.server.classes import RequestClass, UnknownTierError, classify
+from conserve.server.tiers.classes import RequestClass, UnknownTierError, classify
 
 ONLINE = RequestClass("default", 0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conserve.server import cpu
+from conserve.server.start import cpu
 
 
 @pytest.fixture(autouse=True)

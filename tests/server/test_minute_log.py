@@ -22,9 +22,9 @@ from conserve.batch.lifecycle import Status
 from conserve.batch.overview import Overview
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.stats import EngineStats
-from conserve.server.batches_metrics import BatchMetrics
-from conserve.server.logs_middleware import LogsMiddleware, join_vllms_log
-from conserve.server.minute_log import Minute, figures, log_each, read, words
+from conserve.server.batches.metrics import BatchMetrics
+from conserve.server.logs.middleware import LogsMiddleware, join_vllms_log
+from conserve.server.logs.minute import Minute, figures, log_each, read, words
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
 

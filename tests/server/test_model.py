@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conserve.server import model
 from conserve.server.errors import BadInputError
+from conserve.server.start import default_model as model
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_missing_package_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch
 STARTER = """
 import sys
 from pathlib import Path
-from conserve.server import model
+from conserve.server.start import default_model as model
 
 def unpack(source, folder):
     with Path(sys.argv[1]).open("a") as log:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from conserve.engine.settings import EngineSettings
-from conserve.server import cpu, serve
 from conserve.server.errors import BadInputError
+from conserve.server.start import cpu, serve
 
 pytestmark = pytest.mark.engine
 

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from conserve.server.tiers import ServiceTierMiddleware
+from conserve.server.tiers.middleware import ServiceTierMiddleware
 
 pytestmark = pytest.mark.anyio
 

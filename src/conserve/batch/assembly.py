@@ -8,8 +8,8 @@ from uuid import uuid4
 
 from sqlalchemy import RowMapping
 
+from conserve.batch.contents import FileContents, Staging
 from conserve.batch.file_store import BATCH_OUTPUT, READY, Upload, file_row
-from conserve.batch.files import FileContents, Staging
 from conserve.batch.ids import result_file_id
 from conserve.batch.job_store import JobStore
 from conserve.batch.lifecycle import Status

@@ -11,13 +11,13 @@ from sqlalchemy import RowMapping, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
+from conserve.batch.deadlines import BatchView
 from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
 from conserve.batch.file_store import BATCH, READY, later
 from conserve.batch.ids import BATCH_ID, FILE_ID, new_batch_id
 from conserve.batch.lifecycle import CANCELLABLE, LIVE, Status, check
-from conserve.batch.models import BatchCreate, deadline_time, duration_s
-from conserve.batch.policy import BatchView
 from conserve.batch.schema import batches, files
+from conserve.batch.wire import BatchCreate, deadline_time, duration_s
 
 MEASURED_LINES = 20
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import RowMapping
 
-from conserve.batch import policy
+from conserve.batch import deadlines
 from conserve.batch.lifecycle import TERMINAL, Status
-from conserve.batch.models import (
+from conserve.batch.wire import (
     BatchObject,
     DeadlineState,
     ErrorList,
@@ -38,8 +38,8 @@ class Outlook:
     """What the future is read from: the moment, the harvest, and all live batches in order."""
 
     now_s: float
-    harvest: policy.Harvest
-    ordered: Sequence[policy.BatchView]
+    harvest: deadlines.Harvest
+    ordered: Sequence[deadlines.BatchView]
 
 
 def batch_object(row: RowMapping, outlook: Outlook) -> BatchObject:
@@ -110,6 +110,8 @@ def _future(row: RowMapping, outlook: Outlook) -> tuple[float | None, DeadlineSt
     view = views.get(row["id"])
     if view is None:  # it came or ended while we looked
         return None, "unknown"
-    finish_at = policy.estimated_finish(row["id"], outlook.ordered, outlook.now_s, outlook.harvest)
-    state = policy.deadline_state(view, finish_at, outlook.now_s, outlook.harvest)
+    finish_at = deadlines.estimated_finish(
+        row["id"], outlook.ordered, outlook.now_s, outlook.harvest
+    )
+    state = deadlines.deadline_state(view, finish_at, outlook.now_s, outlook.harvest)
     return finish_at, state

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from conserve.batch import policy
+from conserve.batch import deadlines
 from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.executor import Executor, Reply
+from conserve.batch.in_flight import Window, retry_delay_s
 from conserve.batch.outcome import (
     OVERLOAD,
     Line,
@@ -30,7 +31,6 @@ from conserve.batch.outcome import (
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from conserve.batch.window import Window, retry_delay_s
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Dispatcher:
         self._unsure = False
         self._busy_since: float | None = None
         self._uncounted: list[Result] = []
-        self._recent = (-math.inf, policy.Harvest())
+        self._recent = (-math.inf, deadlines.Harvest())
 
     async def run(self, stopping: asyncio.Event, wake: asyncio.Event) -> None:
         """Feed until `stopping`, then wait up to `drain_s` for what is in flight.
@@ -145,14 +145,14 @@ class Dispatcher:
             self._recent = (now, await self._harvest.recent())
         harvest = self._recent[1]
         views = [view for view in await self._batches.views() if view.batch_id in waiting]
-        for view in policy.order(views, now, harvest):
+        for view in deadlines.order(views, now, harvest):
             if free <= 0:
                 return
             claimed = await self._leases.claim(
                 self._worker_id, view.batch_id, free, self._settings.max_losses
             )
             free -= len(claimed)
-            await self._start(group, claimed, policy.engine_priority(view, now, harvest))
+            await self._start(group, claimed, deadlines.engine_priority(view, now, harvest))
 
     def _free_slots(self) -> int:
         in_flight, limit = len(self._in_flight), self._window.limit

@@ -10,8 +10,8 @@ import httpx
 import msgspec
 
 from conserve.batch.hangup import AsgiApp, hanging_up
-from conserve.batch.models import ENDPOINTS
 from conserve.batch.validation import ModelLimits
+from conserve.batch.wire import ENDPOINTS
 
 
 @dataclass(frozen=True, slots=True)

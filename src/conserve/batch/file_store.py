@@ -10,13 +10,13 @@ from typing import Any, Literal
 from sqlalchemy import RowMapping, and_, delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
 from conserve.batch.errors import InvalidRequestError, NotFoundError
-from conserve.batch.files import FileContents
 from conserve.batch.ids import FILE_ID, new_file_id
 from conserve.batch.lifecycle import LIVE
-from conserve.batch.models import FileObject
 from conserve.batch.schema import batches, files
+from conserve.batch.wire import FileObject
 
 UPLOADING, READY, DELETING = "uploading", "ready", "deleting"
 # An upload whose row is this old and still not ready belongs to a process that died.

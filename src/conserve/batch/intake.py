@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from sqlalchemy import RowMapping
 
-from conserve.batch.files import FileContents
+from conserve.batch.contents import FileContents
 from conserve.batch.job_store import JobStore
-from conserve.batch.models import LineErrorObject
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.validation import LineIndex, Rules, Validation
+from conserve.batch.wire import LineErrorObject
 
 ROWS_AT_ONCE = 500
 

@@ -17,9 +17,9 @@ from conserve.batch.database import Database
 from conserve.batch.errors import LeaseLostError
 from conserve.batch.lease_store import hold_worker
 from conserve.batch.lifecycle import TERMINAL, LineState, Status
-from conserve.batch.models import LineErrorObject
 from conserve.batch.schema import batches, files, lines, of_models, results
 from conserve.batch.validation import LineIndex, Validation
+from conserve.batch.wire import LineErrorObject
 
 # Results are whole answers: this many are in memory at once while an output file is written.
 ASSEMBLY_ROWS = 64

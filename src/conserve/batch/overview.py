@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from conserve.batch import policy
+from conserve.batch import deadlines
+from conserve.batch.deadlines import LiveDeadlineState
 from conserve.batch.lifecycle import LIVE, Status
-from conserve.batch.policy import LiveDeadlineState
 from conserve.batch.schema import batches
 from conserve.batch.stores import Stores
 
@@ -41,11 +41,11 @@ class Overview:
 async def overview(stores: Stores, now_s: float) -> Overview:
     """Raises StoreUnavailableError."""
     harvest = await stores.harvest.recent()
-    ordered = policy.order(await stores.batches.views(), now_s, harvest)
-    finishes = [policy.estimated_finish(v.batch_id, ordered, now_s, harvest) for v in ordered]
+    ordered = deadlines.order(await stores.batches.views(), now_s, harvest)
+    finishes = [deadlines.estimated_finish(v.batch_id, ordered, now_s, harvest) for v in ordered]
     known = [finish_at - now_s for finish_at in finishes if finish_at is not None]
-    deadlines = Counter(
-        policy.deadline_state(view, finish_at, now_s, harvest)
+    states = Counter(
+        deadlines.deadline_state(view, finish_at, now_s, harvest)
         for view, finish_at in zip(ordered, finishes, strict=True)
     )
     rows = await _sums(stores)
@@ -53,7 +53,7 @@ async def overview(stores: Stores, now_s: float) -> Overview:
     completed, failed = sum(row["completed"] for row in live), sum(row["failed"] for row in live)
     return Overview(
         statuses={status: row["batches"] for status, row in rows.items()},
-        deadlines=deadlines,
+        deadlines=states,
         **{name: sum(row[name] for row in rows.values()) for name in COUNTED},
         live_completed=completed,
         live_failed=failed,

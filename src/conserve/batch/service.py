@@ -11,22 +11,22 @@ from uuid import uuid4
 
 from sqlalchemy import RowMapping
 
-from conserve.batch import policy
+from conserve.batch import deadlines
 from conserve.batch.assembly import Assembly
 from conserve.batch.batch_store import deadline_of
+from conserve.batch.contents import Staging
 from conserve.batch.describe import Outlook, batch_object
 from conserve.batch.dispatcher import Dispatcher
 from conserve.batch.errors import InvalidRequestError
 from conserve.batch.executor import Executor
 from conserve.batch.file_store import Upload
-from conserve.batch.files import Staging
 from conserve.batch.first_line import first_model
 from conserve.batch.intake import Intake
-from conserve.batch.models import BatchCreate, BatchObject, FileObject, duration_s
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.validation import BYTES_PER_TOKEN
+from conserve.batch.wire import BatchCreate, BatchObject, FileObject, duration_s
 from conserve.batch.worker import Worker
 
 
@@ -150,13 +150,13 @@ class BatchService:
         return model
 
     async def _refuse_infeasible(
-        self, request: BatchCreate, model: str | None, tokens: float, harvest: policy.Harvest
+        self, request: BatchCreate, model: str | None, tokens: float, harvest: deadlines.Harvest
     ) -> None:
         now = self._clock()
         due_at = deadline_of(request, now) or now + duration_s(request.completion_window)
-        newcomer = policy.BatchView("", now, request.priority, due_at, tokens, model)
-        ordered = policy.order([*await self.stores.batches.views(), newcomer], now, harvest)
-        finish_at = policy.estimated_finish("", ordered, now, harvest)
+        newcomer = deadlines.BatchView("", now, request.priority, due_at, tokens, model)
+        ordered = deadlines.order([*await self.stores.batches.views(), newcomer], now, harvest)
+        finish_at = deadlines.estimated_finish("", ordered, now, harvest)
         if finish_at is not None and finish_at > due_at:
             late_s = int(finish_at - due_at) + 1
             message = (
@@ -186,6 +186,6 @@ class BatchService:
     async def _describe(self, rows: Sequence[RowMapping]) -> list[BatchObject]:
         now = self._clock()
         harvest = await self.stores.harvest.recent()
-        ordered = policy.order(await self.stores.batches.views(), now, harvest)
+        ordered = deadlines.order(await self.stores.batches.views(), now, harvest)
         outlook = Outlook(now, harvest, ordered)
         return [batch_object(row, outlook) for row in rows]

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from sqlalchemy.exc import ArgumentError
 
 from conserve.batch.batch_store import BatchStore
+from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
 from conserve.batch.errors import BatchSettingsError
 from conserve.batch.file_store import FileStore
-from conserve.batch.files import FileContents
-from conserve.batch.harvest import HarvestStore
 from conserve.batch.job_store import JobStore
 from conserve.batch.lease_store import LeaseStore
+from conserve.batch.pace import HarvestStore
 from conserve.batch.settings import BatchSettings
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from conserve.batch.models import LineErrorObject
 from conserve.batch.prefix import prefix_key
+from conserve.batch.wire import LineErrorObject
 
 MAX_ERRORS = 100
 MAX_CUSTOM_ID = 512

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from sqlalchemy import RowMapping
 
-from conserve.batch import policy
+from conserve.batch import deadlines
 from conserve.batch.assembly import Assembly
 from conserve.batch.dispatcher import Dispatcher, wait_for_event
 from conserve.batch.errors import LeaseLostError, StoreUnavailableError
@@ -185,10 +185,10 @@ class Worker:
     async def _warn_of_misses(self) -> None:
         """Say once of each batch that it will miss its deadline, while there is time to act."""
         now, harvest = self._clock(), await self._stores.harvest.recent()
-        ordered = policy.order(await self._stores.batches.views(), now, harvest)
+        ordered = deadlines.order(await self._stores.batches.views(), now, harvest)
         for view in ordered:
-            finish_at = policy.estimated_finish(view.batch_id, ordered, now, harvest)
-            state = policy.deadline_state(view, finish_at, now, harvest)
+            finish_at = deadlines.estimated_finish(view.batch_id, ordered, now, harvest)
+            state = deadlines.deadline_state(view, finish_at, now, harvest)
             if state == "will_miss" and view.batch_id not in self._warned:
                 logger.warning("%s will miss its deadline at the recent rate", view.batch_id)
                 self._warned.add(view.batch_id)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conserve.bench import load, machine
 from conserve.bench.arms import Arm, arm_named, server_command
-from conserve.bench.figures import values_of
+from conserve.bench.report.figures import values_of
 from conserve.bench.server import Server, ServerDiedError, free_port
 from conserve.bench.store import (
     WHOLE,

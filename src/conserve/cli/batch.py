@@ -15,8 +15,8 @@ import httpx
 import typer
 from rich.console import Console
 
-from conserve.batch.models import ENDPOINTS
 from conserve.batch.validation import Rules, validate
+from conserve.batch.wire import ENDPOINTS
 from conserve.cli.batch_view import (
     counts,
     print_batch,

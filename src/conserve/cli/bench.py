@@ -50,7 +50,7 @@ def run(
 
     A folder that already holds runs of this benchmark is added to: what is there is not repeated.
     """
-    from conserve.bench.report import write_report
+    from conserve.bench.report.write import write_report
     from conserve.bench.runner import Plan, Runner
     from conserve.bench.selection import chosen, scenario_file, trace_paths
 
@@ -83,7 +83,7 @@ def run(
 @app.command()
 def report(folder: Path) -> None:
     """Make the report of a result folder again, from its stored records."""
-    from conserve.bench.report import write_report
+    from conserve.bench.report.write import write_report
 
     with _clear_errors():
         typer.echo(write_report(folder))
@@ -98,7 +98,7 @@ def compare(
     ] = False,
 ) -> None:
     """Put two result folders side by side, arm by arm."""
-    from conserve.bench.compare import compare_folders
+    from conserve.bench.report.compare import compare_folders
 
     with _clear_errors():
         typer.echo(compare_folders(before, after, anyway))
@@ -113,7 +113,7 @@ def publish(
     ] = "",
 ) -> None:
     """Copy a result into benchmarks/results and fill in the numbers that the documents quote."""
-    from conserve.bench.publish import publish_result
+    from conserve.bench.report.publish import publish_result
 
     with _clear_errors():
         for line in publish_result(folder, root, name):
@@ -126,7 +126,7 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 def _default_model() -> str:
     from conserve.server.errors import BadInputError
-    from conserve.server.model import default_model
+    from conserve.server.start.default_model import default_model
 
     try:
         return str(default_model())

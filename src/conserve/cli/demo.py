@@ -20,11 +20,11 @@ def demo(
     ] = 168.0,
 ) -> None:
     """Summarise 79 documents in the idle time of a chat, on the default model."""
-    from conserve.bench.demo import DemoPlan, run_demo
-    from conserve.bench.demo_client import DemoError
-    from conserve.bench.demo_results import table
+    from conserve.bench.demo.client import DemoError
+    from conserve.bench.demo.results import table
+    from conserve.bench.demo.run import DemoPlan, run_demo
     from conserve.server.errors import BadInputError
-    from conserve.server.model import NAME, default_model
+    from conserve.server.start.default_model import NAME, default_model
 
     console = Console()
     try:

@@ -18,7 +18,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve online and offline requests from one vLLM engine (OpenAI's API)."""
-    from conserve.server.serve import serve as run
+    from conserve.server.start.serve import serve as run
 
     try:
         run([*(arguments or []), *context.args])

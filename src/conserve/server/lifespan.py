@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from conserve.server.tiers import App, Receive, Scope, Send
+from conserve.server.asgi import App, Receive, Scope, Send
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 

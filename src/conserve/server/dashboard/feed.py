@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from conserve.batch.errors import BatchError
-from conserve.batch.models import BatchObject
 from conserve.batch.service import BatchService
+from conserve.batch.wire import BatchObject
 from conserve.server.dashboard.collector import Collector
 from conserve.server.dashboard.history import COLUMNS, Point, columns
 

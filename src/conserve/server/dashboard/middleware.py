@@ -14,8 +14,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from conserve.engine.settings import EngineSettings
-from conserve.server.batches import service_of
-from conserve.server.batches_engine import api_keys
+from conserve.server.batches.engine import api_keys
+from conserve.server.batches.routes import service_of
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
 from conserve.server.dashboard.reading import narrowed

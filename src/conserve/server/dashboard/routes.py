@@ -8,11 +8,11 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from conserve.batch.service import BatchService
-from conserve.server.batches_errors import EnvelopeRoute
-from conserve.server.batches_tenants import tenant_for
 from conserve.server.dashboard.access import PAGE_HEADERS, Guard
 from conserve.server.dashboard.collector import Collector
 from conserve.server.dashboard.feed import BatchLists, stream
+from conserve.server.envelope import EnvelopeRoute
+from conserve.server.tenants import tenant_for
 
 PAGE = "index.html"
 KINDS = {

@@ -15,7 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from conserve.bench.demo_client import Sample, Seen
+from conserve.bench.demo.client import Sample, Seen
 from conserve.metrics.percentiles import percentile
 
 REFRESH_S = 0.5

@@ -10,11 +10,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from conserve.batch.errors import NotFoundError
-from conserve.batch.models import FileDeleted, FileList, FileObject, page
 from conserve.batch.service import BatchService
-from conserve.server.batches_errors import ERROR_RESPONSES, EnvelopeRoute
-from conserve.server.batches_tenants import tenant_for
-from conserve.server.batches_upload import receive
+from conserve.batch.wire import FileDeleted, FileList, FileObject, page
+from conserve.server.batches.upload import receive
+from conserve.server.envelope import ERROR_RESPONSES, EnvelopeRoute
+from conserve.server.tenants import tenant_for
 
 UPLOAD_SCHEMA: dict[str, Any] = {
     "requestBody": {

@@ -12,10 +12,10 @@ from random import Random
 
 import httpx
 
-from conserve.bench.demo_client import DemoClient, DemoError, Seen
-from conserve.bench.demo_results import Period, Results, write_results
-from conserve.bench.demo_screen import Screen
-from conserve.bench.demo_texts import chat_prompts, documents
+from conserve.bench.demo.client import DemoClient, DemoError, Seen
+from conserve.bench.demo.results import Period, Results, write_results
+from conserve.bench.demo.screen import Screen
+from conserve.bench.demo.texts import chat_prompts, documents
 from conserve.bench.server import Server, ServerDiedError, free_port
 from conserve.workload.arrivals import Bursts
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from conserve.batch.errors import BatchError, InvalidRequestError
-from conserve.batch.models import ErrorEnvelope
+from conserve.batch.wire import ErrorEnvelope
 
 logger = logging.getLogger(__name__)
 

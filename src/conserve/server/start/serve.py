@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from conserve.server import checkpoints, cpu, flags
 from conserve.server.errors import BadInputError
-from conserve.server.model import NAME, default_model
+from conserve.server.start import checkpoints, cpu, flags
+from conserve.server.start.default_model import NAME, default_model
 
 if TYPE_CHECKING:
     from conserve.engine.settings import EngineSettings
 
 DASHBOARD = "conserve.server.dashboard.middleware.DashboardMiddleware"
 TIERS = "conserve.server.tiers.ServiceTierMiddleware"
-LOGS = "conserve.server.logs_middleware.LogsMiddleware"
-BATCHES = "conserve.server.batches_middleware.BatchesMiddleware"
+LOGS = "conserve.server.logs.middleware.LogsMiddleware"
+BATCHES = "conserve.server.batches.middleware.BatchesMiddleware"
 
 OWNED = ("scheduler_cls", "scheduling_policy", "worker_cls", "kv_transfer_config")
 """vLLM's arguments that the engine room sets; a user's other value is refused."""
@@ -65,7 +65,8 @@ def serve(arguments: Sequence[str]) -> None:
 
 def choose_model(args: argparse.Namespace) -> str:
     """Settle which model is served, the default one included; says which and where it is."""
-    from conserve.server import door, hub
+    from conserve.server import door
+    from conserve.server.start import hub
 
     if args.model_tag is None and args.model == door.DEFAULT_MODEL:
         folder = default_model()
@@ -89,7 +90,7 @@ def choose_batches(args: argparse.Namespace) -> str:
 
     Every API process reads the place from the environment. Raises BadInputError.
     """
-    from conserve.server.batches_data import DATA_DIR, settle_data_dir
+    from conserve.server.start.batch_data import DATA_DIR, settle_data_dir
 
     flag, off = vars(args).pop("data_dir"), vars(args).pop("no_batches")
     if off or args.headless:

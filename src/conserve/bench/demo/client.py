@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from conserve.bench.demo_texts import Document, summary_prompt
+from conserve.bench.demo.texts import Document, summary_prompt
 from conserve.metrics import CUT_OFF, RequestRecord
 
 CHAT_TOKENS = 40

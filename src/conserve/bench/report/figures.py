@@ -10,8 +10,8 @@ from pathlib import Path
 
 from conserve.bench.arms import ARMS, BOUND, ONLINE_ONLY
 from conserve.bench.batch_load import offline_figures
-from conserve.bench.kv_copies import figures_of_copies
-from conserve.bench.stops import stop_figures
+from conserve.bench.report.kv_copies import figures_of_copies
+from conserve.bench.report.stops import stop_figures
 from conserve.bench.store import ResultFolder, Run
 from conserve.metrics import RunSummary, Targets, median, summarise
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from conserve.server.errors import BadInputError
-from conserve.server.model import cache_folder
+from conserve.server.start.default_model import cache_folder
 
 CHECKPOINT_MODES = ("incremental", "swap", "off")
 """As in `conserve.engine.settings`, which would bring vLLM."""

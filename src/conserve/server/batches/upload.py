@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from conserve.batch.contents import Staging
 from conserve.batch.errors import FileTooLargeError, InvalidRequestError
 from conserve.batch.file_store import Upload
-from conserve.batch.files import Staging
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

@@ -11,18 +11,11 @@ costs one prefix test and one concatenation.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from conserve.server.classes import RequestClass, UnknownTierError, classify
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from conserve.server.asgi import App, Message, Receive, Scope, Send
+from conserve.server.tiers.classes import RequestClass, UnknownTierError, classify
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 ECHOING = "/v1/responses"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conserve.bench.figures import ArmFigures, Figures, Spread, figures_of
+from conserve.bench.report.figures import ArmFigures, Figures, Spread, figures_of
+from conserve.bench.report.tables import HEADLINE, Column, Table
 from conserve.bench.store import WHOLE, Description, ResultError, ResultFolder
-from conserve.bench.tables import HEADLINE, Column, Table
 
 
 def compare_folders(before: Path, after: Path, anyway: bool = False) -> str:

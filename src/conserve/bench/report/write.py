@@ -13,12 +13,11 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from conserve.bench import plots
 from conserve.bench.arms import ARMS
 from conserve.bench.batch_load import LINES_FAILED, LINES_LEFT
-from conserve.bench.figures import RATIOS, ArmFigures, Figures, figures_of
-from conserve.bench.store import WHOLE, Description, ResultFolder, Run, RunKey
-from conserve.bench.tables import (
+from conserve.bench.report import plots
+from conserve.bench.report.figures import RATIOS, ArmFigures, Figures, figures_of
+from conserve.bench.report.tables import (
     ATTAINMENT,
     HEADLINE,
     KV_COPIES,
@@ -30,6 +29,7 @@ from conserve.bench.tables import (
     ratio_table,
     table,
 )
+from conserve.bench.store import WHOLE, Description, ResultFolder, Run, RunKey
 from conserve.workload import Scenario
 
 DRIFT = 1.1
@@ -220,5 +220,7 @@ def _render(template: str, report: Report, path: Path) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = files("conserve.bench").joinpath("templates", template).read_text(encoding="utf-8")
+    text = (
+        files("conserve.bench.report").joinpath("templates", template).read_text(encoding="utf-8")
+    )
     return environment.from_string(text).render(report=report, data=data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conserve.bench.figures import PREFIX_HITS, RATIOS, ArmFigures, Figures, Spread
+from conserve.bench.report.figures import PREFIX_HITS, RATIOS, ArmFigures, Figures, Spread
 
 NOT_MEASURED = "-"
 MIB = 1 << 20

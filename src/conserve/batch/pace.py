@@ -7,8 +7,8 @@ from collections.abc import Callable
 from sqlalchemy import delete, func, insert, select, update
 
 from conserve.batch.database import Database
+from conserve.batch.deadlines import Harvest
 from conserve.batch.outcome import Tokens
-from conserve.batch.policy import Harvest
 from conserve.batch.schema import harvest, workers
 
 RECENT_MINUTES = 60

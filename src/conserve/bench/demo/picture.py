@@ -10,9 +10,9 @@ matplotlib.use("Agg")  # no display is needed, wherever this runs
 
 import matplotlib.pyplot as plt
 
-from conserve.bench.demo_client import Seen
-from conserve.bench.demo_results import Period, Results
-from conserve.bench.demo_screen import rates
+from conserve.bench.demo.client import Seen
+from conserve.bench.demo.results import Period, Results
+from conserve.bench.demo.screen import rates
 
 ONLINE, OFFLINE, INK, FAINT = "#2563eb", "#f59e0b", "#1f2937", "#9ca3af"
 TARGET_S = 1.0

@@ -11,10 +11,10 @@ from typing import Any, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
+from conserve.batch.deadlines import LiveDeadlineState
 from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.lifecycle import Status
 from conserve.batch.overview import Overview, overview
-from conserve.batch.policy import LiveDeadlineState
 from conserve.batch.stores import Stores
 from conserve.server.lifespan import running
 

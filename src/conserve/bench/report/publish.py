@@ -17,10 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conserve.bench.figures import Figures, read_figures
-from conserve.bench.report import write_report
-from conserve.bench.store import ResultError, ResultFolder
-from conserve.bench.tables import (
+from conserve.bench.report.figures import Figures, read_figures
+from conserve.bench.report.tables import (
     HEADLINE,
     KV_COPIES,
     LATENCY,
@@ -30,6 +28,8 @@ from conserve.bench.tables import (
     ratio_table,
     table,
 )
+from conserve.bench.report.write import write_report
+from conserve.bench.store import ResultError, ResultFolder
 
 RESULTS = Path("benchmarks/results")
 SCENARIOS = Path("benchmarks/scenarios")

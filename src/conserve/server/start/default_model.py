@@ -89,6 +89,6 @@ def _unpack_into(target: Path, source: Path, unpack: Unpack) -> None:
 
 
 def _convert(source: Path, folder: Path) -> None:
-    from conserve.server.unpack import convert  # brings torch and transformers
+    from conserve.server.start.unpack import convert  # brings torch and transformers
 
     convert(source, folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from conserve.bench.demo_client import DemoError, Seen
+from conserve.bench.demo.client import DemoError, Seen
 from conserve.metrics.percentiles import percentile
 from conserve.metrics.records import write_records
 from conserve.metrics.summary import throughput
@@ -57,7 +57,7 @@ class Results:
 
 def write_results(folder: Path, seen: Seen, periods: tuple[Period, Period]) -> Results:
     """Write summaries, records, figures and picture into `folder`."""
-    from conserve.bench.demo_picture import draw  # matplotlib takes a second to import
+    from conserve.bench.demo.picture import draw  # matplotlib takes a second to import
 
     alone, together = (figures(seen, period) for period in periods)
     results = Results(alone, together, folder / "summaries.jsonl", folder / "demo.png")

@@ -10,12 +10,12 @@ from typing import Annotated
 from fastapi import APIRouter, FastAPI, Header, Query, Request
 
 from conserve.batch.executor import Executor
-from conserve.batch.models import BatchCreate, BatchList, BatchObject, page
 from conserve.batch.service import BatchService
 from conserve.batch.settings import BatchSettings
-from conserve.server.batches_errors import ERROR_RESPONSES, EnvelopeRoute
-from conserve.server.batches_files import file_routes
-from conserve.server.batches_tenants import tenant_for
+from conserve.batch.wire import BatchCreate, BatchList, BatchObject, page
+from conserve.server.batches.file_routes import file_routes
+from conserve.server.envelope import ERROR_RESPONSES, EnvelopeRoute
+from conserve.server.tenants import tenant_for
 
 
 def batch_routes(service: BatchService) -> APIRouter:

@@ -16,9 +16,9 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from conserve.bench.arms import ARMS
-from conserve.bench.figures import Figures
+from conserve.bench.report.figures import Figures
+from conserve.bench.report.style import INK, colours, picture
 from conserve.bench.store import Run
-from conserve.bench.style import INK, colours, picture
 from conserve.metrics import RequestRecord, Targets, percentile
 from conserve.workload import Point
 

@@ -1,0 +1,1 @@
+"""`conserve demo`: chat alone, then chat while documents are summarised in its idle time."""

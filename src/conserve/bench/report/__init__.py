@@ -1,0 +1,1 @@
+"""From stored runs to figures, tables, pictures, comparisons and published results."""

@@ -1,0 +1,1 @@
+"""Files and batches on the app: routes, uploads, metrics, and their life inside it."""

@@ -1,0 +1,1 @@
+"""Our messages in vLLM's log, and a line a minute of what matters."""

@@ -1,0 +1,1 @@
+"""What runs once, before vLLM: flags, model, memory, and the start itself."""
