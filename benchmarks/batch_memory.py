@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "batch"))
+sys.path.append(str(Path(__file__).parents[1]))
 
-from batch_fakes import CHAT, line, numbered
-from batch_server import Server, server
+from tests.batch.batch_fakes import CHAT, line, numbered
+from tests.batch.batch_server import Server, server
 
 MIB = 1024 * 1024
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import openai
 
+ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0
 
 
@@ -22,13 +23,19 @@ class Server:
 
     def __init__(self, folder: Path, kill_at: str = "never", **settings: Any) -> None:
         folder.mkdir(exist_ok=True)
-        self._port_file = folder / "port"
+        self._port_file = folder.absolute() / "port"
         self._port_file.unlink(missing_ok=True)
         named = {f"CONSERVE_BATCH_{key.upper()}": str(value) for key, value in settings.items()}
         named.setdefault("CONSERVE_BATCH_DATA_DIR", str(folder))
-        script = Path(__file__).with_name("crash_server.py")
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(self._port_file), kill_at],
+            [
+                sys.executable,
+                "-m",
+                "tests.batch.crash_server",
+                str(self._port_file.absolute()),
+                kill_at,
+            ],
+            cwd=ROOT,
             env={**os.environ, "CONSERVE_BATCH_POLL_S": "0.05", **named},
         )
 

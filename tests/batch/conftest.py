@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -11,12 +10,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-
-from batch_fakes import FakeClock
-from batch_postgres import Postgres, binary
-
 from conserve.batch.settings import BatchSettings
+from tests.batch.batch_fakes import FakeClock
+from tests.batch.batch_postgres import Postgres, binary
 
 
 @pytest.fixture

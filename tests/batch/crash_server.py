@@ -18,16 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent))
-
 import uvicorn
-from batch_fakes import FakeModel
 
 from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
 from conserve.batch.executor import asgi_executor
 from conserve.batch.settings import BatchSettings
 from conserve.server.batches.routes import batch_service
+from tests.batch.batch_fakes import FakeModel
 
 
 class Fuse:

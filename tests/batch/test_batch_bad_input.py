@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-from batch_fakes import CHAT, FakeClock, Running, eventually, numbered, running
 from pydantic import ValidationError
 
 from conserve.batch.errors import BatchSettingsError
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
+from tests.batch.batch_fakes import CHAT, FakeClock, Running, eventually, numbered, running
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import openai
 import pytest
-from batch_fakes import (
+
+from conserve.batch.outcome import Tokens
+from conserve.batch.settings import BatchSettings
+from tests.batch.batch_fakes import (
     CHAT,
     POLL_S,
     FakeClock,
@@ -23,9 +26,6 @@ from batch_fakes import (
     numbered,
     running,
 )
-
-from conserve.batch.outcome import Tokens
-from conserve.batch.settings import BatchSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from batch_fakes import CHAT, FakeClock, numbered
 
 from conserve.batch.assembly import Assembly
 from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
@@ -24,6 +23,7 @@ from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.validation import Rules, Validation
 from conserve.batch.wire import BatchCreate
+from tests.batch.batch_fakes import CHAT, FakeClock, numbered
 
 pytestmark = pytest.mark.anyio
 

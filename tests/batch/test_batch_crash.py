@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from batch_fakes import CHAT, answer, line, numbered
-from batch_server import PATIENCE_S, Server, server
+
+from tests.batch.batch_fakes import CHAT, answer, line, numbered
+from tests.batch.batch_server import PATIENCE_S, Server, server
 
 # Every run with work left passes each point this often.
 EARLY_POINTS = {"model": 40, "before-commit": 12, "after-commit": 12}

@@ -20,7 +20,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from word_llama import MAX_MODEL_LEN, VOCABULARY, make_tiny_llama
+
+from tests.batch.word_llama import MAX_MODEL_LEN, VOCABULARY, make_tiny_llama
 
 pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.timeout(7200)]
 

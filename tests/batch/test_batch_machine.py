@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from batch_fakes import CHAT, FakeClock, numbered
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -41,6 +40,7 @@ from conserve.batch.schema import metadata
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.wire import BatchCreate
+from tests.batch.batch_fakes import CHAT, FakeClock, numbered
 
 T = TypeVar("T")
 WINDOW_S = 60

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from batch_fakes import CHAT, FakeModel, eventually, jsonl, line, numbered, running
 
 from conserve.batch.first_line import first_model
 from conserve.batch.settings import BatchSettings
+from tests.batch.batch_fakes import CHAT, FakeModel, eventually, jsonl, line, numbered, running
 
 pytestmark = pytest.mark.anyio
 

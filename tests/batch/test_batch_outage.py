@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import fsspec
 import openai
 import pytest
-from batch_fakes import FakeModel, eventually, numbered, running
-from batch_postgres import Postgres
 from fsspec.implementations.memory import MemoryFileSystem
 from sqlalchemy import select
 
 from conserve.batch.database import Database
 from conserve.batch.schema import workers
 from conserve.batch.settings import BatchSettings
+from tests.batch.batch_fakes import FakeModel, eventually, numbered, running
+from tests.batch.batch_postgres import Postgres
 
 pytestmark = pytest.mark.anyio
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from batch_fakes import FakeModel, eventually, jsonl, line, numbered, running
 from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter
 
 from conserve.batch.overview import overview
 from conserve.batch.settings import BatchSettings
 from conserve.server.batches.metrics import SERIES, BatchMetrics, batch_metrics, shown
+from tests.batch.batch_fakes import FakeModel, eventually, jsonl, line, numbered, running
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,6 @@ import json
 import random
 
 import pytest
-from batch_fakes import FakeClock
 
 from conserve.batch import deadlines
 from conserve.batch.errors import BadTransitionError
@@ -16,6 +15,7 @@ from conserve.batch.in_flight import FIRST, HOLD_S, Window, retry_delay_s
 from conserve.batch.lifecycle import LIVE, TERMINAL, TRANSITIONS, Status, check
 from conserve.batch.outcome import Line, from_reply, keep_reply, never_ran
 from conserve.batch.wire import deadline_time, duration_s
+from tests.batch.batch_fakes import FakeClock
 
 HOUR = 3600.0
 HARVEST = deadlines.Harvest(tokens_per_s=100.0, mean_output_tokens=10.0)

@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from batch_server import server
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -16,6 +15,8 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+
+from tests.batch.batch_server import server
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
-from batch_fakes import CHAT, answer, numbered
-from batch_server import PATIENCE_S, Server, server
+
+from tests.batch.batch_fakes import CHAT, answer, numbered
+from tests.batch.batch_server import PATIENCE_S, Server, server
 
 NUM_LINES = 1500
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from batch_fakes import CHAT, MODEL, jsonl, line, numbered
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from conserve.batch.validation import (
     body_of,
     validate,
 )
+from tests.batch.batch_fakes import CHAT, MODEL, jsonl, line, numbered
 
 RULES = Rules(endpoint=CHAT, models={MODEL: ModelLimits(100)}, max_lines=50, max_line_bytes=2000)
 

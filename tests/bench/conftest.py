@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
@@ -74,19 +70,6 @@ class _Stream(httpx.AsyncByteStream):
         # The client hung up.
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-
-
-@pytest.fixture(scope="session")
-def token_server() -> ModuleType:
-    """The module of the fake server (test folders are no packages)."""
-    file = Path(__file__).with_name("token_server.py")
-    spec = importlib.util.spec_from_file_location("token_server", file)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

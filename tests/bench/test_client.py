@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from conserve.bench.client import Load, LoadClient, Window
 from conserve.metrics import CUT_OFF, RequestRecord, percentile
 from conserve.workload import RequestPlan, Workload
+from tests.bench import token_server
 
 WINDOW = Window(lead_in_s=5.0, duration_s=20.0, drain_s=10.0)
 
@@ -51,7 +51,7 @@ def drive(in_virtual_time: Any, connect: Any) -> Callable[..., Load]:
     return run
 
 
-def test_times_are_the_servers_delays(drive: Any, token_server: ModuleType) -> None:
+def test_times_are_the_servers_delays(drive: Any) -> None:
     server = token_server.TokenServer(token_server.steady(0.5, 0.1))
     load = drive(server, Workload(online=[online(0, 2.0), online(1, 3.0)]))
     for record in load.records:
@@ -62,14 +62,14 @@ def test_times_are_the_servers_delays(drive: Any, token_server: ModuleType) -> N
     assert [record.arrival_s for record in load.records] == [2.0, 3.0]
 
 
-def test_tokens_of_one_message_share_its_time(drive: Any, token_server: ModuleType) -> None:
+def test_tokens_of_one_message_share_its_time(drive: Any) -> None:
     server = token_server.TokenServer(lambda _body: [(1.0, 1), (0.5, 3)])
     (record,) = drive(server, Workload(online=[online(0, 0.0)])).records
     assert record.token_times_s == pytest.approx([1.0, 1.5, 1.5, 1.5])
     assert record.error is None
 
 
-def test_percentiles_of_known_delays(drive: Any, token_server: ModuleType) -> None:
+def test_percentiles_of_known_delays(drive: Any) -> None:
     def schedule(request: dict[str, Any]) -> list[tuple[float, int]]:
         return [(0.01 * int(request["id"].split("-")[1]), 1)]
 
@@ -87,14 +87,14 @@ def assert_open_loop(server: Any, plans: list[RequestPlan]) -> None:
     assert sent == {p.request_id: pytest.approx(p.arrival_s + WINDOW.lead_in_s) for p in plans}
 
 
-def test_a_slow_server_delays_no_arrival(drive: Any, token_server: ModuleType) -> None:
+def test_a_slow_server_delays_no_arrival(drive: Any) -> None:
     server = token_server.TokenServer(token_server.steady(4.0, 0.5))
     plans = [online(i, 0.3 * i) for i in range(20)]
     drive(server, Workload(online=plans))
     assert_open_loop(server, plans)
 
 
-def test_a_closed_loop_would_be_noticed(drive: Any, token_server: ModuleType) -> None:
+def test_a_closed_loop_would_be_noticed(drive: Any) -> None:
     class ClosedLoop(LoadClient):
         _turn: asyncio.Lock | None = None
 
@@ -110,7 +110,7 @@ def test_a_closed_loop_would_be_noticed(drive: Any, token_server: ModuleType) ->
         assert_open_loop(server, plans)
 
 
-def test_offline_places_are_always_full(drive: Any, token_server: ModuleType) -> None:
+def test_offline_places_are_always_full(drive: Any) -> None:
     server = token_server.TokenServer(token_server.steady(0.7, 0.1))
     load = drive(server, Workload(offline=[offline(i) for i in range(200)], in_flight=3))
     # An answer's end and the next request share an instant: what counts is how each ends.
@@ -126,7 +126,7 @@ def test_offline_places_are_always_full(drive: Any, token_server: ModuleType) ->
     assert sum(record.finished for record in load.records) == pytest.approx(75, abs=3)
 
 
-def test_the_drain_waits_for_online_and_no_longer(drive: Any, token_server: ModuleType) -> None:
+def test_the_drain_waits_for_online_and_no_longer(drive: Any) -> None:
     server = token_server.TokenServer(token_server.steady(1.0, 1.0))
     load = drive(server, Workload(online=[online(0, 19.0, 8), online(1, 19.0, 30)]))
     finished, cut = sorted(load.records, key=lambda record: record.request_id)
@@ -137,7 +137,7 @@ def test_the_drain_waits_for_online_and_no_longer(drive: Any, token_server: Modu
     assert cut.token_times_s[-1] <= 30.0 + 1e-6
 
 
-def test_offline_work_goes_on_while_online_drains(drive: Any, token_server: ModuleType) -> None:
+def test_offline_work_goes_on_while_online_drains(drive: Any) -> None:
     server = token_server.TokenServer(token_server.steady(1.0, 0.5))
     plans = [offline(i, 2) for i in range(99)]
     load = drive(server, Workload(online=[online(0, 19.9, 8)], offline=plans, in_flight=1))
@@ -155,9 +155,7 @@ def test_offline_work_goes_on_while_online_drains(drive: Any, token_server: Modu
         ({"extra_prompt_tokens": 1}, r"\(11, 4\) prompt and output tokens, not \(10, 4\)"),
     ],
 )
-def test_what_goes_wrong_is_recorded(
-    drive: Any, token_server: ModuleType, faults: dict[str, Any], message: str
-) -> None:
+def test_what_goes_wrong_is_recorded(drive: Any, faults: dict[str, Any], message: str) -> None:
     server = token_server.TokenServer(token_server.steady(0.1, 0.1), **faults)
     (record,) = drive(server, Workload(online=[online(0, 0.0)])).records
     assert record.failed
@@ -165,16 +163,14 @@ def test_what_goes_wrong_is_recorded(
         raise ValueError(record.error)
 
 
-def test_a_failing_server_is_not_hammered(drive: Any, token_server: ModuleType) -> None:
+def test_a_failing_server_is_not_hammered(drive: Any) -> None:
     server = token_server.TokenServer(token_server.steady(0.1, 0.1), status=500)
     load = drive(server, Workload(offline=[offline(i) for i in range(500)], in_flight=2))
     assert len(load.records) <= 2 * (WINDOW.lead_in_s + WINDOW.duration_s + 1)
     assert all(record.failed for record in load.records)
 
 
-def test_what_was_seen_survives_being_cancelled(
-    in_virtual_time: Any, connect: Any, token_server: ModuleType
-) -> None:
+def test_what_was_seen_survives_being_cancelled(in_virtual_time: Any, connect: Any) -> None:
     server = token_server.TokenServer(token_server.steady(0.5, 0.5))
     load = Load()
 
@@ -193,7 +189,7 @@ def test_what_was_seen_survives_being_cancelled(
     assert all(record.num_output_tokens == len(record.token_times_s) for record in load.records)
 
 
-def test_counters_are_read_at_both_ends(drive: Any, token_server: ModuleType) -> None:
+def test_counters_are_read_at_both_ends(drive: Any) -> None:
     server = token_server.TokenServer(token_server.steady(0.9, 0.1))
     load = drive(server, Workload(offline=[offline(i, 2) for i in range(99)], in_flight=1))
     start, end = load.counters_start, load.counters_end
@@ -202,9 +198,7 @@ def test_counters_are_read_at_both_ends(drive: Any, token_server: ModuleType) ->
     assert end["conserve:stopped_steps_total"] - start["conserve:stopped_steps_total"] == 20
 
 
-def test_warm_up_says_what_failed(
-    in_virtual_time: Any, connect: Any, token_server: ModuleType
-) -> None:
+def test_warm_up_says_what_failed(in_virtual_time: Any, connect: Any) -> None:
     async def main(server: Any) -> None:
         async with connect(server) as http:
             await LoadClient(http, body).warm_up([online(0, 0.0), offline(1)])

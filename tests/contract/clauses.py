@@ -7,11 +7,21 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from situation import COST, Ask, Play, Seen, SeenStep, World, mixture, offline, online
 
 from conserve.core.latency import StepShape
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Targets
+from tests.contract.situation import (
+    COST,
+    Ask,
+    Play,
+    Seen,
+    SeenStep,
+    World,
+    mixture,
+    offline,
+    online,
+)
 
 Clause = Callable[[Play], None]
 

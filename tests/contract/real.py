@@ -10,9 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from device import VOCABULARY, Device, expected_output
-from engine import Engine, make_request, make_scheduler
-from situation import (
+from conserve.core.calibration import Recalibrator
+from conserve.engine.settings import EngineSettings
+from conserve.engine.steps import StepRecord
+from tests.contract.situation import (
     BLOCK_SIZE,
     COST,
     NUM_LAYERS,
@@ -25,11 +26,9 @@ from situation import (
     copy_of,
     in_order,
 )
-from timed_copies import TimedCopier, give_link
-
-from conserve.core.calibration import Recalibrator
-from conserve.engine.settings import EngineSettings
-from conserve.engine.steps import StepRecord
+from tests.contract.timed_copies import TimedCopier, give_link
+from tests.engine.device import VOCABULARY, Device, expected_output
+from tests.engine.engine import Engine, make_request, make_scheduler
 
 MOST_TURNS = 20_000
 

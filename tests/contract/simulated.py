@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from situation import (
+from conserve.core.latency import LatencyModel
+from conserve.core.plan import Plan
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import Snapshot
+from conserve.sim import schedulers
+from conserve.sim.cost import Machine
+from conserve.sim.engine import Engine
+from conserve.sim.request import SimRequest
+from conserve.sim.step import Step
+from tests.contract.situation import (
     BLOCK_SIZE,
     COST,
     NUM_LAYERS,
@@ -18,16 +27,6 @@ from situation import (
     copy_of,
     in_order,
 )
-
-from conserve.core.latency import LatencyModel
-from conserve.core.plan import Plan
-from conserve.core.settings import PolicySettings
-from conserve.core.snapshot import Snapshot
-from conserve.sim import schedulers
-from conserve.sim.cost import Machine
-from conserve.sim.engine import Engine
-from conserve.sim.request import SimRequest
-from conserve.sim.step import Step
 
 
 class _Watched(schedulers.ConserveScheduler):

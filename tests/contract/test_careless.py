@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import clauses
 import pytest
-from clauses import Clause
-from situation import Play
 
 from conserve.core.policy import decide
 from conserve.core.snapshot import RequestView, Snapshot, Targets
 from conserve.core.stopping import should_stop
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
+from tests.contract import clauses
+from tests.contract.clauses import Clause
+from tests.contract.situation import Play
 
 Careless = Callable[..., Any]
 

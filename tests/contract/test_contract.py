@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from clauses import CLAUSES, Clause
-from situation import Play
+
+from tests.contract.clauses import CLAUSES, Clause
+from tests.contract.situation import Play
 
 
 @pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.__name__)

@@ -9,12 +9,11 @@ import pytest
 
 pytest.importorskip("vllm")
 
-import real as engine
-import simulated as simulator
-from clauses import AMPLE, SCARCE, SLACK
-from situation import Decision, Seen, World, mixture
-
 from conserve.core.snapshot import RequestView, Snapshot
+from tests.contract import real as engine
+from tests.contract import simulated as simulator
+from tests.contract.clauses import AMPLE, SCARCE, SLACK
+from tests.contract.situation import Decision, Seen, World, mixture
 
 pytestmark = pytest.mark.engine
 

@@ -6,11 +6,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from copies import PretendStore
-from device import Device
-from situation import TOKEN_BYTES
-
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
+from tests.contract.situation import TOKEN_BYTES
+from tests.engine.copies import PretendStore
+from tests.engine.device import Device
 
 
 class TimedCopier:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conserve.core.displacement import blocks_for, choose_victims
 from conserve.core.snapshot import RequestView
+from tests.core import strategies
 
 
 def offline(

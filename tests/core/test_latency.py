@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conserve.core.latency import LatencyModel, StepShape
+from tests.core import strategies
 
 MODEL = LatencyModel(
     fixed=0.01, per_token=1e-4, per_pair=1e-8, per_decode=1e-5, per_context=1e-9, knee=128

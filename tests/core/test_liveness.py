@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import strategies
-from engine_model import Engine, Job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +12,8 @@ from conserve.core.displacement import blocks_for
 from conserve.core.latency import LatencyModel
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Targets
+from tests.core import strategies
+from tests.core.engine_model import Engine, Job
 
 GPU = LatencyModel(fixed=0.006, per_token=5e-5, per_pair=2e-9, per_context=1e-9, knee=128)
 SLOW = LatencyModel(fixed=0.3, per_token=2e-3, margin=0.05)

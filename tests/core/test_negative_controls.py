@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import pytest
-from engine_model import Engine, Job, LivelockError
 
 from conserve.core import invariants
 from conserve.core.invariants import InvariantError
@@ -20,6 +19,7 @@ from conserve.core.plan import Mode, Plan
 from conserve.core.policy import UNLIMITED, _Step, decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
+from tests.core.engine_model import Engine, Job, LivelockError
 
 NOW_S = 100.0
 MODEL = LatencyModel(fixed=0.01, per_token=1e-3, margin=0.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import strategies
 from hypothesis import given, settings
 
 from conserve.core import invariants
@@ -12,6 +11,7 @@ from conserve.core.latency import LatencyModel
 from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Snapshot
+from tests.core import strategies
 
 
 @settings(max_examples=1500)

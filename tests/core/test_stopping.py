@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable
 
 import pytest
-import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from conserve.core.stopping import (
     should_stop,
     time_to_resume_s,
 )
+from tests.core import strategies
 
 
 def stops(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from deployed import LEGEND, dashboard, dashboard_expressions, documented
+
+from tests.deploy.deployed import LEGEND, dashboard, dashboard_expressions, documented
 
 KINDS = {"row", "stat", "timeseries"}
 UNITS = {"s", "none", "percentunit"}

@@ -16,7 +16,8 @@ import httpx
 import openai
 import pytest
 import yaml
-from deployed import RULES, SCRAPE, Expression, dashboard_expressions, rule_expressions
+
+from tests.deploy.deployed import RULES, SCRAPE, Expression, dashboard_expressions, rule_expressions
 
 pytestmark = pytest.mark.server
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from deployed import ROOT, RULES, SCRAPE, alerts, documented, rule_expressions
+
+from tests.deploy.deployed import ROOT, RULES, SCRAPE, alerts, documented, rule_expressions
 
 UNIT_TESTS = Path(__file__).with_name("conserve.rules.test.yml")
 

@@ -6,10 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from device import Device, chain
-
 from conserve.engine.checkpoint.copier import CopyQueue
 from conserve.engine.checkpoint.orders import Job, Orders, Report
+from tests.engine.device import Device, chain
 
 
 class ForeignCopyError(AssertionError):

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from device import Device
-
 from conserve.engine.launch import vllm_arguments
 from conserve.engine.settings import EngineSettings
+from tests.engine.device import Device
 
 BLOCK_SIZE = 4
 TINY = {

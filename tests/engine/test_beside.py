@@ -11,8 +11,6 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from device import Device, expected_output
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 from prometheus_client import Counter, Gauge, Histogram
 
 from conserve.engine import connector as connector_module
@@ -21,6 +19,8 @@ from conserve.engine.connector import ConserveConnector, StepMetadata, others_ha
 from conserve.engine.door import KVConnectorBase_V1, KVConnectorMetadata
 from conserve.engine.launch import connectors
 from conserve.engine.stats import EngineStats
+from tests.engine.device import Device, expected_output
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

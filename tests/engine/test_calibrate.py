@@ -13,15 +13,14 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from device import Device
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
-
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.policy import decide
 from conserve.engine import calibrate as module
 from conserve.engine.calibrate import calibrate
 from conserve.engine.settings import EngineSettings
 from conserve.engine.steps import GENERIC_MODEL
+from tests.engine.device import Device
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

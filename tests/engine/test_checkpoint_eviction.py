@@ -10,14 +10,13 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from test_checkpoints import MakeEngine, make_engine, run_bursts
-
 from conserve.core.snapshot import RequestView
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.keeping import KeepsCheckpoints
 from conserve.engine.checkpoint.orders import Ended, Report
 from conserve.engine.checkpoint.pool import HostPool, Worth
+from tests.engine.test_checkpoints import MakeEngine, make_engine, run_bursts
 
 pytestmark = pytest.mark.engine
 

@@ -15,15 +15,14 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from copies import CheckedQueue, DawdlingCopier, ForeignCopyError, PretendStore, Ranks
-from device import VOCABULARY, Device, StaleReadError, expected_output
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
-
 from conserve.engine.checkpoint import copier as copier_module
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.door import RequestStatus
 from conserve.engine.settings import EngineSettings
+from tests.engine.copies import CheckedQueue, DawdlingCopier, ForeignCopyError, PretendStore, Ranks
+from tests.engine.device import VOCABULARY, Device, StaleReadError, expected_output
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

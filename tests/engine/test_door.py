@@ -190,7 +190,7 @@ def test_a_changed_method_is_named() -> None:
 
 @pytest.mark.parametrize("where", STATE)
 def test_the_state_we_read_is_there(where: str, tmp_path: Path) -> None:
-    from engine import make_request, make_scheduler
+    from tests.engine.engine import make_request, make_scheduler
 
     scheduler = make_scheduler(tmp_path)
     request = make_request("r", [1, 2, 3], 1, online=True, arrival_s=0.0)

@@ -10,11 +10,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from device import Device
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
-
 from conserve.engine.memory import EVERY_S, MemoryGauge
 from conserve.engine.stats import EngineStats
+from tests.engine.device import Device
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

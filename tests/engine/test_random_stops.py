@@ -17,12 +17,11 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from device import VOCABULARY, Device, expected_output
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
-
 from conserve.engine import scheduler as scheduler_module
 from conserve.engine import stopped
 from conserve.engine.door import RequestStatus
+from tests.engine.device import VOCABULARY, Device, expected_output
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

@@ -11,13 +11,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from device import VOCABULARY, Device, StaleReadError, expected_output
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
-
 from conserve.engine import scheduler as scheduler_module
 from conserve.engine import stopped
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
+from tests.engine.device import VOCABULARY, Device, StaleReadError, expected_output
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 
@@ -240,7 +239,7 @@ def test_stale_reads_are_seen() -> None:
     """The device itself is no yes-man."""
     device = Device(BLOCK_SIZE)
     device.slots[(1, 0)] = 17
-    from device import Row
+    from tests.engine.device import Row
 
     device.rows["a"] = Row([5, 6], [1])
     with pytest.raises(StaleReadError):

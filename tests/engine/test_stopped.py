@@ -11,11 +11,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from device import Device, StaleReadError, expected_output
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
-
 from conserve.engine.door import RequestStatus
 from conserve.engine.stopped import Before
+from tests.engine.device import Device, StaleReadError, expected_output
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

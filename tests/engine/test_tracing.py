@@ -12,10 +12,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from device import Device
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
-
 from conserve.engine.tracing import TraceNotes, say_more_in_spans, span_attributes
+from tests.engine.device import Device
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

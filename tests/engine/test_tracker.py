@@ -11,12 +11,11 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from device import Device
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
-
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
 from conserve.engine.tracker import RequestTracker
+from tests.engine.device import Device
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from device import Device, Row, expected_output
-from engine import BLOCK_SIZE, Engine, make_request, make_scheduler
+from tests.engine.device import Device, Row, expected_output
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 

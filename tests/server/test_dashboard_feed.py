@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,14 +14,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from dashboard_world import KEYS, Series, guarded_app
-
 from conserve.server.dashboard.collector import Collector, Status
 from conserve.server.dashboard.feed import stream
 from conserve.server.dashboard.routes import KINDS, page_files
 from conserve.server.dashboard.terminal import events_in
+from tests.server.dashboard_world import KEYS, Series, guarded_app
 
 pytestmark = pytest.mark.anyio
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}

@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from dashboard_world import Series
-
 from conserve.server.dashboard.collector import Collector, Status
 from conserve.server.dashboard.history import COARSE_POINTS, COLUMNS, FINE_POINTS, History
 from conserve.server.dashboard.reading import Change, change, merge, read
+from tests.server.dashboard_world import Series
 
 pytestmark = pytest.mark.anyio
 

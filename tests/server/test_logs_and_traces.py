@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-
-from otlp_collector import Collector, collector
+from tests.server.otlp_collector import Collector, collector
 
 pytestmark = pytest.mark.server
 

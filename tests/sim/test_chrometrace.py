@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sim_world import TARGETS, run
 
 from conserve.metrics import RequestRecord
 from conserve.sim.chrometrace import write_trace
 from conserve.sim.step import Step
+from tests.sim.sim_world import TARGETS, run
 
 Event = dict[str, Any]
 FIELDS = {

@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sim_world import COST, MACHINE, TARGETS, CheckedScheduler, audit, run, submit_all, workload
 
 from conserve.metrics import write_records
 from conserve.sim.arms import ARMS
@@ -18,6 +17,16 @@ from conserve.sim.request import Phase
 from conserve.sim.schedulers import Scheduler, StockScheduler
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
+from tests.sim.sim_world import (
+    COST,
+    MACHINE,
+    TARGETS,
+    CheckedScheduler,
+    audit,
+    run,
+    submit_all,
+    workload,
+)
 
 SMALL = replace(MACHINE, num_blocks=150, max_running=12)
 """So small that requests are displaced and preempted all the time."""

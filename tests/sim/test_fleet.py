@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sim_world import COST, MACHINE, TARGETS, audit, workload
 
 from conserve.metrics import throughput
 from conserve.sim.arms import ARMS
@@ -14,6 +13,7 @@ from conserve.sim.fleet import Fleet
 from conserve.sim.harvest import WINDOW, HarvestCurve, HarvestPoint, measure
 from conserve.sim.profiles import Profile
 from conserve.sim.slots import Job, run_slots, separate_replicas
+from tests.sim.sim_world import COST, MACHINE, TARGETS, audit, workload
 
 PROFILE = Profile("test", "made up", MACHINE, COST)
 LENGTHS = {

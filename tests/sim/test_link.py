@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from sim_world import COST, MACHINE, TARGETS, CheckedScheduler, audit, run, submit_all, workload
 
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Mode, Plan
@@ -20,6 +19,16 @@ from conserve.sim.request import Phase, SimRequest
 from conserve.sim.schedulers import ConserveScheduler
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
+from tests.sim.sim_world import (
+    COST,
+    MACHINE,
+    TARGETS,
+    CheckedScheduler,
+    audit,
+    run,
+    submit_all,
+    workload,
+)
 
 SMALL = replace(MACHINE, num_blocks=150, max_running=12)
 SLOW, FAST = 2e6, 1e9

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from sim_world import TARGETS, WINDOW, run
 
 from conserve.core.snapshot import Targets
 from conserve.metrics import percentile, throughput
 from conserve.sim.run import Outcome
+from tests.sim.sim_world import TARGETS, WINDOW, run
 
 SEEDS = (1, 2, 3)
 NOISE = 0.03

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sim_world import COST, MACHINE
 from typer.testing import CliRunner
 
 from conserve.bench.arms import ARMS as BENCH_ARMS
@@ -17,6 +16,7 @@ from conserve.sim.profiles import Profile
 from conserve.sim.study import Study, table
 from conserve.sim.validation import COMPARED, RealRun, compare, markdown
 from conserve.workload import Scenario, load_scenario
+from tests.sim.sim_world import COST, MACHINE
 
 SCENARIO = """
 about = "a test"

@@ -12,8 +12,9 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-from test_plan import MACHINE, PLAN
-from test_study import SCENARIO
+
+from tests.sim.test_plan import MACHINE, PLAN
+from tests.sim.test_study import SCENARIO
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = ("vllm", "torch", "transformers", "fastapi", "starlette", "uvicorn")

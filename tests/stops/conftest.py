@@ -16,21 +16,19 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-SCRIPT = Path(__file__).with_name("real_engine.py")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_llama import make_model
+    from tests.stops.tiny_llama import make_model
 
     return make_model(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="session")
 def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_llama import make_lora
+    from tests.stops.tiny_llama import make_lora
 
     return make_lora(tmp_path_factory.mktemp("tiny-lora"))
 
@@ -92,7 +90,8 @@ def play(tmp_path: Path, tiny_model: Path) -> Play:
         variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **(environment or {})}
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), json.dumps(job)],
+                [sys.executable, "-m", "tests.stops.real_engine", json.dumps(job)],
+                cwd=ROOT,
                 env={**os.environ, **variables},
                 stdout=file,
                 stderr=subprocess.STDOUT,

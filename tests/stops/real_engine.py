@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tiny_llama import random_text
-
 from conserve.engine.flag import StopFlag
+from tests.stops.tiny_llama import random_text
 
 JOB = json.loads(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("REAL_ENGINE_JOB", "{}"))
 PLAIN_KINDS = ("greedy", "seeded", "penalised", "logprobs", "prompt_logprobs", "schema", "regex")

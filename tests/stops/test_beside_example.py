@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from tiny_server import ask, documents, flags, harvesting
+from tests.stops.tiny_server import ask, documents, flags, harvesting
 
 pytestmark = pytest.mark.server
 

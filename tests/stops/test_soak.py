@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from tiny_llama import random_text
-from tiny_server import ask, flags
+from tests.stops.tiny_llama import random_text
+from tests.stops.tiny_server import ask, flags
 
 pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.timeout(1500)]
 

@@ -13,7 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-from tiny_llama import random_text
+
+from tests.stops.tiny_llama import random_text
 
 EAGER = {"stop": "eager", "profile_seconds": 1, "stop_response_s": 1e-6}
 
