@@ -43,11 +43,6 @@ class LineState(StrEnum):
     DONE = "done"
 
 
-def sources(target: Status) -> frozenset[Status]:
-    """States from which `target` may be entered."""
-    return frozenset(status for status, nexts in TRANSITIONS.items() if target in nexts)
-
-
 def check(current: Status, target: Status) -> None:
     """Raises BadTransitionError unless the table has the edge."""
     if target not in TRANSITIONS[current]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from conserve.batch.lifecycle import TERMINAL
 from conserve.bench.client import Body
 from conserve.bench.store import Run
 from conserve.metrics import throughput
@@ -20,7 +21,6 @@ from conserve.workload import RequestPlan
 
 ENDPOINT = "/v1/completions"
 LOOK_S = 0.1
-ENDED = ("completed", "failed", "expired", "cancelled")
 
 LINES_DONE = "batch:done_lines_total"
 LINES_FAILED = "batch:failed_lines_total"
@@ -43,7 +43,7 @@ class BatchLoad:
         asked = {"input_file_id": file["id"], "endpoint": ENDPOINT, "completion_window": "24h"}
         self._batch_id = (await self._call("POST", "/v1/batches", json=asked))["id"]
         batch = await self._until(lambda status: status != "validating")
-        if batch["status"] in ENDED:
+        if batch["status"] in TERMINAL:
             raise RuntimeError(f"the batch is {batch['status']}: {batch.get('errors')}")
 
     async def counters(self) -> dict[str, float]:
@@ -55,9 +55,9 @@ class BatchLoad:
 
     async def stop(self) -> None:
         """Cancel what is left and wait until nothing of it runs."""
-        if (await self._look())["status"] not in ENDED:
+        if (await self._look())["status"] not in TERMINAL:
             await self._call("POST", f"/v1/batches/{self._batch_id}/cancel")
-        await self._until(lambda status: status in ENDED)
+        await self._until(lambda status: status in TERMINAL)
 
     async def _look(self) -> Any:
         return await self._call("GET", f"/v1/batches/{self._batch_id}")

@@ -15,6 +15,7 @@ import httpx
 import typer
 from rich.console import Console
 
+from conserve.batch.lifecycle import TERMINAL
 from conserve.batch.validation import Rules, validate
 from conserve.batch.wire import ENDPOINTS
 from conserve.cli.batch_view import (
@@ -29,7 +30,6 @@ app = typer.Typer(
     name="batch", no_args_is_help=True, help="Batches on any OpenAI-compatible server."
 )
 notes = Console(stderr=True, highlight=False)
-ENDED = ("completed", "failed", "expired", "cancelled")
 CHUNK_BYTES = 65_536
 
 UrlOption = Annotated[
@@ -112,7 +112,7 @@ def follow(one: Server, batch_id: str, every_s: float) -> Any:
     """The batch at its end; progress is shown meanwhile on a terminal."""
     with progress_bar(notes) as progress:
         task = progress.add_task("waiting", total=None, note="")
-        while (batch := one.batch(batch_id))["status"] not in ENDED:
+        while (batch := one.batch(batch_id))["status"] not in TERMINAL:
             done, failed, total = counts(batch)
             progress.update(
                 task,

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from conserve.batch.lifecycle import TERMINAL
+
 WIDE = 140
 """Columns of a table that is not shown in a terminal: room for its longest line."""
 COLOURS = {
@@ -21,7 +23,7 @@ COLOURS = {
     "cancelling": "yellow",
     "cancelled": "yellow",
 }
-ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
+ENDS = tuple(f"{status}_at" for status in sorted(TERMINAL))
 
 
 def print_batch(batch: Any) -> None:

@@ -13,10 +13,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from conserve.batch.lifecycle import TERMINAL
+
 BARS = " ▁▂▃▄▅▆▇█"
 WIDTH = 60
 STYLES = {"online": "blue", "offline": "yellow", "safe": "green", "late": "bold red"}
-ENDED = ("completed", "failed", "expired", "cancelled")
 SHOWN_BATCHES, SHOWN_EVENTS = 8, 6
 
 
@@ -133,8 +134,8 @@ def _bar(value: float, most: float) -> str:
 def _batches(batches: dict[str, Any]) -> RenderableType:
     if batches["error"]:
         return Text(batches["error"], "red")
-    live = [each for each in batches["data"] if each["status"] not in ENDED]
-    ended = [each for each in batches["data"] if each["status"] in ENDED]
+    live = [each for each in batches["data"] if each["status"] not in TERMINAL]
+    ended = [each for each in batches["data"] if each["status"] in TERMINAL]
     table = Table("batch", "name", "status", "progress", "due", "expected end", box=None)
     for batch in [*live, *ended][:SHOWN_BATCHES]:
         counts = batch["request_counts"]
@@ -145,7 +146,7 @@ def _batches(batches: dict[str, Any]) -> RenderableType:
             batch["name"] or batch["endpoint"],
             batch["status"],
             f"{batch['progress']:4.0%} {counts['completed']:,}/{counts['total']:,}",
-            "" if batch["status"] in ENDED else _until(due, batch["deadline_state"]),
+            "" if batch["status"] in TERMINAL else _until(due, batch["deadline_state"]),
             _until(ends, "") if ends else "",
         )
         table.add_row(*map(plain, words))

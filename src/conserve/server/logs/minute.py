@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from conserve.batch.lifecycle import TERMINAL
 from conserve.metrics import bucket_percentile
 
 logger = logging.getLogger("vllm.conserve")
@@ -16,7 +17,6 @@ logger = logging.getLogger("vllm.conserve")
 PREFIX = "conserve:"
 LABELS = ("class", "state", "status")
 SAME_ON_ALL = frozenset({"ttft_target_seconds", "tbt_target_seconds"})
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 Key = tuple[str, str, float]
 """A sample's name without prefix, the value of its own label or '', the bound of a bucket or 0."""
@@ -70,7 +70,7 @@ class Minute:
         return sum(
             value
             for (name, status, _), value in self.after.items()
-            if name == "batches" and status not in ENDED
+            if name == "batches" and status not in TERMINAL
         )
 
     @property
