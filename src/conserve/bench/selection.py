@@ -27,11 +27,15 @@ def scenario_file(name: str) -> Path:
 
 
 def chosen(file: Path, arms: str | None, seeds: str | None) -> Scenario:
-    """The scenario of a file with the arms and seeds given as lists with commas.
+    """The scenario of a file, narrowed, with arms that a server can run. Raises ScenarioError."""
+    picked = narrowed(load_scenario(file), arms, seeds)
+    for name in picked.arms:
+        _check_arm(picked, name)
+    return picked
 
-    Raises ScenarioError.
-    """
-    scenario = load_scenario(file)
+
+def narrowed(scenario: Scenario, arms: str | None, seeds: str | None) -> Scenario:
+    """The scenario with the arms and seeds given as lists with commas. Raises ScenarioError."""
     changes: dict[str, tuple[str, ...] | tuple[int, ...]] = {}
     if arms is not None:
         changes["arms"] = tuple(_words(arms, "--arms"))
@@ -40,10 +44,7 @@ def chosen(file: Path, arms: str | None, seeds: str | None) -> Scenario:
             changes["seeds"] = tuple(int(word) for word in _words(seeds, "--seeds"))
         except ValueError as error:
             raise ScenarioError(f"--seeds: {seeds!r} is no list of integers like 1,2,3") from error
-    picked = scenario.model_copy(update=changes)
-    for name in picked.arms:
-        _check_arm(picked, name)
-    return picked
+    return scenario.model_copy(update=changes)
 
 
 def _check_arm(scenario: Scenario, name: str) -> None:

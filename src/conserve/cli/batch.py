@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
-import httpx
 import typer
-from rich.console import Console
 
 from conserve.batch.lifecycle import TERMINAL
 from conserve.batch.validation import Rules, validate
@@ -25,17 +20,13 @@ from conserve.cli.batch_view import (
     progress_bar,
     progress_note,
 )
+from conserve.cli.failures import fail, notes
+from conserve.cli.remote import CHUNK_BYTES, DEFAULT_URL, KeyOption, Server, UrlOption, server
 
 app = typer.Typer(
     name="batch", no_args_is_help=True, help="Batches on any OpenAI-compatible server."
 )
-notes = Console(stderr=True, highlight=False)
-CHUNK_BYTES = 65_536
 
-UrlOption = Annotated[
-    str, typer.Option(envvar="CONSERVE_URL", help="The server, with or without /v1.")
-]
-KeyOption = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Its API key.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 IdArgument = Annotated[str, typer.Argument(metavar="BATCH", help="Id of the batch.")]
 FileArgument = Annotated[
@@ -44,61 +35,6 @@ FileArgument = Annotated[
 EndpointOption = Annotated[
     str | None, typer.Option(help="The lines' url; read from the first line when left out.")
 ]
-DEFAULT_URL = "http://127.0.0.1:8000"
-
-
-@dataclass
-class Server:
-    """The few calls the commands need. Ends the command with one clear line where one fails."""
-
-    client: httpx.Client
-
-    def call(self, method: str, path: str, **request: Any) -> Any:
-        try:
-            response = self.client.request(method, path, **request)
-        except httpx.HTTPError as error:
-            raise fail(f"{self.client.base_url} does not answer: {error}") from None
-        if response.is_error:
-            raise fail(f"{reason(response)} (HTTP {response.status_code})")
-        try:
-            return response.json()
-        except json.JSONDecodeError:
-            raise fail(f"{self.client.base_url}{path} answers no JSON; is it a /v1 URL?") from None
-
-    def batch(self, batch_id: str) -> Any:
-        return self.call("GET", f"batches/{batch_id}")
-
-    def save(self, file_id: str, target: BinaryIO) -> None:
-        try:
-            with self.client.stream("GET", f"files/{file_id}/content") as response:
-                if response.is_error:
-                    response.read()
-                    raise fail(f"{reason(response)} (HTTP {response.status_code})")
-                for chunk in response.iter_bytes(CHUNK_BYTES):
-                    target.write(chunk)
-        except httpx.HTTPError as error:
-            raise fail(f"the download broke off: {error}") from None
-
-
-@contextmanager
-def server(url: str, api_key: str) -> Iterator[Server]:
-    base = url.rstrip("/")
-    base = base if base.endswith("/v1") else f"{base}/v1"
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    with httpx.Client(base_url=f"{base}/", headers=headers, timeout=600) as client:
-        yield Server(client)
-
-
-def fail(message: str) -> typer.Exit:
-    notes.print(f"error: {message}", markup=False, soft_wrap=True)
-    return typer.Exit(1)
-
-
-def reason(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["error"]["message"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return response.text[:200] or response.reason_phrase
 
 
 def show_batch(batch: Any, as_json: bool) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from conserve.bench.store import ResultError
+from conserve.cli import command_line
+from conserve.cli.failures import clear_errors
 from conserve.workload import ScenarioError, TraceError
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ def run(
             scenario=picked,
             model=model or _default_model(),
             folder=out or Path("out/bench") / picked.name,
-            command=_command(),
+            command=command_line.repeatable(),
             traces=trace_paths(picked, trace or []),
             server_args=tuple(server_arg or []),
         )
@@ -134,20 +134,5 @@ def _default_model() -> str:
         raise ScenarioError(str(error)) from error
 
 
-def _command() -> str:
-    """The command as a reader can repeat it: absolute paths by their last name."""
-    words = []
-    for word in sys.argv[1:]:
-        name, equals, value = word.rpartition("=")
-        words.append(name + equals + (Path(value).name if value.startswith("/") else value))
-    return " ".join(["conserve", *words])
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Bad input as one message on stderr and status 2, without a traceback."""
-    try:
-        yield
-    except (ScenarioError, TraceError, ResultError) as error:
-        typer.echo(f"conserve bench: {error}", err=True)
-        raise typer.Exit(2) from error
+def _clear_errors() -> AbstractContextManager[None]:
+    return clear_errors("bench", ScenarioError, TraceError, ResultError)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from conserve.cli.sim import clear_errors
+from conserve.cli.failures import clear_errors
 from conserve.core.snapshot import Targets
 from conserve.workload import ScenarioError, unknown_name
 
@@ -35,7 +35,7 @@ def plan(
     """
     from conserve.sim.planning import load_plan, work_out
 
-    with clear_errors("plan"):
+    with clear_errors("plan", ValueError):
         asked = load_plan(file)
         traces = _traces(asked, trace or [])
         own = Targets(asked.targets.ttft_ms / 1000, asked.targets.tbt_ms / 1000)

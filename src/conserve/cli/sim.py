@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +12,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from conserve.bench.selection import scenario_file, trace_paths
-from conserve.bench.store import Description, ResultError, ResultFolder, RunKey
+from conserve.bench.selection import narrowed, scenario_file, trace_paths
+from conserve.bench.store import Description, ResultFolder, RunKey
+from conserve.cli import command_line
+from conserve.cli.failures import clear_errors
 from conserve.metrics import write_records
-from conserve.sim.arms import ARMS, ArmError
-from conserve.sim.profiles import Profile, ProfileError, known_names, load_profile
+from conserve.sim.arms import ARMS
+from conserve.sim.profiles import Profile, known_names, load_profile
 from conserve.sim.study import Cell, Study, table
-from conserve.workload import Scenario, ScenarioError, TraceError, load_scenario
+from conserve.workload import Scenario, ScenarioError, load_scenario
 
 app = typer.Typer(
     name="sim",
@@ -58,10 +58,10 @@ def run(
     async_scheduling: AsyncOption = False,
 ) -> None:
     """Run a scenario under each of its arms, and print medians over seeds."""
-    with clear_errors("sim"):
+    with clear_errors("sim", ValueError):
         if chrome_trace and out is None:
             raise ScenarioError("--chrome-trace: give the folder with --out")
-        picked = _chosen(scenario, arms, seeds)
+        picked = narrowed(load_scenario(scenario_file(scenario)), arms, seeds)
         traces = trace_paths(picked, trace or [])
         machine = load_profile(profile)
         study = Study(picked, machine, traces, async_scheduling, keep_steps=chrome_trace)
@@ -88,10 +88,10 @@ def validate(
     """Simulate the runs of a real benchmark and print both, with the simulator's error."""
     from conserve.sim.validation import RealRun, compare, markdown
 
-    with clear_errors("sim"):
+    with clear_errors("sim", ValueError):
         folder = ResultFolder(results)
         scenario = folder.description().parsed_scenario()
-        chosen = scenario.seeds if seeds is None else _seeds(seeds)
+        chosen = narrowed(scenario, None, seeds).seeds
         runs = [
             RealRun(r.key.point, r.key.arm, r.key.seed, r.records)
             for r in folder.runs()
@@ -115,31 +115,10 @@ def list_known() -> None:
         typer.echo(f"  {arm.name:26} {arm.shows}")
 
 
-def _chosen(name: str, arms: str | None, seeds: str | None) -> Scenario:
-    """The scenario with the arms and seeds of the command line. Raises ScenarioError."""
-    scenario = load_scenario(scenario_file(name))
-    changes: dict[str, object] = {}
-    if arms is not None:
-        changes["arms"] = tuple(word.strip() for word in arms.split(",") if word.strip())
-        if not changes["arms"]:
-            raise ScenarioError("--arms: names nothing")
-    if seeds is not None:
-        changes["seeds"] = _seeds(seeds)
-    return scenario.model_copy(update=changes)
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    """Raises ScenarioError."""
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise ScenarioError(f"--seeds: {text!r} is no list of integers like 1,2,3") from None
-
-
 def _describe(out: Path, scenario: Scenario, profile: Profile) -> None:
     ResultFolder(out).write_description(
         Description(
-            command=_command(),
+            command=command_line.repeatable(),
             started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             model=profile.name,
             machine={"simulated": f"{profile.name}, {profile.about}"},
@@ -149,12 +128,6 @@ def _describe(out: Path, scenario: Scenario, profile: Profile) -> None:
             arms={name: {"shows": ARMS[name].shows} for name in scenario.arms if name in ARMS},
         )
     )
-
-
-def _command() -> str:
-    """The command as a reader can repeat it: absolute paths by their last name."""
-    words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
-    return " ".join(["conserve", *words])
 
 
 def _store(out: Path, cell: Cell, *, chrome_trace: bool) -> None:
@@ -178,13 +151,3 @@ def _show(rows: list[list[str]]) -> None:
     for row in rows[1:]:
         shown.add_row(*(row[1:] if whole else row))
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
-
-
-@contextmanager
-def clear_errors(command: str) -> Iterator[None]:
-    """Bad input as one message on stderr and status 2, without a traceback."""
-    try:
-        yield
-    except (ScenarioError, TraceError, ResultError, ProfileError, ArmError, ValueError) as error:
-        typer.echo(f"conserve {command}: {error}", err=True)
-        raise typer.Exit(2) from error

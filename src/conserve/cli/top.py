@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from conserve.cli.batch import DEFAULT_URL, KeyOption, fail, reason
+from conserve.cli.failures import fail
+from conserve.cli.remote import DEFAULT_URL, KeyOption, authorization, refused
 from conserve.server.dashboard.terminal import View, events_in, screen
 
 SILENCE_S = 15.0
@@ -76,15 +77,13 @@ def _watch(base: str, api_key: str, view: View) -> None:
 @contextmanager
 def _feed(base: str, api_key: str) -> Iterator[Iterator[tuple[str, Any]]]:
     """The events of the feed. Ends the command with one clear line where there is none."""
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    limits = httpx.Timeout(10, read=SILENCE_S)
+    headers, limits = authorization(api_key), httpx.Timeout(10, read=SILENCE_S)
     try:
         with httpx.stream("GET", f"{base}/dashboard/feed", headers=headers, timeout=limits) as feed:
             if feed.status_code == 404:
                 raise fail(f"{base} has no live page: it is no ConServe, or runs --no-dashboard")
             if feed.is_error:
-                feed.read()
-                raise fail(f"{reason(feed)} (HTTP {feed.status_code})")
+                raise refused(feed)
             yield events_in(feed.iter_lines())
     except httpx.UnsupportedProtocol:
         raise fail(f"{base} is no URL; one begins with http:// or https://") from None

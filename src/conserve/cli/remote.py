@@ -1,0 +1,76 @@
+"""A server elsewhere, as commands name and ask it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, BinaryIO
+
+import httpx
+import typer
+
+from conserve.cli.failures import fail
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+CHUNK_BYTES = 65_536
+
+UrlOption = Annotated[
+    str, typer.Option(envvar="CONSERVE_URL", help="The server, with or without /v1.")
+]
+KeyOption = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Its API key.")]
+
+
+@dataclass
+class Server:
+    """The few calls the commands need. Ends the command with one clear line where one fails."""
+
+    client: httpx.Client
+
+    def call(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            response = self.client.request(method, path, **request)
+        except httpx.HTTPError as error:
+            raise fail(f"{self.client.base_url} does not answer: {error}") from None
+        if response.is_error:
+            raise refused(response)
+        try:
+            return response.json()
+        except json.JSONDecodeError:
+            raise fail(f"{self.client.base_url}{path} answers no JSON; is it a /v1 URL?") from None
+
+    def batch(self, batch_id: str) -> Any:
+        return self.call("GET", f"batches/{batch_id}")
+
+    def save(self, file_id: str, target: BinaryIO) -> None:
+        try:
+            with self.client.stream("GET", f"files/{file_id}/content") as response:
+                if response.is_error:
+                    raise refused(response)
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    target.write(chunk)
+        except httpx.HTTPError as error:
+            raise fail(f"the download broke off: {error}") from None
+
+
+@contextmanager
+def server(url: str, api_key: str) -> Iterator[Server]:
+    base = url.rstrip("/")
+    base = base if base.endswith("/v1") else f"{base}/v1"
+    with httpx.Client(base_url=f"{base}/", headers=authorization(api_key), timeout=600) as client:
+        yield Server(client)
+
+
+def authorization(api_key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+def refused(response: httpx.Response) -> typer.Exit:
+    """Say what the server says of an error, in its own words where it has some; to be raised."""
+    response.read()
+    try:
+        words = str(response.json()["error"]["message"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        words = response.text[:200] or response.reason_phrase
+    return fail(f"{words} (HTTP {response.status_code})")
