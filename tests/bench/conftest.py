@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -10,25 +11,28 @@ import httpx
 import pytest
 
 
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
+class JumpingSelector(selectors.DefaultSelector):
     """Instead of waiting for the next timer, moves the clock to it."""
 
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(0)
+        if not events:
+            assert timeout is not None, "everything waits for everything else"
+            self.now_s += timeout
+        return events
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop on a selector's clock, which begins at 0."""
+
     def __init__(self) -> None:
-        super().__init__()
-        self._now_s = 0.0
-        select = self._selector.select
-
-        def jump(timeout: float | None = None) -> Any:
-            events = select(0)
-            if not events:
-                assert timeout is not None, "everything waits for everything else"
-                self._now_s += timeout
-            return events
-
-        self._selector.select = jump
+        self._clock = JumpingSelector()
+        super().__init__(self._clock)
 
     def time(self) -> float:
-        return self._now_s
+        return self._clock.now_s
 
 
 class StreamingTransport(httpx.AsyncBaseTransport):

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from conserve.batch.connection import async_client_for
 from conserve.bench.batch_load import BatchLoad
 from conserve.bench.client import Body, Load, LoadClient, Window
 from conserve.bench.prompts import Vocabulary
@@ -93,7 +94,9 @@ async def _drive(job: Job, load: Load) -> None:
     traces = {name: Path(path) for name, path in job.traces.items()}
     workload = _of_classes(build_workload(scenario, job.seed, traces), job)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=job.base_url, timeout=None, limits=limits) as http:  # noqa: S113
+    async with async_client_for(
+        job.base_url, base_url=job.base_url, timeout=None, limits=limits
+    ) as http:
         if job.warm_up:
             other = _of_classes(build_workload(scenario, WARM_UP_SEED, traces), job)
             await LoadClient(http, _body(job, "warm-up")).warm_up(_warm_up_plans(other))

@@ -14,8 +14,12 @@ from types import TracebackType
 
 import httpx
 
+from conserve.batch.connection import client_for
+
 LOG_END_LINES = 25
 END_S = 20.0
+START_LIMIT_S = 1800.0
+"""A server that dies is seen at once; this only ends one that hangs, on however slow a machine."""
 
 
 class ServerDiedError(RuntimeError):
@@ -62,15 +66,16 @@ class Server:
         if code is not None:
             raise ServerDiedError(f"the server ended with status {code}\n{self.log_end()}")
 
-    def wait_until_healthy(self, timeout_s: float) -> None:
-        """Return when /health answers 200. Raises ServerDiedError."""
-        deadline_s = time.monotonic() + timeout_s
-        while time.monotonic() < deadline_s:
-            self.check()
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{self.base_url}/health", timeout=5.0).status_code == 200:
-                    return
-            time.sleep(0.5)
+    def wait_until_healthy(self, timeout_s: float = START_LIMIT_S) -> float:
+        """Return when /health answers 200; the seconds that took. Raises ServerDiedError."""
+        started_s = time.monotonic()
+        with client_for(self.base_url, timeout=5.0) as http:
+            while time.monotonic() - started_s < timeout_s:
+                self.check()
+                with suppress(httpx.TransportError):
+                    if http.get(f"{self.base_url}/health").status_code == 200:
+                        return time.monotonic() - started_s
+                time.sleep(0.5)
         raise ServerDiedError(f"no answer on /health in {timeout_s:.0f} s\n{self.log_end()}")
 
     def log_end(self) -> str:

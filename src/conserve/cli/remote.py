@@ -11,6 +11,7 @@ from typing import Annotated, Any, BinaryIO
 import httpx
 import typer
 
+from conserve.batch.connection import ProxyError, client_for
 from conserve.cli.failures import fail
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -58,8 +59,17 @@ class Server:
 def server(url: str, api_key: str) -> Iterator[Server]:
     base = url.rstrip("/")
     base = base if base.endswith("/v1") else f"{base}/v1"
-    with httpx.Client(base_url=f"{base}/", headers=authorization(api_key), timeout=600) as client:
+    headers = authorization(api_key)
+    with connected(base, base_url=f"{base}/", headers=headers, timeout=600) as client:
         yield Server(client)
+
+
+def connected(url: str, **options: Any) -> httpx.Client:
+    """A client of the server at `url`. Ends the command where a proxy cannot be used."""
+    try:
+        return client_for(url, **options)
+    except ProxyError as error:
+        raise fail(str(error)) from None
 
 
 def authorization(api_key: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from conserve.cli.failures import fail
-from conserve.cli.remote import DEFAULT_URL, KeyOption, authorization, refused
+from conserve.cli.remote import DEFAULT_URL, KeyOption, authorization, connected, refused
 from conserve.server.dashboard.terminal import View, events_in, screen
 
 SILENCE_S = 15.0
@@ -79,7 +79,10 @@ def _feed(base: str, api_key: str) -> Iterator[Iterator[tuple[str, Any]]]:
     """The events of the feed. Ends the command with one clear line where there is none."""
     headers, limits = authorization(api_key), httpx.Timeout(10, read=SILENCE_S)
     try:
-        with httpx.stream("GET", f"{base}/dashboard/feed", headers=headers, timeout=limits) as feed:
+        with (
+            connected(base, headers=headers, timeout=limits) as client,
+            client.stream("GET", f"{base}/dashboard/feed") as feed,
+        ):
             if feed.status_code == 404:
                 raise fail(f"{base} has no live page: it is no ConServe, or runs --no-dashboard")
             if feed.is_error:

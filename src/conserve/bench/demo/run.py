@@ -12,6 +12,7 @@ from random import Random
 
 import httpx
 
+from conserve.batch.connection import async_client_for
 from conserve.bench.demo.client import DemoClient, DemoError, Seen
 from conserve.bench.demo.results import Period, Results, write_results
 from conserve.bench.demo.screen import Screen
@@ -19,7 +20,6 @@ from conserve.bench.demo.texts import chat_prompts, documents
 from conserve.bench.server import Server, ServerDiedError, free_port
 from conserve.workload.arrivals import Bursts
 
-START_LIMIT_S = 300.0
 DRAIN_S = 2.0
 """Between the two periods, so that neither's last chats burden the other's first."""
 
@@ -63,7 +63,7 @@ def run_demo(
     try:
         with screen, Server(command(port), {}, port, folder / "server.log") as server:
             screen.phase(f"starting the server (its log: {folder / 'server.log'})")
-            server.wait_until_healthy(START_LIMIT_S)
+            server.wait_until_healthy()
             periods = asyncio.run(_drive(server, model, seen, screen, plan))
             screen.phase("ending the server")
     except ServerDiedError as error:
@@ -75,7 +75,9 @@ async def _drive(
     server: Server, model: str, seen: Seen, screen: Screen, plan: DemoPlan
 ) -> tuple[Period, Period]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=server.base_url, timeout=120.0, limits=limits) as http:
+    async with async_client_for(
+        server.base_url, base_url=server.base_url, timeout=120.0, limits=limits
+    ) as http:
         client = DemoClient(http, model, seen)
         prompts = chat_prompts(plan.seed)
         screen.phase("warming up")

@@ -1,0 +1,64 @@
+"""HTTP clients: past the environment's proxies to this machine, through them to any other.
+
+A proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot reach what listens on this machine's loopback.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+import httpx
+
+
+class ProxyError(ValueError):
+    """The environment names a proxy that cannot be used; the message says what to do."""
+
+
+def client_for(url: str, **options: Any) -> httpx.Client:
+    """A client of the server at `url`; `options` are httpx.Client's. Raises ProxyError."""
+    try:
+        return httpx.Client(**_settings(url), **options)
+    except (ImportError, ValueError) as error:
+        raise _explained(error) from error
+
+
+def async_client_for(url: str, **options: Any) -> httpx.AsyncClient:
+    """As `client_for`, for asyncio."""
+    try:
+        return httpx.AsyncClient(**_settings(url), **options)
+    except (ImportError, ValueError) as error:
+        raise _explained(error) from error
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` leads to this machine without a network."""
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _settings(url: str) -> dict[str, Any]:
+    if not is_loopback(url):
+        return {}
+    # trust_env is about certificates too, and a user's own may be what signs https://localhost.
+    return {"trust_env": False, "verify": httpx.create_ssl_context()}
+
+
+def _explained(error: Exception) -> ProxyError:
+    """httpx raises ImportError for a SOCKS proxy without its package, ValueError for any other
+    that it cannot use."""
+    if isinstance(error, ImportError):
+        return ProxyError(
+            "the environment names a SOCKS proxy (ALL_PROXY, HTTP_PROXY or HTTPS_PROXY), which "
+            "needs the package socksio: install it, or unset the variable"
+        )
+    return ProxyError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {error}")
