@@ -102,6 +102,6 @@ def test_a_pool_smaller_than_a_block_is_none() -> None:
 def test_by_default_it_is_a_share_of_free_memory_or_of_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sizes, "free_memory", lambda: 4000)
+    monkeypatch.setattr(sizes, "available_bytes", lambda: 4000)
     assert sizes.default_bytes(10_000) == 1000
     assert sizes.default_bytes(100) == 400

@@ -16,6 +16,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from conserve.server.batches.middleware import BatchesMiddleware
+from tests.server import vllms_app
+from tests.server.vllms_app import engine_config, started
 
 CHAT = "/v1/chat/completions"
 KEYS = ["first key", "second key"]
@@ -34,27 +36,18 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CONSERVE_BATCH_POLL_S", "0.05")
 
 
-class Engine:
-    """The engine's client: notes when it is shut down, and what ran then."""
+class Engine(vllms_app.Engine):
+    """Notes what ran when it was shut down, too."""
 
     def __init__(self, served: Server, shutdown_timeout: int) -> None:
-        self.vllm_config = Namespace(
-            scheduler_config=Namespace(max_num_seqs=64, max_num_queued_reqs=None),
-            parallel_config=Namespace(
-                data_parallel_size=1,
-                local_engines_only=False,
-                _api_process_count=1,
-                _api_process_rank=0,
-            ),
-            device_config=Namespace(device_type="cuda"),
-            shutdown_timeout=shutdown_timeout,
-        )
-        self.errored = False
-        self.shutdowns: list[tuple[float | None, int]] = []
+        super().__init__(engine_config())
+        self.vllm_config.shutdown_timeout = shutdown_timeout
+        self.running_then: list[int] = []
         self._served = served
 
     def shutdown(self, timeout: float | None = None) -> None:
-        self.shutdowns.append((timeout, self._served.running))
+        super().shutdown(timeout)
+        self.running_then.append(self._served.running)
 
 
 class Server:
@@ -93,7 +86,7 @@ class Server:
         self.bodies.append(await request.json())
         # In a task of its own, which ends with the client, as vLLM does it.
         working = asyncio.create_task(self._work())
-        listening = asyncio.create_task(request.receive())
+        listening = asyncio.ensure_future(request.receive())
         await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
         listening.cancel()
         working.cancel()
@@ -116,24 +109,6 @@ class Server:
             headers={"authorization": f"Bearer {key}"},
         ) as client:
             yield client
-
-
-@asynccontextmanager
-async def serving(server: Server) -> AsyncIterator[None]:
-    """The app between startup and shutdown, through its middleware, as a web server does it."""
-    said: asyncio.Queue[Any] = asyncio.Queue()
-    heard: asyncio.Queue[Any] = asyncio.Queue()
-    running = asyncio.create_task(
-        server.app({"type": "lifespan", "state": {}}, said.get, heard.put)
-    )
-    await said.put({"type": "lifespan.startup"})
-    assert (await heard.get())["type"] == "lifespan.startup.complete"
-    try:
-        yield
-    finally:
-        await said.put({"type": "lifespan.shutdown"})
-        assert (await heard.get())["type"] == "lifespan.shutdown.complete"
-        await running
 
 
 async def submit(client: httpx.AsyncClient, num_lines: int = 1) -> str:
@@ -173,7 +148,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_batch_runs_through_the_apps_own_checks(keys: list[str]) -> None:
     server = Server(keys)
     server.open.set()
-    async with serving(server), server.client(keys[0] if keys else "any") as client:
+    async with started(server.app), server.client(keys[0] if keys else "any") as client:
         batch = await until(client, await submit(client, 5), "completed")
     assert batch["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
     assert [body["service_tier"] for body in server.bodies] == ["flex"] * 5
@@ -183,7 +158,7 @@ async def test_a_batch_runs_through_the_apps_own_checks(keys: list[str]) -> None
 async def test_a_key_sees_its_own_batches_only() -> None:
     server = Server(KEYS)
     server.open.set()
-    async with serving(server), server.client(KEYS[0]) as client:
+    async with started(server.app), server.client(KEYS[0]) as client:
         batch_id = await submit(client)
         async with server.client(KEYS[1]) as other, server.client("no key") as stranger:
             assert (await other.get(f"/v1/batches/{batch_id}")).status_code == 404
@@ -193,14 +168,14 @@ async def test_a_key_sees_its_own_batches_only() -> None:
 async def test_without_keys_everybody_is_one() -> None:
     server = Server([])
     server.open.set()
-    async with serving(server), server.client("one") as client, server.client("two") as other:
+    async with started(server.app), server.client("one") as client, server.client("two") as other:
         batch_id = await submit(client)
         assert (await other.get(f"/v1/batches/{batch_id}")).status_code == 200
 
 
 async def test_a_cancelled_batch_leaves_the_engine() -> None:
     server = Server([])
-    async with serving(server), server.client() as client:
+    async with started(server.app), server.client() as client:
         batch_id = await submit(client, 3)
         await eventually(lambda: server.running == 3)
         await client.post(f"/v1/batches/{batch_id}/cancel")
@@ -211,15 +186,15 @@ async def test_a_cancelled_batch_leaves_the_engine() -> None:
 
 async def test_lines_are_given_back_before_the_engine_stops() -> None:
     server = Server([])
-    async with serving(server):
+    async with started(server.app):
         async with server.client() as client:
             await submit(client, 3)
             await eventually(lambda: server.running == 3)
         await asyncio.to_thread(server.engine.shutdown, timeout=0)
-    assert server.engine.shutdowns == [(0, 0)]
+    assert (server.engine.shutdowns, server.engine.running_then) == ([0], [0])
     again = Server([])
     again.open.set()
-    async with serving(again), again.client() as client:
+    async with started(again.app), again.client() as client:
         batch_id = (await client.get("/v1/batches")).json()["data"][0]["id"]
         batch = await until(client, batch_id, "completed")
     assert batch["request_counts"]["completed"] == 3
@@ -228,7 +203,7 @@ async def test_lines_are_given_back_before_the_engine_stops() -> None:
 
 async def test_a_drain_lets_lines_end_and_takes_its_time_off_the_engines() -> None:
     server = Server([], shutdown_timeout=600)
-    async with serving(server), server.client() as client:
+    async with started(server.app), server.client() as client:
         batch_id = await submit(client, 3)
         await eventually(lambda: server.running == 3)
         stopping = asyncio.create_task(asyncio.to_thread(server.engine.shutdown, timeout=600))
@@ -236,26 +211,25 @@ async def test_a_drain_lets_lines_end_and_takes_its_time_off_the_engines() -> No
         await stopping
         batch = (await client.get(f"/v1/batches/{batch_id}")).json()
     assert batch["request_counts"]["completed"] == 3
-    ((timeout, running),) = server.engine.shutdowns
-    assert running == 0
+    (timeout,) = server.engine.shutdowns
+    assert server.engine.running_then == [0]
     assert timeout is not None
     assert 0 < timeout < 600
 
 
 async def test_an_engine_shut_down_in_the_loop_itself_does_not_wait_for_it() -> None:
     server = Server([])
-    async with serving(server):
+    async with started(server.app):
         server.engine.shutdown()
-        assert server.engine.shutdowns == [(None, 0)]
-    shut_down = server.engine.shutdown
-    assert shut_down.__func__ is Engine.shutdown  # its own again
+        assert (server.engine.shutdowns, server.engine.running_then) == ([None], [0])
+    assert server.engine.is_itself
 
 
 async def test_what_a_stopping_engine_cuts_short_is_run_again() -> None:
     server = Server([])
     server.open.set()
     server.finish_reasons = ["abort", "stop"]
-    async with serving(server), server.client() as client:
+    async with started(server.app), server.client() as client:
         batch = await until(client, await submit(client), "completed")
         lines = (await client.get(f"/v1/files/{batch['output_file_id']}/content")).json()
     assert lines["response"]["body"]["choices"][0]["finish_reason"] == "stop"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,9 +18,10 @@ from conserve.server.dashboard.feed import stream
 from conserve.server.dashboard.routes import KINDS, page_files
 from conserve.server.dashboard.terminal import events_in
 from tests.server.dashboard_world import KEYS, Series, guarded_app
+from tests.server.vllms_app import Engine, engine_config, started, vllms_app
 
 pytestmark = pytest.mark.anyio
-LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+LINE: dict[str, Any] = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
 LINE |= {"body": {"model": "m", "messages": [{"role": "user", "content": "hello"}]}}
 
 
@@ -144,54 +144,33 @@ async def test_points_are_sent_once_each() -> None:
     assert times == [1004.0, 1005.0, 1006.0, 1007.0]
 
 
-class Engine:
-    def __init__(self) -> None:
-        self.errored = False
-        self.shutdowns: list[float | None] = []
-        self.vllm_config = Namespace(
-            additional_config={"conserve": {"slo_ttft_s": 0.5}},
-            kv_transfer_config=Namespace(kv_connector="ConserveConnector"),
-            parallel_config=Namespace(_api_process_count=2, data_parallel_size=1),
-        )
-
-    def shutdown(self, timeout: float | None = None) -> None:
-        self.shutdowns.append(timeout)
-
-
 @pytest.mark.engine
 async def test_inside_vllms_app(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attached when it starts, told when the engine is to end, and gone without a trace."""
     from conserve.server.dashboard import middleware
 
     made: list[Collector] = []
-    monkeypatch.setattr(
-        middleware, "Collector", lambda *given: made.append(Collector(*given)) or made[-1]
-    )
-    engine, app = Engine(), FastAPI()
-    app.state.engine_client = engine
-    app.state.args = Namespace(
-        api_key=["k"], served_model_name=None, model="org/m", disable_log_stats=False
-    )
+
+    def collector_of(*given: Any) -> Collector:
+        made.append(Collector(*given))
+        return made[-1]
+
+    monkeypatch.setattr(middleware, "Collector", collector_of)
+    engine = Engine(engine_config(_api_process_count=2))
+    app = vllms_app(engine, api_key=["k"])
     app.add_middleware(middleware.DashboardMiddleware)
-    said: asyncio.Queue[Any] = asyncio.Queue()
-    heard: asyncio.Queue[Any] = asyncio.Queue()
-    running = asyncio.create_task(app({"type": "lifespan", "state": {}}, said.get, heard.put))
-    await said.put({"type": "lifespan.startup"})
-    assert (await heard.get())["type"] == "lifespan.startup.complete"
-    async with client(app) as one:
-        assert (await one.get("/dashboard")).status_code == 200
-        assert (await one.get("/dashboard/feed")).status_code == 401
-    (collector,) = made
-    facts = collector.facts
-    assert (facts.model, facts.ttft_target_s, facts.num_processes) == ("org/m", 0.5, 2)
-    assert facts.has_figures
-    assert not facts.has_batches
-    await collector.changed(0, 60)
-    assert collector.summary["server"]["state"] != "draining"
-    engine.shutdown(timeout=3)
-    assert engine.shutdowns == [3]
-    assert collector.status.draining
-    await said.put({"type": "lifespan.shutdown"})
-    assert (await heard.get())["type"] == "lifespan.shutdown.complete"
-    await running
-    assert engine.shutdown.__func__ is Engine.shutdown
+    async with started(app):
+        async with client(app) as one:
+            assert (await one.get("/dashboard")).status_code == 200
+            assert (await one.get("/dashboard/feed")).status_code == 401
+        (collector,) = made
+        facts = collector.facts
+        assert (facts.model, facts.ttft_target_s, facts.num_processes) == ("org/m", 0.5, 2)
+        assert facts.has_figures
+        assert not facts.has_batches
+        await collector.changed(0, 60)
+        assert collector.summary["server"]["state"] != "draining"
+        engine.shutdown(timeout=3)
+        assert engine.shutdowns == [3]
+        assert collector.status.draining
+    assert engine.is_itself

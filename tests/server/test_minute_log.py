@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from argparse import Namespace
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 
 pytest.importorskip("vllm")
 
@@ -25,6 +22,7 @@ from conserve.engine.stats import EngineStats
 from conserve.server.batches.metrics import BatchMetrics
 from conserve.server.logs.middleware import LogsMiddleware, join_vllms_log
 from conserve.server.logs.minute import Minute, figures, log_each, read, words
+from tests.server.vllms_app import Engine, engine_config, started, vllms_app
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
 
@@ -196,28 +194,6 @@ def test_our_rooms_write_into_vllms_log(lines: list[logging.LogRecord]) -> None:
     assert [record.getMessage() for record in lines] == ["batch_1-2 is late"]
 
 
-@asynccontextmanager
-async def app(interval_s: float | None, rank: int) -> AsyncIterator[None]:
-    """vLLM's app as far as the middleware sees it, from its start to its end."""
-    served = FastAPI()
-    served.state.args = Namespace(**({} if interval_s is None else {"log_interval_s": interval_s}))
-    parallel = SimpleNamespace(_api_process_rank=rank)
-    served.state.engine_client = SimpleNamespace(
-        vllm_config=SimpleNamespace(parallel_config=parallel)
-    )
-    served.add_middleware(LogsMiddleware)
-    messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-    said: asyncio.Queue[Any] = asyncio.Queue()
-    await messages.put({"type": "lifespan.startup"})
-    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
-    task = asyncio.create_task(served(scope, messages.get, said.put))
-    assert (await said.get())["type"] == "lifespan.startup.complete"
-    yield
-    await messages.put({"type": "lifespan.shutdown"})
-    assert (await said.get())["type"] == "lifespan.shutdown.complete"
-    await task
-
-
 @pytest.mark.parametrize(
     ("interval_s", "rank", "writes"),
     [(60.0, 0, True), (None, 0, True), (0.0, 0, False), (60.0, 1, False)],
@@ -228,6 +204,9 @@ async def test_the_first_api_process_writes_while_the_app_runs(
     def tasks() -> list[asyncio.Task[Any]]:
         return [task for task in asyncio.all_tasks() if task.get_name() == "conserve-log"]
 
-    async with app(interval_s, rank):
+    given = {} if interval_s is None else {"log_interval_s": interval_s}
+    app = vllms_app(Engine(engine_config(_api_process_rank=rank)), **given)
+    app.add_middleware(LogsMiddleware)
+    async with started(app):
         assert bool(tasks()) == writes
     assert not tasks()

@@ -241,9 +241,9 @@ class TestCheckpoints:
         assert settings.checkpoint_dir_bytes == 2 << 20
 
     def test_replicas_share_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from conserve.server import door
+        from conserve.engine import host_memory
 
-        monkeypatch.setattr(door, "available_memory_bytes", lambda: 32 << 30)
+        monkeypatch.setattr(host_memory, "available_bytes", lambda: 32 << 30)
         settings = settings_in(handed("--data-parallel-size", "4"))
         assert settings.checkpoint_bytes == 2 << 30
 

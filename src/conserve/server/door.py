@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import huggingface_hub
-import psutil
 import vllm
 from vllm.config import KVTransferConfig
 from vllm.config.logging import LoggingConfig
@@ -23,7 +22,6 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from conserve.server.errors import BadInputError
@@ -44,15 +42,6 @@ def metrics_registry() -> Any:
 def on_cpu() -> bool:
     """Whether vLLM will run its models on the CPU."""
     return bool(current_platform.is_cpu())
-
-
-def available_memory_bytes() -> int:
-    """Memory that can be had without swapping, within the limit of our container."""
-    available = int(psutil.virtual_memory().available)
-    limit = get_cgroup_memory_limit()
-    if limit is None:
-        return available
-    return max(0, min(available, int(limit) - int(get_cgroup_memory_usage() or 0)))
 
 
 def stay_offline() -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import psutil
-
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.pool import HostPool
 from conserve.engine.door import (
     FullAttentionSpec,
-    get_cgroup_memory_limit,
-    get_cgroup_memory_usage,
     init_logger,
 )
+from conserve.engine.host_memory import available_bytes
 from conserve.engine.settings import EngineSettings
 
 logger = init_logger("vllm.conserve")
@@ -99,13 +96,4 @@ def slot_bytes_of(kv_cache_config: Any) -> int:
 
 
 def default_bytes(device_bytes: int) -> int:
-    return min(int(DEFAULT_SHARE * free_memory()), DEFAULT_DEVICES * device_bytes)
-
-
-def free_memory() -> int:
-    """Bytes of host memory to be had without swapping, within the limit of our container."""
-    free = int(psutil.virtual_memory().available)
-    limit = get_cgroup_memory_limit()
-    if limit is None:
-        return free
-    return max(0, min(free, int(limit) - int(get_cgroup_memory_usage() or 0)))
+    return min(int(DEFAULT_SHARE * available_bytes()), DEFAULT_DEVICES * device_bytes)

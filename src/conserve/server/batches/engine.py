@@ -4,7 +4,6 @@ is going. vLLM's objects are only read here: its arguments, its config, its clie
 from __future__ import annotations
 
 import asyncio
-import os
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import msgspec
 from conserve.batch.executor import Executor, Reply
 from conserve.batch.settings import BatchSettings
 from conserve.batch.validation import ModelLimits
+from conserve.server.keys import api_keys
 
 CPU_LINES = 32
 """For each engine on a CPU, which is full long before it runs vLLM's default of 128 sequences."""
@@ -27,11 +27,6 @@ LOOK_S = 1.0
 """Between looks at whether an engine that does not answer is dead."""
 
 NOT_NOW = Reply(503, b"")
-
-
-def api_keys(args: Namespace) -> list[str]:
-    """The keys vLLM's own middleware accepts under /v1; none means that anything passes."""
-    return [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
 
 
 def fitting_settings(args: Namespace, config: Any) -> BatchSettings:

@@ -14,7 +14,7 @@ from conserve.batch.service import BatchService
 from conserve.batch.wire import FileDeleted, FileList, FileObject, page
 from conserve.server.batches.upload import receive
 from conserve.server.envelope import ERROR_RESPONSES, EnvelopeRoute
-from conserve.server.tenants import tenant_for
+from conserve.server.keys import tenant_for
 
 UPLOAD_SCHEMA: dict[str, Any] = {
     "requestBody": {

@@ -14,23 +14,20 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
 
 from conserve.batch.executor import asgi_executor
 from conserve.batch.service import BatchService
-from conserve.server.batches.engine import EngineExecutor, api_keys, fitting_settings
+from conserve.server.batches.engine import EngineExecutor, fitting_settings
 from conserve.server.batches.metrics import batch_metrics
 from conserve.server.batches.routes import batch_service
+from conserve.server.keys import api_keys
 from conserve.server.lifespan import LifespanMiddleware
+from conserve.server.shutdown import before_shutdown
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +59,7 @@ async def _batches(app: FastAPI) -> AsyncIterator[None]:
                 await asyncio.wait({stopping}, timeout=settings.drain_s + GIVE_BACK_S)
                 executor.is_leaving = True
 
-            with _before_shutdown(engine, stop):
+            with before_shutdown(engine, _in_its_loop(stop)):
                 async with _metrics(service, engine.vllm_config):
                     yield
     finally:
@@ -76,29 +73,21 @@ def _metrics(service: BatchService, config: Any) -> AbstractAsyncContextManager[
     return batch_metrics(service.stores, time.time)
 
 
-@contextmanager
-def _before_shutdown(engine: Any, stop: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
-    """Let `stop` run to its end, in this loop, before the engine is shut down.
-
-    On a signal vLLM shuts its engine down first, from a thread, and ends the app's lifespan last,
-    when there is nothing left to drain with. What `stop` takes is taken off the engine's time.
-    """
+def _in_its_loop(
+    stop: Callable[[], Coroutine[Any, Any, None]],
+) -> Callable[[float | None], float | None]:
+    """`stop`, to be called and waited for in the thread that ends the engine, at whose cost in
+    time it is. In the loop's own thread nothing is done: there the lifespan has ended, or will
+    stop it."""
     loop, home = asyncio.get_running_loop(), threading.get_ident()
-    shutdown = engine.shutdown
 
-    def stop_first(timeout: float | None = None) -> None:
+    def stop_and_wait(timeout_s: float | None) -> float | None:
         began_s = time.monotonic()
-        if threading.get_ident() != home:  # at home, the lifespan has ended or will stop it
+        if threading.get_ident() != home:
             try:
                 asyncio.run_coroutine_threadsafe(stop(), loop).result()
             except Exception:
                 logger.exception("the batch service did not stop; its lines run again")
-        if timeout is not None:
-            timeout = max(0.0, timeout - (time.monotonic() - began_s))
-        shutdown(timeout=timeout)
+        return None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - began_s))
 
-    engine.shutdown = stop_first
-    try:
-        yield
-    finally:
-        del engine.shutdown
+    return stop_and_wait

@@ -15,7 +15,7 @@ from conserve.batch.settings import BatchSettings
 from conserve.batch.wire import BatchCreate, BatchList, BatchObject, page
 from conserve.server.batches.file_routes import file_routes
 from conserve.server.envelope import ERROR_RESPONSES, EnvelopeRoute
-from conserve.server.tenants import tenant_for
+from conserve.server.keys import tenant_for
 
 
 def batch_routes(service: BatchService) -> APIRouter:

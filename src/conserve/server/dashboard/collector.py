@@ -30,6 +30,11 @@ class Status:
     leaving: Callable[[], bool] = lambda: False
     """Whether connections must end now, for the server to stop."""
 
+    def drain(self, timeout_s: float | None) -> float | None:
+        """To be called before the engine is shut down; takes none of its time."""
+        self.draining = True
+        return timeout_s
+
 
 class Collector:
     """`look` takes a reading; `run` does so until it is cancelled. Readers wait with `changed`."""

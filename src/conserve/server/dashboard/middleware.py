@@ -7,21 +7,22 @@ Works in `conserve serve` and, by name, under plain vLLM:
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 
 from conserve.engine.settings import EngineSettings
-from conserve.server.batches.engine import api_keys
 from conserve.server.batches.routes import service_of
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
 from conserve.server.dashboard.reading import narrowed
 from conserve.server.dashboard.routes import attach_dashboard
 from conserve.server.dashboard.summary import Facts
+from conserve.server.keys import api_keys
 from conserve.server.lifespan import LifespanMiddleware, running
+from conserve.server.shutdown import before_shutdown
 
 CONNECTOR = "ConserveConnector"
 
@@ -47,7 +48,7 @@ async def _dashboard(app: FastAPI) -> AsyncIterator[None]:
     collector = Collector(registry, about, status, time.time)
     attach_dashboard(app, collector, Guard(api_keys(args)), service)
     async with running(collector.run(), "conserve-dashboard"):
-        with _noting_shutdown(engine, status):
+        with before_shutdown(engine, status.drain):
             yield
 
 
@@ -70,23 +71,3 @@ def facts(args: Any, config: Any, *, has_batches: bool) -> Facts:
         has_batches=has_batches,
         needs_key=bool(api_keys(args)),
     )
-
-
-@contextmanager
-def _noting_shutdown(engine: Any, status: Status) -> Iterator[None]:
-    """Note when vLLM begins to end its engine: from then on the server drains."""
-    before = vars(engine).get("shutdown")
-    shutdown = engine.shutdown
-
-    def noting(timeout: float | None = None) -> None:
-        status.draining = True
-        shutdown(timeout=timeout)
-
-    engine.shutdown = noting
-    try:
-        yield
-    finally:
-        if before is not None and vars(engine).get("shutdown") is noting:
-            engine.shutdown = before
-        else:
-            vars(engine).pop("shutdown", None)

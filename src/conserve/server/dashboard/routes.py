@@ -12,7 +12,7 @@ from conserve.server.dashboard.access import PAGE_HEADERS, Guard
 from conserve.server.dashboard.collector import Collector
 from conserve.server.dashboard.feed import BatchLists, stream
 from conserve.server.envelope import EnvelopeRoute
-from conserve.server.tenants import tenant_for
+from conserve.server.keys import tenant_for
 
 PAGE = "index.html"
 KINDS = {

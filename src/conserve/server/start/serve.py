@@ -40,6 +40,7 @@ def serve(arguments: Sequence[str]) -> None:
     """
     flags.check_early(arguments)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from conserve.engine.host_memory import available_bytes
     from conserve.server import door  # brings vLLM, which takes seconds to import
 
     parsed = door.parse(arguments, flags.add_to, OWNED + CHOSEN)
@@ -48,15 +49,15 @@ def serve(arguments: Sequence[str]) -> None:
     as_json = vars(args).pop("log_json")
     if as_json:
         door.log_json(args)
-    copies = checkpoints.take_flags(args, door.available_memory_bytes)
+    copies = checkpoints.take_flags(args, available_bytes)
     settings = take_settings(args, copies)
     lines = [("model", choose_model(args))]
     lines.append(("targets", describe_targets(settings)))
     lines.append(("batches", choose_batches(args)))
-    lines.append(("KV copies", checkpoints.describe(copies, door.available_memory_bytes)))
+    lines.append(("KV copies", checkpoints.describe(copies, available_bytes)))
     lines.append(("page", choose_dashboard(args)))
     if door.on_cpu():
-        lines.append(("cpu", tune_cpu(args, door.available_memory_bytes)))
+        lines.append(("cpu", tune_cpu(args, available_bytes)))
     apply_engine(args, parsed.withheld, settings)
     args.middleware = [LOGS, TIERS, *args.middleware]
     announce(door.version(), lines, as_json=as_json)

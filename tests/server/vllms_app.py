@@ -1,0 +1,77 @@
+"""vLLM's app as far as our middleware sees it: its state, its life, its way of naming classes."""
+
+from __future__ import annotations
+
+import asyncio
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import Any
+
+from fastapi import FastAPI
+
+
+def engine_config(**parallel: Any) -> Namespace:
+    """What is read of vLLM's config; `parallel` overrides its parallel part."""
+    alone = {
+        "data_parallel_size": 1,
+        "local_engines_only": False,
+        "_api_process_count": 1,
+        "_api_process_rank": 0,
+    }
+    return Namespace(
+        additional_config={"conserve": {"slo_ttft_s": 0.5}},
+        kv_transfer_config=Namespace(kv_connector="ConserveConnector"),
+        scheduler_config=Namespace(max_num_seqs=64, max_num_queued_reqs=None),
+        parallel_config=Namespace(**{**alone, **parallel}),
+        device_config=Namespace(device_type="cuda"),
+        shutdown_timeout=0,
+    )
+
+
+class Engine:
+    """The engine's client: notes when it is shut down."""
+
+    def __init__(self, config: Namespace) -> None:
+        self.vllm_config = config
+        self.errored = False
+        self.shutdowns: list[float | None] = []
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.shutdowns.append(timeout)
+
+    @property
+    def is_itself(self) -> bool:
+        """Whether nobody stands before `shutdown`."""
+        return "shutdown" not in vars(self)
+
+
+def vllms_app(engine: Engine, **args: Any) -> FastAPI:
+    app = FastAPI()
+    app.state.engine_client = engine
+    given = {"api_key": None, "served_model_name": None, "model": "org/m"}
+    app.state.args = Namespace(**{**given, "disable_log_stats": False, **args})
+    return app
+
+
+def named(middleware: str) -> Any:
+    """The class that `--middleware` names, found as vLLM finds it."""
+    module, _, name = middleware.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+@asynccontextmanager
+async def started(app: FastAPI) -> AsyncIterator[None]:
+    """The app between start-up and shutdown, through its middleware, as a web server does it."""
+    said: asyncio.Queue[Any] = asyncio.Queue()
+    heard: asyncio.Queue[Any] = asyncio.Queue()
+    running = asyncio.create_task(app({"type": "lifespan", "state": {}}, said.get, heard.put))
+    await said.put({"type": "lifespan.startup"})
+    assert (await heard.get())["type"] == "lifespan.startup.complete"
+    try:
+        yield
+    finally:
+        await said.put({"type": "lifespan.shutdown"})
+        assert (await heard.get())["type"] == "lifespan.shutdown.complete"
+        await running
