@@ -17,9 +17,9 @@ from conserve.batch.validation import ModelLimits
 from conserve.server.batches.routes import batch_service
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
-from conserve.server.dashboard.reading import narrowed
 from conserve.server.dashboard.routes import attach_dashboard
 from conserve.server.dashboard.summary import Facts
+from conserve.server.series import narrowed
 
 KEYS = ["first-key", "second-key"]
 BOUNDS = (0.1, 0.2, 0.5, 1.0, 2.0)

@@ -12,7 +12,7 @@ import pytest
 
 from conserve.server.dashboard.collector import Collector, Status
 from conserve.server.dashboard.history import COARSE_POINTS, COLUMNS, FINE_POINTS, History
-from conserve.server.dashboard.reading import Change, change, merge, read
+from conserve.server.series import Change, change, merge, read
 from tests.server.dashboard_world import Series
 
 pytestmark = pytest.mark.anyio
@@ -199,7 +199,7 @@ def a_change(time_s: float, tokens: float = 0.0) -> Change:
 
 
 def test_an_hour_and_more_is_kept_in_bounded_memory() -> None:
-    history = History({})
+    history = History()
     for second in range(3 * 3600):
         history.add(a_change(float(second), tokens=second % 20))
     assert len(history.fine) == FINE_POINTS
@@ -257,7 +257,7 @@ Counter("vllm:other", "-").inc()
 """
 READ = """
 from prometheus_client import CollectorRegistry, multiprocess
-from conserve.server.dashboard.reading import narrowed, read
+from conserve.server.series import narrowed, read
 registry = CollectorRegistry()
 multiprocess.MultiProcessCollector(registry)
 reading = read(narrowed(registry), 1.0)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,8 @@ from conserve.engine.connector import ConserveConnector
 from conserve.engine.stats import EngineStats
 from conserve.server.batches.metrics import BatchMetrics
 from conserve.server.logs.middleware import LogsMiddleware, join_vllms_log
-from conserve.server.logs.minute import Minute, figures, log_each, read, words
+from conserve.server.logs.minute import is_idle, log_each, minute_of, words
+from conserve.server.series import Change, Reading, change, read
 from tests.server.vllms_app import Engine, engine_config, started, vllms_app
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -89,38 +91,42 @@ def busy(exported: Exported) -> None:
     exported.store(TWO_BATCHES)
 
 
+def minute_since(before: Reading, exported: Exported) -> Change:
+    return change(before, read(exported.registry, before.time_s + 60.0))
+
+
 def test_it_says_what_matters() -> None:
     exported = Exported()
-    before = read(exported.registry)
+    before = read(exported.registry, 0.0)
     busy(exported)
-    found = figures(Minute(60.0, before, read(exported.registry)))
-    assert found["online_first_tokens"] == 100
-    assert found["ttft_p50_s"] is not None
-    assert 0.1 < found["ttft_p50_s"] <= 0.15
-    assert found["ttft_p99_s"] is not None
-    assert 0.75 < found["ttft_p99_s"] <= 1.0
-    assert (found["ttft_target_s"], found["tbt_target_s"]) == (1.0, 0.2)
-    assert found["offline_tokens_per_s"] == 100
-    assert (found["stopped_steps"], found["displaced_requests"]) == (4, 2)
-    assert (found["batch_lines_done"], found["batch_lines"]) == (630, 1000)
+    found = minute_of(minute_since(before, exported))
+    assert found.online_first_tokens == 100
+    assert found.ttft_p50_s is not None
+    assert 0.1 < found.ttft_p50_s <= 0.15
+    assert found.ttft_p99_s is not None
+    assert 0.75 < found.ttft_p99_s <= 1.0
+    assert (found.ttft_target_s, found.tbt_target_s) == (1.0, 0.2)
+    assert found.offline_tokens_per_s == 100
+    assert (found.stopped_steps, found.displaced_requests) == (4, 2)
+    assert (found.batch_lines_done, found.batch_lines) == (630, 1000)
     line = words(found)
     assert line.startswith("Last 60 s: online: 100 requests, first token P50 ")
     assert "(target 1000)" in line
     assert "; offline: 100 tokens/s, 8 running, 20 waiting; " in line
     assert "; 4 steps stopped, 2 requests displaced; " in line
     assert line.endswith("batches: 2 live, 630 of 1000 lines, 1 will miss the deadline")
-    json.dumps(found, allow_nan=False)
+    json.dumps(asdict(found), allow_nan=False)
 
 
 def test_it_tells_of_its_own_minute_only() -> None:
     exported = Exported()
     busy(exported)
-    before = read(exported.registry)
+    before = read(exported.registry, 0.0)
     exported.engine(0, computed_tokens={"offline": 60.0})
-    found = figures(Minute(60.0, before, read(exported.registry)))
-    assert found["online_first_tokens"] == 0
-    assert found["ttft_p99_s"] is None
-    assert found["offline_tokens_per_s"] == 1
+    found = minute_of(minute_since(before, exported))
+    assert found.online_first_tokens == 0
+    assert found.ttft_p99_s is None
+    assert found.offline_tokens_per_s == 1
     assert "online" not in words(found)
     assert "stopped" not in words(found)
 
@@ -137,19 +143,18 @@ def test_it_tells_of_its_own_minute_only() -> None:
 )
 def test_it_is_idle_when_nothing_runs_or_waits(work: dict[str, Any], idle: bool) -> None:
     exported = Exported()
-    before = read(exported.registry)
+    before = read(exported.registry, 0.0)
     exported.engine(1, **work)
-    assert Minute(60.0, before, read(exported.registry)).is_idle == idle
+    assert is_idle(minute_since(before, exported)) == idle
 
 
 def test_a_batch_that_waits_is_no_idleness() -> None:
     exported = Exported()
     exported.store(TWO_BATCHES)
-    after = read(exported.registry)
-    assert not Minute(60.0, after, after).is_idle
+    before = read(exported.registry, 0.0)
+    assert not is_idle(minute_since(before, exported))
     exported.store(NO_BATCHES)
-    after = read(exported.registry)
-    assert Minute(60.0, after, after).is_idle
+    assert is_idle(minute_since(before, exported))
 
 
 @pytest.fixture

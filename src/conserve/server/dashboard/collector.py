@@ -11,8 +11,8 @@ from typing import Any
 
 from conserve.server.dashboard.events import Events
 from conserve.server.dashboard.history import History
-from conserve.server.dashboard.reading import LATENCIES, Reading, Registry, bounds_of, change, read
 from conserve.server.dashboard.summary import Facts, summarise
+from conserve.server.series import Reading, Registry, change, read
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Collector:
         self.status = status
         self.summary: dict[str, Any] = {}
         self.events = Events()
-        self.history = History({})
+        self.history = History()
         self.num_looks = 0
         self._registry = registry
         self._clock = clock
@@ -91,7 +91,6 @@ class Collector:
 
     def _take(self, reading: Reading) -> None:
         if self._last is not None and reading.time_s > self._last.time_s:
-            self.history.bounds = {name: bounds_of(reading, name) for name in LATENCIES}
             one = change(self._last, reading)
             self.history.add(one)
             self.events.add(one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from conserve.server.dashboard.reading import Change
+from conserve.server.series import Change
 
 KEPT = 50
 QUIET_S = 3.0

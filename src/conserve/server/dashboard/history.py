@@ -6,10 +6,9 @@ Bounded: the two rings hold at most 1,320 points of 16 numbers, whatever the ser
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
-from conserve.metrics import bucket_percentile
-from conserve.server.dashboard.reading import Change, merge
+from conserve.server.series import LATENCIES, Change, merge
 
 COLUMNS = (
     "time_s",
@@ -47,11 +46,9 @@ RECENT_S = 60.0
 class History:
     """Filled by `add`, once for each change, in order."""
 
-    def __init__(self, bounds: Mapping[str, Sequence[float]]) -> None:
+    def __init__(self) -> None:
         self.fine: deque[Point] = deque(maxlen=FINE_POINTS)
         self.coarse: deque[Point] = deque(maxlen=COARSE_POINTS)
-        self.bounds = bounds
-        """Of the histograms, by name; to be kept up to date by whoever adds."""
         self._recent: deque[Change] = deque()
         self._open: list[Change] = []
 
@@ -71,19 +68,10 @@ class History:
         since = self._recent[-1].time_s - seconds if self._recent else 0.0
         return [change for change in self._recent if change.time_s > since]
 
-    def percentile(self, change: Change, name: str, q: float) -> float | None:
-        """In seconds; None where nothing was observed."""
-        counts, bounds = change.latencies.get(name), self.bounds.get(name)
-        return bucket_percentile(bounds, counts, q) if counts and bounds else None
-
     def _point(self, change: Change, around: Change) -> Point:
         values = (
             change.time_s,
-            *(
-                self.percentile(around, name, q)
-                for name in ("ttft_seconds", "tbt_seconds")
-                for q in (50, 99)
-            ),
+            *(around.latency(name).percentile_s(q) for name in LATENCIES for q in (50, 99)),
             change.rate("computed_tokens_total", "online"),
             change.rate("computed_tokens_total", "offline"),
             change.rate("requests_total", "online"),

@@ -17,11 +17,11 @@ from conserve.engine.settings import EngineSettings
 from conserve.server.batches.routes import service_of
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
-from conserve.server.dashboard.reading import narrowed
 from conserve.server.dashboard.routes import attach_dashboard
 from conserve.server.dashboard.summary import Facts
 from conserve.server.keys import api_keys
 from conserve.server.lifespan import LifespanMiddleware, running
+from conserve.server.series import narrowed
 from conserve.server.shutdown import before_shutdown
 
 CONNECTOR = "ConserveConnector"

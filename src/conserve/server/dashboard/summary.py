@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from conserve.metrics import share_within
 from conserve.server.dashboard.events import count
 from conserve.server.dashboard.history import COARSE_S, RECENT_S, History
-from conserve.server.dashboard.reading import Change, Reading, merge
+from conserve.server.series import Change, Latencies, Reading, merge
 
 if TYPE_CHECKING:
     from conserve.server.dashboard.collector import Status
@@ -42,7 +41,7 @@ def summarise(reading: Reading, history: History, facts: Facts, status: Status) 
     return {
         "time_s": reading.time_s,
         "server": _server(reading, ten, facts, status),
-        "chat": _chat(minute, history, facts),
+        "chat": _chat(minute, facts),
         "harvest": _harvest(reading, ten),
         "requests": {
             name: {
@@ -94,17 +93,15 @@ def _state(reading: Reading, ten: Change | None, facts: Facts, status: Status) -
     return "ready", "Ready: nothing has come yet."
 
 
-def _chat(minute: Change | None, history: History, facts: Facts) -> dict[str, Any]:
+def _chat(minute: Change | None, facts: Facts) -> dict[str, Any]:
     figures: dict[str, Any] = {"requests": 0, "state": "quiet", "event": ""}
     parts = (("ttft", facts.ttft_target_s), ("tbt", facts.tbt_target_s))
     for short, target_s in parts:
-        name = f"{short}_seconds"
+        found = minute.latency(f"{short}_seconds") if minute else Latencies()
         for q in (50, 99):
-            figures[f"{short}_p{q}_s"] = minute and history.percentile(minute, name, q)
-        counts = minute.latencies.get(name, []) if minute else []
-        bounds = history.bounds.get(name)
-        figures[f"{short}_within"] = share_within(bounds, counts, target_s) if bounds else None
-        figures[f"num_{short}"] = round(sum(counts))
+            figures[f"{short}_p{q}_s"] = found.percentile_s(q)
+        figures[f"{short}_within"] = found.share_within(target_s)
+        figures[f"num_{short}"] = found.num_observed
     figures["requests"] = figures["num_ttft"]
     late = [short for short, target_s in parts if (figures[f"{short}_p99_s"] or 0.0) > target_s]
     if any(figures[f"num_{short}"] for short, _ in parts):

@@ -5,150 +5,127 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from conserve.batch.lifecycle import TERMINAL
-from conserve.metrics import bucket_percentile
+from conserve.batch.lifecycle import LIVE
+from conserve.server.series import CLASSES, Change, change, narrowed, read
 
 logger = logging.getLogger("vllm.conserve")
-
-PREFIX = "conserve:"
-LABELS = ("class", "state", "status")
-SAME_ON_ALL = frozenset({"ttft_target_seconds", "tbt_target_seconds"})
-
-Key = tuple[str, str, float]
-"""A sample's name without prefix, the value of its own label or '', the bound of a bucket or 0."""
-
-
-class Registry(Protocol):
-    """The part of prometheus_client's registries that is used here."""
-
-    def collect(self) -> Iterable[Any]: ...
-
-
-def read(registry: Registry) -> dict[Key, float]:
-    """Our samples at this moment, summed over the engines."""
-    found: dict[Key, float] = {}
-    for family in registry.collect():
-        if family.name.startswith(PREFIX):
-            for sample in family.samples:
-                label = next((sample.labels[name] for name in LABELS if name in sample.labels), "")
-                name = sample.name.removeprefix(PREFIX)
-                key = (name, label, float(sample.labels.get("le", 0.0)))
-                before = found.get(key, 0.0)
-                found[key] = sample.value if name in SAME_ON_ALL else before + sample.value
-    return found
 
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """What came between two readings `span_s` apart, and what stands at the later one."""
+    """What the line says: seconds, tokens a second, counts. None is not known.
+
+    Totals are of the minute (`span_s` long), what runs, waits and lives is as it stands at its end.
+    """
 
     span_s: float
-    before: Mapping[Key, float]
-    after: Mapping[Key, float]
-
-    def total(self, name: str, label: str = "", bound: float = 0.0) -> float:
-        key = (name, label, bound)
-        return max(0.0, self.after.get(key, 0.0) - self.before.get(key, 0.0))
-
-    def now(self, name: str, label: str = "") -> float:
-        return self.after.get((name, label, 0.0), 0.0)
-
-    def percentile_s(self, name: str, q: float) -> float | None:
-        """Of online requests; None where there were none."""
-        sample = f"{name}_seconds_bucket"
-        bounds = sorted(le for (n, label, le) in self.after if (n, label) == (sample, "online"))
-        upto = [self.total(sample, "online", bound) for bound in bounds]
-        counts = [max(0.0, more - less) for less, more in zip([0.0, *upto], upto, strict=False)]
-        return bucket_percentile(bounds[:-1], counts, q) if counts else None
-
-    @property
-    def num_live_batches(self) -> float:
-        return sum(
-            value
-            for (name, status, _), value in self.after.items()
-            if name == "batches" and status not in TERMINAL
-        )
-
-    @property
-    def is_idle(self) -> bool:
-        """Nothing was computed, and nothing waits to be."""
-        work = [self.total("computed_tokens_total", label) for label in ("online", "offline")]
-        for name in ("running_requests", "waiting_requests"):
-            work += [self.now(name, label) for label in ("online", "offline")]
-        return not any((*work, self.num_live_batches))
+    online_first_tokens: int
+    ttft_p50_s: float | None
+    ttft_p99_s: float | None
+    ttft_target_s: float | None
+    tbt_p50_s: float | None
+    tbt_p99_s: float | None
+    tbt_target_s: float | None
+    offline_tokens_per_s: float
+    offline_running: float
+    offline_waiting: float
+    stopped_steps: float
+    displaced_requests: float
+    live_batches: float
+    batch_lines_done: float
+    batch_lines: float
+    batches_that_will_miss: float
 
 
-def figures(minute: Minute) -> dict[str, float | None]:
-    """What the line says, for JSON; seconds, tokens a second, counts. None is not known."""
-    found: dict[str, float | None] = {
-        "span_s": minute.span_s,
-        "online_first_tokens": minute.total("ttft_seconds_count", "online"),
-    }
-    for name in ("ttft", "tbt"):
-        for q in (50, 99):
-            found[f"{name}_p{q}_s"] = minute.percentile_s(name, q)
-        found[f"{name}_target_s"] = minute.now(f"{name}_target_seconds") or None
-    offline = minute.total("computed_tokens_total", "offline")
-    completed, failed, remaining = (
-        minute.now("batch_live_lines", state) for state in ("completed", "failed", "remaining")
+def minute_of(came: Change) -> Minute:
+    def now(name: str, label: str = "") -> float:
+        return came.gauge(name, label) or 0.0
+
+    def percentile_s(name: str, q: float) -> float | None:
+        found = came.latency(name).percentile_s(q)
+        return None if found is None else round(found, 4)
+
+    done = now("batch_live_lines", "completed") + now("batch_live_lines", "failed")
+    return Minute(
+        span_s=round(came.span_s, 4),
+        online_first_tokens=came.latency("ttft_seconds").num_observed,
+        ttft_p50_s=percentile_s("ttft_seconds", 50),
+        ttft_p99_s=percentile_s("ttft_seconds", 99),
+        ttft_target_s=now("ttft_target_seconds") or None,
+        tbt_p50_s=percentile_s("tbt_seconds", 50),
+        tbt_p99_s=percentile_s("tbt_seconds", 99),
+        tbt_target_s=now("tbt_target_seconds") or None,
+        offline_tokens_per_s=round(came.rate("computed_tokens_total", "offline"), 4),
+        offline_running=now("running_requests", "offline"),
+        offline_waiting=now("waiting_requests", "offline"),
+        stopped_steps=came.total("stopped_steps_total"),
+        displaced_requests=came.total("displaced_requests_total"),
+        live_batches=num_live_batches(came),
+        batch_lines_done=done,
+        batch_lines=done + now("batch_live_lines", "remaining"),
+        batches_that_will_miss=now("batch_deadlines", "will_miss"),
     )
-    found |= {
-        "offline_tokens_per_s": offline / minute.span_s,
-        "offline_running": minute.now("running_requests", "offline"),
-        "offline_waiting": minute.now("waiting_requests", "offline"),
-        "stopped_steps": minute.total("stopped_steps_total"),
-        "displaced_requests": minute.total("displaced_requests_total"),
-        "live_batches": minute.num_live_batches,
-        "batch_lines_done": completed + failed,
-        "batch_lines": completed + failed + remaining,
-        "batches_that_will_miss": minute.now("batch_deadlines", "will_miss"),
-    }
-    return {name: None if value is None else round(value, 4) for name, value in found.items()}
 
 
-def words(found: Mapping[str, float | None]) -> str:
+def num_live_batches(came: Change) -> float:
+    return sum(came.gauge("batches", status) or 0.0 for status in LIVE)
+
+
+def is_idle(came: Change) -> bool:
+    """Nothing was computed, and nothing waits to be."""
+    computed = [came.total("computed_tokens_total", label) for label in CLASSES]
+    held = [
+        came.gauge(name, label)
+        for name in ("running_requests", "waiting_requests")
+        for label in CLASSES
+    ]
+    return not any((*computed, *held, num_live_batches(came)))
+
+
+def words(minute: Minute) -> str:
     """The line; parts that have nothing to say are left out."""
     parts = []
-    if found["online_first_tokens"]:
-        late = _latency("first token", found, "ttft") + _latency("gaps", found, "tbt")
-        parts.append(f"online: {found['online_first_tokens']:.0f} requests{late}")
+    if minute.online_first_tokens:
+        first = _latency("first token", minute.ttft_p50_s, minute.ttft_p99_s, minute.ttft_target_s)
+        gaps = _latency("gaps", minute.tbt_p50_s, minute.tbt_p99_s, minute.tbt_target_s)
+        parts.append(f"online: {minute.online_first_tokens} requests{first}{gaps}")
     parts.append(
-        f"offline: {found['offline_tokens_per_s']:.0f} tokens/s, "
-        f"{found['offline_running']:.0f} running, {found['offline_waiting']:.0f} waiting"
+        f"offline: {minute.offline_tokens_per_s:.0f} tokens/s, "
+        f"{minute.offline_running:.0f} running, {minute.offline_waiting:.0f} waiting"
     )
-    if found["stopped_steps"] or found["displaced_requests"]:
+    if minute.stopped_steps or minute.displaced_requests:
         parts.append(
-            f"{found['stopped_steps']:.0f} steps stopped, "
-            f"{found['displaced_requests']:.0f} requests displaced"
+            f"{minute.stopped_steps:.0f} steps stopped, "
+            f"{minute.displaced_requests:.0f} requests displaced"
         )
-    if found["live_batches"]:
-        text = f"batches: {found['live_batches']:.0f} live, "
-        text += f"{found['batch_lines_done']:.0f} of {found['batch_lines']:.0f} lines"
-        if late_ones := found["batches_that_will_miss"]:
+    if minute.live_batches:
+        text = f"batches: {minute.live_batches:.0f} live, "
+        text += f"{minute.batch_lines_done:.0f} of {minute.batch_lines:.0f} lines"
+        if late_ones := minute.batches_that_will_miss:
             text += f", {late_ones:.0f} will miss the deadline"
         parts.append(text)
-    return f"Last {found['span_s']:.0f} s: {'; '.join(parts)}"
+    return f"Last {minute.span_s:.0f} s: {'; '.join(parts)}"
 
 
-def _latency(what: str, found: Mapping[str, float | None], name: str) -> str:
-    p50, p99, target = (found[f"{name}_{which}_s"] for which in ("p50", "p99", "target"))
-    if p50 is None or p99 is None or target is None:
+def _latency(what: str, p50_s: float | None, p99_s: float | None, target_s: float | None) -> str:
+    if p50_s is None or p99_s is None or target_s is None:
         return ""
-    return f", {what} P50 {p50 * 1000:.0f} ms, P99 {p99 * 1000:.0f} ms (target {target * 1000:.0f})"
+    target = f"target {target_s * 1000:.0f}"
+    return f", {what} P50 {p50_s * 1000:.0f} ms, P99 {p99_s * 1000:.0f} ms ({target})"
 
 
-async def log_each(interval_s: float, registry: Registry) -> None:
+async def log_each(interval_s: float, registry: Any) -> None:
     """For ever; silent while the server is idle."""
-    before, before_s = read(registry), time.monotonic()
+    series = narrowed(registry)
+    before = read(series, time.monotonic())
     while True:
         await asyncio.sleep(interval_s)
-        after, after_s = read(registry), time.monotonic()
-        minute = Minute(after_s - before_s, before, after)
-        if not minute.is_idle:
-            found = figures(minute)
-            logger.info("%s", words(found), extra={"conserve": found})
-        before, before_s = after, after_s
+        after = read(series, time.monotonic())
+        came = change(before, after)
+        if not is_idle(came):
+            minute = minute_of(came)
+            logger.info("%s", words(minute), extra={"conserve": asdict(minute)})
+        before = after

@@ -1,16 +1,23 @@
-"""What the server's Prometheus series say at one moment, and what changed between two."""
+"""What the server's Prometheus series say at one moment, and what changed between two.
+
+The live page and the log's line a minute read them here, so that they say what /metrics says.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from conserve.metrics import bucket_percentile, share_within
+
 Key = tuple[str, str]
-"""Name of a series without its prefix, and its `class` or `tier`, or ''."""
+"""Name of a series without its prefix, and the value of its own label or ''."""
 
 PREFIX = "conserve:"
+LABELS = ("class", "tier", "state", "status")
+"""Of which a series that is read here has one at most, beside model and engine."""
 CLASSES = ("online", "offline")
 LATENCIES = ("ttft_seconds", "tbt_seconds")
 TOTALS = (
@@ -34,7 +41,14 @@ GAUGES = (
     "waiting_requests",
     "latency_model_error_ratio",
     "checkpoint_used_ratio",
+    "ttft_target_seconds",
+    "tbt_target_seconds",
+    "batches",
+    "batch_deadlines",
+    "batch_live_lines",
 )
+NOT_ADDED = ("_ratio", "_target_seconds")
+"""Ends of the names of gauges that engines do not add up to: the highest stands for all."""
 
 NAMES = [
     *(f"{PREFIX}{name}" for name in (*TOTALS, *GAUGES)),
@@ -48,23 +62,6 @@ class Registry(Protocol):
     def collect(self) -> Iterable[Any]: ...
 
 
-@dataclass(slots=True)
-class Reading:
-    """Sums over the engines; a ratio is that of the engine with the highest.
-
-    values: totals since the start, and gauges as they are.
-    buckets: observations up to each bound, by bound, of online requests.
-    """
-
-    time_s: float
-    values: dict[Key, float] = field(default_factory=dict)
-    buckets: dict[str, dict[float, float]] = field(default_factory=dict)
-
-    def get(self, name: str, label: str = "") -> float | None:
-        """None where the server has no such series (yet)."""
-        return self.values.get((name, label))
-
-
 def narrowed(registry: Any) -> Registry:
     """The part of `registry` that is read here, since collecting takes time with its series.
 
@@ -75,8 +72,25 @@ def narrowed(registry: Any) -> Registry:
     return registry.restricted_registry(NAMES)  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Sums over the engines.
+
+    values: totals since the start, and gauges as they are.
+    buckets: observations up to each bound, by bound, of online requests.
+    """
+
+    time_s: float
+    values: dict[Key, float]
+    buckets: dict[str, dict[float, float]]
+
+    def get(self, name: str, label: str = "") -> float | None:
+        """None where the server has no such series (yet)."""
+        return self.values.get((name, label))
+
+
 def read(registry: Registry, time_s: float) -> Reading:
-    reading = Reading(time_s)
+    reading = Reading(time_s, {}, {})
     wanted = set(NAMES)
     for family in registry.collect():
         if not family.name.startswith(PREFIX):
@@ -88,7 +102,7 @@ def read(registry: Registry, time_s: float) -> Reading:
 
 
 def _take(reading: Reading, name: str, labels: Mapping[str, str], value: float) -> None:
-    label = labels.get("class") or labels.get("tier") or ""
+    label = next((labels[each] for each in LABELS if each in labels), "")
     if name.endswith("_bucket"):
         if label == "online":
             bounds = reading.buckets.setdefault(name.removesuffix("_bucket"), {})
@@ -96,22 +110,48 @@ def _take(reading: Reading, name: str, labels: Mapping[str, str], value: float) 
             bounds[bound] = bounds.get(bound, 0.0) + value
         return
     before = reading.values.get((name, label), 0.0)
-    worst = name.endswith("_ratio")
-    reading.values[name, label] = max(before, value) if worst else before + value
+    reading.values[name, label] = max(before, value) if name.endswith(NOT_ADDED) else before + value
 
 
-@dataclass(slots=True)
-class Change:
-    """What came between two readings that are `span_s` apart, and the gauges at its end.
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Observations by bucket.
 
-    latencies: observations in each bucket of online requests, and last those above every bound.
+    bounds: the finite bounds, rising.
+    counts: observations in each bucket, and last those above every bound.
     """
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[float, ...] = (0.0,)
+
+    @property
+    def num_observed(self) -> int:
+        return round(sum(self.counts))
+
+    def percentile_s(self, q: float) -> float | None:
+        """None where nothing was observed."""
+        return bucket_percentile(self.bounds, self.counts, q) if self.bounds else None
+
+    def share_within(self, limit_s: float) -> float | None:
+        """None where nothing was observed."""
+        return share_within(self.bounds, self.counts, limit_s) if self.bounds else None
+
+    def plus(self, other: Latencies) -> Latencies:
+        """Both together; to be asked of two with the same bounds."""
+        sums = (a + b for a, b in zip(self.counts, other.counts, strict=True))
+        return Latencies(self.bounds, tuple(sums))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What came between two readings that are `span_s` apart, and the gauges at its end, which is
+    `time_s`. Latencies are those of online requests."""
 
     time_s: float
     span_s: float
     totals: dict[Key, float]
     gauges: dict[Key, float]
-    latencies: dict[str, list[float]]
+    latencies: dict[str, Latencies]
 
     def total(self, name: str, label: str = "") -> float:
         return self.totals.get((name, label), 0.0)
@@ -122,6 +162,9 @@ class Change:
 
     def gauge(self, name: str, label: str = "") -> float | None:
         return self.gauges.get((name, label))
+
+    def latency(self, name: str) -> Latencies:
+        return self.latencies.get(name, Latencies())
 
 
 def change(before: Reading, after: Reading) -> Change:
@@ -139,14 +182,11 @@ def change(before: Reading, after: Reading) -> Change:
     return Change(after.time_s, after.time_s - before.time_s, totals, gauges, latencies)
 
 
-def _in_buckets(before: Mapping[float, float], after: Mapping[float, float]) -> list[float]:
-    rising = [after[bound] - before.get(bound, 0.0) for bound in sorted(after)]
-    return [max(0.0, upto - below) for below, upto in zip([0.0, *rising], rising, strict=False)]
-
-
-def bounds_of(reading: Reading, name: str) -> list[float]:
-    """The histogram's finite bounds, rising; none where the server has no such series."""
-    return sorted(reading.buckets.get(name, {}))[:-1]
+def _in_buckets(before: Mapping[float, float], after: Mapping[float, float]) -> Latencies:
+    bounds = sorted(after)
+    rising = [after[bound] - before.get(bound, 0.0) for bound in bounds]
+    counts = (max(0.0, upto - below) for below, upto in zip([0.0, *rising], rising, strict=False))
+    return Latencies(tuple(bounds[:-1]), tuple(counts))
 
 
 def merge(changes: Iterable[Change]) -> Change:
@@ -158,12 +198,11 @@ def merge(changes: Iterable[Change]) -> Change:
     if not found:
         raise ValueError("nothing to merge")
     totals: dict[Key, float] = {}
-    latencies: dict[str, list[float]] = {}
+    latencies: dict[str, Latencies] = {}
     for one in found:
         for key, value in one.totals.items():
             totals[key] = totals.get(key, 0.0) + value
-        for name, counts in one.latencies.items():
-            sums = latencies.get(name) or [0.0] * len(counts)
-            latencies[name] = [a + b for a, b in zip(sums, counts, strict=True)]
+        for name, some in one.latencies.items():
+            latencies[name] = latencies[name].plus(some) if name in latencies else some
     span_s = sum(one.span_s for one in found)
     return Change(found[-1].time_s, span_s, totals, found[-1].gauges, latencies)
