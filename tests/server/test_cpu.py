@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,14 @@ def test_without_the_library_nothing_is_preloaded(tmp_path: Path) -> None:
 def test_kv_space(available_gib: int, default_model: bool, chosen_gib: float) -> None:
     chosen = cpu.kv_cache_bytes(available_gib * cpu.GIB, default_model)
     assert chosen == chosen_gib * cpu.GIB
+
+
+def test_the_default_models_tokens_take_twice_the_space_in_float32() -> None:
+    assert cpu.kv_cache_bytes(20 * cpu.GIB, True, num_bytes=4) == 2 * cpu.GIB
+    assert cpu.kv_cache_bytes(20 * cpu.GIB, False, num_bytes=4) == 5 * cpu.GIB
+
+
+def test_kv_space_is_what_the_user_says() -> None:
+    assert cpu.kv_space_bytes(Namespace(kv_cache_memory_bytes=7), {cpu.KV_SPACE: "3"}) == 7
+    assert cpu.kv_space_bytes(Namespace(kv_cache_memory_bytes=None), {cpu.KV_SPACE: "3"}) == 3 << 30
+    assert cpu.kv_space_bytes(Namespace(kv_cache_memory_bytes=None), {}) == 0

@@ -50,6 +50,8 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "run", run)
     monkeypatch.setattr(door, "stay_offline", lambda: None)
     monkeypatch.setattr(door, "on_cpu", lambda: True)
+    monkeypatch.setattr(door, "cpu_capabilities", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
 
 
 def handed(*arguments: str) -> Namespace:
@@ -186,6 +188,18 @@ class TestHandedToVllm:
         args = handed()
         assert args.kv_cache_memory_bytes == 1 << 30
         assert os.environ[cpu.BIND]
+
+    def test_the_data_type_is_the_processors(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from conserve.server import door
+
+        assert handed().dtype == "bfloat16"
+        monkeypatch.setattr(door, "cpu_capabilities", lambda: frozenset({"avx2"}))
+        args = handed()
+        assert (args.dtype, args.kv_cache_memory_bytes) == ("float32", 2 << 30)
+        assert re.search(r"cpu +float32 \(no bfloat16 instructions here", capsys.readouterr().err)
+        assert handed("--dtype", "bfloat16").dtype == "bfloat16"
 
     def test_what_the_user_set_for_the_cpu_stays(self) -> None:
         os.environ |= {cpu.BIND: "0", cpu.KV_SPACE: "3", "LD_PRELOAD": "libgomp.so"}

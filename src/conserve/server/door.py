@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import huggingface_hub
+import torch
 import vllm
 from vllm.config import KVTransferConfig
 from vllm.config.logging import LoggingConfig
@@ -21,6 +22,7 @@ from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
+from vllm.transformers_utils.config import get_config
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
@@ -42,6 +44,28 @@ def metrics_registry() -> Any:
 def on_cpu() -> bool:
     """Whether vLLM will run its models on the CPU."""
     return bool(current_platform.is_cpu())
+
+
+def cpu_capabilities() -> frozenset[str]:
+    """The instruction sets of this processor, by torch's names."""
+    return frozenset(name for name, has in torch.cpu.get_capabilities().items() if has is True)
+
+
+def hf_config(args: argparse.Namespace) -> Any | None:
+    """The configuration of `args.model_tag`; None where it cannot be read here, which vLLM will
+    say itself."""
+    overrides = args.hf_overrides if isinstance(args.hf_overrides, dict) else {}
+    try:
+        return get_config(
+            args.model_tag,
+            trust_remote_code=args.trust_remote_code,
+            revision=args.revision,
+            code_revision=args.code_revision,
+            config_format=args.config_format,
+            hf_overrides_kw=overrides,
+        )
+    except Exception:  # each format, hub and remote code raises its own
+        return None
 
 
 def stay_offline() -> None:

@@ -6,9 +6,10 @@ stays as it is. Call before vLLM starts its processes.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
@@ -67,7 +68,13 @@ def preload_openmp(environ: MutableMapping[str, str], prefix: Path | None = None
     return "libiomp5 preloaded"
 
 
-def kv_cache_bytes(available_bytes: int, default_model: bool) -> int:
-    """KV space: 1 GiB (46,000 tokens) for the default model, else a quarter of free memory."""
+def kv_space_bytes(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """KV space as the arguments or vLLM's variable say; 0 where neither does."""
+    return int(args.kv_cache_memory_bytes or float(environ.get(KV_SPACE) or 0) * GIB)
+
+
+def kv_cache_bytes(available_bytes: int, default_model: bool, num_bytes: int = 2) -> int:
+    """KV space, of numbers of `num_bytes` each: 46,000 tokens for the default model (1 GiB in
+    bfloat16), else a quarter of free memory."""
     quarter = available_bytes // 4
-    return min(quarter, GIB) if default_model else quarter
+    return min(quarter, num_bytes * GIB // 2) if default_model else quarter

@@ -32,6 +32,22 @@ def check_model(model: str, revision: str | None = None) -> None:
         _check_hub(model, revision)
 
 
+def num_parameters(model: str, revision: str | None = None) -> int | None:
+    """How many numbers MODEL's weights hold, from the headers of its safetensors files; None where
+    it has none, or where they cannot be reached."""
+    folder = Path(model).expanduser()
+    try:
+        if folder.is_dir():
+            found = huggingface_hub.get_local_safetensors_metadata(folder)
+        elif is_local(model) or "://" in model or huggingface_hub.is_offline_mode():
+            return None
+        else:
+            found = huggingface_hub.get_safetensors_metadata(model, revision=revision)
+    except Exception:  # every transport raises its own, and so does a damaged file
+        return None
+    return sum(found.parameter_count.values())
+
+
 def _check_folder(path: Path) -> None:
     if not path.exists():
         raise BadInputError(

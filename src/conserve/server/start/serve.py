@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from conserve.server.errors import BadInputError
-from conserve.server.start import checkpoints, cpu, flags
+from conserve.server.start import checkpoints, cpu, dtype, flags
 from conserve.server.start.default_model import NAME, default_model
 
 if TYPE_CHECKING:
@@ -190,15 +190,22 @@ def apply_engine(
             setattr(args, name, default)
 
 
-def tune_cpu(args: argparse.Namespace, available_memory_bytes: Any) -> str:
-    """Thread binding, OpenMP and KV space, each unless the user chose; says what was chosen."""
+def tune_cpu(args: argparse.Namespace, available_memory_bytes: Callable[[], int]) -> str:
+    """Data type, thread binding, OpenMP and KV space, each unless the user chose; says what was
+    chosen. Raises BadInputError for a model that is too large in the data type it needs here."""
     workers = args.tensor_parallel_size * args.pipeline_parallel_size
     workers *= args.data_parallel_size_local or args.data_parallel_size
-    chosen = [cpu.bind_threads(os.environ, workers), cpu.preload_openmp(os.environ)]
+    facts = dtype.facts_of(args)
+    choice = dtype.choose(args.dtype, facts, multiplies=dtype.multiplies_bfloat16_here())
+    args.dtype = choice.dtype
+    chosen = [choice.words, cpu.bind_threads(os.environ, workers), cpu.preload_openmp(os.environ)]
+    free_bytes = available_memory_bytes()
     if args.kv_cache_memory_bytes is None and not os.environ.get(cpu.KV_SPACE):
         is_default = args.model_tag == str(default_model())
-        args.kv_cache_memory_bytes = cpu.kv_cache_bytes(available_memory_bytes(), is_default)
+        num_bytes = choice.num_bytes if args.kv_cache_dtype == "auto" else 2
+        args.kv_cache_memory_bytes = cpu.kv_cache_bytes(free_bytes, is_default, num_bytes)
         chosen.append(f"{args.kv_cache_memory_bytes / cpu.GIB:.1f} GiB for KV")
+    dtype.check_fits(facts, choice, free_bytes - cpu.kv_space_bytes(args, os.environ))
     return ", ".join(chosen)
 
 
