@@ -4,8 +4,8 @@
 
 Python imports this module at every start, so servers, engines and workers that inherit the variable
 are masked as well. oneDNN and ATen read their own variables; vLLM picks its kernels, and this
-project its data type, by what torch says of the processor. What is not masked: OpenMP's, numpy's and
-the C library's own choices, which matter little here.
+project its data type, by what torch says of the processor. Not masked: what OpenMP, numpy and
+the C library choose for themselves, which matters little here.
 """
 
 from __future__ import annotations

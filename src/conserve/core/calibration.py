@@ -45,6 +45,17 @@ def fit(samples: Sequence[tuple[StepShape, float]]) -> LatencyModel:
     return replace(model, margin=_margin(error))
 
 
+def scaled(model: LatencyModel, samples: Sequence[tuple[StepShape, float]]) -> LatencyModel:
+    """The model as many times as slow as the median sample says, with the widest margin: what
+    few samples can tell. Raises CalibrationError without any."""
+    if not samples:
+        raise CalibrationError("no samples")
+    ratios = sorted(seconds / model.predict_s(shape) for shape, seconds in samples)
+    ratio = ratios[len(ratios) // 2]
+    coefficients = [ratio * value for value in model.coefficients]
+    return LatencyModel.of(coefficients, model.knee, MAX_MARGIN)
+
+
 def mean_relative_error(model: LatencyModel, samples: Iterable[tuple[StepShape, float]]) -> float:
     """Mean of |predicted - actual| / actual."""
     errors = [abs(model.predict_s(shape) - seconds) / seconds for shape, seconds in samples]

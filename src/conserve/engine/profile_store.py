@@ -56,7 +56,9 @@ def _device_name() -> str:
 
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+    isa = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {isa}, {len(os.sched_getaffinity(0))} cores"
 
 
 def path_of(folder: str, vllm_config: Any) -> Path:
