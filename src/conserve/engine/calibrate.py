@@ -119,7 +119,7 @@ def _report(scheduler: Any, profile: Profile, origin: str) -> None:
 def _roomy_ms(least_s: float) -> int:
     """Twice the time, so that offline work finds slack; two digits of it, rounded up."""
     ms = 2000 * least_s
-    unit = 10 ** max(0, math.floor(math.log10(ms)) - 1)
+    unit = int(10 ** max(0, math.floor(math.log10(ms)) - 1))
     return math.ceil(ms / unit) * unit
 
 

@@ -27,7 +27,7 @@ class OthersShare:
     def _busy_s(self) -> float:
         allowed = os.sched_getaffinity(0)
         times = [t for cpu, t in enumerate(psutil.cpu_times(percpu=True)) if cpu in allowed]
-        return sum(t.user + t.nice + t.system + t.irq + t.softirq + t.steal for t in times)
+        return float(sum(t.user + t.nice + t.system + t.irq + t.softirq + t.steal for t in times))
 
     def _own_s(self) -> float:
         total_s = 0.0

@@ -190,7 +190,7 @@ def apply_engine(
             setattr(args, name, default)
 
 
-def tune_cpu(args: argparse.Namespace, available_memory_bytes: Callable[[], int]) -> str:
+def tune_cpu(args: argparse.Namespace, available_bytes: Callable[[], int]) -> str:
     """Data type, thread binding, OpenMP and KV space, each unless the user chose; says what was
     chosen. Raises BadInputError for a model that is too large in the data type it needs here."""
     workers = args.tensor_parallel_size * args.pipeline_parallel_size
@@ -199,7 +199,7 @@ def tune_cpu(args: argparse.Namespace, available_memory_bytes: Callable[[], int]
     choice = dtype.choose(args.dtype, facts, multiplies=dtype.multiplies_bfloat16_here())
     args.dtype = choice.dtype
     chosen = [choice.words, cpu.bind_threads(os.environ, workers), cpu.preload_openmp(os.environ)]
-    free_bytes = available_memory_bytes()
+    free_bytes = available_bytes()
     if args.kv_cache_memory_bytes is None and not os.environ.get(cpu.KV_SPACE):
         is_default = args.model_tag == str(default_model())
         num_bytes = choice.num_bytes if args.kv_cache_dtype == "auto" else 2
