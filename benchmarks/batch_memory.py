@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from tests.batch.batch_fakes import CHAT, line, numbered
 from tests.batch.batch_server import Server, server
+from tests.batch.builders import CHAT, line, numbered
 
 MIB = 1024 * 1024
 

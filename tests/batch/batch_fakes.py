@@ -1,4 +1,4 @@
-"""A small model server, a clock, input files, and a running service for the tests of this room."""
+"""A small model server, a clock, and a running service for the tests of this room."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from conserve.batch.executor import asgi_executor
 from conserve.batch.service import BatchService
 from conserve.batch.settings import BatchSettings
 from conserve.server.batches.routes import batch_service
+from tests.batch.builders import CHAT, MODEL, batch_body
 
-CHAT = "/v1/chat/completions"
-MODEL = "fake"
 MAX_MODEL_LEN = 4096
 POLL_S = 0.05
 PATIENCE_S = 60.0
@@ -119,20 +118,6 @@ def answer(prompt: str) -> dict[str, Any]:
     }
 
 
-def line(custom_id: str, prompt: str = "hello", **changes: Any) -> dict[str, Any]:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}]}
-    body |= changes.pop("body", {})
-    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body, **changes}
-
-
-def jsonl(lines: Sequence[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
-
-
-def numbered(count: int) -> bytes:
-    return jsonl([line(f"request-{n}", f"prompt {n}") for n in range(count)])
-
-
 @dataclass
 class Running:
     service: BatchService
@@ -151,12 +136,8 @@ class Running:
 
     async def submit(self, content: bytes, **extra: Any) -> Any:
         """A batch over chat completions; `extra` goes to the body as extensions do."""
-        return await self.client.batches.create(
-            input_file_id=await self.upload(content),
-            endpoint=CHAT,
-            completion_window="24h",
-            extra_body=extra or None,
-        )
+        body = batch_body(await self.upload(content))
+        return await self.client.batches.create(**body, extra_body=extra or None)
 
     async def until(self, batch_id: str, *statuses: str) -> Any:
         async with asyncio.timeout(PATIENCE_S):
@@ -194,8 +175,9 @@ async def running(
         timeout=PATIENCE_S,
         headers={"authorization": f"Bearer {key}"},
     )
+    legacy: Any = http  # the client takes it, though its types name httpx2's alone
     client = openai.AsyncOpenAI(
-        api_key=key, base_url="http://test/v1", http_client=http, max_retries=0
+        api_key=key, base_url="http://test/v1", http_client=legacy, max_retries=0
     )
     extra = {"clock": clock} if clock else {}
     async with http, batch_service(settings, model.app, executor, **extra) as service:

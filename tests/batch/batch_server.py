@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from openai.types import Batch
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0
@@ -58,6 +60,18 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(number)
         self.process.wait()
+
+
+def counts(batch: Batch) -> tuple[int, int, int]:
+    """Lines in all, completed, failed."""
+    found = batch.request_counts
+    assert found is not None
+    return found.total, found.completed, found.failed
+
+
+def output_lines(client: openai.OpenAI, batch: Batch) -> list[dict[str, Any]]:
+    assert batch.output_file_id is not None
+    return [json.loads(text) for text in client.files.content(batch.output_file_id).iter_lines()]
 
 
 @contextmanager

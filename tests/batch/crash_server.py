@@ -51,9 +51,9 @@ def wire(fuse: Fuse, model: FakeModel) -> None:
             fuse.burn("before-commit")
         fuse.burn("after-commit")
 
-    def fused_keep(self: FileContents, *words: Any) -> None:
+    def fused_keep(self: FileContents, staged: Path, blob_id: str) -> None:
         fuse.burn("before-keep")
-        keep(self, *words)
+        keep(self, staged, blob_id)
         fuse.burn("after-keep")
 
     class FusedSeen(type(model.seen)):  # type: ignore[misc]

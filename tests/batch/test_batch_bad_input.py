@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from conserve.batch.errors import BatchSettingsError
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from tests.batch.batch_fakes import CHAT, FakeClock, Running, eventually, numbered, running
+from tests.batch.batch_fakes import FakeClock, Running, eventually, running
+from tests.batch.builders import CHAT, batch_body, numbered
 
 pytestmark = pytest.mark.anyio
 
@@ -158,8 +159,8 @@ async def test_batches(
 ) -> None:
     async with running(settings) as run:
         file_id = await run.upload(numbered(1))
-        good = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
-        response = await run.http.post("/v1/batches", json={**good, **changes})
+        body = {**batch_body(file_id), **changes}
+        response = await run.http.post("/v1/batches", json=body)
         found = response.json()["error"]["param"]
         check(response, 400, code, found if param is None else param)
         listed = (await run.http.get("/v1/batches")).json()
@@ -188,7 +189,7 @@ async def test_other_requests(settings: BatchSettings) -> None:
         check(await http.get("/v1/files?after=7"), 404, "not_found", "file_id")
         check(await http.get("/v1/batches?limit=101"), 400, "invalid_value", "limit")
         long_key = {"Idempotency-Key": "k" * 256}
-        body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        body = batch_body(file_id)
         response = await http.post("/v1/batches", json=body, headers=long_key)
         check(response, 400, "invalid_value", "idempotency-key")
 
@@ -207,11 +208,7 @@ async def test_lone_surrogates_are_refused(settings: BatchSettings) -> None:
 async def test_an_output_file_is_no_input(settings: BatchSettings) -> None:
     async with running(settings) as run:
         batch = await run.until((await run.submit(numbered(1))).id, "completed")
-        body = {
-            "input_file_id": batch.output_file_id,
-            "endpoint": CHAT,
-            "completion_window": "24h",
-        }
+        body = batch_body(batch.output_file_id)
         response = await run.http.post("/v1/batches", json=body)
         check(response, 400, "invalid_purpose", "input_file_id")
 
@@ -219,8 +216,7 @@ async def test_an_output_file_is_no_input(settings: BatchSettings) -> None:
 async def test_a_deadline_that_cannot_be_kept(settings: BatchSettings) -> None:
     async with running(settings) as run:
         file_id = await run.upload(numbered(1000))
-        good = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
-        tight = {**good, "deadline": "10s", "strict_deadline": True}
+        tight = batch_body(file_id, deadline="10s", strict_deadline=True)
         async with run.service.stores.database.write() as connection:
             from conserve.batch.schema import harvest
 

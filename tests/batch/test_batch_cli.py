@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from conserve.cli.batch import app
 from conserve.cli.batch_view import print_batch, print_batches, progress_note
-from tests.batch.batch_fakes import jsonl, line, numbered
 from tests.batch.batch_server import server
+from tests.batch.builders import jsonl, line, numbered
 
 runner = CliRunner()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from itertools import pairwise
@@ -14,18 +13,8 @@ import pytest
 
 from conserve.batch.outcome import Tokens
 from conserve.batch.settings import BatchSettings
-from tests.batch.batch_fakes import (
-    CHAT,
-    POLL_S,
-    FakeClock,
-    FakeModel,
-    answer,
-    eventually,
-    jsonl,
-    line,
-    numbered,
-    running,
-)
+from tests.batch.batch_fakes import POLL_S, FakeClock, FakeModel, answer, eventually, running
+from tests.batch.builders import batch_body, jsonl, line, numbered
 
 pytestmark = pytest.mark.anyio
 
@@ -33,15 +22,11 @@ pytestmark = pytest.mark.anyio
 async def test_a_batch_from_upload_to_output(settings: BatchSettings) -> None:
     async with running(settings) as run:
         file_id = await run.upload(numbered(50))
-        batch = await run.client.batches.create(
-            input_file_id=file_id,
-            endpoint=CHAT,
-            completion_window="1h",
-            metadata={"purpose": "test"},
-        )
+        body = batch_body(file_id, completion_window="1h", metadata={"purpose": "test"})
+        batch = await run.client.batches.create(**body)
         assert batch.status in ("validating", "in_progress")
         assert batch.metadata == {"purpose": "test"}
-        assert batch.expires_at - batch.created_at == 3600
+        assert batch.expires_at == batch.created_at + 3600
         batch = await run.until(batch.id, "completed", "failed")
         assert (batch.status, batch.model, batch.error_file_id) == ("completed", "fake", None)
         counts = batch.request_counts
@@ -191,13 +176,13 @@ async def test_a_refused_file_names_its_lines(settings: BatchSettings) -> None:
 async def test_one_idempotency_key_makes_one_batch(settings: BatchSettings) -> None:
     async with running(settings) as run:
         file_id = await run.upload(numbered(1))
-        arguments = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        arguments = batch_body(file_id)
         headers = {"Idempotency-Key": "once"}
         made = [
             await run.client.batches.create(**arguments, extra_headers=headers) for _ in range(3)
         ]
         assert len({batch.id for batch in made}) == 1
-        other = {**arguments, "completion_window": "1h"}
+        other = batch_body(file_id, completion_window="1h")
         with pytest.raises(openai.BadRequestError) as caught:
             await run.client.batches.create(**other, extra_headers=headers)
         assert caught.value.code == "idempotency_key_reused"
@@ -214,11 +199,10 @@ async def test_one_key_neither_sees_nor_takes_anothers(settings: BatchSettings) 
     async with running(settings, model) as run:
         alice, bob = run.client_of("alice"), run.client_of("bob")
         file_id = await run.upload(numbered(2), alice)
-        arguments = {"endpoint": CHAT, "completion_window": "24h"}
         with pytest.raises(openai.BadRequestError) as caught:
-            await bob.batches.create(input_file_id=file_id, **arguments)
+            await bob.batches.create(**batch_body(file_id))
         assert caught.value.code == "file_not_found"
-        batch = await alice.batches.create(input_file_id=file_id, **arguments)
+        batch = await alice.batches.create(**batch_body(file_id))
         for call in (
             bob.batches.retrieve(batch.id),
             bob.batches.cancel(batch.id),
@@ -260,12 +244,9 @@ async def test_files_expire_and_inputs_of_live_batches_wait(
         )
         assert file.expires_at == file.created_at + 3600
         model.open.clear()
-        batch = await run.client.batches.create(
-            input_file_id=file.id,
-            endpoint=CHAT,
-            completion_window="24h",
-            extra_body={"output_expires_after": {"anchor": "created_at", "seconds": 7200}},
-        )
+        expiry = {"anchor": "created_at", "seconds": 7200}
+        body = batch_body(file.id, output_expires_after=expiry)
+        batch = await run.client.batches.create(**body)
         await eventually(lambda: model.running > 0)
         with pytest.raises(openai.BadRequestError) as caught:
             await run.client.files.delete(file.id)
@@ -278,7 +259,7 @@ async def test_files_expire_and_inputs_of_live_batches_wait(
         model.open.set()
         batch = await run.until(batch.id, "completed")
         output = await run.client.files.retrieve(batch.output_file_id)
-        assert output.expires_at - output.created_at == 7200
+        assert output.expires_at == output.created_at + 7200
         assert await run.service.stores.files.collect() == 1
         clock.advance(7201)
         assert await run.service.stores.files.collect() == 1
@@ -289,9 +270,7 @@ async def test_an_endpoint_the_model_lacks_is_refused_at_once(settings: BatchSet
     async with running(settings) as run:
         file_id = await run.upload(numbered(1))
         with pytest.raises(openai.BadRequestError) as caught:
-            await run.client.batches.create(
-                input_file_id=file_id, endpoint="/v1/responses", completion_window="24h"
-            )
+            await run.client.batches.create(**batch_body(file_id, endpoint="/v1/responses"))
         assert caught.value.code == "endpoint_not_served"
 
 
@@ -299,11 +278,8 @@ async def test_embeddings(settings: BatchSettings) -> None:
     url = "/v1/embeddings"
     row = {"custom_id": "e", "method": "POST", "url": url, "body": {"model": "fake", "input": "x"}}
     async with running(settings) as run:
-        batch = await run.client.batches.create(
-            input_file_id=await run.upload(json.dumps(row).encode()),
-            endpoint=url,
-            completion_window="24h",
-        )
+        body = batch_body(await run.upload(jsonl([row])), endpoint=url)
+        batch = await run.client.batches.create(**body)
         batch = await run.until(batch.id, "completed")
         assert (batch.usage.input_tokens, batch.usage.output_tokens) == (5, 0)
 
@@ -339,6 +315,7 @@ async def test_stop_waits_for_lines_in_flight(tmp_path: Path) -> None:
         model.open.set()
         await run.service.stop()
         counts = (await run.client.batches.retrieve(batch.id)).request_counts
+        assert counts is not None
         assert counts.completed == 5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from alembic.migration import MigrationContext
 from conserve.batch.assembly import Assembly
 from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
 from conserve.batch.executor import Reply
-from conserve.batch.file_store import Upload
 from conserve.batch.lifecycle import Status
-from conserve.batch.outcome import Line, Postponed, Result, Tokens, keep_reply
-from conserve.batch.schema import metadata
+from conserve.batch.outcome import Postponed, Result, Tokens, keep_reply
+from conserve.batch.records import BatchRecord, FileRecord, Line
+from conserve.batch.schema import batches, files, metadata
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.validation import Rules, Validation
-from conserve.batch.wire import BatchCreate
-from tests.batch.batch_fakes import CHAT, FakeClock, numbered
+from conserve.batch.wire import LineErrorObject
+from tests.batch.batch_fakes import FakeClock
+from tests.batch.builders import CHAT, TENANT, numbered, stored_batch, stored_file
 
 pytestmark = pytest.mark.anyio
 
@@ -41,20 +43,11 @@ async def stores(tmp_path: Path, database_url: str, clock: FakeClock) -> AsyncIt
     await made.close()
 
 
-async def new_file(stores: Stores, content: bytes, tenant: str = "t") -> str:
-    staged = stores.contents.staging_dir / "staged"
-    staged.write_bytes(content)
-    upload = Upload(tenant, "in.jsonl", "batch", len(content), content.count(b"\n"))
-    return (await stores.files.add(upload, staged)).id
-
-
 async def new_batch(stores: Stores, num_lines: int = 3, **wishes: Any) -> str:
-    """A batch in progress; leaves the worker `intake` behind."""
-    file_id = await new_file(stores, numbered(num_lines))
-    window = wishes.pop("completion_window", "24h")
-    request = BatchCreate(input_file_id=file_id, endpoint=CHAT, completion_window=window, **wishes)
-    row = await stores.batches.create("t", request, None, 100)
-    worker = f"intake-{row['id']}"
+    """Id of a batch in progress."""
+    file = await stored_file(stores, numbered(num_lines))
+    batch = await stored_batch(stores, file, **wishes)
+    worker = f"intake-{batch.id}"
     await stores.leases.enlist(worker)
     job = await stores.jobs.claim(worker)
     assert job is not None
@@ -64,7 +57,7 @@ async def new_batch(stores: Stores, num_lines: int = 3, **wishes: Any) -> str:
     await stores.jobs.add_lines(job, found)
     await stores.jobs.accept(job, validation)
     await stores.leases.retire(worker)
-    return str(row["id"])
+    return batch.id
 
 
 async def claim(stores: Stores, worker: str, batch_id: str, limit: int = MANY) -> list[Line]:
@@ -76,8 +69,8 @@ def done(lines: list[Line]) -> list[Result]:
 
 
 async def counts(stores: Stores, batch_id: str) -> tuple[int, int, int]:
-    row = await stores.batches.get("t", batch_id)
-    return row["total"], row["completed"], row["failed"]
+    batch = await stores.batches.get(TENANT, batch_id)
+    return batch.total, batch.completed, batch.failed
 
 
 async def test_migrations_make_the_tables_the_code_expects(stores: Stores) -> None:
@@ -86,6 +79,24 @@ async def test_migrations_make_the_tables_the_code_expects(stores: Stores) -> No
 
     async with stores.database.read() as connection:
         assert await connection.run_sync(differences) == []
+
+
+async def test_a_record_is_its_row(stores: Stores, clock: FakeClock) -> None:
+    for record, table in ((FileRecord, files), (BatchRecord, batches)):
+        assert {field.name for field in fields(record)} == set(table.columns.keys())
+    file = await stored_file(stores, numbered(1))
+    assert await stores.files.get(TENANT, file.id) == file
+    made = await stored_batch(stores, file, metadata={"é": "1"}, deadline="1h", priority=3)
+    due = clock() + 3600
+    assert (made.metadata, made.priority, made.deadline_at) == ({"é": "1"}, 3, due)
+    assert (made.created_at, made.expires_at, made.status) == (clock(), due, Status.VALIDATING)
+    await stores.leases.enlist("w")
+    job = await stores.jobs.claim("w")
+    assert job == replace(made, owner="w")
+    reason = LineErrorObject(code="c", message="m", line=2)
+    await stores.jobs.refuse(job, [reason])
+    found = await stores.batches.get(TENANT, made.id)
+    assert found == replace(made, status=Status.FAILED, failed_at=clock(), errors=(reason,))
 
 
 async def test_many_servers_migrate_at_once(tmp_path: Path, database_url: str) -> None:
@@ -119,8 +130,8 @@ async def test_a_result_is_stored_once_and_counted_once(stores: Stores) -> None:
     assert len(await stores.leases.record("w", [failed, *done(lines[1:])])) == 3
     assert await stores.leases.record("w", done(lines)) == []
     assert await counts(stores, batch_id) == (3, 2, 1)
-    row = await stores.batches.get("t", batch_id)
-    assert (row["input_tokens"], row["output_tokens"]) == (7, 4)
+    batch = await stores.batches.get(TENANT, batch_id)
+    assert (batch.input_tokens, batch.output_tokens) == (7, 4)
 
 
 async def test_the_dead_bring_nothing_and_their_lines_run_again(
@@ -195,16 +206,16 @@ async def test_a_cancelled_batch_leases_nothing_but_takes_results(stores: Stores
     await stores.leases.enlist("w")
     lines = await claim(stores, "w", batch_id, 2)
     assert await stores.leases.closed([batch_id]) == set()
-    await stores.batches.cancel("t", batch_id)
+    await stores.batches.cancel(TENANT, batch_id)
     assert await stores.leases.closed([batch_id]) == {batch_id}
     assert await claim(stores, "w", batch_id) == []
     assert await stores.jobs.claim("w") is None  # lines are still out
     await stores.leases.record("w", done(lines))
     job = await stores.jobs.claim("w")
     assert job is not None
-    assert job["status"] == Status.CANCELLING
+    assert job.status is Status.CANCELLING
     with pytest.raises(InvalidRequestError):
-        await stores.batches.cancel("t", batch_id)
+        await stores.batches.cancel(TENANT, batch_id)
 
 
 async def test_a_late_batch_leases_nothing(stores: Stores, clock: FakeClock) -> None:
@@ -216,7 +227,7 @@ async def test_a_late_batch_leases_nothing(stores: Stores, clock: FakeClock) -> 
     await stores.jobs.expire()
     job = await stores.jobs.claim("w")
     assert job is not None
-    assert job["expiring"]
+    assert job.expiring
 
 
 async def test_a_job_belongs_to_one_worker_and_is_taken_over(
@@ -236,9 +247,10 @@ async def test_a_job_belongs_to_one_worker_and_is_taken_over(
     with pytest.raises(LeaseLostError):
         await assembly.run(job)
     await assembly.run(other)
-    row = await stores.batches.get("t", batch_id)
-    assert row["status"] == Status.COMPLETED
-    assert (await stores.files.get("t", row["output_file_id"])).purpose == "batch_output"
+    batch = await stores.batches.get(TENANT, batch_id)
+    assert batch.status is Status.COMPLETED
+    assert batch.output_file_id is not None
+    assert (await stores.files.get(TENANT, batch.output_file_id)).purpose == "batch_output"
 
 
 async def test_cancelled_while_it_is_assembled(stores: Stores, clock: FakeClock) -> None:
@@ -248,16 +260,16 @@ async def test_cancelled_while_it_is_assembled(stores: Stores, clock: FakeClock)
     job = await stores.jobs.claim("w")
     assert job is not None
     job = await stores.jobs.finalize(job)
-    await stores.batches.cancel("t", batch_id)
+    await stores.batches.cancel(TENANT, batch_id)
     assembly = Assembly(stores.jobs, stores.contents, clock)
     with pytest.raises(LeaseLostError):
         await assembly.run(job)
     again = await stores.jobs.claim("w")
     assert again is not None
     await assembly.run(again)
-    row = await stores.batches.get("t", batch_id)
-    assert (row["status"], row["completed"]) == (Status.CANCELLED, 1)
-    assert row["output_file_id"] is not None
+    batch = await stores.batches.get(TENANT, batch_id)
+    assert (batch.status, batch.completed) == (Status.CANCELLED, 1)
+    assert batch.output_file_id is not None
 
 
 async def test_a_postponed_job_comes_back(stores: Stores, clock: FakeClock) -> None:
@@ -271,7 +283,7 @@ async def test_a_postponed_job_comes_back(stores: Stores, clock: FakeClock) -> N
     clock.advance(5)
     again = await stores.jobs.claim("w")
     assert again is not None
-    assert again["id"] == batch_id
+    assert again.id == batch_id
 
 
 async def test_lines_of_ended_batches_are_cleared(stores: Stores, clock: FakeClock) -> None:
@@ -284,26 +296,24 @@ async def test_lines_of_ended_batches_are_cleared(stores: Stores, clock: FakeClo
     await Assembly(stores.jobs, stores.contents, clock).run(job)
     while await stores.jobs.clear_finished():
         pass
-    assert [row async for row in stores.jobs.outcomes(batch_id)] == []
+    assert [end async for end in stores.jobs.outcomes(batch_id)] == []
     assert await counts(stores, batch_id) == (3, 3, 0)
 
 
 async def test_one_key_makes_one_batch_however_many_send_it(stores: Stores) -> None:
-    file_id = await new_file(stores, numbered(1))
-    request = BatchCreate(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
-    made = await asyncio.gather(*(stores.batches.create("t", request, "key", 1) for _ in range(6)))
-    assert len({row["id"] for row in made}) == 1
-    file_id = await new_file(stores, numbered(1), tenant="u")
-    other = BatchCreate(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
-    assert (await stores.batches.create("u", other, "key", 1))["id"] != made[0]["id"]
+    file = await stored_file(stores, numbered(1))
+    made = await asyncio.gather(*(stored_batch(stores, file, "key") for _ in range(6)))
+    assert len({batch.id for batch in made}) == 1
+    other = await stored_file(stores, numbered(1), tenant="u")
+    assert (await stored_batch(stores, other, "key")).id != made[0].id
 
 
 async def test_files_and_blobs_stay_in_step(stores: Stores, clock: FakeClock) -> None:
-    kept = await new_file(stores, numbered(1))
-    gone = await new_file(stores, numbered(2))
-    await stores.files.delete("t", gone)
+    kept = (await stored_file(stores, numbered(1))).id
+    gone = (await stored_file(stores, numbered(2))).id
+    await stores.files.delete(TENANT, gone)
     with pytest.raises(NotFoundError):
-        await stores.files.delete("t", gone)
+        await stores.files.delete(TENANT, gone)
     assert os.listdir(stores.contents._root) == [kept]
     assert await stores.files.collect() == 0
     with pytest.raises(NotFoundError):

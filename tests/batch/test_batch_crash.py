@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
@@ -13,8 +12,9 @@ import httpx
 import openai
 import pytest
 
-from tests.batch.batch_fakes import CHAT, answer, line, numbered
-from tests.batch.batch_server import PATIENCE_S, Server, server
+from tests.batch.batch_fakes import answer
+from tests.batch.batch_server import PATIENCE_S, Server, counts, output_lines, server
+from tests.batch.builders import jsonl, line, numbered, submit
 
 # Every run with work left passes each point this often.
 EARLY_POINTS = {"model": 40, "before-commit": 12, "after-commit": 12}
@@ -43,26 +43,16 @@ def run_to_the_end(one: Server, batch_id: str) -> str:
     return "dead"
 
 
-def submit(one: Server, content: bytes) -> str:
-    with one.client as client:
-        made = client.files.create(file=("in.jsonl", content), purpose="batch")
-        return client.batches.create(
-            input_file_id=made.id, endpoint=CHAT, completion_window="24h"
-        ).id
-
-
 def check_complete(one: Server, batch_id: str, prompts: dict[str, str], folder: Path) -> None:
     with one.client as client:
         batch = client.batches.retrieve(batch_id)
         assert batch.status == "completed"
-        counts = batch.request_counts
-        assert (counts.total, counts.completed, counts.failed) == (len(prompts), len(prompts), 0)
+        assert counts(batch) == (len(prompts), len(prompts), 0)
+        assert batch.usage is not None
         assert batch.usage.input_tokens == 3 * len(prompts)
         assert batch.usage.output_tokens == 2 * len(prompts)
         assert batch.error_file_id is None
-        lines = [
-            json.loads(text) for text in client.files.content(batch.output_file_id).iter_lines()
-        ]
+        lines = output_lines(client, batch)
         found = [(each["custom_id"], each["response"]["body"]) for each in lines]
         assert sorted(custom_id for custom_id, _ in found) == sorted(prompts)
         assert all(body == answer(prompts[custom_id]) for custom_id, body in found)
@@ -81,7 +71,8 @@ def crash_and_recover(folder: Path, points: list[str], num_lines: int, **setting
     prompts = {f"request-{n}": f"prompt {n}" for n in range(num_lines)}
     with server(folder, **settings) as one:
         assert one.wait()
-        batch_id = submit(one, numbered(num_lines))
+        with one.client as client:
+            batch_id = submit(client, numbered(num_lines))
     for point in points:
         with server(folder, point, **settings) as one:
             assert not one.wait() or run_to_the_end(one, batch_id) == "dead", point
@@ -110,7 +101,7 @@ def test_five_thousand_lines_and_twenty_kills(tmp_path: Path, seed: int) -> None
 def test_two_servers_share_one_batch_and_one_outlives_the_other(
     tmp_path: Path, postgres_url: str
 ) -> None:
-    shared = {
+    shared: dict[str, Any] = {
         "database_url": postgres_url,
         "files_url": f"file://{tmp_path}/files",
         "lease_s": 2.0,
@@ -124,7 +115,8 @@ def test_two_servers_share_one_batch_and_one_outlives_the_other(
     ):
         assert one.wait()
         assert two.wait()
-        batch_id = submit(one, numbered(400))
+        with one.client as client:
+            batch_id = submit(client, numbered(400))
         two.process.wait(PATIENCE_S)
         assert two.process.returncode == -signal.SIGKILL  # it did its part, then died
         assert run_to_the_end(one, batch_id) == "completed"
@@ -132,16 +124,15 @@ def test_two_servers_share_one_batch_and_one_outlives_the_other(
 
 
 def test_sigterm_gives_leases_back(tmp_path: Path) -> None:
-    content = b"".join(
-        [numbered(50), json.dumps(line("slow", "fail:503:1000000:x")).encode(), b"\n"]
-    )
+    content = numbered(50) + jsonl([line("slow", "fail:503:1000000:x")])
     with server(tmp_path, lease_s=3600) as one:
         assert one.wait()
-        batch_id = submit(one, content)
         patience = time.monotonic() + PATIENCE_S
-        while one.client.batches.retrieve(batch_id).request_counts.completed < 50:
-            assert time.monotonic() < patience
-            time.sleep(0.05)
+        with one.client as client:
+            batch_id = submit(client, content)
+            while counts(client.batches.retrieve(batch_id))[1] < 50:
+                assert time.monotonic() < patience
+                time.sleep(0.05)
         one.kill(signal.SIGTERM)
         assert one.process.returncode == 0
     assert list((tmp_path / "workers").iterdir()) == []

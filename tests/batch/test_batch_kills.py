@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -21,6 +20,8 @@ import httpx
 import openai
 import pytest
 
+from tests.batch.batch_server import counts, output_lines
+from tests.batch.builders import jsonl, submit
 from tests.batch.word_llama import MAX_MODEL_LEN, VOCABULARY, make_tiny_llama
 
 pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.timeout(7200)]
@@ -149,22 +150,12 @@ def request(number: int) -> dict[str, Any]:
     return {"custom_id": f"line-{number}", "method": "POST", "url": "/v1/completions", "body": body}
 
 
-def submit(client: openai.OpenAI, lines: list[dict[str, Any]]) -> str:
-    content = "\n".join(json.dumps(line) for line in lines).encode()
-    file = client.files.create(file=("in.jsonl", content), purpose="batch")
-    made = client.batches.create(
-        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
-    )
-    return made.id
-
-
 def done(client: openai.OpenAI, batch_id: str) -> int:
     batch = client.batches.retrieve(batch_id)
     assert batch.status in ("validating", "in_progress", "finalizing", "completed"), batch
-    counts = batch.request_counts
-    assert counts is not None
-    assert counts.failed == 0
-    return counts.completed
+    _, num_completed, num_failed = counts(batch)
+    assert num_failed == 0
+    return num_completed
 
 
 def live_and_die(served: Served, batch_id: str, kill: Kill) -> int | None:
@@ -188,13 +179,10 @@ def check(client: openai.OpenAI, batch_id: str, lines: list[dict[str, Any]]) -> 
     """Every line once, with the answer to its own prompt, and all sums right."""
     batch = client.batches.retrieve(batch_id)
     assert (batch.status, batch.error_file_id) == ("completed", None)
-    counts, usage = batch.request_counts, batch.usage
-    assert counts is not None
+    usage = batch.usage
     assert usage is not None
-    assert (counts.total, counts.completed, counts.failed) == (len(lines), len(lines), 0)
-    assert batch.output_file_id is not None
-    text = client.files.content(batch.output_file_id).text
-    answers = [json.loads(each) for each in text.splitlines()]
+    assert counts(batch) == (len(lines), len(lines), 0)
+    answers = output_lines(client, batch)
     assert sorted(a["custom_id"] for a in answers) == sorted(line["custom_id"] for line in lines)
     asked = {line["custom_id"]: line["body"] for line in lines}
     for answer in answers:
@@ -215,7 +203,7 @@ def test_a_batch_outlives_twenty_kills(tmp_path: Path) -> None:
     with serving(model, tmp_path) as served:
         served.wait()
         with served.client as client:
-            batch_id = submit(client, lines)
+            batch_id = submit(client, jsonl(lines), endpoint="/v1/completions")
         live_and_die(served, batch_id, kills[0])
     for number, kill in enumerate(kills[1:], 2):
         with serving(model, tmp_path) as served:
@@ -244,7 +232,7 @@ def test_sigterm_lets_lines_in_flight_end(tmp_path: Path) -> None:
     with serving(model, tmp_path, "--shutdown-timeout", "60") as served:
         served.wait()
         with served.client as client:
-            batch_id = submit(client, lines)
+            batch_id = submit(client, jsonl(lines), endpoint="/v1/completions")
             deadline = time.monotonic() + PATIENCE_S
             while not (before := done(client, batch_id)):
                 assert time.monotonic() < deadline

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -31,16 +30,17 @@ from hypothesis.stateful import (
 from conserve.batch.assembly import Assembly
 from conserve.batch.errors import InvalidRequestError, LeaseLostError
 from conserve.batch.executor import Reply, asgi_executor
-from conserve.batch.file_store import Upload
 from conserve.batch.intake import Intake
 from conserve.batch.lease_store import LeaseStore
 from conserve.batch.lifecycle import CANCELLABLE, TERMINAL, Status
-from conserve.batch.outcome import Line, Outcome, Postponed, keep_reply
+from conserve.batch.outcome import Outcome, Postponed, keep_reply
+from conserve.batch.records import BatchRecord, Line
 from conserve.batch.schema import metadata
+from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from conserve.batch.wire import BatchCreate
-from tests.batch.batch_fakes import CHAT, FakeClock, numbered
+from tests.batch.batch_fakes import FakeClock, FakeModel
+from tests.batch.builders import TENANT, numbered, stored_batch, stored_file
 
 T = TypeVar("T")
 WINDOW_S = 60
@@ -99,8 +99,8 @@ class BatchLife(RuleBasedStateMachine):
         self.stores = Stores(config, self.clock)
         self.do(self.stores.prepare())
         self.do(self.forget_earlier_examples())
-        executor = asgi_executor(FastAPI())
-        self.intake = Intake(self.stores.jobs, self.stores.contents, executor, config)
+        served = Served(asgi_executor(FakeModel().app), self.clock)
+        self.intake = Intake(self.stores.jobs, self.stores.contents, served, config)
         self.assembly = Assembly(self.stores.jobs, self.stores.contents, self.clock)
         for _ in range(2):
             self.add_worker()
@@ -126,15 +126,9 @@ class BatchLife(RuleBasedStateMachine):
         """Files of 1 to 8 lines are good."""
         content = numbered(num_lines) or b"\n"
         self.clock.advance(0.001)
-        staged = self.stores.contents.staging_dir / "staged"
-        staged.write_bytes(content)
-        upload = Upload("t", "in.jsonl", "batch", len(content), num_lines)
-        file = self.do(self.stores.files.add(upload, staged))
-        request = BatchCreate(
-            input_file_id=file.id, endpoint=CHAT, completion_window=f"{WINDOW_S}s"
-        )
-        row = self.do(self.stores.batches.create("t", request, None, 10))
-        self.batches[row["id"]] = Account(num_lines)
+        file = self.do(stored_file(self.stores, content))
+        batch = self.do(stored_batch(self.stores, file, completion_window=f"{WINDOW_S}s"))
+        self.batches[batch.id] = Account(num_lines)
 
     @precondition(lambda self: len(self.workers) < 3)
     @rule()
@@ -224,11 +218,11 @@ class BatchLife(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.workers)))
         self.work_on(self.do(self.stores.jobs.claim(name)))
 
-    def work_on(self, row: Any) -> bool:
-        if row is None:
+    def work_on(self, batch: BatchRecord | None) -> bool:
+        if batch is None:
             return False
-        job = self.intake if row["status"] == Status.VALIDATING else self.assembly
-        self.do(job.run(row))
+        job = self.intake if batch.status is Status.VALIDATING else self.assembly
+        self.do(job.run(batch))
         return True
 
     def run_all_lines(self, worker: str) -> None:
@@ -240,12 +234,12 @@ class BatchLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         batch_id = data.draw(st.sampled_from(list(self.batches)))
-        status = self.row(batch_id)["status"]
+        status = self.batch(batch_id).status
         if status in CANCELLABLE:
-            assert self.do(self.stores.batches.cancel("t", batch_id))["status"] == "cancelling"
+            assert self.do(self.stores.batches.cancel(TENANT, batch_id)).status == "cancelling"
         else:
             with pytest.raises(InvalidRequestError):
-                self.do(self.stores.batches.cancel("t", batch_id))
+                self.do(self.stores.batches.cancel(TENANT, batch_id))
 
     @rule(seconds=st.sampled_from([1, WINDOW_S]))
     def time_goes_by(self, seconds: int) -> None:
@@ -259,19 +253,19 @@ class BatchLife(RuleBasedStateMachine):
     def tidy(self) -> None:
         self.do(self.stores.jobs.clear_finished())
 
-    def row(self, batch_id: str) -> Any:
-        return self.do(self.stores.batches.get("t", batch_id))
+    def batch(self, batch_id: str) -> BatchRecord:
+        return self.do(self.stores.batches.get(TENANT, batch_id))
 
     @invariant()
     def counts_are_the_accounts(self) -> None:
-        rows, _ = self.do(self.stores.batches.page("t", None, 100))
-        assert {row["id"] for row in rows} == set(self.batches)
-        for row in rows:
-            account = self.batches[row["id"]]
+        found, _ = self.do(self.stores.batches.page(TENANT, None, 100))
+        assert {batch.id for batch in found} == set(self.batches)
+        for batch in found:
+            account = self.batches[batch.id]
             failed = sum(is_failed for is_failed, _ in account.stored.values())
-            assert (row["failed"], row["completed"]) == (failed, len(account.stored) - failed)
-            if row["status"] == Status.COMPLETED:
-                assert len(account.stored) == row["total"] == account.num_lines
+            assert (batch.failed, batch.completed) == (failed, len(account.stored) - failed)
+            if batch.status is Status.COMPLETED:
+                assert len(account.stored) == batch.total == account.num_lines
 
     def finish_everything(self) -> None:
         """Liveness: time and one worker bring every batch to its end."""
@@ -294,22 +288,22 @@ class BatchLife(RuleBasedStateMachine):
             self.check_files(batch_id, account)
 
     def check_files(self, batch_id: str, account: Account) -> None:
-        row = self.row(batch_id)
-        assert row["status"] in TERMINAL
-        lines = {False: self.lines(row["output_file_id"]), True: self.lines(row["error_file_id"])}
+        batch = self.batch(batch_id)
+        assert batch.status in TERMINAL
+        lines = {False: self.lines(batch.output_file_id), True: self.lines(batch.error_file_id)}
         for line_no, (failed, payload) in account.stored.items():
             assert lines[failed].pop(f"request-{line_no - 1}") == json.loads(payload)
         assert lines[False] == {}
-        assert len(lines[True]) == row["total"] - len(account.stored)
+        assert len(lines[True]) == batch.total - len(account.stored)
         for never_ran in lines[True].values():
-            assert never_ran["error"]["code"] == f"batch_{row['status']}"
+            assert never_ran["error"]["code"] == f"batch_{batch.status}"
 
     def lines(self, file_id: str | None) -> dict[str, Any]:
         if file_id is None:
             return {}
 
         async def read() -> bytes:
-            _, chunks = await self.stores.files.content("t", file_id)
+            _, chunks = await self.stores.files.content(TENANT, file_id)
             return b"".join([chunk async for chunk in chunks])
 
         found = [json.loads(text) for text in self.do(read()).splitlines()]

@@ -9,7 +9,8 @@ import pytest
 
 from conserve.batch.first_line import first_model
 from conserve.batch.settings import BatchSettings
-from tests.batch.batch_fakes import CHAT, FakeModel, eventually, jsonl, line, numbered, running
+from tests.batch.batch_fakes import FakeModel, eventually, running
+from tests.batch.builders import batch_body, jsonl, line, numbered
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +63,7 @@ async def test_a_batch_waits_for_a_server_of_its_model(
 async def test_a_model_that_is_not_served_makes_no_batch(settings: BatchSettings) -> None:
     async with running(settings) as run:
         file_id = await run.upload(b"\n\n" + of_other(2))
-        body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        body = batch_body(file_id)
         answer = await run.http.post("/v1/batches", json=body)
         assert answer.status_code == 400
         error = answer.json()["error"]
@@ -77,7 +78,7 @@ async def test_a_server_that_does_not_say_its_models_is_asked_again(
 ) -> None:
     async with running(settings) as run:
         file_id = await run.upload(numbered(1))
-        body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        body = batch_body(file_id)
         executor = run.service._executor
 
         async def silent() -> None:

@@ -18,8 +18,9 @@ from sqlalchemy import select
 from conserve.batch.database import Database
 from conserve.batch.schema import workers
 from conserve.batch.settings import BatchSettings
-from tests.batch.batch_fakes import FakeModel, eventually, numbered, running
+from tests.batch.batch_fakes import FakeModel, eventually, running
 from tests.batch.batch_postgres import Postgres
+from tests.batch.builders import numbered
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +73,7 @@ class Lost(Exception):  # noqa: N818
     """What a driver raises is its own affair: botocore's errors are no OSError either."""
 
 
-class Elsewhere(MemoryFileSystem):
+class Elsewhere(MemoryFileSystem):  # type: ignore[misc]
     """A storage that can go away."""
 
     protocol = "elsewhere"

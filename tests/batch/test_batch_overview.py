@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter
 from conserve.batch.overview import overview
 from conserve.batch.settings import BatchSettings
 from conserve.server.batches.metrics import SERIES, BatchMetrics, batch_metrics, shown
-from tests.batch.batch_fakes import FakeModel, eventually, jsonl, line, numbered, running
+from tests.batch.batch_fakes import FakeModel, eventually, running
+from tests.batch.builders import jsonl, line, numbered
 
 pytestmark = pytest.mark.anyio
 

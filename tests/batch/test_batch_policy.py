@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
 from conserve.batch import deadlines
 from conserve.batch.errors import BadTransitionError
 from conserve.batch.executor import Reply
-from conserve.batch.in_flight import FIRST, HOLD_S, Window, retry_delay_s
+from conserve.batch.in_flight import FIRST, HOLD_S, InFlightWindow, retry_delay_s
 from conserve.batch.lifecycle import LIVE, TERMINAL, TRANSITIONS, Status, check
-from conserve.batch.outcome import Line, from_reply, keep_reply, never_ran
+from conserve.batch.outcome import from_reply, keep_reply, never_ran
+from conserve.batch.records import Line
 from conserve.batch.wire import deadline_time, duration_s
 from tests.batch.batch_fakes import FakeClock
 
 HOUR = 3600.0
-HARVEST = deadlines.Harvest(tokens_per_s=100.0, mean_output_tokens=10.0)
+HARVEST = deadlines.RecentHarvest(tokens_per_s=100.0, mean_output_tokens=10.0)
 
 
 def view(
@@ -27,7 +29,9 @@ def view(
     return deadlines.BatchView(name, came, priority, due, tokens)
 
 
-def names(*views: deadlines.BatchView, now: float = 0, harvest: deadlines.Harvest = HARVEST) -> str:
+def names(
+    *views: deadlines.BatchView, now: float = 0, harvest: deadlines.RecentHarvest = HARVEST
+) -> str:
     shuffled = list(views)
     orders = set()
     for seed in range(5):
@@ -57,7 +61,7 @@ def test_slack_counts_the_work_that_is_left() -> None:
     large = view("large", came=2, due=2 * HOUR, tokens=100.0 * 1.5 * HOUR)
     assert names(small, large) == "largesmall"
     # Without a rate, work takes no time that is known.
-    assert names(small, large, harvest=deadlines.Harvest()) == "smalllarge"
+    assert names(small, large, harvest=deadlines.RecentHarvest()) == "smalllarge"
 
 
 def test_among_those_at_risk_the_least_slack_goes_first() -> None:
@@ -71,12 +75,17 @@ def test_what_the_engine_is_told() -> None:
 
 
 def test_a_batch_ends_after_what_goes_before_it() -> None:
-    ordered = [view("a", tokens=1000), view("b", tokens=500)]
-    assert deadlines.estimated_finish("a", ordered, 100.0, HARVEST) == 110.0
-    assert deadlines.estimated_finish("b", ordered, 100.0, HARVEST) == 115.0
-    assert deadlines.estimated_finish("b", ordered, 100.0, deadlines.Harvest()) is None
-    with pytest.raises(KeyError):
-        deadlines.estimated_finish("c", ordered, 100.0, HARVEST)
+    views = [view("b", tokens=500), view("a", tokens=1000)]
+    seen = deadlines.Outlook.over(views, 100.0, HARVEST)
+    assert {name: each.finish_at for name, each in seen.prospects.items()} == {"a": 110, "b": 115}
+    unknown = deadlines.Outlook.over(views, 100.0, deadlines.RecentHarvest())
+    assert [each.finish_at for each in unknown.prospects.values()] == [None, None]
+
+
+def test_a_batch_does_not_wait_for_another_models() -> None:
+    views = [view("a", tokens=1000), replace(view("b", tokens=500), model="other")]
+    seen = deadlines.Outlook.over(views, 100.0, HARVEST)
+    assert {name: each.finish_at for name, each in seen.prospects.items()} == {"a": 110, "b": 105}
 
 
 @pytest.mark.parametrize(
@@ -90,12 +99,11 @@ def test_a_batch_ends_after_what_goes_before_it() -> None:
 )
 def test_the_state_of_a_deadline(due: float, tokens: float, state: str) -> None:
     one = view("a", due=due, tokens=tokens)
-    finish = deadlines.estimated_finish("a", [one], 0, HARVEST)
-    assert deadlines.deadline_state(one, finish, 0, HARVEST) == state
+    assert deadlines.Outlook.over([one], 0, HARVEST).prospects["a"].state == state
 
 
 def test_an_unknown_rate_says_so() -> None:
-    assert deadlines.deadline_state(view("a"), None, 0, deadlines.Harvest()) == "unknown"
+    assert deadlines.deadline_state(view("a"), None, 0, deadlines.RecentHarvest()) == "unknown"
 
 
 def test_the_table_of_the_lifecycle() -> None:
@@ -134,7 +142,7 @@ def test_deadlines() -> None:
 
 def test_the_window_grows_with_results_and_halves_once_an_overload() -> None:
     clock = FakeClock(0)
-    window = Window(40)
+    window = InFlightWindow(40)
     assert window.limit == FIRST
     for _ in range(100):
         window.on_result()
@@ -146,7 +154,7 @@ def test_the_window_grows_with_results_and_halves_once_an_overload() -> None:
         clock.advance(HOLD_S)
         window.on_overload(clock())
     assert window.limit == 1
-    assert Window(4).limit == 4
+    assert InFlightWindow(4).limit == 4
 
 
 def test_delays_grow_to_a_minute() -> None:

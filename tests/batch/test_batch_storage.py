@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
@@ -14,8 +13,9 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
-from tests.batch.batch_fakes import CHAT, answer, numbered
-from tests.batch.batch_server import PATIENCE_S, Server, server
+from tests.batch.batch_fakes import answer
+from tests.batch.batch_server import PATIENCE_S, Server, counts, output_lines, server
+from tests.batch.builders import batch_body, numbered, submit
 
 NUM_LINES = 1500
 
@@ -43,25 +43,24 @@ def limit_files(one: Server, num_bytes: int) -> None:
 def test_a_full_disk_costs_no_line(one: Server, tmp_path: Path) -> None:
     prompts = {f"request-{n}": f"prompt {n}" for n in range(NUM_LINES)}
     with one.client as client:
-        file = client.files.create(file=("in.jsonl", numbered(NUM_LINES)), purpose="batch")
-        batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="1h")
-        eventually(lambda: client.batches.retrieve(batch.id).status != "validating")
+        batch_id = submit(client, numbered(NUM_LINES))
+        eventually(lambda: client.batches.retrieve(batch_id).status != "validating")
+        again = batch_body(client.batches.retrieve(batch_id).input_file_id)
         limit_files(one, 1024)
         with pytest.raises(openai.InternalServerError) as caught:
             client.files.create(file=("in.jsonl", numbered(400)), purpose="batch")
         assert (caught.value.status_code, caught.value.code) == (503, "storage_full")
         with pytest.raises(openai.InternalServerError) as caught:
-            client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="1h")
+            client.batches.create(**again)
         assert (caught.value.status_code, caught.value.code) == (503, "store_unavailable")
-        stuck = client.batches.retrieve(batch.id)
+        stuck = client.batches.retrieve(batch_id)
         assert stuck.status in ("in_progress", "finalizing", "completed")
         limit_files(one, resource.RLIM_INFINITY)
-        eventually(lambda: client.batches.retrieve(batch.id).status == "completed")
-        batch = client.batches.retrieve(batch.id)
-        output = client.files.content(batch.output_file_id).iter_lines()
-        lines = [json.loads(each) for each in output]
+        eventually(lambda: client.batches.retrieve(batch_id).status == "completed")
+        batch = client.batches.retrieve(batch_id)
+        lines = output_lines(client, batch)
         found = {each["custom_id"]: each["response"]["body"] for each in lines}
-        assert len(lines) == len(found) == batch.request_counts.completed == NUM_LINES
+        assert len(lines) == len(found) == counts(batch)[1] == NUM_LINES
         assert found == {custom_id: answer(prompt) for custom_id, prompt in prompts.items()}
         assert len(client.files.list().data) == len(os.listdir(tmp_path / "files")) == 2
     assert os.listdir(tmp_path / "staging") == []
@@ -69,7 +68,9 @@ def test_a_full_disk_costs_no_line(one: Server, tmp_path: Path) -> None:
 
 def test_an_upload_that_breaks_off_leaves_nothing(one: Server, tmp_path: Path) -> None:
     """On a real socket: closed, and reset, in the middle of the file."""
-    address = urlsplit(str(one.client.base_url))
+    with one.client as client:
+        assert client.files.list().data == []  # the first request makes the folders
+        address = urlsplit(str(client.base_url))
     for linger in (None, b"\1\0\0\0\0\0\0\0"):
         with socket.create_connection((address.hostname, address.port)) as line:
             if linger is not None:

@@ -21,7 +21,7 @@ from conserve.batch.validation import (
     body_of,
     validate,
 )
-from tests.batch.batch_fakes import CHAT, MODEL, jsonl, line, numbered
+from tests.batch.builders import CHAT, MODEL, jsonl, line, numbered
 
 RULES = Rules(endpoint=CHAT, models={MODEL: ModelLimits(100)}, max_lines=50, max_line_bytes=2000)
 
@@ -30,7 +30,7 @@ def index(
     content: bytes, rules: Rules = RULES, step: int = 64
 ) -> tuple[list[LineIndex], Validation]:
     validation = Validation(rules)
-    found = []
+    found: list[LineIndex] = []
     for start in range(0, len(content), step):
         found += validation.feed(content[start : start + step])
         if validation.done_early:

@@ -34,7 +34,7 @@ def make_tiny_llama(folder: Path) -> Path:
     tokenizer = Tokenizer(WordLevel(words, unk_token="w2"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "w0"}
+    described: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "w0"}
     described |= {"eos_token": "w1", "unk_token": "w2", "model_max_length": MAX_MODEL_LEN}
     (folder / "tokenizer_config.json").write_text(json.dumps(described))
     return folder

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 
 from conserve.batch.errors import StorageFullError, StoreUnavailableError
 

@@ -5,9 +5,13 @@ Pure: the moment and the recent harvest are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from conserve.batch.lifecycle import Status
+from conserve.batch.records import BatchRecord
 
 MOST_URGENT = 1
 # A batch whose slack is under this share of its remaining work, or this long, goes first.
@@ -17,6 +21,8 @@ RISK_SLACK_S = 60.0
 # served. Comparing it exactly would make two batches take turns, to the good of neither.
 BAND_FACTOR = 4.0
 FIRST_BAND_S = 600.0
+# Lines after which a batch is judged by its own mean instead of the estimate.
+MEASURED_LINES = 20
 
 LiveDeadlineState = Literal["unknown", "on_track", "at_risk", "will_miss"]
 
@@ -33,30 +39,44 @@ class BatchView:
     model: str | None = None
 
 
+def view_of(batch: BatchRecord) -> BatchView:
+    """Remaining work by the batch's own mean once it has shown one, by the estimate before."""
+    left = batch.total - batch.num_done
+    if batch.status in (Status.CANCELLING, Status.FINALIZING) or batch.expiring:
+        remaining = 0.0
+    elif batch.num_done >= MEASURED_LINES:
+        remaining = batch.total_tokens / batch.num_done * left
+    else:
+        remaining = batch.estimated_tokens * (left / batch.total if batch.total else 1.0)
+    return BatchView(
+        batch.id, batch.created_at, batch.priority, batch.expires_at, remaining, batch.model
+    )
+
+
 @dataclass(frozen=True, slots=True)
-class Harvest:
+class RecentHarvest:
     """What offline work got lately. `tokens_per_s` is None until there is something to tell."""
 
     tokens_per_s: float | None = None
     mean_output_tokens: float | None = None
 
 
-def work_s(tokens: float, harvest: Harvest) -> float:
+def work_s(tokens: float, harvest: RecentHarvest) -> float:
     """Seconds the harvest takes for `tokens`; 0 while nothing is known."""
     return tokens / harvest.tokens_per_s if harvest.tokens_per_s else 0.0
 
 
-def slack_s(view: BatchView, now_s: float, harvest: Harvest) -> float:
+def slack_s(view: BatchView, now_s: float, harvest: RecentHarvest) -> float:
     """Laxity: time left before the batch is due, less the time it still needs alone."""
     return view.due_at - now_s - work_s(view.remaining_tokens, harvest)
 
 
-def is_at_risk(view: BatchView, now_s: float, harvest: Harvest) -> bool:
+def is_at_risk(view: BatchView, now_s: float, harvest: RecentHarvest) -> bool:
     threshold = max(RISK_SLACK_S, RISK_SHARE * work_s(view.remaining_tokens, harvest))
     return slack_s(view, now_s, harvest) < threshold
 
 
-def slack_band(view: BatchView, now_s: float, harvest: Harvest) -> int:
+def slack_band(view: BatchView, now_s: float, harvest: RecentHarvest) -> int:
     """0 when at risk, then 1 up to 10 minutes of slack, 2 up to 40 minutes, and so on."""
     if is_at_risk(view, now_s, harvest):
         return 0
@@ -67,7 +87,7 @@ def slack_band(view: BatchView, now_s: float, harvest: Harvest) -> int:
     return band
 
 
-def order(views: Iterable[BatchView], now_s: float, harvest: Harvest) -> list[BatchView]:
+def order(views: Iterable[BatchView], now_s: float, harvest: RecentHarvest) -> list[BatchView]:
     """Live batches, the one to feed next first.
 
     What is at risk goes before everything, least slack first. Then the user's priority, the band
@@ -83,31 +103,15 @@ def order(views: Iterable[BatchView], now_s: float, harvest: Harvest) -> list[Ba
     return sorted(views, key=key)
 
 
-def engine_priority(view: BatchView, now_s: float, harvest: Harvest) -> int:
+def engine_priority(view: BatchView, now_s: float, harvest: RecentHarvest) -> int:
     """`priority` of the batch's requests inside the engine: 1 or more is offline, larger later."""
     if is_at_risk(view, now_s, harvest):
         return MOST_URGENT
     return MOST_URGENT + view.priority
 
 
-def estimated_finish(
-    batch_id: str, ordered: Sequence[BatchView], now_s: float, harvest: Harvest
-) -> float | None:
-    """When the batch ends if everything of its model before it in the order goes first; None if
-    unknown.
-
-    Raises:
-        KeyError: the batch is not in the order.
-    """
-    if not harvest.tokens_per_s:
-        return None
-    place = {view.batch_id: index for index, view in enumerate(ordered)}[batch_id]
-    ahead = [view for view in ordered[: place + 1] if view.model == ordered[place].model]
-    return now_s + work_s(sum(view.remaining_tokens for view in ahead), harvest)
-
-
 def deadline_state(
-    view: BatchView, finish_at: float | None, now_s: float, harvest: Harvest
+    view: BatchView, finish_at: float | None, now_s: float, harvest: RecentHarvest
 ) -> LiveDeadlineState:
     """What to tell the user of a live batch before it is too late."""
     if now_s >= view.due_at:
@@ -117,3 +121,34 @@ def deadline_state(
     if finish_at > view.due_at:
         return "will_miss"
     return "at_risk" if is_at_risk(view, now_s, harvest) else "on_track"
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What is expected of one live batch. `finish_at` is None while there is no rate."""
+
+    view: BatchView
+    finish_at: float | None
+    state: LiveDeadlineState
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """All live batches at one moment: prospects by id, the batch to feed next first."""
+
+    now_s: float
+    harvest: RecentHarvest
+    prospects: Mapping[str, Prospect]
+
+    @classmethod
+    def over(cls, views: Iterable[BatchView], now_s: float, harvest: RecentHarvest) -> Outlook:
+        """A batch ends when everything of its model before it in the order has gone first."""
+        ahead: dict[str | None, float] = defaultdict(float)
+        prospects = {}
+        for view in order(views, now_s, harvest):
+            ahead[view.model] += view.remaining_tokens
+            wait_s = work_s(ahead[view.model], harvest)
+            finish_at = now_s + wait_s if harvest.tokens_per_s else None
+            state = deadline_state(view, finish_at, now_s, harvest)
+            prospects[view.batch_id] = Prospect(view, finish_at, state)
+        return cls(now_s, harvest, prospects)

@@ -14,10 +14,9 @@ import msgspec
 from conserve.batch import deadlines
 from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.executor import Executor, Reply
-from conserve.batch.in_flight import Window, retry_delay_s
+from conserve.batch.in_flight import InFlightWindow, retry_delay_s
 from conserve.batch.outcome import (
     OVERLOAD,
-    Line,
     Outcome,
     Postponed,
     Result,
@@ -28,6 +27,7 @@ from conserve.batch.outcome import (
     keep_reply,
     offline_body,
 )
+from conserve.batch.records import Line
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
@@ -72,7 +72,7 @@ class Dispatcher:
         self._served = served
         self._settings = settings
         self._clock = clock
-        self._window = Window(settings.max_in_flight)
+        self._window = InFlightWindow(settings.max_in_flight)
         self._in_flight: dict[Line, asyncio.Task[None]] = {}
         self._revoked: set[Line] = set()
         self._finished: list[Outcome] = []
@@ -81,7 +81,7 @@ class Dispatcher:
         self._unsure = False
         self._busy_since: float | None = None
         self._uncounted: list[Result] = []
-        self._recent = (-math.inf, deadlines.Harvest())
+        self._recent = (-math.inf, deadlines.RecentHarvest())
 
     async def run(self, stopping: asyncio.Event, wake: asyncio.Event) -> None:
         """Feed until `stopping`, then wait up to `drain_s` for what is in flight.

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import RowMapping, and_, delete, exists, insert, or_, select, update
+from sqlalchemy import and_, delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
 from conserve.batch.errors import InvalidRequestError, NotFoundError
 from conserve.batch.ids import FILE_ID, new_file_id
-from conserve.batch.lifecycle import LIVE
+from conserve.batch.lifecycle import LIVE, FileState
+from conserve.batch.records import FileRecord
 from conserve.batch.schema import batches, files
-from conserve.batch.wire import FileObject
 
-UPLOADING, READY, DELETING = "uploading", "ready", "deleting"
 # An upload whose row is this old and still not ready belongs to a process that died.
 STALE_UPLOAD_S = 3600.0
 BATCH, BATCH_OUTPUT = "batch", "batch_output"
@@ -46,35 +45,35 @@ class FileStore:
         self.contents = contents
         self._clock = clock
 
-    async def add(self, upload: Upload, staged: Path) -> FileObject:
+    async def add(self, upload: Upload, staged: Path) -> FileRecord:
         """Keep the staged file under a new id."""
-        row = file_row(new_file_id(), upload, self._clock(), UPLOADING)
+        file = new_file(new_file_id(), upload, self._clock(), FileState.UPLOADING)
         async with self._database.write() as connection:
-            await connection.execute(insert(files).values(row))
-        await self.contents.keep(staged, row["id"])
+            await connection.execute(insert(files).values(file.to_row()))
+        await self.contents.keep(staged, file.id)
         async with self._database.write() as connection:
             await connection.execute(
-                update(files).where(files.c.id == row["id"]).values(state=READY)
+                update(files).where(files.c.id == file.id).values(state=FileState.READY)
             )
-        return file_object(row)
+        return replace(file, state=FileState.READY)
 
-    async def get(self, tenant: str, file_id: str) -> FileObject:
+    async def get(self, tenant: str, file_id: str) -> FileRecord:
         """Raises NotFoundError: no such file, expired, or another tenant's."""
         async with self._database.read() as connection:
-            return file_object(await self._row(connection, tenant, file_id))
+            return await self._file(connection, tenant, file_id)
 
-    async def _row(self, connection: AsyncConnection, tenant: str, file_id: str) -> RowMapping:
+    async def _file(self, connection: AsyncConnection, tenant: str, file_id: str) -> FileRecord:
         query = select(files).where(files.c.id == file_id, *self._visible(tenant))
         row = None
         if FILE_ID.fullmatch(file_id):
             row = (await connection.execute(query)).mappings().first()
         if row is None:
             raise NotFoundError(f"No such File object: {file_id[:100]!r}", param="file_id")
-        return row
+        return FileRecord.from_row(row)
 
     def _visible(self, tenant: str) -> list[Any]:
         fresh = or_(files.c.expires_at.is_(None), files.c.expires_at > self._clock())
-        return [files.c.tenant == tenant, files.c.state == READY, fresh]
+        return [files.c.tenant == tenant, files.c.state == FileState.READY, fresh]
 
     async def page(
         self,
@@ -83,7 +82,7 @@ class FileStore:
         limit: int,
         order: Literal["asc", "desc"],
         purpose: str | None,
-    ) -> tuple[list[FileObject], bool]:
+    ) -> tuple[list[FileRecord], bool]:
         """Files after the one named, and whether more follow."""
         descending = order == "desc"
         columns = (files.c.created_at, files.c.id)
@@ -92,13 +91,13 @@ class FileStore:
             query = query.where(files.c.purpose == purpose)
         async with self._database.read() as connection:
             if after is not None:
-                row = await self._row(connection, tenant, after)
-                query = query.where(later(columns, (row["created_at"], row["id"]), descending))
+                last = await self._file(connection, tenant, after)
+                query = query.where(later(columns, (last.created_at, last.id), descending))
             query = query.order_by(*(c.desc() if descending else c.asc() for c in columns))
             rows = (await connection.execute(query.limit(limit + 1))).mappings().all()
-        return [file_object(row) for row in rows[:limit]], len(rows) > limit
+        return [FileRecord.from_row(row) for row in rows[:limit]], len(rows) > limit
 
-    async def content(self, tenant: str, file_id: str) -> tuple[FileObject, AsyncIterator[bytes]]:
+    async def content(self, tenant: str, file_id: str) -> tuple[FileRecord, AsyncIterator[bytes]]:
         """The file and its bytes, read as they are asked for."""
         file = await self.get(tenant, file_id)
         return file, self.contents.chunks(file.id)
@@ -106,22 +105,20 @@ class FileStore:
     async def delete(self, tenant: str, file_id: str) -> None:
         """Raises NotFoundError, or InvalidRequestError while a live batch reads the file."""
         async with self._database.write() as connection:
-            row = await self._row(connection, tenant, file_id)
-            query = select(files.c.id).where(files.c.id == row["id"]).with_for_update()
-            await connection.execute(query)
-            if (await connection.execute(select(_in_use(row["id"])))).scalar_one():
+            await self._file(connection, tenant, file_id)
+            here = files.c.id == file_id
+            await connection.execute(select(files.c.id).where(here).with_for_update())
+            if (await connection.execute(select(_in_use(file_id)))).scalar_one():
                 message = f"File {file_id!r} is the input of a batch that has not ended; cancel it."
                 raise InvalidRequestError(message, code="file_in_use", param="file_id")
-            await connection.execute(
-                update(files).where(files.c.id == row["id"]).values(state=DELETING)
-            )
+            await connection.execute(update(files).where(here).values(state=FileState.DELETING))
         await self._remove(file_id)
 
     async def _remove(self, file_id: str) -> None:
         await self.contents.delete(file_id)
         async with self._database.write() as connection:
             await connection.execute(
-                delete(files).where(files.c.id == file_id, files.c.state == DELETING)
+                delete(files).where(files.c.id == file_id, files.c.state == FileState.DELETING)
             )
 
     async def collect(self) -> int:
@@ -131,15 +128,15 @@ class FileStore:
         """
         now = self._clock()
         doomed = or_(
-            files.c.state == DELETING,
-            and_(files.c.state == UPLOADING, files.c.created_at < now - STALE_UPLOAD_S),
-            and_(files.c.state == READY, files.c.expires_at <= now, ~_in_use(files.c.id)),
+            files.c.state == FileState.DELETING,
+            and_(files.c.state == FileState.UPLOADING, files.c.created_at < now - STALE_UPLOAD_S),
+            and_(files.c.state == FileState.READY, files.c.expires_at <= now, ~_in_use(files.c.id)),
         )
         async with self._database.write() as connection:
             query = select(files.c.id).where(doomed).limit(100).with_for_update(skip_locked=True)
             ids = (await connection.execute(query)).scalars().all()
             await connection.execute(
-                update(files).where(files.c.id.in_(ids)).values(state=DELETING)
+                update(files).where(files.c.id.in_(ids)).values(state=FileState.DELETING)
             )
         for file_id in ids:
             await self._remove(file_id)
@@ -159,27 +156,16 @@ def later(columns: tuple[Any, Any], last: tuple[float, str], descending: bool) -
     return or_(when > last_when, and_(when == last_when, ident > last_id))
 
 
-def file_row(file_id: str, upload: Upload, now: float, state: str) -> dict[str, Any]:
+def new_file(file_id: str, upload: Upload, now: float, state: FileState) -> FileRecord:
     expires_after_s = upload.expires_after_s
-    return {
-        "id": file_id,
-        "tenant": upload.tenant,
-        "filename": upload.filename,
-        "purpose": upload.purpose,
-        "bytes": upload.bytes,
-        "num_lines": upload.num_lines,
-        "created_at": now,
-        "expires_at": now + expires_after_s if expires_after_s is not None else None,
-        "state": state,
-    }
-
-
-def file_object(row: RowMapping | dict[str, Any]) -> FileObject:
-    return FileObject(
-        id=row["id"],
-        bytes=row["bytes"],
-        created_at=int(row["created_at"]),
-        expires_at=int(row["expires_at"]) if row["expires_at"] is not None else None,
-        filename=row["filename"],
-        purpose=row["purpose"],
+    return FileRecord(
+        id=file_id,
+        tenant=upload.tenant,
+        filename=upload.filename,
+        purpose=upload.purpose,
+        bytes=upload.bytes,
+        num_lines=upload.num_lines,
+        created_at=now,
+        expires_at=now + expires_after_s if expires_after_s is not None else None,
+        state=state,
     )

@@ -10,7 +10,7 @@ BACKOFF = 0.5
 HOLD_S = 1.0
 
 
-class Window:
+class InFlightWindow:
     """Additive increase, multiplicative decrease, between 1 and `most`.
 
     An engine that gives everything to online work finishes no line, so the window neither grows

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import RowMapping
-
 from conserve.batch.contents import FileContents
 from conserve.batch.job_store import JobStore
+from conserve.batch.records import BatchRecord
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.validation import LineIndex, Rules, Validation
@@ -25,24 +24,24 @@ class Intake:
         self._served = served
         self._settings = settings
 
-    async def run(self, row: RowMapping) -> None:
+    async def run(self, batch: BatchRecord) -> None:
         """Move a batch from validating to in_progress, or to failed with a list of reasons.
 
         Raises LeaseLostError when the batch is cancelled meanwhile or taken over.
         """
-        rules = await self._rules(row["endpoint"])
-        await self._jobs.clear_lines(row)
+        rules = await self._rules(batch.endpoint)
+        await self._jobs.clear_lines(batch)
         validation = Validation(rules)
         try:
-            await self._index(row, validation)
+            await self._index(batch, validation)
         except FileNotFoundError:
             gone = LineErrorObject(code="file_not_found", message="The input file is gone.")
-            await self._jobs.refuse(row, [gone])
+            await self._jobs.refuse(batch, [gone])
             return
         if validation.errors:
-            await self._jobs.refuse(row, validation.errors)
+            await self._jobs.refuse(batch, validation.errors)
         else:
-            await self._jobs.accept(row, validation)
+            await self._jobs.accept(batch, validation)
 
     async def _rules(self, endpoint: str) -> Rules:
         return Rules(
@@ -53,19 +52,21 @@ class Intake:
             default_output_tokens=self._settings.default_output_tokens,
         )
 
-    async def _index(self, row: RowMapping, validation: Validation) -> None:
+    async def _index(self, batch: BatchRecord, validation: Validation) -> None:
         found: list[LineIndex] = []
-        async for chunk in self._contents.chunks(row["input_file_id"]):
+        async for chunk in self._contents.chunks(batch.input_file_id):
             found.extend(validation.feed(chunk))
             if validation.done_early:
                 return
             if len(found) >= ROWS_AT_ONCE:
-                await self._put(row, found, validation)
+                await self._put(batch, found, validation)
                 found = []
         found.extend(validation.finish())
-        await self._put(row, found, validation)
+        await self._put(batch, found, validation)
 
-    async def _put(self, row: RowMapping, found: list[LineIndex], validation: Validation) -> None:
+    async def _put(
+        self, batch: BatchRecord, found: list[LineIndex], validation: Validation
+    ) -> None:
         # The lines of a file that is refused anyway are of no use.
         if found and not validation.errors:
-            await self._jobs.add_lines(row, found)
+            await self._jobs.add_lines(batch, found)

@@ -5,11 +5,10 @@ Each step of a job checks, in the transaction that writes, that the batch is sti
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import RowMapping, and_, delete, exists, insert, or_, select, update
+from sqlalchemy import and_, delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.batch_store import move
@@ -17,6 +16,7 @@ from conserve.batch.database import Database
 from conserve.batch.errors import LeaseLostError
 from conserve.batch.lease_store import hold_worker
 from conserve.batch.lifecycle import TERMINAL, LineState, Status
+from conserve.batch.records import BatchRecord, FileRecord, LineEnd, encode_errors
 from conserve.batch.schema import batches, files, lines, of_models, results
 from conserve.batch.validation import LineIndex, Validation
 from conserve.batch.wire import LineErrorObject
@@ -46,7 +46,7 @@ class JobStore:
 
     async def claim(
         self, worker_id: str, models: Collection[str] | None = None
-    ) -> RowMapping | None:
+    ) -> BatchRecord | None:
         """A batch that waits to be validated or assembled, now this worker's; oldest first.
 
         models: whose files this worker may validate; None for any. A worker does one job at a
@@ -55,50 +55,53 @@ class JobStore:
         free = or_(batches.c.owner.is_(None), batches.c.owner == worker_id)
         fit = or_(batches.c.status != Status.VALIDATING, of_models(models))
         ready = and_(free, fit, batches.c.not_before <= self._clock(), _needs_work())
-        query = select(batches).where(ready).order_by(batches.c.created_at, batches.c.id).limit(1)
+        query = (
+            select(batches.c.id).where(ready).order_by(batches.c.created_at, batches.c.id).limit(1)
+        )
         async with self._database.read() as connection:
             if (await connection.execute(query)).first() is None:
                 return None
         async with self._database.write() as connection:
             await hold_worker(connection, worker_id)
-            locked = query.with_for_update(skip_locked=True)
-            row = (await connection.execute(locked)).mappings().first()
-            if row is None:
+            batch_id = (await connection.execute(query.with_for_update(skip_locked=True))).scalar()
+            if batch_id is None:
                 return None
             await connection.execute(
-                update(batches).where(batches.c.id == row["id"]).values(owner=worker_id)
+                update(batches).where(batches.c.id == batch_id).values(owner=worker_id)
             )
-            return await self._owned(connection, row["id"], worker_id)
+            return await self._owned(connection, batch_id, worker_id)
 
-    async def postpone(self, row: RowMapping, delay_s: float) -> None:
+    async def postpone(self, batch: BatchRecord, delay_s: float) -> None:
         """Let go of a job that failed; it is taken up again after a while."""
         async with self._database.write() as connection:
             await connection.execute(
                 update(batches)
-                .where(batches.c.id == row["id"], batches.c.owner == row["owner"])
+                .where(batches.c.id == batch.id, batches.c.owner == batch.owner)
                 .values(owner=None, not_before=self._clock() + delay_s)
             )
 
     @staticmethod
-    async def _owned(connection: AsyncConnection, batch_id: str, worker_id: str) -> RowMapping:
+    async def _owned(
+        connection: AsyncConnection, batch_id: str, worker_id: str | None
+    ) -> BatchRecord:
         query = select(batches).where(batches.c.id == batch_id, batches.c.owner == worker_id)
         row = (await connection.execute(query.with_for_update())).mappings().first()
         if row is None:
             raise LeaseLostError(batch_id)
-        return row
+        return BatchRecord.from_row(row)
 
-    async def clear_lines(self, row: RowMapping) -> None:
+    async def clear_lines(self, batch: BatchRecord) -> None:
         """Forget what an earlier validation of this batch put down."""
         async with self._database.write() as connection:
-            await self._owned(connection, row["id"], row["owner"])
-            await connection.execute(delete(lines).where(lines.c.batch_id == row["id"]))
+            await self._owned(connection, batch.id, batch.owner)
+            await connection.execute(delete(lines).where(lines.c.batch_id == batch.id))
             await connection.execute(
-                update(batches).where(batches.c.id == row["id"]).values(has_lines=True)
+                update(batches).where(batches.c.id == batch.id).values(has_lines=True)
             )
 
-    async def add_lines(self, row: RowMapping, found: Sequence[LineIndex]) -> None:
+    async def add_lines(self, batch: BatchRecord, found: Sequence[LineIndex]) -> None:
         """Put good lines down; none is leased before the batch is in progress."""
-        fresh = {"batch_id": row["id"], "state": LineState.PENDING, "owner": None}
+        fresh = {"batch_id": batch.id, "state": LineState.PENDING, "owner": None}
         zeros = {"not_before": 0.0, "attempts": 0, "losses": 0}
         values = [
             {
@@ -113,17 +116,17 @@ class JobStore:
             for line in found
         ]
         async with self._database.write() as connection:
-            owned = await self._owned(connection, row["id"], row["owner"])
-            if owned["status"] != Status.VALIDATING:
-                raise LeaseLostError(row["id"])
+            owned = await self._owned(connection, batch.id, batch.owner)
+            if owned.status != Status.VALIDATING:
+                raise LeaseLostError(batch.id)
             await connection.execute(insert(lines), values)
 
-    async def accept(self, row: RowMapping, validation: Validation) -> None:
+    async def accept(self, batch: BatchRecord, validation: Validation) -> None:
         """validating -> in_progress."""
         async with self._database.write() as connection:
             await move(
                 connection,
-                row,
+                batch,
                 Status.IN_PROGRESS,
                 self._clock(),
                 owner=None,
@@ -132,21 +135,20 @@ class JobStore:
                 estimated_tokens=validation.estimated_tokens,
             )
 
-    async def refuse(self, row: RowMapping, errors: Sequence[LineErrorObject]) -> None:
+    async def refuse(self, batch: BatchRecord, errors: Sequence[LineErrorObject]) -> None:
         """validating -> failed."""
-        encoded = json.dumps([error.model_dump() for error in errors])
+        told = encode_errors(errors)
         async with self._database.write() as connection:
-            await move(connection, row, Status.FAILED, self._clock(), owner=None, errors=encoded)
+            await move(connection, batch, Status.FAILED, self._clock(), owner=None, errors=told)
 
-    async def finalize(self, row: RowMapping) -> RowMapping:
+    async def finalize(self, batch: BatchRecord) -> BatchRecord:
         """in_progress -> finalizing, still this worker's."""
         async with self._database.write() as connection:
-            await move(connection, row, Status.FINALIZING, self._clock())
-            return await self._owned(connection, row["id"], row["owner"])
+            await move(connection, batch, Status.FINALIZING, self._clock())
+            return await self._owned(connection, batch.id, batch.owner)
 
-    async def outcomes(self, batch_id: str) -> AsyncIterator[RowMapping]:
-        """Every line in the order of the file: line_no, custom_id, and failed and payload, which
-        are None where the line never ran."""
+    async def outcomes(self, batch_id: str) -> AsyncIterator[LineEnd]:
+        """Every line, in the order of the file."""
         last = 0
         while True:
             query = (
@@ -164,25 +166,25 @@ class JobStore:
                 .limit(ASSEMBLY_ROWS)
             )
             async with self._database.read() as connection:
-                rows = (await connection.execute(query)).mappings().all()
-            if not rows:
+                ends = [LineEnd(*row) for row in await connection.execute(query)]
+            if not ends:
                 return
-            for row in rows:
-                yield row
-            last = rows[-1]["line_no"]
+            for end in ends:
+                yield end
+            last = ends[-1].line_no
 
     async def settle(
-        self, row: RowMapping, target: Status, made: dict[str, dict[str, Any]]
+        self, batch: BatchRecord, target: Status, made: Mapping[str, FileRecord]
     ) -> None:
-        """The last move. `made`: row of the file for each of `output` and `error` that has lines.
+        """The last move. `made`: the file of each of `output` and `error` that has lines.
 
         Files and status change together: a batch shows its files when it has ended, never before.
         """
-        named = {f"{kind}_file_id": file["id"] for kind, file in made.items()}
+        named = {f"{kind}_file_id": file.id for kind, file in made.items()}
         async with self._database.write() as connection:
             if made:
-                await connection.execute(insert(files), list(made.values()))
-            await move(connection, row, target, self._clock(), owner=None, **named)
+                await connection.execute(insert(files), [file.to_row() for file in made.values()])
+            await move(connection, batch, target, self._clock(), owner=None, **named)
 
     async def clear_finished(self) -> bool:
         """Delete some lines and results of batches that ended. True when there may be more."""

@@ -12,13 +12,14 @@ from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy import Select, delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
 from conserve.batch.errors import LeaseLostError
 from conserve.batch.lifecycle import LineState, Status
-from conserve.batch.outcome import Line, Outcome, Postponed, Result, Tokens
+from conserve.batch.outcome import Outcome, Postponed, Result, Tokens
+from conserve.batch.records import Line
 from conserve.batch.schema import batches, lines, of_models, results, workers
 
 # Databases bound the parameters of one statement, at about 32,000.
@@ -115,7 +116,7 @@ class LeaseStore:
             if (await connection.execute(is_open.with_for_update(read=True))).first() is None:
                 return []
             query = (
-                select(lines)
+                _select_lines()
                 .where(
                     lines.c.batch_id == batch_id,
                     lines.c.state == LineState.PENDING,
@@ -126,7 +127,7 @@ class LeaseStore:
                 .limit(min(limit, STATEMENT_ROWS))
                 .with_for_update(skip_locked=True)
             )
-            claimed = [_line(row) for row in (await connection.execute(query)).mappings()]
+            claimed = [Line(*row) for row in await connection.execute(query)]
             await connection.execute(
                 update(lines)
                 .where(*_named(batch_id, claimed))
@@ -156,14 +157,14 @@ class LeaseStore:
     async def worn_out(self, max_losses: int) -> list[Line]:
         """Waiting lines that went down with their process too often to be tried again."""
         running = select(batches.c.id).where(batches.c.status == Status.IN_PROGRESS)
-        query = select(lines).where(
+        query = _select_lines().where(
             lines.c.batch_id.in_(running),
             lines.c.state == LineState.PENDING,
             lines.c.losses > max_losses,
         )
         async with self._database.read() as connection:
-            rows = (await connection.execute(query.limit(STATEMENT_ROWS))).mappings()
-            return [_line(row) for row in rows]
+            rows = await connection.execute(query.limit(STATEMENT_ROWS))
+            return [Line(*row) for row in rows]
 
     async def record(self, worker_id: str | None, outcomes: Iterable[Outcome]) -> list[Result]:
         """Store what lines came to, each once: only lines the worker still holds are taken
@@ -203,8 +204,8 @@ class LeaseStore:
         known = {(line.batch_id, line.line_no) for line in kept}
         mine = (lines.c.owner == worker_id, lines.c.state == LineState.LEASED)
         async with self._database.write() as connection:
-            held = (await connection.execute(select(lines).where(*mine))).mappings().all()
-            strays = [_line(row) for row in held if (row["batch_id"], row["line_no"]) not in known]
+            held = [Line(*row) for row in await connection.execute(_select_lines().where(*mine))]
+            strays = [line for line in held if (line.batch_id, line.line_no) not in known]
             for line in strays:
                 await connection.execute(
                     update(lines)
@@ -238,8 +239,9 @@ def _named(batch_id: str, named: Iterable[Line]) -> tuple[Any, Any]:
     return lines.c.batch_id == batch_id, lines.c.line_no.in_([line.line_no for line in named])
 
 
-def _line(row: Any) -> Line:
-    return Line(**{field.name: row[field.name] for field in fields(Line)})
+def _select_lines() -> Select[Any]:
+    """Rows that `Line` takes as they are."""
+    return select(*(lines.c[field.name] for field in fields(Line)))
 
 
 def _by_batch(outcomes: Iterable[Outcome]) -> Iterator[tuple[str, list[Outcome]]]:

@@ -1,4 +1,5 @@
-"""The life of a batch: its states, and the only table of moves between them."""
+"""The life of a batch: its states, and the only table of moves between them. States of files and
+lines, too."""
 
 from __future__ import annotations
 
@@ -33,6 +34,14 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
 TERMINAL = frozenset(status for status, nexts in TRANSITIONS.items() if not nexts)
 LIVE = frozenset(Status) - TERMINAL
 CANCELLABLE = frozenset(s for s, nexts in TRANSITIONS.items() if Status.CANCELLING in nexts)
+
+
+class FileState(StrEnum):
+    """The blob of a file may be missing while it is uploading, and gone while it is deleting."""
+
+    UPLOADING = "uploading"
+    READY = "ready"
+    DELETING = "deleting"
 
 
 class LineState(StrEnum):

@@ -8,6 +8,7 @@ from hashlib import sha256
 import msgspec
 
 from conserve.batch.executor import Reply
+from conserve.batch.records import Line
 from conserve.batch.validation import body_of
 
 # The engine is full or restarting: the line waits, and nothing is held against it.
@@ -36,18 +37,6 @@ class Tokens:
             self.output + other.output,
             self.reasoning + other.reasoning,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A leased line."""
-
-    batch_id: str
-    line_no: int
-    custom_id: str
-    offset: int
-    length: int
-    attempts: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import func, select
 
-from conserve.batch import deadlines
 from conserve.batch.deadlines import LiveDeadlineState
 from conserve.batch.lifecycle import LIVE, Status
 from conserve.batch.schema import batches
@@ -38,42 +38,49 @@ class Overview:
     finish_s: float | None
 
 
+class _Sums(NamedTuple):
+    """Of some batches: how many they are, and their columns added up."""
+
+    num_batches: int = 0
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
 async def overview(stores: Stores, now_s: float) -> Overview:
     """Raises StoreUnavailableError."""
-    harvest = await stores.harvest.recent()
-    ordered = deadlines.order(await stores.batches.views(), now_s, harvest)
-    finishes = [deadlines.estimated_finish(v.batch_id, ordered, now_s, harvest) for v in ordered]
-    known = [finish_at - now_s for finish_at in finishes if finish_at is not None]
-    states = Counter(
-        deadlines.deadline_state(view, finish_at, now_s, harvest)
-        for view, finish_at in zip(ordered, finishes, strict=True)
-    )
-    rows = await _sums(stores)
-    live = [row for status, row in rows.items() if status in LIVE]
-    completed, failed = sum(row["completed"] for row in live), sum(row["failed"] for row in live)
+    outlook = await stores.outlook(now_s)
+    prospects = outlook.prospects.values()
+    waits_s = [each.finish_at - now_s for each in prospects if each.finish_at is not None]
+    by_status = await _sums(stores)
+    every = _added(by_status.values())
+    live = _added(sums for status, sums in by_status.items() if status in LIVE)
     return Overview(
-        statuses={status: row["batches"] for status, row in rows.items()},
-        deadlines=states,
-        **{name: sum(row[name] for row in rows.values()) for name in COUNTED},
-        live_completed=completed,
-        live_failed=failed,
-        live_remaining=sum(row["total"] for row in live) - completed - failed,
-        remaining_tokens=sum(view.remaining_tokens for view in ordered),
-        harvest_tokens_per_s=harvest.tokens_per_s,
-        finish_s=max(known) if known else None,
+        statuses={status: sums.num_batches for status, sums in by_status.items()},
+        deadlines=Counter(each.state for each in prospects),
+        completed=every.completed,
+        failed=every.failed,
+        input_tokens=every.input_tokens,
+        output_tokens=every.output_tokens,
+        live_completed=live.completed,
+        live_failed=live.failed,
+        live_remaining=live.total - live.completed - live.failed,
+        remaining_tokens=sum(each.view.remaining_tokens for each in prospects),
+        harvest_tokens_per_s=outlook.harvest.tokens_per_s,
+        finish_s=max(waits_s, default=None),
     )
 
 
-COUNTED = ("completed", "failed", "input_tokens", "output_tokens")
-
-
-async def _sums(stores: Stores) -> dict[Status, dict[str, int]]:
-    names = (*COUNTED, "total")
-    columns = [func.sum(batches.c[name]).label(name) for name in names]
-    query = select(batches.c.status, func.count().label("batches"), *columns)
+async def _sums(stores: Stores) -> dict[Status, _Sums]:
+    """Of the batches in each status."""
+    columns = [func.sum(batches.c[name]) for name in _Sums._fields[1:]]
+    query = select(batches.c.status, func.count(), *columns).group_by(batches.c.status)
     async with stores.database.read() as connection:
-        rows = (await connection.execute(query.group_by(batches.c.status))).mappings().all()
-    return {
-        Status(row["status"]): {name: int(row[name]) for name in (*names, "batches")}
-        for row in rows
-    }
+        rows = (await connection.execute(query)).all()
+    return {Status(status): _Sums(*map(int, sums)) for status, *sums in rows}
+
+
+def _added(several: Iterable[_Sums]) -> _Sums:
+    return _Sums(*map(sum, zip(*several, strict=True)))

@@ -43,7 +43,6 @@ files = Table(
     Column("num_lines", Integer, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
-    # uploading: the blob may be missing; ready; deleting: the blob may be gone.
     Column("state", String(16), nullable=False),
     Index("ix_files_listing", "tenant", "created_at", "id"),
 )

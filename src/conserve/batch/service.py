@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from sqlalchemy import RowMapping
-
-from conserve.batch import deadlines
 from conserve.batch.assembly import Assembly
-from conserve.batch.batch_store import deadline_of
+from conserve.batch.batch_store import expiry_of
 from conserve.batch.contents import Staging
-from conserve.batch.describe import Outlook, batch_object
+from conserve.batch.deadlines import BatchView, Outlook, RecentHarvest
+from conserve.batch.describe import batch_object, file_object
 from conserve.batch.dispatcher import Dispatcher
 from conserve.batch.errors import InvalidRequestError
 from conserve.batch.executor import Executor
 from conserve.batch.file_store import Upload
 from conserve.batch.first_line import first_model
 from conserve.batch.intake import Intake
+from conserve.batch.records import BatchRecord
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.validation import BYTES_PER_TOKEN
-from conserve.batch.wire import BatchCreate, BatchObject, FileObject, duration_s
+from conserve.batch.wire import BatchCreate, BatchObject, FileObject
 from conserve.batch.worker import Worker
 
 
@@ -82,11 +81,11 @@ class BatchService:
 
     async def add_file(self, upload: Upload, staged: Path) -> FileObject:
         await self.stores.prepare()
-        return await self.stores.files.add(upload, staged)
+        return file_object(await self.stores.files.add(upload, staged))
 
     async def file(self, tenant: str, file_id: str) -> FileObject:
         await self.stores.prepare()
-        return await self.stores.files.get(tenant, file_id)
+        return file_object(await self.stores.files.get(tenant, file_id))
 
     async def file_page(
         self,
@@ -97,13 +96,15 @@ class BatchService:
         purpose: str | None,
     ) -> tuple[list[FileObject], bool]:
         await self.stores.prepare()
-        return await self.stores.files.page(tenant, after, limit, order, purpose)
+        files, more = await self.stores.files.page(tenant, after, limit, order, purpose)
+        return [file_object(file) for file in files], more
 
     async def file_content(
         self, tenant: str, file_id: str
     ) -> tuple[FileObject, AsyncIterator[bytes]]:
         await self.stores.prepare()
-        return await self.stores.files.content(tenant, file_id)
+        file, chunks = await self.stores.files.content(tenant, file_id)
+        return file_object(file), chunks
 
     async def delete_file(self, tenant: str, file_id: str) -> None:
         await self.stores.prepare()
@@ -117,7 +118,7 @@ class BatchService:
         if idempotency_key is not None:
             known = await self.stores.batches.find(tenant, request, idempotency_key)
             if known is not None:  # whatever became of its input since
-                return (await self._describe([known]))[0]
+                return await self._describe(known)
         if not self._executor.serves(request.endpoint):
             message = f"endpoint: this server's model has no {request.endpoint}."
             raise InvalidRequestError(message, code="endpoint_not_served", param="endpoint")
@@ -125,12 +126,14 @@ class BatchService:
         model = await self._model_of(request.input_file_id)
         harvest = await self.stores.harvest.recent()
         output_tokens = harvest.mean_output_tokens or self.settings.default_output_tokens
-        tokens = source["bytes"] / BYTES_PER_TOKEN + source["num_lines"] * output_tokens
+        tokens = source.bytes / BYTES_PER_TOKEN + source.num_lines * output_tokens
         if request.strict_deadline:
             await self._refuse_infeasible(request, model, tokens, harvest)
-        row = await self.stores.batches.create(tenant, request, idempotency_key, int(tokens), model)
+        batch = await self.stores.batches.create(
+            tenant, request, idempotency_key, int(tokens), model
+        )
         self._worker.wake()
-        return (await self._describe([row]))[0]
+        return await self._describe(batch)
 
     async def _model_of(self, file_id: str) -> str | None:
         """Model of the first line: only servers of it may take the batch. None where the line does
@@ -150,13 +153,13 @@ class BatchService:
         return model
 
     async def _refuse_infeasible(
-        self, request: BatchCreate, model: str | None, tokens: float, harvest: deadlines.Harvest
+        self, request: BatchCreate, model: str | None, tokens: float, harvest: RecentHarvest
     ) -> None:
         now = self._clock()
-        due_at = deadline_of(request, now) or now + duration_s(request.completion_window)
-        newcomer = deadlines.BatchView("", now, request.priority, due_at, tokens, model)
-        ordered = deadlines.order([*await self.stores.batches.views(), newcomer], now, harvest)
-        finish_at = deadlines.estimated_finish("", ordered, now, harvest)
+        due_at = expiry_of(request, now)
+        newcomer = BatchView("", now, request.priority, due_at, tokens, model)
+        views = [*await self.stores.batches.views(), newcomer]
+        finish_at = Outlook.over(views, now, harvest).prospects[newcomer.batch_id].finish_at
         if finish_at is not None and finish_at > due_at:
             late_s = int(finish_at - due_at) + 1
             message = (
@@ -167,25 +170,25 @@ class BatchService:
 
     async def batch(self, tenant: str, batch_id: str) -> BatchObject:
         await self.stores.prepare()
-        row = await self.stores.batches.get(tenant, batch_id)
-        return (await self._describe([row]))[0]
+        return await self._describe(await self.stores.batches.get(tenant, batch_id))
 
     async def batch_page(
         self, tenant: str, after: str | None, limit: int
     ) -> tuple[list[BatchObject], bool]:
         await self.stores.prepare()
-        rows, more = await self.stores.batches.page(tenant, after, limit)
-        return await self._describe(rows), more
+        batches, more = await self.stores.batches.page(tenant, after, limit)
+        return await self._describe_all(batches), more
 
     async def cancel_batch(self, tenant: str, batch_id: str) -> BatchObject:
         await self.stores.prepare()
-        row = await self.stores.batches.cancel(tenant, batch_id)
+        batch = await self.stores.batches.cancel(tenant, batch_id)
         self._worker.wake()
-        return (await self._describe([row]))[0]
+        return await self._describe(batch)
 
-    async def _describe(self, rows: Sequence[RowMapping]) -> list[BatchObject]:
-        now = self._clock()
-        harvest = await self.stores.harvest.recent()
-        ordered = deadlines.order(await self.stores.batches.views(), now, harvest)
-        outlook = Outlook(now, harvest, ordered)
-        return [batch_object(row, outlook) for row in rows]
+    async def _describe(self, batch: BatchRecord) -> BatchObject:
+        (described,) = await self._describe_all([batch])
+        return described
+
+    async def _describe_all(self, batches: Iterable[BatchRecord]) -> list[BatchObject]:
+        outlook = await self.stores.outlook(self._clock())
+        return [batch_object(batch, outlook) for batch in batches]

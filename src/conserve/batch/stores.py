@@ -11,11 +11,12 @@ from sqlalchemy.exc import ArgumentError
 from conserve.batch.batch_store import BatchStore
 from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
+from conserve.batch.deadlines import Outlook
 from conserve.batch.errors import BatchSettingsError
 from conserve.batch.file_store import FileStore
+from conserve.batch.harvest_store import HarvestStore
 from conserve.batch.job_store import JobStore
 from conserve.batch.lease_store import LeaseStore
-from conserve.batch.pace import HarvestStore
 from conserve.batch.settings import BatchSettings
 
 
@@ -48,6 +49,11 @@ class Stores:
                 await self.database.migrate()
                 await self.contents.prepare()
                 self._prepared = True
+
+    async def outlook(self, now_s: float) -> Outlook:
+        """Every tenant's live batches. Raises StoreUnavailableError."""
+        harvest = await self.harvest.recent()
+        return Outlook.over(await self.batches.views(), now_s, harvest)
 
     async def close(self) -> None:
         await self.database.close()

@@ -74,11 +74,11 @@ class BatchCreate(BaseModel):
     input_file_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     endpoint: Endpoint
     completion_window: str
-    metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(default=None, max_length=16)
     output_expires_after: OutputExpiresAfter | None = None
     deadline: Annotated[str, StringConstraints(max_length=64)] | int | float | None = None
     strict_deadline: bool = False
-    priority: int = Field(10, ge=1, le=1_000_000)
+    priority: int = Field(default=10, ge=1, le=1_000_000)
 
     @field_validator("completion_window")
     @classmethod

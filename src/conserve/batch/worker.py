@@ -6,9 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from sqlalchemy import RowMapping
-
-from conserve.batch import deadlines
 from conserve.batch.assembly import Assembly
 from conserve.batch.dispatcher import Dispatcher, wait_for_event
 from conserve.batch.errors import LeaseLostError, StoreUnavailableError
@@ -17,6 +14,7 @@ from conserve.batch.intake import Intake
 from conserve.batch.lifecycle import Status
 from conserve.batch.outcome import failure
 from conserve.batch.presence import Presence, forget, is_gone
+from conserve.batch.records import BatchRecord
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
@@ -184,33 +182,30 @@ class Worker:
 
     async def _warn_of_misses(self) -> None:
         """Say once of each batch that it will miss its deadline, while there is time to act."""
-        now, harvest = self._clock(), await self._stores.harvest.recent()
-        ordered = deadlines.order(await self._stores.batches.views(), now, harvest)
-        for view in ordered:
-            finish_at = deadlines.estimated_finish(view.batch_id, ordered, now, harvest)
-            state = deadlines.deadline_state(view, finish_at, now, harvest)
-            if state == "will_miss" and view.batch_id not in self._warned:
-                logger.warning("%s will miss its deadline at the recent rate", view.batch_id)
-                self._warned.add(view.batch_id)
-        self._warned &= {view.batch_id for view in ordered}
+        outlook = await self._stores.outlook(self._clock())
+        for batch_id, prospect in outlook.prospects.items():
+            if prospect.state == "will_miss" and batch_id not in self._warned:
+                logger.warning("%s will miss its deadline at the recent rate", batch_id)
+                self._warned.add(batch_id)
+        self._warned &= set(outlook.prospects)
 
     async def _jobs(self, worker_id: str) -> None:
         """Validate and assemble until nothing is left to."""
         while True:
-            row = await self._stores.jobs.claim(worker_id, await self._served.names())
-            if row is None:
+            batch = await self._stores.jobs.claim(worker_id, await self._served.names())
+            if batch is None:
                 return
             try:
-                await self._job(row)
+                await self._job(batch)
             except LeaseLostError:
-                logger.info("%s changed hands or was cancelled", row["id"])
+                logger.info("%s changed hands or was cancelled", batch.id)
             except Exception as error:
-                logger.warning("%s is tried again in %g s: %r", row["id"], JOB_RETRY_S, error)
-                await self._stores.jobs.postpone(row, JOB_RETRY_S)
+                logger.warning("%s is tried again in %g s: %r", batch.id, JOB_RETRY_S, error)
+                await self._stores.jobs.postpone(batch, JOB_RETRY_S)
 
-    async def _job(self, row: RowMapping) -> None:
-        if row["status"] == Status.VALIDATING:
-            await self._intake.run(row)
+    async def _job(self, batch: BatchRecord) -> None:
+        if batch.status == Status.VALIDATING:
+            await self._intake.run(batch)
         else:
-            await self._assembly.run(row)
+            await self._assembly.run(batch)
         self._feed_wake.set()

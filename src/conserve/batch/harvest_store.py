@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sqlalchemy import delete, func, insert, select, update
 
 from conserve.batch.database import Database
-from conserve.batch.deadlines import Harvest
+from conserve.batch.deadlines import RecentHarvest
 from conserve.batch.outcome import Tokens
 from conserve.batch.schema import harvest, workers
 
@@ -50,7 +50,7 @@ class HarvestStore:
                     delete(harvest).where(harvest.c.minute < minute - RECENT_MINUTES)
                 )
 
-    async def recent(self) -> Harvest:
+    async def recent(self) -> RecentHarvest:
         """The last hour's harvest: one worker's mean rate while busy, times the living workers."""
         since = int(self._clock() // 60) - RECENT_MINUTES
         sums = select(
@@ -63,6 +63,6 @@ class HarvestStore:
             tokens, busy_s, output, requests = (await connection.execute(sums)).one()
             alive = (await connection.execute(select(func.count()).select_from(workers))).scalar()
         if not tokens or busy_s < LEAST_BUSY_S:
-            return Harvest()
+            return RecentHarvest()
         rate = float(tokens) / float(busy_s) * max(1, alive or 0)
-        return Harvest(rate, float(output) / float(requests) if requests else None)
+        return RecentHarvest(rate, float(output) / float(requests) if requests else None)

@@ -1,0 +1,138 @@
+"""Rows of the store as the rest of the room sees them: what each was when a store read it.
+
+Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from conserve.batch.lifecycle import FileState, Status
+from conserve.batch.wire import LineErrorObject
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file: the fields are the columns of `files`."""
+
+    id: str
+    tenant: str
+    filename: str
+    purpose: str
+    bytes: int
+    num_lines: int
+    created_at: float
+    expires_at: float | None
+    state: FileState
+
+    @classmethod
+    def from_row(cls, row: RowMapping) -> FileRecord:
+        return cls(**{**row, "state": FileState(row["state"])})
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """A batch: the fields are the columns of `batches`, and the defaults those of a new one."""
+
+    id: str
+    tenant: str
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    priority: int
+    created_at: float
+    expires_at: float
+    estimated_tokens: int
+    metadata: dict[str, str] | None = None
+    output_expires_after_s: int | None = None
+    deadline_at: float | None = None
+    idempotency_key: str | None = None
+    idempotency_digest: str | None = None
+    model: str | None = None
+    status: Status = Status.VALIDATING
+    expiring: bool = False
+    owner: str | None = None
+    not_before: float = 0.0
+    in_progress_at: float | None = None
+    finalizing_at: float | None = None
+    completed_at: float | None = None
+    failed_at: float | None = None
+    expired_at: float | None = None
+    cancelling_at: float | None = None
+    cancelled_at: float | None = None
+    errors: tuple[LineErrorObject, ...] | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    has_lines: bool = False
+
+    @property
+    def num_done(self) -> int:
+        """Lines that have an answer, good or bad."""
+        return self.completed + self.failed
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    @classmethod
+    def from_row(cls, row: RowMapping) -> BatchRecord:
+        metadata, errors = row["metadata"], row["errors"]
+        decoded = {
+            "status": Status(row["status"]),
+            "metadata": None if metadata is None else json.loads(metadata),
+            "errors": None if errors is None else _decode_errors(errors),
+        }
+        return cls(**{**row, **decoded})
+
+    def to_row(self) -> dict[str, Any]:
+        encoded = {
+            "metadata": None if self.metadata is None else json.dumps(self.metadata),
+            "errors": None if self.errors is None else encode_errors(self.errors),
+        }
+        return {**asdict(self), **encoded}
+
+
+def encode_errors(errors: Iterable[LineErrorObject]) -> str:
+    """What the column `errors` holds."""
+    return json.dumps([error.model_dump() for error in errors])
+
+
+def _decode_errors(text: str) -> tuple[LineErrorObject, ...]:
+    return tuple(LineErrorObject(**error) for error in json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line to run, and where its request stands in the input file. `line_no` counts from 1."""
+
+    batch_id: str
+    line_no: int
+    custom_id: str
+    offset: int
+    length: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class LineEnd:
+    """What a line came to. `failed` and `payload` are None where it never ran."""
+
+    line_no: int
+    custom_id: str
+    failed: bool | None
+    payload: bytes | None
