@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from conserve.core.calibration import Recalibrator
+from conserve.core.learning import Experience
 from conserve.engine.settings import EngineSettings
 from conserve.engine.steps import StepRecord
 from tests.contract.situation import (
@@ -54,8 +54,7 @@ def play(folder: Path, world: World, asks: Sequence[Ask]) -> Seen:
         settings=settings,
     )
     scheduler.clock.now_s = 0.0
-    scheduler.experience.__init__(0.0)
-    scheduler.experience.recalibrator = Recalibrator(COST, mean_error=COST.margin / 2)
+    scheduler.experience = Experience(COST, mean_error=COST.margin / 2)
     seen = Seen({ask.name: ask for ask in asks})
     try:
         device = Device(BLOCK_SIZE)

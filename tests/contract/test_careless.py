@@ -11,7 +11,7 @@ import pytest
 
 from conserve.core.policy import decide
 from conserve.core.snapshot import RequestView, Snapshot, Targets
-from conserve.core.stopping import should_stop
+from conserve.core.stopping import RunningStep, should_stop
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
 from tests.contract import clauses
@@ -44,13 +44,13 @@ def everybody(candidates: Sequence[RequestView], *needs: int) -> list[RequestVie
     return list(candidates)
 
 
-def at_every_arrival(**_: Any) -> bool:
+def at_every_arrival(*_: Any, **__: Any) -> bool:
     return True
 
 
-def whoever_is_due(**given: Any) -> bool:
+def whoever_is_due(step: RunningStep, *others: Any, **given: Any) -> bool:
     """Stops although online tokens come late for it."""
-    return should_stop(**{**given, "due_s": float("inf")})
+    return should_stop(replace(step, due_s=float("inf")), *others, **given)
 
 
 def nothing(*_: Any, **__: Any) -> list[str]:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from conserve.core import invariants
-from conserve.core.displacement import blocks_for
+from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Plan
 from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
-from conserve.core.stopping import should_stop
+from conserve.core.stopping import Arrivals, RunningStep, should_stop
 from conserve.core.traffic import TrafficEstimate
 
 Policy = Callable[[Snapshot, LatencyModel, PolicySettings], Plan]
@@ -225,16 +225,12 @@ class Engine:
         if coming is None or not self.now_s < coming.arrival_s < self.now_s + step_s:
             return False
         stop = should_stop(
+            RunningStep(self.now_s, step_s, plan.online_shape, plan.due_s),
+            Arrivals(coming.arrival_s, coming.prompt),
+            self.model,
             now_s=coming.arrival_s,
-            step_s=step_s,
-            step_end_s=self.now_s + step_s,
-            online_shape=plan.online_shape,
-            num_arrived_tokens=coming.prompt,
-            model=self.model,
-            oldest_arrival_s=coming.arrival_s,
             ttft_target_s=self.targets.ttft_s,
             patience=self.settings.patience,
-            due_s=plan.due_s,
         )
         if stop:
             self._pass(coming.arrival_s - self.now_s)

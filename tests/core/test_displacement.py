@@ -7,7 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.core.displacement import blocks_for, choose_victims
+from conserve.core.blocks import blocks_for
+from conserve.core.displacement import choose_victims
 from conserve.core.snapshot import RequestView
 from tests.core import strategies
 

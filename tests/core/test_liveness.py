@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conserve.core.displacement import blocks_for
+from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Targets

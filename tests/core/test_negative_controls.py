@@ -7,8 +7,9 @@ differs from the policy in one place; the policy itself passes every scene.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,10 @@ from conserve.core import invariants
 from conserve.core.invariants import InvariantError
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
-from conserve.core.policy import UNLIMITED, _Step, decide
+from conserve.core.policy import Policy, decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.core.step import UNLIMITED
 from tests.core.engine_model import Engine, Job, LivelockError
 
 NOW_S = 100.0
@@ -140,60 +142,50 @@ SCENES = {
 }
 
 
-class IgnoresTbt(_Step):
-    def _offline_limit_s(self, mode: Mode, tbt_limit_s: float) -> float:
-        return (
-            UNLIMITED if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, tbt_limit_s)
-        )
+class IgnoresTbt(Policy):
+    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
+        return UNLIMITED if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
 
 
-class StretchesFirstTokens(_Step):
-    def _offline_limit_s(self, mode: Mode, tbt_limit_s: float) -> float:
-        return (
-            tbt_limit_s
-            if mode is Mode.ONLINE_PREFILL
-            else super()._offline_limit_s(mode, tbt_limit_s)
-        )
+class StretchesFirstTokens(Policy):
+    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
+        return slack_s if mode is Mode.ONLINE_PREFILL else super()._offline_limit_s(mode, slack_s)
 
 
-class SkipsAnOnlineDecode(_Step):
-    def _sort_running(self) -> None:
-        super()._sort_running()
-        del self.online_decodes[1:]
+class SkipsAnOnlineDecode(Policy):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        del self.running.online_decodes[1:]
 
 
-class LongUnstoppable(_Step):
+class LongUnstoppable(Policy):
     _may_stop = True
 
 
-class StopsForEver(_Step):
+class StopsForEver(Policy):
     def _stoppable(self, mode: Mode, num_online: int) -> bool:
         return not num_online and self.snapshot.can_stop
 
 
-class StopsFirstTokens(_Step):
+class StopsFirstTokens(Policy):
     def _stoppable(self, mode: Mode, num_online: int) -> bool:
         return True
 
 
-class StopsFullSlack(_Step):
-    def _offline_limit_s(self, mode: Mode, tbt_limit_s: float) -> float:
-        return (
-            tbt_limit_s
-            if mode is Mode.ONLINE_DECODE
-            else super()._offline_limit_s(mode, tbt_limit_s)
-        )
+class StopsFullSlack(Policy):
+    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
+        return slack_s if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
 
 
 def stop_when_due(plan: Plan, snapshot: Snapshot) -> None:
     plan.due_s += 1.0
 
 
-class ForgetsDisplaced(_Step):
+class ForgetsDisplaced(Policy):
     def _displace(self, promised: int) -> None:
         super()._displace(promised)
-        self.forgotten = list(self.displaced)
-        self.displaced.clear()
+        self.forgotten = list(self.step.displaced)
+        self.step.displaced.clear()
 
     def plan(self) -> Plan:
         self.forgotten: list[str] = []
@@ -202,59 +194,61 @@ class ForgetsDisplaced(_Step):
         return plan
 
 
-class DisplacesEverybody(_Step):
+class DisplacesEverybody(Policy):
     def _displace(self, promised: int) -> None:
         if self.snapshot.waiting_online:
-            self._yield(self.offline_decodes + self.offline_prefills, slots=True)
+            self.step.release(self.running.offline, slots=True)
 
 
-class DisplacesForNobody(_Step):
-    def _grant_online_prefills(self, tbt_limit_s: float) -> None:
-        self._yield(self.offline_decodes[:1], slots=True)
+class DisplacesForNobody(Policy):
+    def _grant_online_prefills(self, slack_s: float) -> None:
+        self.step.release(self.running.offline_decodes[:1], slots=True)
 
 
-class DisplacesOnline(_Step):
+class DisplacesOnline(Policy):
     def _displace(self, promised: int) -> None:
         super()._displace(promised)
         if self.snapshot.waiting_online:
-            self._yield(self.online_decodes[:1], slots=True)
+            self.step.release(self.running.online_decodes[:1], slots=True)
 
 
-class YieldsForNobody(_Step):
-    def _yield_held(self, num_blocks: int) -> None:
-        self._yield(self.held, slots=False)
+class YieldsForNobody(Policy):
+    def _release_held(self, num_blocks: int) -> None:
+        self.step.release(self.held, slots=False)
 
 
-class ForgetsLeastProgress(_Step):
+class ForgetsLeastProgress(Policy):
     def _grant_least(self) -> None:
         pass
 
 
-class ForgetsOnlineMinimum(_Step):
-    def _grant_decodes(self, requests: Iterable[RequestView], limit_s: float) -> None:
-        requests = [r for r in requests if not r.online or self._tbt_slack_s() > 0]
-        super()._grant_decodes(requests, limit_s)
+class ForgetsOnlineMinimum(Policy):
+    def _grant_online(self, slack_s: float) -> None:
+        if slack_s > 0:
+            super()._grant_online(slack_s)
 
 
-class GivesPromisedBlocksAway(_Step):
-    def _promised_blocks(self, running: Iterable[RequestView]) -> int:
-        return 0
+class GivesPromisedBlocksAway(Policy):
+    def plan(self) -> Plan:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("conserve.core.policy.promised_blocks", lambda *_: 0)
+            return super().plan()
 
 
-class MoreSlots(_Step):
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self.slots_left += 100
+class MoreSlots(Policy):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.step.slots_left += 100
 
 
-class MoreTokens(_Step):
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self.tokens_left += 100
+class MoreTokens(Policy):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.step.tokens_left += 100
 
 
-def of(step: type[_Step]) -> Callable[[Snapshot], Plan]:
-    return lambda snapshot: step(snapshot, MODEL, PolicySettings()).plan()
+def of(policy: type[Policy]) -> Callable[[Snapshot], Plan]:
+    return lambda snapshot: policy(snapshot, MODEL, PolicySettings()).plan()
 
 
 def without_margin(snapshot: Snapshot) -> Plan:
@@ -394,11 +388,11 @@ class StarvesOffline(ForgetsLeastProgress):
         pass
 
 
-def engine_of(step: type[_Step], **fields: object) -> Engine:
+def engine_of(policy: type[Policy], **fields: object) -> Engine:
     engine = Engine(
         LatencyModel(fixed=0.01, per_token=1e-3),
         num_blocks=40,
-        policy=lambda snapshot, model, settings: step(snapshot, model, settings).plan(),
+        policy=lambda snapshot, model, settings: policy(snapshot, model, settings).plan(),
         check=False,
         **fields,  # type: ignore[arg-type]
     )
@@ -426,14 +420,14 @@ ADVERSE = {
 
 
 def test_the_engine_model_catches_a_policy_that_stops_a_request_for_ever() -> None:
-    finish_offline(engine_of(_Step, **ADVERSE))
+    finish_offline(engine_of(Policy, **ADVERSE))
     with pytest.raises(LivelockError, match="P0"):
         finish_offline(engine_of(StopsForEver, **ADVERSE))
 
 
 def test_the_engine_model_catches_a_policy_without_least_progress() -> None:
     slow = {"targets": Targets(ttft_s=0.01)}
-    finish_offline(engine_of(_Step, **slow))
+    finish_offline(engine_of(Policy, **slow))
     with pytest.raises(LivelockError, match="P0"):
         finish_offline(engine_of(ForgetsLeastProgress, **slow))
 
@@ -446,7 +440,7 @@ def test_the_engine_model_catches_a_policy_that_grants_offline_work_nothing() ->
 def test_the_engine_model_catches_promises_not_kept() -> None:
     """A policy that gives promised blocks away makes the engine take them back."""
     taken = {}
-    for step in (_Step, GivesPromisedBlocksAway):
+    for step in (Policy, GivesPromisedBlocksAway):
         engine = Engine(
             LatencyModel(fixed=0.006, per_token=5e-5),
             num_blocks=36,
@@ -457,5 +451,5 @@ def test_the_engine_model_catches_promises_not_kept() -> None:
         engine.submit(Job(f"off-{i}", False, 0.0, prompt=320, output=8) for i in range(8))
         engine.run(max_steps=2000)
         taken[step] = engine.num_taken
-    assert taken[_Step] == 0
+    assert taken[Policy] == 0
     assert taken[GivesPromisedBlocksAway] > 0

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.stopping import (
+    Arrivals,
+    RunningStep,
     best_step_tokens,
     expected_harvest_rate,
     next_step_s,
@@ -26,13 +28,10 @@ def stops(
 ) -> bool:
     """should_stop at now = 10 s for a TTFT target of 1 s, where a token takes a millisecond."""
     return should_stop(
+        RunningStep(begins_s=9.0 + remaining_s, predicted_s=1.0),
+        Arrivals(oldest_s=10.0 - waited_s, num_tokens=round(1000 * prefill_s)),
+        LatencyModel(fixed=0.0, per_token=1e-3),
         now_s=10.0,
-        step_s=1.0,
-        step_end_s=10.0 + remaining_s,
-        online_shape=StepShape(),
-        num_arrived_tokens=round(1000 * prefill_s),
-        model=LatencyModel(fixed=0.0, per_token=1e-3),
-        oldest_arrival_s=10.0 - waited_s,
         ttft_target_s=1.0,
         patience=patience,
     )
@@ -72,16 +71,12 @@ def test_a_step_is_left_alone_once_a_stop_would_make_a_token_late() -> None:
 
     def stops_at(now_s: float, due_s: float = math.inf) -> bool:
         return should_stop(
+            RunningStep(begins_s=10.6, predicted_s=0.4, due_s=due_s),
+            Arrivals(oldest_s=10.0, num_tokens=100),
+            LatencyModel(fixed=0.0, per_token=1e-3),
             now_s=now_s,
-            step_s=0.4,
-            step_end_s=11.0,
-            online_shape=StepShape(),
-            num_arrived_tokens=100,
-            model=LatencyModel(fixed=0.0, per_token=1e-3),
-            oldest_arrival_s=10.0,
             ttft_target_s=0.5,
             patience=0.0,
-            due_s=due_s,
         )
 
     assert stops_at(10.0, due_s=10.3)

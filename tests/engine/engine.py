@@ -57,7 +57,6 @@ def make_scheduler(
     from vllm.v1.structured_output import StructuredOutputManager
 
     from conserve.engine.scheduler import ConserveScheduler
-    from conserve.engine.steps import Experience
 
     model = TINY | {"max_position_embeddings": max_model_len}
     (folder / "config.json").write_text(json.dumps(model))
@@ -93,7 +92,6 @@ def make_scheduler(
         log_stats=True,
     )
     scheduler.clock = clock = FakeClock()
-    scheduler.experience = Experience(clock())
     scheduler.monitor._clock = clock
     return scheduler
 

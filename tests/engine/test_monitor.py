@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from conserve.core.latency import LatencyModel, StepShape
-from conserve.engine.monitor import ArrivalMonitor, RunningStep
+from conserve.core.stopping import RunningStep
+from conserve.engine.monitor import ArrivalMonitor
 
 TARGET_S = 1.0
 MODEL = LatencyModel(fixed=0.0, per_token=0.001)
@@ -48,8 +49,8 @@ class Scene:
         self.monitor = self.monitor_class(self.flag, self.clock, TARGET_S, self.patience)  # type: ignore[arg-type]
 
     def start(self, predicted_s: float, number: int = 7) -> None:
-        step = RunningStep(number, self.clock.now_s, predicted_s)
-        self.monitor.step_started(step, MODEL)
+        step = RunningStep(self.clock.now_s, predicted_s)
+        self.monitor.step_started(number, step, MODEL)
 
     def arrive(self, name: str = "a", num_tokens: int = 10) -> None:
         self.monitor.arrived(name, self.clock.now_s, num_tokens)
@@ -97,8 +98,8 @@ def test_a_step_with_decodes_stops_if_their_tokens_stay_in_time(
     for one decode and the prompt."""
     scene = Scene()
     decode = StepShape(num_tokens=1, num_decodes=1)
-    step = RunningStep(7, scene.clock.now_s, 0.2, decode, due_s=scene.clock.now_s + 0.21)
-    scene.monitor.step_started(step, MODEL)
+    step = RunningStep(scene.clock.now_s, 0.2, decode, due_s=scene.clock.now_s + 0.21)
+    scene.monitor.step_started(7, step, MODEL)
     scene.clock.now_s += 0.1
     scene.arrive(num_tokens=num_tokens)
     assert bool(scene.flag.raised) is stops
@@ -133,9 +134,9 @@ def test_an_arrival_before_the_step_is_judged_when_it_starts() -> None:
 class StartsBlind(ArrivalMonitor):
     """Careless: forgets arrivals that raced the start of the step."""
 
-    def step_started(self, step: RunningStep, model: LatencyModel) -> None:
+    def step_started(self, number: int, step: RunningStep, model: LatencyModel) -> None:
         self.forget_pending()
-        super().step_started(step, model)
+        super().step_started(number, step, model)
 
 
 def test_a_careless_start_is_caught() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from conserve.core.displacement import blocks_for
+from conserve.core.blocks import blocks_for
 from conserve.core.invariants import check
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Plan

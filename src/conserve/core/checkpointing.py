@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from conserve.core.blocks import blocks_cost
 from conserve.core.displacement import victim_order
 from conserve.core.latency import LatencyModel
 from conserve.core.snapshot import RequestView
@@ -83,11 +84,6 @@ def _pay(
             chosen[request.request_id] = end
             budget_tokens -= cost
     return chosen
-
-
-def blocks_cost(first: int, end: int, block_size: int) -> int:
-    """Tokens' worth of bytes in the blocks that [first, end) touches; `first` starts a block."""
-    return -(-(end - first) // block_size) * block_size
 
 
 def tokens_to_restore(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from conserve.core.snapshot import RequestView
 
 
-def blocks_for(num_tokens: int, block_size: int) -> int:
-    return -(-num_tokens // block_size)
+def num_servable(needs: Iterable[int], freeable: int) -> int:
+    """How many waiting requests, first to last, find the blocks they need among `freeable`."""
+    served = 0
+    for need in needs:
+        freeable -= need
+        if freeable < 0:
+            break
+        served += 1
+    return served
 
 
 def victim_order(request: RequestView) -> tuple[int, float, float]:

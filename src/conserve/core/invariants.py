@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from conserve.core.displacement import blocks_for
+from conserve.core.blocks import lacking_blocks, promised_blocks
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Plan
 from conserve.core.settings import PolicySettings
@@ -94,11 +94,6 @@ def _decodes(view: RequestView, snapshot: Snapshot) -> bool:
     return view.last_token_s is not None and remaining <= snapshot.decode_width
 
 
-def _promised_blocks(snapshot: Snapshot, views: Iterable[RequestView]) -> int:
-    """Blocks that running requests' known tokens lack yet."""
-    return sum(_lacking_blocks(view, snapshot) for view in views)
-
-
 def _check_displacement(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
     running = {view.request_id for view in snapshot.running}
     victims: list[RequestView] = []
@@ -123,11 +118,11 @@ def _check_needless(
     hold blocks and do not run yield them to running ones as well, and to one that starts."""
     _require(bool(snapshot.waiting_online) or not victims, "displaced for nobody")
     freed = sum(v.num_blocks for v in (*victims, *held))
-    promised = _promised_blocks(snapshot, (v for v in snapshot.running if v.online))
+    promised = promised_blocks((v for v in snapshot.running if v.online), snapshot.block_size)
     blocks = snapshot.num_free_blocks - promised + freed
     slots = snapshot.num_free_slots + len(victims)
     for view in snapshot.waiting_online:
-        need = _lacking_blocks(view, snapshot)
+        need = lacking_blocks(view, snapshot.block_size)
         if need > blocks or slots < 1:
             break
         blocks, slots = blocks - need, slots - 1
@@ -136,16 +131,14 @@ def _check_needless(
         _require(not needless, f"{victim.request_id} is displaced needlessly")
     gone, starts = {*plan.displace}, {*plan.grants, *plan.restore}
     spare = snapshot.num_free_blocks + freed
-    spare -= _promised_blocks(snapshot, (v for v in snapshot.running if v.request_id not in gone))
+    spare -= promised_blocks(
+        (v for v in snapshot.running if v.request_id not in gone), snapshot.block_size
+    )
     waiting = (*snapshot.waiting_online, *snapshot.waiting_offline)
-    spare -= sum(_lacking_blocks(v, snapshot) for v in waiting if v.request_id in starts)
+    spare -= sum(lacking_blocks(v, snapshot.block_size) for v in waiting if v.request_id in starts)
     if held:
         needless = sum(view.num_blocks for view in held) <= min(blocks, spare)
         _require(not needless, f"{held[0].request_id} gives its blocks back needlessly")
-
-
-def _lacking_blocks(view: RequestView, snapshot: Snapshot) -> int:
-    return max(0, blocks_for(view.num_tokens, snapshot.block_size) - view.num_blocks)
 
 
 def _check_memory(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
@@ -161,8 +154,8 @@ def _check_memory(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView])
         for view in snapshot.running
         if view.request_id not in plan.displace and (view.online or offline)
     ]
-    need = sum(_lacking_blocks(view, snapshot) for view in admitted)
-    need += _promised_blocks(snapshot, keep)
+    need = sum(lacking_blocks(view, snapshot.block_size) for view in admitted)
+    need += promised_blocks(keep, snapshot.block_size)
     free = snapshot.num_free_blocks + sum(by_id[i].num_blocks for i in plan.displace)
     _require(need <= free, f"admitted into {free} free blocks, {need} needed")
     running = {view.request_id for view in snapshot.running}
@@ -282,7 +275,7 @@ def _check_liveness(snapshot: Snapshot, plan: Plan) -> None:
         return
     head = (*snapshot.waiting_online, *snapshot.waiting_offline)[:1]
     for view in head:
-        fits = _lacking_blocks(view, snapshot) <= snapshot.num_free_blocks
+        fits = lacking_blocks(view, snapshot.block_size) <= snapshot.num_free_blocks
         if fits and snapshot.num_free_slots and view.num_tokens > view.num_computed_tokens:
             started = view.request_id in plan.grants or view.request_id in plan.restore
             _require(started, f"P0: {view.request_id} waits for nothing")

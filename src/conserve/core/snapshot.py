@@ -89,3 +89,36 @@ class Snapshot:
     """How fast checkpoints come back; 0 where there are none."""
     restore_queue_s: float = 0.0
     """How long the restores under way will take."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningByClass:
+    """The running requests of a snapshot, each in one list, in the order in which they run."""
+
+    online_decodes: list[RequestView]
+    online_prefills: list[RequestView]
+    offline_decodes: list[RequestView]
+    offline_prefills: list[RequestView]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> RunningByClass:
+        width, running = snapshot.decode_width, cls([], [], [], [])
+        for request in snapshot.running:
+            # A prompt whose last token is all that is left still owes its first token.
+            decodes = (
+                request.last_token_s is not None
+                and request.num_tokens - request.num_computed_tokens <= width
+            )
+            if request.online:
+                (running.online_decodes if decodes else running.online_prefills).append(request)
+            else:
+                (running.offline_decodes if decodes else running.offline_prefills).append(request)
+        return running
+
+    @property
+    def online(self) -> list[RequestView]:
+        return self.online_decodes + self.online_prefills
+
+    @property
+    def offline(self) -> list[RequestView]:
+        return self.offline_decodes + self.offline_prefills

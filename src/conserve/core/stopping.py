@@ -4,49 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.snapshot import RunningByClass
 
 RESPONSE_SHARE = 0.25
 """Most of a step's time that it goes on for after it was asked to stop: engines look at least
 four times."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunningStep:
+    """A stoppable step that runs, as it was planned. Times in seconds."""
+
+    begins_s: float
+    predicted_s: float
+    online_shape: StepShape = field(default_factory=StepShape)
+    """Its online decodes: the step after a stop computes them again."""
+    due_s: float = math.inf
+    """When the first of them is due its token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Online requests that came while the step ran, and wait for it."""
+
+    oldest_s: float
+    num_tokens: int
+    """Of their prompts, together."""
+
+
 def should_stop(
+    step: RunningStep,
+    arrivals: Arrivals,
+    model: LatencyModel,
     *,
     now_s: float,
-    step_s: float,
-    step_end_s: float,
-    online_shape: StepShape,
-    num_arrived_tokens: int,
-    model: LatencyModel,
-    oldest_arrival_s: float,
     ttft_target_s: float,
     patience: float,
-    due_s: float = math.inf,
 ) -> bool:
     """Whether to stop a stoppable step for online requests that wait.
-
-    The step is predicted to take `step_s` and to end at `step_end_s`; it holds `online_shape`
-    of online decodes, and `num_arrived_tokens` of prompts wait.
 
     Stops when what remains of the step is more than `patience` (a share of the TTFT
     target), or when remainder + next step would miss the target. The paper stops in the
     second case only, which is `patience` = 1; 0 stops at every arrival.
 
-    A step with online decodes, the first of which is due at `due_s`, is left alone unless they
-    would still be in time (`time_to_resume_s`) after a stop.
+    A step with online decodes is left alone unless they would still be in time
+    (`time_to_resume_s`) after a stop.
     """
-    next_s = next_step_s(model, online_shape, num_arrived_tokens)
-    if now_s + time_to_resume_s(model, step_s, next_s) > due_s:
+    next_s = next_step_s(model, step.online_shape, arrivals.num_tokens)
+    if now_s + time_to_resume_s(model, step.predicted_s, next_s) > step.due_s:
         return False
-    remaining_s = max(0.0, step_end_s - now_s)
+    remaining_s = max(0.0, step.begins_s + step.predicted_s - now_s)
     # Without patience a step that has outrun its prediction is stopped as well.
     if not patience or remaining_s > patience * ttft_target_s:
         return True
     first_token_s = now_s + remaining_s + next_s
-    return remaining_s > 0 and first_token_s > oldest_arrival_s + ttft_target_s
+    return remaining_s > 0 and first_token_s > arrivals.oldest_s + ttft_target_s
 
 
 def next_step_s(model: LatencyModel, online_shape: StepShape, num_arrived_tokens: int) -> float:
@@ -98,3 +113,22 @@ def best_step_tokens(
         if tokens >= most:
             return best
         size *= math.sqrt(2)
+
+
+def best_offline_tokens(
+    running: RunningByClass, model: LatencyModel, interruption_rate: float, least: int, most: int
+) -> int:
+    """`best_step_tokens` of a step that has every offline decode, and prompts behind them."""
+    decodes = running.offline_decodes
+    context = max((r.num_computed_tokens for r in running.offline_prefills), default=0)
+    decode_context = sum(r.num_computed_tokens for r in decodes)
+    decode_tokens = sum(r.num_tokens - r.num_computed_tokens for r in decodes)
+
+    def predict_s(num_tokens: int) -> float:
+        chunk = max(0, num_tokens - decode_tokens)
+        pairs = chunk * (context + chunk / 2)
+        return model.predict_s(StepShape(num_tokens, pairs, len(decodes), decode_context))
+
+    return best_step_tokens(
+        predict_s, interruption_rate, min(most, max(decode_tokens, least)), most
+    )

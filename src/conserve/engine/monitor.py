@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from conserve.core.latency import LatencyModel, StepShape
-from conserve.core.stopping import should_stop
+from conserve.core.latency import LatencyModel
+from conserve.core.stopping import Arrivals, RunningStep, should_stop
 from conserve.engine.flag import StopFlag
-
-
-@dataclass(frozen=True, slots=True)
-class RunningStep:
-    """A stoppable step that runs now."""
-
-    number: int
-    started_s: float
-    predicted_s: float
-    online_shape: StepShape = field(default_factory=StepShape)
-    due_s: float = math.inf
-    """Those of the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +32,8 @@ class ArrivalMonitor:
         self._patience = patience
         self._lock = threading.Lock()
         self._step: RunningStep | None = None
+        self._number = -1
+        """Of that step, as the flag knows it."""
         self._model: LatencyModel | None = None
         self._pending: dict[str, tuple[float, int]] = {}
         """request_id -> (arrival time, prompt tokens) of online requests not yet scheduled."""
@@ -74,10 +63,10 @@ class ArrivalMonitor:
         with self._lock:
             self._pending.clear()
 
-    def step_started(self, step: RunningStep, model: LatencyModel) -> None:
+    def step_started(self, number: int, step: RunningStep, model: LatencyModel) -> None:
         """A stoppable step was handed to the workers; arrivals that raced it are judged now."""
         with self._lock:
-            self._step, self._model, self._asked = step, model, None
+            self._number, self._step, self._model, self._asked = number, step, model, None
             self._num_in_step = len(self._pending)
             if self._pending:
                 self._judge()
@@ -102,17 +91,13 @@ class ArrivalMonitor:
         if step is None or model is None or self._asked is not None:
             return
         now_s = self._clock()
+        arrivals = Arrivals(
+            oldest_s=min(arrival_s for arrival_s, _ in self._pending.values()),
+            num_tokens=sum(tokens for _, tokens in self._pending.values()),
+        )
+        target_s, patience = self._ttft_target_s, self._patience
         if should_stop(
-            now_s=now_s,
-            step_s=step.predicted_s,
-            step_end_s=step.started_s + step.predicted_s,
-            online_shape=step.online_shape,
-            num_arrived_tokens=sum(tokens for _, tokens in self._pending.values()),
-            model=model,
-            oldest_arrival_s=min(arrival for arrival, _ in self._pending.values()),
-            ttft_target_s=self._ttft_target_s,
-            patience=self._patience,
-            due_s=step.due_s,
+            step, arrivals, model, now_s=now_s, ttft_target_s=target_s, patience=patience
         ):
-            self._asked = AskedStop(now_s, self._flag.last_passed(step.number))
-            self._flag.raise_for(step.number)
+            self._asked = AskedStop(now_s, self._flag.last_passed(self._number))
+            self._flag.raise_for(self._number)

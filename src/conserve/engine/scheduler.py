@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any
 
+from conserve.core.learning import Experience
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
 from conserve.engine.capabilities import (
@@ -26,7 +27,7 @@ from conserve.engine.queue import ClassQueue, is_online
 from conserve.engine.settings import EngineSettings
 from conserve.engine.snapshots import OFFLINE_HEAD, TakesSnapshots
 from conserve.engine.stats import EngineStats, send_with
-from conserve.engine.steps import Experience, StepRecord
+from conserve.engine.steps import GENERIC_ERROR, GENERIC_MODEL, StepRecord, learn
 from conserve.engine.stopped import Before, StoppedOutput, roll_back
 from conserve.engine.tracing import TraceNotes
 from conserve.engine.tracker import RequestTracker
@@ -46,7 +47,7 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
         self.settings = settings
         self.clock = time.time
         """Wall clock, since vLLM's arrival times are."""
-        self.experience = Experience(self.clock())
+        self.experience = Experience(GENERIC_MODEL, GENERIC_ERROR)
         self.tracker = RequestTracker(self.block_size)
         self.planner = decide
         """The policy; the start-up profile puts its own script here for a while."""
@@ -97,8 +98,7 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
         promote(self, OFFLINE_HEAD)
         plan = Plan(Mode.IDLE) if self._must_hold_back() else self._decide(now_s)
         record = StepRecord(self._next_number(), plan, now_s)
-        if plan.mode is not Mode.IDLE:
-            self.experience.decided(plan)
+        self.experience.decided(plan)
         self._displace(plan, now_s)
         self._follow(plan)
         self._grants = plan.grants
@@ -193,7 +193,8 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
         self._notes.ran(self.requests[name] for name in output.num_scheduled_tokens)
         self._steps.append(record)
         if record.plan.stoppable and output.total_num_scheduled_tokens:
-            self.monitor.step_started(record.running(begins_s, predicted_s), model)
+            step = record.running(begins_s, predicted_s)
+            self.monitor.step_started(record.number, step, model)
 
     # Its output
 
@@ -212,7 +213,10 @@ class ConserveScheduler(TakesSnapshots, KeepsCheckpoints, AsyncScheduler):  # ty
             for one in client.outputs:
                 if one.new_token_ids:
                     self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
-        self.experience.ended(record, now_s, self.stats, whole=not self._last_stopped)
+        if self._last_stopped:
+            self.experience.stopped(now_s)
+        else:
+            learn(self.experience, record, now_s, self.stats)
         self._gauge()
         self._hand_over(outputs)
         self.tracker.drop_finished(self.requests)

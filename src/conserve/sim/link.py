@@ -6,13 +6,8 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
-from conserve.core.checkpointing import (
-    COPY_SHARE,
-    blocks_cost,
-    copy_budget,
-    copy_is_quicker,
-    least_tail,
-)
+from conserve.core.blocks import blocks_cost
+from conserve.core.checkpointing import COPY_SHARE, copy_budget, copy_is_quicker, least_tail
 from conserve.core.latency import LatencyModel
 from conserve.sim.cost import Machine
 from conserve.sim.request import Phase, SimRequest

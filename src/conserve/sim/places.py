@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import takewhile
 
-from conserve.core.displacement import blocks_for
+from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel
 from conserve.sim.cost import Machine
 from conserve.sim.counters import Counters

@@ -5,15 +5,14 @@ from __future__ import annotations
 from itertools import islice
 from typing import Protocol
 
-from conserve.core.calibration import Recalibrator
-from conserve.core.displacement import blocks_for
+from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.learning import Experience
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
-from conserve.core.stopping import should_stop
-from conserve.core.traffic import TrafficEstimate
+from conserve.core.stopping import Arrivals, RunningStep, should_stop
 from conserve.sim.request import SimRequest
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
@@ -67,19 +66,16 @@ class ConserveScheduler:
         self.targets = targets
         self.settings = settings or PolicySettings()
         self.can_stop = can_stop
-        self.recalibrator = Recalibrator(model, mean_error=model.margin / 2)
-        self.traffic = TrafficEstimate()
+        self.experience = Experience(model, mean_error=model.margin / 2)
         self.planner = decide
         """The policy; a test looks on by putting its own in this place."""
-        self._planned_s: float | None = None
         self._copy_tokens = 0
-        self._last_mode = Mode.IDLE
         self._error_sum = 0.0
         self._num_errors = 0
 
     @property
     def model(self) -> LatencyModel:
-        return self.recalibrator.model
+        return self.experience.model
 
     @property
     def mean_error(self) -> float:
@@ -90,21 +86,15 @@ class ConserveScheduler:
         self.held_back(state, now_s)
         self._copy_tokens = state.link.copy_tokens(now_s)
         plan = self.planner(self.snapshot(state, now_s), self.model, self.settings)
-        if plan.mode is not Mode.IDLE:
-            if self._last_mode is Mode.OFFLINE and plan.num_online_tokens:
-                self.traffic.interrupted()
-            self._last_mode = plan.mode
+        self.experience.decided(plan)
         state.put_online_first()
         return plan
 
     def held_back(self, state: EngineState, now_s: float) -> None:
-        if self._planned_s is not None:
-            seconds = min(now_s - self._planned_s, 1.0)
-            self.traffic.spent(seconds, online_resident=state.num_online > 0)
-        self._planned_s = now_s
+        self.experience.schedules(now_s, online_resident=state.num_online > 0)
 
     def snapshot(self, state: EngineState, now_s: float) -> Snapshot:
-        machine, traffic, link = state.machine, self.traffic, state.link
+        machine, traffic, link = state.machine, self.experience.traffic, state.link
         waiting_offline = [*state.holding, *islice(state.waiting_offline, QUEUE_HEAD)]
         state.note_found(state.waiting_online)
         state.note_found(waiting_offline)
@@ -135,26 +125,23 @@ class ConserveScheduler:
         # Those that waited before lack room that this step does not give them.
         waiting = [r for r in state.waiting_online if r.arrival_s > step.decided_s]
         return should_stop(
+            RunningStep(step.expected_start_s, step.predicted_s, step.online_shape, step.due_s),
+            Arrivals(min(r.arrival_s for r in waiting), sum(r.num_tokens for r in waiting)),
+            self.model,
             now_s=now_s,
-            step_s=step.predicted_s,
-            step_end_s=step.expected_start_s + step.predicted_s,
-            online_shape=step.online_shape,
-            num_arrived_tokens=sum(r.num_tokens for r in waiting),
-            model=self.model,
-            oldest_arrival_s=min(r.arrival_s for r in waiting),
             ttft_target_s=self.targets.ttft_s,
             patience=self.settings.patience,
-            due_s=step.due_s,
         )
 
     def ended(self, state: EngineState, step: Step, now_s: float) -> None:
         if step.stopped:
+            self.experience.stopped(now_s)
             return
-        seconds = now_s - step.start_s
-        tokens = step.shape.num_tokens
-        self.traffic.stepped(seconds, seconds * (tokens - step.num_online_tokens) / tokens)
-        self._error_sum += abs(self.recalibrator.observe(step.shape, seconds))
-        self._num_errors += 1
+        num_offline = step.shape.num_tokens - step.num_online_tokens
+        lesson = self.experience.ended(step.shape, num_offline, step.start_s, now_s)
+        if lesson:
+            self._error_sum += abs(lesson.seconds - lesson.predicted_s) / lesson.seconds
+            self._num_errors += 1
 
 
 class StockScheduler:

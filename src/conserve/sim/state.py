@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-from conserve.core.displacement import blocks_for
+from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Plan
 from conserve.sim.cost import Machine

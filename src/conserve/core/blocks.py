@@ -1,0 +1,32 @@
+"""KV blocks: how many tokens take how many, and what requests lack of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from conserve.core.snapshot import RequestView
+
+
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    return -(-num_tokens // block_size)
+
+
+def blocks_cost(first: int, end: int, block_size: int) -> int:
+    """Tokens' worth of bytes in the blocks that [first, end) touches; `first` starts a block."""
+    return blocks_for(end - first, block_size) * block_size
+
+
+def lacking_blocks(request: RequestView, block_size: int) -> int:
+    """Blocks a request needs beyond its own for all its known tokens."""
+    return max(0, blocks_for(request.num_tokens, block_size) - request.num_blocks)
+
+
+def promised_blocks(running: Iterable[RequestView], block_size: int) -> int:
+    """Blocks that running requests' known tokens lack yet: promised when they were admitted."""
+    promised = 0
+    for request in running:
+        # `lacking_blocks`, without a call for each of hundreds.
+        lacking = -(-request.num_tokens // block_size) - request.num_blocks
+        if lacking > 0:
+            promised += lacking
+    return promised

@@ -1,0 +1,73 @@
+"""What an engine learns while it serves: how long steps take, and how busy the online side is."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from conserve.core.calibration import Recalibrator
+from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.plan import Mode, Plan
+from conserve.core.traffic import TrafficEstimate
+
+LONGEST_IDLE_S = 1.0
+"""An engine without work has nothing to tell: a longer pause counts as this one."""
+
+
+class Lesson(NamedTuple):
+    """A step that ran to its end: what it took, and what had been predicted. In seconds."""
+
+    seconds: float
+    predicted_s: float
+
+
+class Experience:
+    """Told of every decision and of every step's end. Every time is passed in, in seconds."""
+
+    def __init__(self, model: LatencyModel, mean_error: float) -> None:
+        self.recalibrator = Recalibrator(model, mean_error)
+        self.traffic = TrafficEstimate()
+        self._last_end_s = -math.inf
+        self._last_schedule_s: float | None = None
+        self._last_mode = Mode.IDLE
+
+    @property
+    def model(self) -> LatencyModel:
+        return self.recalibrator.model
+
+    def forget_traffic(self) -> None:
+        self.traffic = TrafficEstimate()
+        self._last_mode = Mode.IDLE
+
+    def schedules(self, now_s: float, *, online_resident: bool) -> None:
+        """Call before a step is decided. A wall clock may have been set back."""
+        if self._last_schedule_s is not None:
+            elapsed_s = min(max(now_s - self._last_schedule_s, 0.0), LONGEST_IDLE_S)
+            self.traffic.spent(elapsed_s, online_resident=online_resident)
+        self._last_schedule_s = now_s
+
+    def decided(self, plan: Plan) -> None:
+        """Call with every plan: an online one after an offline one is an interruption."""
+        if plan.mode is Mode.IDLE:
+            return
+        if self._last_mode is Mode.OFFLINE and plan.num_online_tokens:
+            self.traffic.interrupted()
+        self._last_mode = plan.mode
+
+    def stopped(self, now_s: float) -> None:
+        """A step ended before its time, and teaches nothing."""
+        self._last_end_s = now_s
+
+    def ended(
+        self, shape: StepShape, num_offline_tokens: int, started_s: float, now_s: float
+    ) -> Lesson | None:
+        """A whole step's output is in. Steps overlap under async scheduling: its own time starts
+        when the one before it ended. None if there is nothing to learn from it."""
+        seconds = now_s - max(started_s, self._last_end_s)
+        self._last_end_s = now_s
+        if not shape.num_tokens or seconds <= 0:
+            return None
+        lesson = Lesson(seconds, self.model.predict_s(shape))
+        self.recalibrator.observe(shape, seconds)
+        self.traffic.stepped(seconds, seconds * (num_offline_tokens / shape.num_tokens))
+        return lesson
