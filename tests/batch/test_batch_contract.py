@@ -48,7 +48,7 @@ async def new_batch(stores: Stores, num_lines: int = 3, **wishes: Any) -> str:
     file = await stored_file(stores, numbered(num_lines))
     batch = await stored_batch(stores, file, **wishes)
     worker = f"intake-{batch.id}"
-    await stores.leases.enlist(worker)
+    await stores.workers.enlist(worker)
     job = await stores.jobs.claim(worker)
     assert job is not None
     await stores.jobs.clear_lines(job)
@@ -56,7 +56,7 @@ async def new_batch(stores: Stores, num_lines: int = 3, **wishes: Any) -> str:
     found = [*validation.feed(numbered(num_lines)), *validation.finish()]
     await stores.jobs.add_lines(job, found)
     await stores.jobs.accept(job, validation)
-    await stores.leases.retire(worker)
+    await stores.workers.retire(worker)
     return batch.id
 
 
@@ -90,7 +90,7 @@ async def test_a_record_is_its_row(stores: Stores, clock: FakeClock) -> None:
     due = clock() + 3600
     assert (made.metadata, made.priority, made.deadline_at) == ({"é": "1"}, 3, due)
     assert (made.created_at, made.expires_at, made.status) == (clock(), due, Status.VALIDATING)
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     job = await stores.jobs.claim("w")
     assert job == replace(made, owner="w")
     reason = LineErrorObject(code="c", message="m", line=2)
@@ -103,8 +103,8 @@ async def test_many_servers_migrate_at_once(tmp_path: Path, database_url: str) -
     settings = BatchSettings(data_dir=tmp_path, database_url=database_url)
     many = [Stores(settings, FakeClock()) for _ in range(4)]
     await asyncio.gather(*(one.prepare() for one in many))
-    await many[0].leases.enlist("w")
-    assert await many[3].leases.others("x") == ["w"]
+    await many[0].workers.enlist("w")
+    assert await many[3].workers.others("x") == ["w"]
     for one in many:
         await one.close()
 
@@ -113,7 +113,7 @@ async def test_a_line_is_leased_to_one_worker(stores: Stores) -> None:
     batch_id = await new_batch(stores, 40)
     workers = [f"w{n}" for n in range(8)]
     for worker in workers:
-        await stores.leases.enlist(worker)
+        await stores.workers.enlist(worker)
     claims = await asyncio.gather(*(claim(stores, worker, batch_id, 7) for worker in workers))
     taken = [line.line_no for lines in claims for line in lines]
     assert len(taken) == len(set(taken))
@@ -124,7 +124,7 @@ async def test_a_line_is_leased_to_one_worker(stores: Stores) -> None:
 
 async def test_a_result_is_stored_once_and_counted_once(stores: Stores) -> None:
     batch_id = await new_batch(stores)
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     lines = await claim(stores, "w", batch_id)
     failed = Result(lines[0], True, b"{}", Tokens(input=1))
     assert len(await stores.leases.record("w", [failed, *done(lines[1:])])) == 3
@@ -138,21 +138,21 @@ async def test_the_dead_bring_nothing_and_their_lines_run_again(
     stores: Stores, clock: FakeClock
 ) -> None:
     batch_id = await new_batch(stores)
-    await stores.leases.enlist("dead")
-    await stores.leases.enlist("alive")
+    await stores.workers.enlist("dead")
+    await stores.workers.enlist("alive")
     lines = await claim(stores, "dead", batch_id)
     clock.advance(LEASE_S - 1)
-    await stores.leases.heartbeat("alive")
-    assert await stores.leases.overdue() == []
-    assert not await stores.leases.bury("dead", only_overdue=True)
+    await stores.workers.heartbeat("alive")
+    assert await stores.workers.overdue() == []
+    assert not await stores.workers.bury("dead", only_overdue=True)
     clock.advance(2)
-    assert await stores.leases.overdue() == ["dead"]
-    assert await stores.leases.bury("dead", only_overdue=True)
-    assert not await stores.leases.bury("dead", only_overdue=True)
+    assert await stores.workers.overdue() == ["dead"]
+    assert await stores.workers.bury("dead", only_overdue=True)
+    assert not await stores.workers.bury("dead", only_overdue=True)
     again = await claim(stores, "alive", batch_id)
     assert [line.line_no for line in again] == [line.line_no for line in lines]
     assert await stores.leases.record("dead", done(lines)) == []
-    for call in (stores.leases.heartbeat("dead"), claim(stores, "dead", batch_id)):
+    for call in (stores.workers.heartbeat("dead"), claim(stores, "dead", batch_id)):
         with pytest.raises(LeaseLostError):
             await call
     assert len(await stores.leases.record("alive", done(again))) == 3
@@ -162,14 +162,14 @@ async def test_the_dead_bring_nothing_and_their_lines_run_again(
 async def test_a_retired_worker_costs_its_lines_nothing(stores: Stores) -> None:
     batch_id = await new_batch(stores)
     for name in ("polite", "lost"):
-        await stores.leases.enlist(name)
+        await stores.workers.enlist(name)
         await claim(stores, name, batch_id)
         if name == "polite":
-            await stores.leases.retire(name)
+            await stores.workers.retire(name)
     assert await stores.leases.worn_out(0) == []
-    await stores.leases.bury("lost", only_overdue=False)
+    await stores.workers.bury("lost", only_overdue=False)
     assert len(await stores.leases.worn_out(0)) == 3
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     assert await stores.leases.claim("w", batch_id, 9, max_losses=0) == []
     assert await stores.leases.waiting(0) == set()
     assert await stores.leases.waiting(1) == {batch_id}
@@ -180,7 +180,7 @@ async def test_a_retired_worker_costs_its_lines_nothing(stores: Stores) -> None:
 
 async def test_a_postponed_line_waits_and_remembers(stores: Stores, clock: FakeClock) -> None:
     batch_id = await new_batch(stores, 1)
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     (line,) = await claim(stores, "w", batch_id)
     await stores.leases.record("w", [Postponed(line, clock() + 5, counted=True)])
     assert await claim(stores, "w", batch_id) == []
@@ -195,7 +195,7 @@ async def test_a_postponed_line_waits_and_remembers(stores: Stores, clock: FakeC
 
 async def test_strays_of_a_lost_answer_go_back(stores: Stores) -> None:
     batch_id = await new_batch(stores)
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     kept, *strays = await claim(stores, "w", batch_id)
     await stores.leases.give_back_others("w", [kept])
     assert await claim(stores, "w", batch_id) == strays
@@ -203,7 +203,7 @@ async def test_strays_of_a_lost_answer_go_back(stores: Stores) -> None:
 
 async def test_a_cancelled_batch_leases_nothing_but_takes_results(stores: Stores) -> None:
     batch_id = await new_batch(stores)
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     lines = await claim(stores, "w", batch_id, 2)
     assert await stores.leases.closed([batch_id]) == set()
     await stores.batches.cancel(TENANT, batch_id)
@@ -220,7 +220,7 @@ async def test_a_cancelled_batch_leases_nothing_but_takes_results(stores: Stores
 
 async def test_a_late_batch_leases_nothing(stores: Stores, clock: FakeClock) -> None:
     batch_id = await new_batch(stores, completion_window="60s")
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     clock.advance(60)
     assert await claim(stores, "w", batch_id) == []
     assert await stores.jobs.claim("w") is None
@@ -235,12 +235,12 @@ async def test_a_job_belongs_to_one_worker_and_is_taken_over(
 ) -> None:
     batch_id = await new_batch(stores, 1)
     for name in ("first", "second"):
-        await stores.leases.enlist(name)
+        await stores.workers.enlist(name)
     await stores.leases.record("first", done(await claim(stores, "first", batch_id)))
     job = await stores.jobs.claim("first")
     assert job is not None
     assert await stores.jobs.claim("second") is None
-    await stores.leases.bury("first", only_overdue=False)
+    await stores.workers.bury("first", only_overdue=False)
     other = await stores.jobs.claim("second")
     assert other is not None
     assembly = Assembly(stores.jobs, stores.contents, clock)
@@ -255,7 +255,7 @@ async def test_a_job_belongs_to_one_worker_and_is_taken_over(
 
 async def test_cancelled_while_it_is_assembled(stores: Stores, clock: FakeClock) -> None:
     batch_id = await new_batch(stores, 1)
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
     job = await stores.jobs.claim("w")
     assert job is not None
@@ -274,7 +274,7 @@ async def test_cancelled_while_it_is_assembled(stores: Stores, clock: FakeClock)
 
 async def test_a_postponed_job_comes_back(stores: Stores, clock: FakeClock) -> None:
     batch_id = await new_batch(stores, 1)
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
     job = await stores.jobs.claim("w")
     assert job is not None
@@ -288,7 +288,7 @@ async def test_a_postponed_job_comes_back(stores: Stores, clock: FakeClock) -> N
 
 async def test_lines_of_ended_batches_are_cleared(stores: Stores, clock: FakeClock) -> None:
     batch_id = await new_batch(stores, 3)
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
     assert not await stores.jobs.clear_finished()
     job = await stores.jobs.claim("w")
@@ -322,13 +322,13 @@ async def test_files_and_blobs_stay_in_step(stores: Stores, clock: FakeClock) ->
 
 async def test_the_harvest_is_a_rate_while_busy(stores: Stores, clock: FakeClock) -> None:
     assert (await stores.harvest.recent()).tokens_per_s is None
-    await stores.leases.enlist("w")
+    await stores.workers.enlist("w")
     await stores.harvest.add("w", 4, Tokens(input=60, output=40), 10.0)
     clock.advance(1800)
     await stores.harvest.add("w", 4, Tokens(input=60, output=40), 10.0)
     recent = await stores.harvest.recent()
     assert (recent.tokens_per_s, recent.mean_output_tokens) == (10.0, 10.0)
-    await stores.leases.enlist("second")
+    await stores.workers.enlist("second")
     assert (await stores.harvest.recent()).tokens_per_s == 20.0
     clock.advance(3 * 3600)
     assert (await stores.harvest.recent()).tokens_per_s is None

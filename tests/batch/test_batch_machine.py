@@ -39,6 +39,7 @@ from conserve.batch.schema import metadata
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
+from conserve.batch.worker_store import WorkerStore
 from tests.batch.batch_fakes import FakeClock, FakeModel
 from tests.batch.builders import TENANT, numbered, stored_batch, stored_file
 
@@ -135,7 +136,7 @@ class BatchLife(RuleBasedStateMachine):
     def add_worker(self) -> None:
         self.serial += 1
         name = f"worker-{self.serial}"
-        self.do(self.stores.leases.enlist(name))
+        self.do(self.stores.workers.enlist(name))
         self.workers[name] = []
 
     @precondition(lambda self: any(self.workers.values()))
@@ -145,15 +146,15 @@ class BatchLife(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(n for n, held in self.workers.items() if held)))
         self.ghosts[name] = self.workers.pop(name)
         for other in self.workers:
-            self.do(self.stores.leases.heartbeat(other))
+            self.do(self.stores.workers.heartbeat(other))
         self.clock.advance(LEASE_S - 1)
         for other in self.workers:
-            self.do(self.stores.leases.heartbeat(other))
+            self.do(self.stores.workers.heartbeat(other))
         self.clock.advance(2)
-        assert name in self.do(self.stores.leases.overdue())
-        for other in self.do(self.stores.leases.overdue()):
+        assert name in self.do(self.stores.workers.overdue())
+        for other in self.do(self.stores.workers.overdue()):
             assert other in self.ghosts
-            self.do(self.stores.leases.bury(other, only_overdue=True))
+            self.do(self.stores.workers.bury(other, only_overdue=True))
         if data.draw(st.booleans()):
             self.haunt(name, "good")
 
@@ -162,7 +163,7 @@ class BatchLife(RuleBasedStateMachine):
     def retire(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.workers)))
         del self.workers[name]
-        self.do(self.stores.leases.retire(name))
+        self.do(self.stores.workers.retire(name))
 
     @precondition(lambda self: self.workers and self.batches)
     @rule(data=st.data(), limit=st.integers(1, 4))
@@ -197,7 +198,7 @@ class BatchLife(RuleBasedStateMachine):
         lines = self.ghosts.pop(name)
         assert self.do(self.stores.leases.record(name, self.outcomes(lines, how))) == []
         with pytest.raises(LeaseLostError):
-            self.do(self.stores.leases.heartbeat(name))
+            self.do(self.stores.workers.heartbeat(name))
 
     def outcomes(self, lines: list[Line], how: str) -> list[Outcome]:
         if how == "later":
@@ -246,7 +247,7 @@ class BatchLife(RuleBasedStateMachine):
         for _ in range(0, seconds, 20):
             self.clock.advance(min(seconds, 20))
             for name in self.workers:
-                self.do(self.stores.leases.heartbeat(name))
+                self.do(self.stores.workers.heartbeat(name))
         self.do(self.stores.jobs.expire())
 
     @rule()
@@ -271,16 +272,16 @@ class BatchLife(RuleBasedStateMachine):
         """Liveness: time and one worker bring every batch to its end."""
         for name in sorted(self.workers):
             del self.workers[name]
-            self.do(self.stores.leases.retire(name))
+            self.do(self.stores.workers.retire(name))
         self.serial += 1
-        self.do(self.stores.leases.enlist("last"))
+        self.do(self.stores.workers.enlist("last"))
         self.workers["last"] = []
         self.clock.advance(10)
         while self.work_on(self.do(self.stores.jobs.claim("last"))):
             self.run_all_lines("last")
         self.run_all_lines("last")
         self.clock.advance(WINDOW_S)
-        self.do(self.stores.leases.heartbeat("last"))
+        self.do(self.stores.workers.heartbeat("last"))
         self.do(self.stores.jobs.expire())
         while self.work_on(self.do(self.stores.jobs.claim("last"))):
             pass
@@ -343,10 +344,13 @@ async def careless_record(
 
 
 @pytest.mark.parametrize(
-    ("name", "careless"), [("_free", careless_free), ("_record", careless_record)]
+    ("store", "name", "careless"),
+    [(WorkerStore, "_free", careless_free), (LeaseStore, "_record", careless_record)],
 )
-def test_carelessness_is_caught(name: str, careless: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LeaseStore, name, staticmethod(careless))
+def test_carelessness_is_caught(
+    store: type, name: str, careless: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, name, staticmethod(careless))
     with pytest.raises(Exception):  # noqa: B017, PT011  (whatever gives it away)
         run_state_machine_as_test(
             BatchLife, settings=settings(LIMITS, phases=[Phase.generate], max_examples=300)

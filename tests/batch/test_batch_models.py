@@ -50,7 +50,7 @@ async def test_a_batch_waits_for_a_server_of_its_model(
     async with running(settings, stranger) as run:
         await run.until((await run.submit(of_other(3))).id, "completed")
         await eventually(lambda: bool(waits(caplog)))
-        (worker_id,) = await run.service.stores.leases.others("nobody")
+        (worker_id,) = await run.service.stores.workers.others("nobody")
         await run.service._worker._warn_of_strangers(worker_id)
         assert (await run.client.batches.retrieve(batch.id)).status == "in_progress"
         assert len(stranger.bodies) == 3

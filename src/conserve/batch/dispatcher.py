@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ import msgspec
 from conserve.batch import deadlines
 from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.executor import Executor, Reply
+from conserve.batch.harvest_meter import HarvestMeter
 from conserve.batch.in_flight import InFlightWindow, retry_delay_s
 from conserve.batch.outcome import (
     OVERLOAD,
     Outcome,
     Postponed,
     Result,
-    Tokens,
     engine_id,
     failure,
     from_reply,
@@ -38,7 +37,6 @@ RESPONSES = "/v1/responses"
 # Claims are transactions: worth one only when this share of the window is free.
 CLAIM_SHARE = 8
 STORE_RETRY_S = 1.0
-COUNT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Dispatcher:
         self._worker_id = worker_id
         self._leases = stores.leases
         self._batches = stores.batches
-        self._harvest = stores.harvest
+        self._harvest = HarvestMeter(worker_id, stores.harvest, clock)
         self._contents = stores.contents
         self._executor = executor
         self._served = served
@@ -79,9 +77,6 @@ class Dispatcher:
         self._any_finished = asyncio.Event()
         self._closing = False
         self._unsure = False
-        self._busy_since: float | None = None
-        self._uncounted: list[Result] = []
-        self._recent = (-math.inf, deadlines.RecentHarvest())
 
     async def run(self, stopping: asyncio.Event, wake: asyncio.Event) -> None:
         """Feed until `stopping`, then wait up to `drain_s` for what is in flight.
@@ -140,10 +135,7 @@ class Dispatcher:
         waiting = await self._leases.waiting(self._settings.max_losses, models)
         if not waiting:
             return
-        now = self._clock()
-        if now >= self._recent[0] + COUNT_EVERY_S:
-            self._recent = (now, await self._harvest.recent())
-        harvest = self._recent[1]
+        now, harvest = self._clock(), await self._harvest.recent()
         views = [view for view in await self._batches.views() if view.batch_id in waiting]
         for view in deadlines.order(views, now, harvest):
             if free <= 0:
@@ -173,8 +165,7 @@ class Dispatcher:
                 self._finish(self._later(line, None))
             return
         for request in requests:
-            if self._busy_since is None:
-                self._busy_since = self._clock()
+            self._harvest.start()
             task = group.create_task(self._run_line(request))
             self._in_flight[request.line] = task
 
@@ -249,7 +240,7 @@ class Dispatcher:
             self._release(group)
             wake.set()
             with suppress(StoreUnavailableError):  # a rate, not an account
-                await self._count(stored)
+                await self._harvest.count(stored, is_busy=bool(self._in_flight))
 
     def _release(self, group: list[Outcome]) -> None:
         for outcome in group:
@@ -257,18 +248,6 @@ class Dispatcher:
             self._revoked.discard(outcome.line)
             if isinstance(outcome, Result):
                 self._window.on_result()
-
-    async def _count(self, stored: list[Result]) -> None:
-        """Tell the harvest, once a second at most."""
-        now = self._clock()
-        self._uncounted += stored
-        if self._busy_since is None or (self._in_flight and now < self._busy_since + COUNT_EVERY_S):
-            return
-        tokens = sum((result.tokens for result in self._uncounted), Tokens())
-        num_requests, busy_s = len(self._uncounted), now - self._busy_since
-        self._uncounted = []
-        self._busy_since = now if self._in_flight else None
-        await self._harvest.add(self._worker_id, num_requests, tokens, busy_s)
 
 
 async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:

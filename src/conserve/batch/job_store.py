@@ -14,12 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from conserve.batch.batch_store import move
 from conserve.batch.database import Database
 from conserve.batch.errors import LeaseLostError
-from conserve.batch.lease_store import hold_worker
 from conserve.batch.lifecycle import TERMINAL, LineState, Status
 from conserve.batch.records import BatchRecord, FileRecord, LineEnd, encode_errors
 from conserve.batch.schema import batches, files, lines, of_models, results
 from conserve.batch.validation import LineIndex, Validation
 from conserve.batch.wire import LineErrorObject
+from conserve.batch.worker_store import hold_worker
 
 # Results are whole answers: this many are in memory at once while an output file is written.
 ASSEMBLY_ROWS = 64

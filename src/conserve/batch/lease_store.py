@@ -1,8 +1,7 @@
-"""Who does what: workers, the lines they hold, and the results they bring.
+"""Lines: who holds which, and the results they come to.
 
-A worker holds work as long as it sends heartbeats. When it stops, its row goes and its work with
-it; from then on nothing it brings is taken. Locks are always taken in the order worker, batch,
-lines, so that no two transactions wait for each other.
+Locks are always taken in the order worker, batch, lines, so that no two transactions wait for each
+other.
 """
 
 from __future__ import annotations
@@ -12,15 +11,15 @@ from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Select, delete, exists, insert, select, update
+from sqlalchemy import Select, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
-from conserve.batch.errors import LeaseLostError
 from conserve.batch.lifecycle import LineState, Status
 from conserve.batch.outcome import Outcome, Postponed, Result, Tokens
 from conserve.batch.records import Line
-from conserve.batch.schema import batches, lines, of_models, results, workers
+from conserve.batch.schema import batches, lines, of_models, results
+from conserve.batch.worker_store import hold_worker
 
 # Databases bound the parameters of one statement, at about 32,000.
 STATEMENT_ROWS = 500
@@ -30,74 +29,12 @@ class LeaseStore:
     """Raises LeaseLostError to a worker whose row is gone, and StoreUnavailableError."""
 
     def __init__(
-        self,
-        database: Database,
-        clock: Callable[[], float],
-        lease_s: float,
-        *,
-        group_prefixes: bool = True,
+        self, database: Database, clock: Callable[[], float], *, group_prefixes: bool = True
     ) -> None:
         self._database = database
         self._clock = clock
-        self._lease_s = lease_s
         by_prefix = (lines.c.prefix_key,) if group_prefixes else ()
         self._line_order = (*by_prefix, lines.c.line_no)
-
-    async def enlist(self, worker_id: str) -> None:
-        async with self._database.write() as connection:
-            row = {"id": worker_id, "expires_at": self._clock() + self._lease_s}
-            await connection.execute(insert(workers).values(row))
-
-    async def heartbeat(self, worker_id: str) -> None:
-        """Raises LeaseLostError: the worker was taken for dead, and its work is somebody else's."""
-        async with self._database.write() as connection:
-            changed = await connection.execute(
-                update(workers)
-                .where(workers.c.id == worker_id)
-                .values(expires_at=self._clock() + self._lease_s)
-            )
-            if changed.rowcount != 1:
-                raise LeaseLostError(worker_id)
-
-    async def overdue(self) -> list[str]:
-        """Workers without a heartbeat for a lease."""
-        query = select(workers.c.id).where(workers.c.expires_at < self._clock())
-        async with self._database.read() as connection:
-            return list((await connection.execute(query)).scalars())
-
-    async def others(self, worker_id: str) -> list[str]:
-        query = select(workers.c.id).where(workers.c.id != worker_id)
-        async with self._database.read() as connection:
-            return list((await connection.execute(query)).scalars())
-
-    async def bury(self, worker_id: str, *, only_overdue: bool) -> bool:
-        """Take a dead worker's work back, one loss noted on each of its lines. False when somebody
-        else did, or the worker is alive after all."""
-        async with self._database.write() as connection:
-            doomed = delete(workers).where(workers.c.id == worker_id)
-            if only_overdue:
-                doomed = doomed.where(workers.c.expires_at < self._clock())
-            if (await connection.execute(doomed)).rowcount != 1:
-                return False
-            await self._free(connection, worker_id, lost=True)
-            return True
-
-    async def retire(self, worker_id: str) -> None:
-        """Give everything back and go."""
-        async with self._database.write() as connection:
-            await connection.execute(delete(workers).where(workers.c.id == worker_id))
-            await self._free(connection, worker_id, lost=False)
-
-    @staticmethod
-    async def _free(connection: AsyncConnection, worker_id: str, *, lost: bool) -> None:
-        await connection.execute(
-            update(batches).where(batches.c.owner == worker_id).values(owner=None)
-        )
-        await connection.execute(
-            update(lines)
-            .where(lines.c.owner == worker_id, lines.c.state == LineState.LEASED)
-            .values(state=LineState.PENDING, owner=None, losses=lines.c.losses + int(lost))
-        )
 
     async def claim(self, worker_id: str, batch_id: str, limit: int, max_losses: int) -> list[Line]:
         """Up to `limit` waiting lines of the batch, in the order set, now this worker's.
@@ -223,16 +160,6 @@ class LeaseStore:
         )
         async with self._database.read() as connection:
             return wanted - set((await connection.execute(query)).scalars())
-
-
-async def hold_worker(connection: AsyncConnection, worker_id: str) -> None:
-    """Keep the worker from being buried until the transaction ends.
-
-    Raises LeaseLostError when it has been: what a buried worker takes, nobody would take back.
-    """
-    query = select(workers.c.id).where(workers.c.id == worker_id).with_for_update(read=True)
-    if (await connection.execute(query)).first() is None:
-        raise LeaseLostError(worker_id)
 
 
 def _named(batch_id: str, named: Iterable[Line]) -> tuple[Any, Any]:

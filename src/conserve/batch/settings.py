@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from conserve.batch.validation import MAX_LINE_BYTES, MAX_LINES, OUTPUT_TOKENS
+
 MIB = 1024 * 1024
 
 
@@ -78,13 +80,15 @@ class BatchSettings(BaseSettings):
         description="Feed lines with a shared beginning together, for the engine's prefix cache; "
         "off feeds them in the order of the file.",
     )
-    max_lines: int = Field(default=50_000, ge=1, description="Requests in one input file.")
+    max_lines: int = Field(default=MAX_LINES, ge=1, description="Requests in one input file.")
     max_file_bytes: int = Field(default=200 * MIB, ge=1, description="Bytes of one input file.")
     max_line_bytes: int = Field(
-        default=16 * MIB, ge=1024, description="Bytes of one line; bounds memory during validation."
+        default=MAX_LINE_BYTES,
+        ge=1024,
+        description="Bytes of one line; bounds memory during validation.",
     )
     default_output_tokens: int = Field(
-        default=256,
+        default=OUTPUT_TOKENS,
         ge=1,
         description="Output tokens assumed for a line that names no maximum, until the batch has "
         "shown its own mean.",

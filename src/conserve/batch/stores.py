@@ -18,6 +18,7 @@ from conserve.batch.harvest_store import HarvestStore
 from conserve.batch.job_store import JobStore
 from conserve.batch.lease_store import LeaseStore
 from conserve.batch.settings import BatchSettings
+from conserve.batch.worker_store import WorkerStore
 
 
 class Stores:
@@ -32,9 +33,8 @@ class Stores:
             self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
         self.files = FileStore(self.database, self.contents, clock)
         self.batches = BatchStore(self.database, clock)
-        self.leases = LeaseStore(
-            self.database, clock, settings.lease_s, group_prefixes=settings.group_prefixes
-        )
+        self.workers = WorkerStore(self.database, clock, settings.lease_s)
+        self.leases = LeaseStore(self.database, clock, group_prefixes=settings.group_prefixes)
         self.jobs = JobStore(self.database, clock)
         self.harvest = HarvestStore(self.database, clock)
         self._prepared = False

@@ -17,6 +17,11 @@ import msgspec
 from conserve.batch.prefix import prefix_key
 from conserve.batch.wire import LineErrorObject
 
+# Of one file and one line, where the settings say nothing else.
+MAX_LINES = 50_000
+MAX_LINE_BYTES = 16 * 1024 * 1024
+# Assumed of a line that names no maximum.
+OUTPUT_TOKENS = 256
 MAX_ERRORS = 100
 MAX_CUSTOM_ID = 512
 MAX_N = 16_384
@@ -40,9 +45,9 @@ class Rules:
 
     endpoint: str
     models: Mapping[str, ModelLimits] | None = None
-    max_lines: int = 50_000
-    max_line_bytes: int = 16 * 1024 * 1024
-    default_output_tokens: int = 256
+    max_lines: int = MAX_LINES
+    max_line_bytes: int = MAX_LINE_BYTES
+    default_output_tokens: int = OUTPUT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
+ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 
 DURATION = re.compile(r"([1-9][0-9]{0,8})(s|m|h|d)")
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

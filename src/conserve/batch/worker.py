@@ -87,7 +87,7 @@ class Worker:
         folder = self._settings.workers_dir
         presence = Presence(folder, worker_id)
         try:
-            await self._stores.leases.enlist(worker_id)
+            await self._stores.workers.enlist(worker_id)
             try:
                 await self._work(worker_id)
             finally:
@@ -111,7 +111,7 @@ class Worker:
 
     async def _retire(self, worker_id: str) -> None:
         try:
-            await self._stores.leases.retire(worker_id)
+            await self._stores.workers.retire(worker_id)
         except StoreUnavailableError:
             logger.warning("work in hand is given back when its lease ends")
 
@@ -137,17 +137,17 @@ class Worker:
             (wake or never).clear()
 
     async def _beat(self, worker_id: str) -> None:
-        await self._stores.leases.heartbeat(worker_id)
+        await self._stores.workers.heartbeat(worker_id)
         folder = self._settings.workers_dir
-        for other in await self._stores.leases.overdue():
+        for other in await self._stores.workers.overdue():
             await self._bury(other, only_overdue=True)
-        for other in await self._stores.leases.others(worker_id):
+        for other in await self._stores.workers.others(worker_id):
             if is_gone(folder, other):
                 await self._bury(other, only_overdue=False)
                 forget(folder, other)
 
     async def _bury(self, other: str, *, only_overdue: bool) -> None:
-        if await self._stores.leases.bury(other, only_overdue=only_overdue):
+        if await self._stores.workers.bury(other, only_overdue=only_overdue):
             logger.warning("%s is gone; its lines are taken over", other)
             self.wake()
 
@@ -172,7 +172,7 @@ class Worker:
     async def _warn_of_strangers(self, worker_id: str) -> None:
         """Say once of each batch that no server left here has its model."""
         names = await self._served.names()
-        if names is None or await self._stores.leases.others(worker_id):
+        if names is None or await self._stores.workers.others(worker_id):
             return
         for view in await self._stores.batches.views():
             is_strange = view.model is not None and view.model not in names

@@ -1,0 +1,51 @@
+"""One worker's harvest: counted as its results are stored, read when its lines are ordered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from conserve.batch.deadlines import RecentHarvest
+from conserve.batch.harvest_store import HarvestStore
+from conserve.batch.outcome import Result, Tokens
+
+# The database is asked and told no more often.
+EVERY_S = 1.0
+
+
+class HarvestMeter:
+    """Raises StoreUnavailableError."""
+
+    def __init__(self, worker_id: str, store: HarvestStore, clock: Callable[[], float]) -> None:
+        self._worker_id = worker_id
+        self._store = store
+        self._clock = clock
+        self._busy_since: float | None = None
+        self._uncounted: list[Result] = []
+        self._recent = RecentHarvest()
+        self._read_at = -math.inf
+
+    async def recent(self) -> RecentHarvest:
+        """All workers' harvest, as it was EVERY_S ago or later."""
+        now = self._clock()
+        if now >= self._read_at + EVERY_S:
+            self._recent = await self._store.recent()
+            self._read_at = now
+        return self._recent
+
+    def start(self) -> None:
+        """A line is in flight: from here the worker is busy."""
+        if self._busy_since is None:
+            self._busy_since = self._clock()
+
+    async def count(self, stored: Iterable[Result], *, is_busy: bool) -> None:
+        """Add results that were stored; `is_busy` while more lines are in flight."""
+        now = self._clock()
+        self._uncounted += stored
+        if self._busy_since is None or (is_busy and now < self._busy_since + EVERY_S):
+            return
+        tokens = sum((result.tokens for result in self._uncounted), Tokens())
+        num_requests, busy_s = len(self._uncounted), now - self._busy_since
+        self._uncounted = []
+        self._busy_since = now if is_busy else None
+        await self._store.add(self._worker_id, num_requests, tokens, busy_s)
