@@ -67,7 +67,7 @@ async def post_file(run: Running, name: str, content: bytes, **fields: str) -> h
         ("a", b"x", {"long": "x" * 70_000}, 400, None, None),
     ],
 )
-async def test_uploads(
+async def test_a_bad_upload_is_refused_and_leaves_nothing(
     tmp_path: Path,
     name: str,
     content: bytes,
@@ -100,7 +100,7 @@ PURPOSE = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r
         (FORM, HEAD + b"x\r\n" + HEAD + b"y\r\n--b--\r\n", "invalid_file", "file"),
     ],
 )
-async def test_forms(
+async def test_a_bad_form_is_refused_and_leaves_nothing(
     settings: BatchSettings, kind: str, body: bytes, code: str, param: str | None
 ) -> None:
     async with running(settings) as run:
@@ -154,7 +154,7 @@ async def test_a_body_cut_off_leaves_nothing(settings: BatchSettings) -> None:
         ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "invalid_value", None),
     ],
 )
-async def test_batches(
+async def test_a_bad_batch_names_its_field_and_is_not_made(
     settings: BatchSettings, changes: dict[str, Any], code: str, param: str | None
 ) -> None:
     async with running(settings) as run:
@@ -173,7 +173,7 @@ async def test_batches(
         }
 
 
-async def test_other_requests(settings: BatchSettings) -> None:
+async def test_bad_ids_limits_and_keys_are_named(settings: BatchSettings) -> None:
     async with running(settings) as run:
         file_id = await run.upload(numbered(1))
         http = run.http

@@ -61,7 +61,7 @@ def test_from_submit_to_results(url: str, input_file: Path, tmp_path: Path) -> N
     assert "Cannot cancel" in refused.stderr
 
 
-def test_cancel(url: str, tmp_path: Path) -> None:
+def test_a_cancelled_batch_ends_watch_with_an_error(url: str, tmp_path: Path) -> None:
     at = ("--url", url.removesuffix("/v1/"), "--api-key", "cli")
     slow = tmp_path / "slow.jsonl"
     slow.write_bytes(jsonl([line("never", "fail:503:1000000:cli")]))
@@ -79,7 +79,7 @@ def test_a_refused_file_shows_its_lines(url: str, tmp_path: Path) -> None:
     assert "line 2: duplicate_custom_id" in run(*words, code=1).stdout
 
 
-def test_validate(input_file: Path, tmp_path: Path) -> None:
+def test_validate_finds_what_the_server_would(input_file: Path, tmp_path: Path) -> None:
     assert "6 requests, 0 errors" in run("validate", str(input_file)).stdout
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(jsonl([line("a"), line("a")]) + b"{}\n")
@@ -92,7 +92,7 @@ def test_validate(input_file: Path, tmp_path: Path) -> None:
     run("validate", str(tmp_path / "missing"), code=2)
 
 
-def test_a_server_that_is_not_there(input_file: Path) -> None:
+def test_a_server_that_is_not_there_is_named(input_file: Path) -> None:
     result = run("submit", str(input_file), "--url", "http://127.0.0.1:9", code=1)
     assert "does not answer" in result.stderr
     assert "Traceback" not in result.output
@@ -123,5 +123,5 @@ def test_what_stands_beside_the_bar() -> None:
     assert progress_note({"status": "validating"}) == ""
 
 
-def test_an_unknown_batch(url: str) -> None:
+def test_an_unknown_batch_is_named(url: str) -> None:
     assert "No such Batch" in run("show", "batch_x", "--url", url, code=1).stderr

@@ -274,7 +274,7 @@ async def test_an_endpoint_the_model_lacks_is_refused_at_once(settings: BatchSet
         assert caught.value.code == "endpoint_not_served"
 
 
-async def test_embeddings(settings: BatchSettings) -> None:
+async def test_embeddings_have_usage_and_no_output_tokens(settings: BatchSettings) -> None:
     url = "/v1/embeddings"
     row = {"custom_id": "e", "method": "POST", "url": url, "body": {"model": "fake", "input": "x"}}
     async with running(settings) as run:

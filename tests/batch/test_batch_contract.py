@@ -19,10 +19,11 @@ from conserve.batch.executor import Reply
 from conserve.batch.lifecycle import Status
 from conserve.batch.outcome import Postponed, Result, Tokens, keep_reply
 from conserve.batch.records import BatchRecord, FileRecord, Line
+from conserve.batch.rules import Rules
 from conserve.batch.schema import batches, files, metadata
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from conserve.batch.validation import Rules, Validation
+from conserve.batch.validation import Validation
 from conserve.batch.wire import LineErrorObject
 from tests.batch.batch_fakes import FakeClock
 from tests.batch.builders import CHAT, TENANT, numbered, stored_batch, stored_file

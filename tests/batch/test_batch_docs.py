@@ -12,7 +12,8 @@ from conserve.cli.batch import app
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "batches.md").read_text()
-VALIDATION = (ROOT / "src" / "conserve" / "batch" / "validation.py").read_text()
+BATCH = ROOT / "src" / "conserve" / "batch"
+VALIDATION = "".join((BATCH / name).read_text() for name in ("validation.py", "request_line.py"))
 
 
 def test_every_setting_is_in_the_table() -> None:
@@ -29,7 +30,7 @@ def test_the_states_are_drawn_as_they_are() -> None:
 
 
 def test_every_code_of_a_bad_line_is_listed() -> None:
-    codes = set(re.findall(r'(?:_BadLineError|_refuse)\(\s*(?:[\w.]+, )?"(\w+)"', VALIDATION))
+    codes = set(re.findall(r'(?:BadLineError|_refuse)\(\s*(?:[\w.]+, )?"(\w+)"', VALIDATION))
     codes |= {"stream_not_supported", "background_not_supported"}
     assert len(codes) == 15
     assert {code for code in codes if f"`{code}`" not in PAGE} == set()

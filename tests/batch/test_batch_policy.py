@@ -68,7 +68,7 @@ def test_among_those_at_risk_the_least_slack_goes_first() -> None:
     assert names(view("b", came=1, due=50), view("a", came=2, due=20)) == "ab"
 
 
-def test_what_the_engine_is_told() -> None:
+def test_the_engine_is_told_the_risk_or_the_priority() -> None:
     calm, risky = view("a", priority=7), view("b", due=30, priority=7)
     assert deadlines.engine_priority(calm, 0, HARVEST) == 8
     assert deadlines.engine_priority(risky, 0, HARVEST) == deadlines.MOST_URGENT == 1
@@ -97,7 +97,7 @@ def test_a_batch_does_not_wait_for_another_models() -> None:
         (0, 0, "will_miss"),
     ],
 )
-def test_the_state_of_a_deadline(due: float, tokens: float, state: str) -> None:
+def test_a_deadline_is_judged_by_finish_and_slack(due: float, tokens: float, state: str) -> None:
     one = view("a", due=due, tokens=tokens)
     assert deadlines.Outlook.over([one], 0, HARVEST).prospects["a"].state == state
 
@@ -106,7 +106,7 @@ def test_an_unknown_rate_says_so() -> None:
     assert deadlines.deadline_state(view("a"), None, 0, deadlines.RecentHarvest()) == "unknown"
 
 
-def test_the_table_of_the_lifecycle() -> None:
+def test_moves_follow_the_table_and_every_live_batch_can_end() -> None:
     assert frozenset(TRANSITIONS) == frozenset(Status)
     assert {Status.FAILED, Status.COMPLETED, Status.EXPIRED, Status.CANCELLED} == TERMINAL
     for current, target in itertools.product(Status, Status):
@@ -123,14 +123,14 @@ def test_the_table_of_the_lifecycle() -> None:
         assert reached & TERMINAL
 
 
-def test_durations() -> None:
+def test_a_duration_is_a_whole_number_and_a_unit() -> None:
     assert [duration_s(word) for word in ("24h", "30m", "90s", "7d")] == [86400, 1800, 90, 604800]
     for word in ("", "24", "h", "0h", "-1h", "1.5h", "24 h", "31d", "1w", "\uff12h"):
         with pytest.raises(ValueError, match="must be"):
             duration_s(word)
 
 
-def test_deadlines() -> None:
+def test_a_deadline_is_a_duration_or_a_time_ahead() -> None:
     now = 1_000_000.0
     assert deadline_time("2h", now) == now + 7200
     assert deadline_time(1_000_060, now) == 1_000_060.0
@@ -205,6 +205,6 @@ def test_usage_of_both_spellings_and_of_nonsense() -> None:
         assert keep_reply(LINE, Reply(200, body)).tokens.total == 0
 
 
-def test_a_line_that_never_ran() -> None:
+def test_a_line_that_never_ran_says_why() -> None:
     kept = json.loads(never_ran("batch_x", 1, "a", "batch_expired"))
     assert (kept["response"], kept["error"]["code"]) == (None, "batch_expired")

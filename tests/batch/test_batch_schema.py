@@ -28,7 +28,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield str(client.base_url).removesuffix("/v1/")
 
 
-def test_generated_requests(url: str) -> None:
+def test_every_route_answers_generated_requests_as_described(url: str) -> None:
     described = httpx.get(f"{url}/openapi.json").json()
     ours = ("/v1/files", "/v1/batches")
     described["paths"] = {

@@ -13,14 +13,9 @@ from hypothesis import strategies as st
 
 from conserve.batch.outcome import offline_body
 from conserve.batch.prefix import prefix_key
-from conserve.batch.validation import (
-    LineIndex,
-    ModelLimits,
-    Rules,
-    Validation,
-    body_of,
-    validate,
-)
+from conserve.batch.request_line import body_of
+from conserve.batch.rules import ModelLimits, Rules
+from conserve.batch.validation import LineIndex, Validation, validate
 from tests.batch.builders import CHAT, MODEL, jsonl, line, numbered
 
 RULES = Rules(endpoint=CHAT, models={MODEL: ModelLimits(100)}, max_lines=50, max_line_bytes=2000)
@@ -140,7 +135,7 @@ def test_a_missing_model_is_named() -> None:
         b'{"custom_id": "a", "body": ' + b"[" * 900 + b"]" * 900 + b"}",
     ],
 )
-def test_what_is_no_line_at_all(text: bytes) -> None:
+def test_what_is_no_line_at_all_is_refused(text: bytes) -> None:
     ((number, code, _),) = codes(text)
     assert number == 1
     assert code in ("invalid_json_line", "invalid_request", "missing_required_parameter")
@@ -165,7 +160,7 @@ def test_a_long_line_is_skipped_and_the_next_is_found() -> None:
     assert json.loads(content[found[0].offset :])["custom_id"] == "short"
 
 
-def test_at_the_limit_and_over_it() -> None:
+def test_a_file_may_have_as_many_lines_as_the_limit() -> None:
     assert codes(numbered(50)) == []
     assert codes(numbered(51)) == [(51, "too_many_requests", None)]
 

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from conserve.batch.executor import Reply
+from conserve.batch.rules import ModelLimits
 from conserve.batch.settings import BatchSettings
-from conserve.batch.validation import ModelLimits
 from conserve.server.batches.routes import batch_service
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from conserve.batch.hangup import AsgiApp, hanging_up
-from conserve.batch.validation import ModelLimits
+from conserve.batch.rules import ModelLimits
 from conserve.batch.wire import ENDPOINTS
 
 

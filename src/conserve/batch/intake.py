@@ -5,9 +5,10 @@ from __future__ import annotations
 from conserve.batch.contents import FileContents
 from conserve.batch.job_store import JobStore
 from conserve.batch.records import BatchRecord
+from conserve.batch.rules import Rules
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
-from conserve.batch.validation import LineIndex, Rules, Validation
+from conserve.batch.validation import LineIndex, Validation
 from conserve.batch.wire import LineErrorObject
 
 ROWS_AT_ONCE = 500

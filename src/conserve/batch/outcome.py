@@ -9,7 +9,7 @@ import msgspec
 
 from conserve.batch.executor import Reply
 from conserve.batch.records import Line
-from conserve.batch.validation import body_of
+from conserve.batch.request_line import body_of
 
 # The engine is full or restarting: the line waits, and nothing is held against it.
 OVERLOAD = frozenset({429, 503})

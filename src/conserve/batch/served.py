@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.executor import Executor
-from conserve.batch.validation import ModelLimits
+from conserve.batch.rules import ModelLimits
 
 logger = logging.getLogger(__name__)
 

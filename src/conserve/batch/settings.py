@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from conserve.batch.validation import MAX_LINE_BYTES, MAX_LINES, OUTPUT_TOKENS
+from conserve.batch.rules import MAX_LINE_BYTES, MAX_LINES, OUTPUT_TOKENS
 
 MIB = 1024 * 1024
 

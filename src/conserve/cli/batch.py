@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from conserve.batch.lifecycle import TERMINAL
-from conserve.batch.validation import Rules, validate
+from conserve.batch.rules import Rules
+from conserve.batch.validation import validate
 from conserve.batch.wire import ENDPOINTS
 from conserve.cli.batch_view import (
     counts,

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from conserve.batch.executor import Executor, Reply
+from conserve.batch.rules import ModelLimits
 from conserve.batch.settings import BatchSettings
-from conserve.batch.validation import ModelLimits
 from conserve.server.keys import api_keys
 
 CPU_LINES = 32
