@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -16,30 +17,28 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 
 
-def commands() -> dict[str, typer.core.TyperCommand]:
-    group = typer.main.get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
-    return group.commands
-
-
-def leaves(found: dict, path: str = "conserve") -> dict[str, object]:
+def leaves(command: Any, path: str = "conserve") -> dict[str, Any]:
     """Every command that can be run, by its full name."""
-    all_of_them: dict[str, object] = {}
-    for name, command in found.items():
-        nested = getattr(command, "commands", None)
-        words = f"{path} {name}"
-        all_of_them |= leaves(nested, words) if nested else {words: command}
+    nested = getattr(command, "commands", None)
+    if not nested:
+        return {path: command}
+    all_of_them: dict[str, Any] = {}
+    for name, each in nested.items():
+        all_of_them |= leaves(each, f"{path} {name}")
     return all_of_them
 
 
-@pytest.mark.parametrize("name", sorted(leaves(commands())))
+COMMANDS = leaves(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_is_documented(name: str) -> None:
     assert name in TEXT
 
 
-@pytest.mark.parametrize("name", sorted(leaves(commands())))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_option_of_a_command_is_documented(name: str) -> None:
-    command = leaves(commands())[name]
+    command = COMMANDS[name]
     options = [
         option
         for parameter in command.params

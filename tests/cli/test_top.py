@@ -5,66 +5,46 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import uvicorn
 from typer.testing import CliRunner
 
 from conserve.cli.main import app as conserve
-from conserve.server.dashboard.terminal import View, duration, events_in, plain, seconds
+from conserve.server.asgi import Receive, Scope, Send
+from conserve.server.dashboard.messages import Message, Tick, encode
+from conserve.server.dashboard.terminal import View, duration, messages_in, plain, seconds
+from tests.server.feed_scene import SUMMARY, messages, point
 
 KEY = "only-key"
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]"
 
 
-def event(name: str, data: object) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+def fed(messages: Sequence[Message]) -> str:
+    return "".join(encode(message).decode() for message in messages)
 
 
-CHAT = {"state": "safe", "text": "Chat is safe", "detail": "12 chat requests", "ttft_p50_s": 0.31}
-CHAT |= {"ttft_p99_s": 1.04, "tbt_p50_s": 0.02, "tbt_p99_s": None}
-SUMMARY = {
-    "time_s": 1.0,
-    "server": {"state": "serving", "text": "Serving.", "uptime_s": 3725},
-    "chat": CHAT,
-    "harvest": {"offline_tps": 1314.2},
-    "requests": {"offline": {"running": 24, "waiting": 1200}},
-    "memory": {"online_blocks": 10, "offline_blocks": 60, "free_blocks": 30},
-    "yields": {"stopped_steps": 3, "displaced_requests": 1},
-}
-BATCH = {"id": "batch_1", "name": HOSTILE, "status": "in_progress", "progress": 0.5}
-BATCH |= {"request_counts": {"completed": 20, "total": 40}, "deadline": None}
-BATCH |= {"expires_at": 4e9, "deadline_state": "on_track", "estimated_finish_at": None}
-COLUMNS = ["time_s", "online_tps", "offline_tps"]
-FEED = (
-    event("hello", {
-        "facts": {"model": "m", "has_batches": True, "ttft_target_s": 1, "tbt_target_s": 0.2},
-        "columns": COLUMNS, "fine": {"online_tps": [1.0], "offline_tps": [900.0]},
-    })
-    + event("tick", {"summary": SUMMARY, "fine": [[1.0, 50.0, 1000.0]], "coarse": []})
-    + event("events", [{"time_s": 1.0, "kind": "yield", "text": "Displaced 3 requests."}])
-    + event("batches", {"error": None, "data": [BATCH], "has_more": False})
-    + event("tick", {"summary": SUMMARY, "fine": [[2.0, 60.0, 500.0]], "coarse": []})
-    + event("bye", {"text": "The server is stopping."})
-)  # fmt: skip
+FEED = fed(messages(batch_name=HOSTILE))
 
 
-async def respond(scope: dict, receive: object, send: object) -> None:  # type: ignore[type-arg]
+async def respond(scope: Scope, receive: Receive, send: Send) -> None:
     assert scope["type"] == "http"
     status, body = 404, b"{}"
+    if scope["path"] == "/other/dashboard/feed":
+        status, body = 200, FEED.replace("uptime_s", "age_s").encode()
     if scope["path"] == "/dashboard/feed":
         status, body = 200, FEED.encode()
         if (b"authorization", f"Bearer {KEY}".encode()) not in scope["headers"]:
             status, body = 401, b'{"error": {"message": "This server wants a key."}}'
-    await send({"type": "http.response.start", "status": status, "headers": []})  # type: ignore[operator]
-    await send({"type": "http.response.body", "body": body})  # type: ignore[operator]
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     server = uvicorn.Server(
-        uvicorn.Config(respond, port=0, lifespan="off", log_level="error", ws="none")  # type: ignore[arg-type]
+        uvicorn.Config(respond, port=0, lifespan="off", log_level="error", ws="none")
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -129,6 +109,14 @@ def test_a_server_without_the_page_is_told(url: str) -> None:
     assert "has no live page" in err
 
 
+def test_a_feed_of_another_version_is_told(url: str) -> None:
+    code, _, err = top(f"{url}/other", "--once")
+    assert code == 1
+    told = " ".join(err.split())
+    assert "/other/dashboard/feed is no feed that this version of conserve reads: " in told
+    assert "`uptime_s`" in told
+
+
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "not-a-url"])
 def test_a_server_that_is_away_is_told(address: str) -> None:
     code, _, err = top(address, "--once")
@@ -139,11 +127,11 @@ def test_a_server_that_is_away_is_told(address: str) -> None:
 
 def test_the_last_minute_is_kept() -> None:
     view = View()
-    for name, data in events_in(FEED.splitlines()):
-        view.take(name, data)
+    for message in messages_in(FEED.splitlines()):
+        view.take(message)
     assert view.rates == [(1.0, 900.0), (50.0, 1000.0), (60.0, 500.0)]
     for _ in range(100):
-        view.take("tick", {"summary": SUMMARY, "fine": [[3.0, 0.0, 0.0]], "coarse": []})
+        view.take(Tick(SUMMARY, fine=[point(3.0, 0.0, 0.0)], coarse=[]))
     assert len(view.rates) == 60
 
 

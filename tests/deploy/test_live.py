@@ -47,9 +47,13 @@ class Prometheus:
         found: list[Any] = self.get("/query", query=text)["result"]
         return found
 
+    def await_any(self, text: str) -> None:
+        eventually(lambda: bool(self.query(text)))
+
     def problems(self, expression: Expression) -> list[str]:
         """What the expression asks for and the server does not have."""
-        found, labels = [], set()
+        found: list[str] = []
+        labels: set[str] = set()
         for selector in expression.selectors:
             series = self.get("/series", **{"match[]": selector})
             if not series:
@@ -104,7 +108,7 @@ def impatient(rules: str) -> str:
     late = next(rule for rule in found if rule["alert"] == "ConServeFirstTokensLate")
     always = late["expr"].replace("(conserve:ttft_target", "(0 * conserve:ttft_target")
     found.append(late | {"alert": "AnyFirstToken", "expr": always})
-    return yaml.safe_dump(content)
+    return str(yaml.safe_dump(content))
 
 
 @pytest.fixture(scope="module")
@@ -115,24 +119,24 @@ def watched(
     folder = tmp_path_factory.mktemp("prometheus")
     rules = impatient(RULES.read_text())
     with running(prometheus, folder, server.url, rules) as found:
-        eventually(lambda: bool(found.query("up == 1")))
+        found.await_any("up == 1")
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
             work(client)
         for name in ("ttft_seconds_count", "tbt_seconds_count", "computed_tokens_total"):
             for label in ("online", "offline"):
-                recent = f'increase(conserve:{name}{{class="{label}"}}[1m]) > 0'
-                eventually(lambda recent=recent: bool(found.query(recent)))
-        eventually(lambda: bool(found.query("increase(conserve:batch_lines_total[1m]) > 0")))
+                found.await_any(f'increase(conserve:{name}{{class="{label}"}}[1m]) > 0')
+        found.await_any("increase(conserve:batch_lines_total[1m]) > 0")
         yield found
 
 
 def work(client: openai.OpenAI) -> None:
-    body = {"model": MODEL, "max_tokens": 8}
+    body: dict[str, Any] = {"model": MODEL, "max_tokens": 8}
     body |= {"messages": [{"role": "user", "content": "Name three colours."}]}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
     file = client.files.create(file=("a.jsonl", json.dumps(line).encode()), purpose="batch")
+    hour: Any = "1h"  # OpenAI's own client knows of no window but a day
     batch = client.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="1h"
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=hour
     )
     client.chat.completions.create(**body)
     eventually(lambda: client.batches.retrieve(batch.id).status == "completed")

@@ -17,8 +17,8 @@ from conserve.batch.settings import BatchSettings
 from conserve.server.batches.routes import batch_service
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.messages import Facts, Summary
 from conserve.server.dashboard.routes import attach_dashboard
-from conserve.server.dashboard.summary import Facts
 from conserve.server.series import narrowed
 
 KEYS = ["first-key", "second-key"]
@@ -66,6 +66,12 @@ class Series:
     async def after(self, collector: Collector, seconds: float = 1.0) -> None:
         self.now_s += seconds
         await collector.look()
+
+
+def said(collector: Collector) -> Summary:
+    """What it says after its first look."""
+    assert collector.summary is not None
+    return collector.summary
 
 
 class Waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -18,13 +19,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def set_machine(
     monkeypatch: pytest.MonkeyPatch, allowed: set[int], threads_a_core: int = 1, nodes: int = 1
 ) -> None:
-    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: allowed)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
     monkeypatch.setattr(cpu, "_siblings", lambda cpu: str(cpu // threads_a_core))
     monkeypatch.setattr(cpu, "_num_numa_nodes", lambda: nodes)
 
 
-def bound(num_workers: int = 1, **given: str) -> str | None:
-    environ = dict(given)
+def bound(num_workers: int = 1, given: str | None = None) -> str | None:
+    environ = {} if given is None else {cpu.BIND: given}
     cpu.bind_threads(environ, num_workers)
     return environ.get(cpu.BIND)
 
@@ -52,7 +53,7 @@ def test_several_numa_nodes_are_left_to_vllm(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_users_binding_stays() -> None:
-    assert bound(**{cpu.BIND: "1"}) == "1"
+    assert bound(given="1") == "1"
 
 
 def test_openmp_is_preloaded_beside_what_is_there(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from fastapi import FastAPI
 
 from conserve.server.dashboard.collector import Collector, Status
 from conserve.server.dashboard.feed import stream
+from conserve.server.dashboard.messages import Batches, Bye, Hello, Message, Tick, encode
 from conserve.server.dashboard.routes import KINDS, page_files
-from conserve.server.dashboard.terminal import events_in
-from tests.server.dashboard_world import KEYS, Series, guarded_app
+from conserve.server.dashboard.terminal import messages_in
+from tests.server.dashboard_world import KEYS, Series, guarded_app, said
 from tests.server.vllms_app import Engine, engine_config, started, vllms_app
 
 pytestmark = pytest.mark.anyio
@@ -47,8 +48,8 @@ async def client(app: FastAPI, key: str = "") -> AsyncIterator[httpx.AsyncClient
         yield one
 
 
-async def feed(app: FastAPI, key: str) -> dict[str, Any]:
-    """The last of each kind of event, of a feed that ends after its first news."""
+async def feed(app: FastAPI, key: str) -> dict[type[Message], Any]:
+    """The last message of each kind, of a feed that ends after its first news."""
     app.state.leaving = False
     async with client(app, key) as one:
         reading = asyncio.create_task(one.get("/dashboard/feed"))
@@ -58,7 +59,9 @@ async def feed(app: FastAPI, key: str) -> dict[str, Any]:
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
-    return dict(events_in(answer.text.splitlines()))
+    told = list(messages_in(answer.text.splitlines()))
+    assert b"".join(map(encode, told)) == answer.content, "it says what no record names"
+    return {type(message): message for message in told}
 
 
 @pytest.mark.parametrize(
@@ -78,9 +81,9 @@ async def test_the_feed_needs_one_of_the_servers_keys(app: FastAPI, header: str 
 @pytest.mark.parametrize("key", KEYS)
 async def test_any_of_its_keys_opens_it(app: FastAPI, key: str) -> None:
     heard = await feed(app, key)
-    assert heard["hello"]["facts"]["model"] == "pretend-model"
-    assert heard["bye"]["text"] == "The server is stopping."
-    assert "summary" in heard["tick"]
+    assert heard[Hello].facts.model == "pretend-model"
+    assert heard[Bye].text == "The server is stopping."
+    assert heard[Tick].summary.server.state == "ready"
 
 
 async def test_a_key_sees_its_own_batches_only(app: FastAPI) -> None:
@@ -93,9 +96,10 @@ async def test_a_key_sees_its_own_batches_only(app: FastAPI) -> None:
         asked |= {"completion_window": "24h", "metadata": {"name": "mine"}}
         made = await one.post("/v1/batches", json=asked)
         assert made.status_code == 200, made.text
-    (mine,) = (await feed(app, KEYS[0]))["batches"]["data"]
-    assert (mine["id"], mine["name"]) == (made.json()["id"], "mine")
-    assert (await feed(app, KEYS[1]))["batches"]["data"] == []
+    (mine,) = (await feed(app, KEYS[0]))[Batches].data
+    assert (mine.id, mine.name) == (made.json()["id"], "mine")
+    assert (mine.is_ended, mine.is_cancellable) == (False, True)
+    assert (await feed(app, KEYS[1]))[Batches].data == []
 
 
 async def test_the_page_is_whole_and_may_load_nothing_else(app: FastAPI) -> None:
@@ -129,14 +133,15 @@ async def test_points_are_sent_once_each() -> None:
     collector = series.collector(status=Status(leaving=lambda: leaving))
     for _ in range(3):
         await series.after(collector)
-    times, at_first = [], []
+    times: list[float] = []
+    at_first: list[float] = []
     async for event in stream(collector, None, ""):
-        ((name, data),) = events_in(event.decode().splitlines())
-        if name == "hello":
-            at_first = data["fine"]["time_s"]
-        if name == "tick":
-            times += [point[0] for point in data["fine"]]
-        if name == "tick" and len(times) < 4:
+        (message,) = messages_in(event.decode().splitlines())
+        if isinstance(message, Hello):
+            at_first = [point.time_s for point in message.fine]
+        if isinstance(message, Tick):
+            times += [point.time_s for point in message.fine]
+        if isinstance(message, Tick) and len(times) < 4:
             await series.after(collector)
             await series.after(collector)
         leaving = len(times) >= 4
@@ -169,7 +174,7 @@ async def test_inside_vllms_app(monkeypatch: pytest.MonkeyPatch) -> None:
         assert facts.has_figures
         assert not facts.has_batches
         await collector.changed(0, 60)
-        assert collector.summary["server"]["state"] != "draining"
+        assert said(collector).server.state != "draining"
         engine.shutdown(timeout=3)
         assert engine.shutdowns == [3]
         assert collector.status.draining

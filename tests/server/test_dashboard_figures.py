@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from conserve.server.dashboard.collector import Collector, Status
-from conserve.server.dashboard.history import COARSE_POINTS, COLUMNS, FINE_POINTS, History
+from conserve.server.dashboard.history import COARSE_POINTS, FINE_POINTS, History
+from conserve.server.dashboard.messages import Point
 from conserve.server.series import Change, change, merge, read
-from tests.server.dashboard_world import Series
+from tests.server.dashboard_world import Series, said
 
 pytestmark = pytest.mark.anyio
 
@@ -28,8 +29,8 @@ def series() -> Series:
     return Series()
 
 
-def newest(collector: Collector) -> dict[str, float | None]:
-    return dict(zip(COLUMNS, collector.history.fine[-1], strict=True))
+def newest(collector: Collector) -> Point:
+    return collector.history.fine[-1]
 
 
 async def test_a_point_has_the_rates_of_its_second(series: Series) -> None:
@@ -41,11 +42,11 @@ async def test_a_point_has_the_rates_of_its_second(series: Series) -> None:
     series.count("requests", 6, "online")
     await series.after(collector, 2.0)
     point = newest(collector)
-    assert point["time_s"] == series.now_s
-    assert (point["online_tps"], point["offline_tps"]) == (40.0, 600.0)
-    assert point["online_rps"] == 3.0
-    assert point["ttft_p99_s"] is None
-    assert point["checkpoint_used_ratio"] is None
+    assert point.time_s == series.now_s
+    assert (point.online_tps, point.offline_tps) == (40.0, 600.0)
+    assert point.online_rps == 3.0
+    assert point.ttft_p99_s is None
+    assert point.checkpoint_used_ratio is None
 
 
 async def test_engines_add_up_and_the_worst_model_is_told(series: Series) -> None:
@@ -56,9 +57,9 @@ async def test_engines_add_up_and_the_worst_model_is_told(series: Series) -> Non
     series.gauge("latency_model_error_ratio", 0.3, engine="1")
     collector = series.collector()
     await collector.look()
-    assert collector.summary["harvest"]["offline_tokens"] == 20
-    assert collector.summary["memory"]["free_blocks"] == 200
-    assert collector.summary["latency_model_error"] == 0.3
+    assert said(collector).harvest.offline_tokens == 20
+    assert said(collector).memory.free_blocks == 200
+    assert said(collector).latency_model_error == 0.3
 
 
 async def test_latencies_are_those_of_the_last_ten_seconds(series: Series) -> None:
@@ -68,12 +69,12 @@ async def test_latencies_are_those_of_the_last_ten_seconds(series: Series) -> No
     series.observe("ttft_seconds", 0.15, 0.15, 0.15)
     series.observe("ttft_seconds", 1.5, 1.5, label="offline")  # nobody waits for these
     await series.after(collector)
-    assert newest(collector)["ttft_p50_s"] == pytest.approx(0.15)
+    assert newest(collector).ttft_p50_s == pytest.approx(0.15)
     for _ in range(9):
         await series.after(collector)
-    assert newest(collector)["ttft_p50_s"] == pytest.approx(0.15)
+    assert newest(collector).ttft_p50_s == pytest.approx(0.15)
     await series.after(collector)
-    assert newest(collector)["ttft_p50_s"] is None
+    assert newest(collector).ttft_p50_s is None
 
 
 @pytest.mark.parametrize(
@@ -93,12 +94,12 @@ async def test_the_verdict_on_chat(
     series.observe("ttft_seconds", first_token_s)
     series.observe("tbt_seconds", gap_s, gap_s)
     await series.after(collector)
-    chat = collector.summary["chat"]
-    assert chat["state"] == state
-    assert words in chat["text"] + chat["detail"]
-    assert chat["ttft_within"] == float(first_token_s <= 1.0)
-    assert chat["tbt_within"] == float(gap_s <= 0.2)
-    assert (chat["num_ttft"], chat["num_tbt"]) == (1, 2)
+    chat = said(collector).chat
+    assert chat.state == state
+    assert words in chat.text + chat.detail
+    assert chat.ttft_within == float(first_token_s <= 1.0)
+    assert chat.tbt_within == float(gap_s <= 0.2)
+    assert (chat.num_ttft, chat.num_tbt) == (1, 2)
 
 
 async def test_a_minute_later_there_is_no_chat(series: Series) -> None:
@@ -108,33 +109,33 @@ async def test_a_minute_later_there_is_no_chat(series: Series) -> None:
     await series.after(collector)
     for _ in range(60):
         await series.after(collector)
-    assert collector.summary["chat"]["state"] == "quiet"
-    assert collector.summary["chat"]["ttft_p99_s"] is None
+    assert said(collector).chat.state == "quiet"
+    assert said(collector).chat.ttft_p99_s is None
 
 
 async def test_what_the_server_does(series: Series) -> None:
     status = Status()
     collector = series.collector(status=status)
     await collector.look()
-    assert collector.summary["server"]["state"] == "ready"
+    assert said(collector).server.state == "ready"
     series.count("requests", 1, "offline")
     series.gauge("running_requests", 1, "offline")
     await series.after(collector)
-    assert collector.summary["server"]["state"] == "serving"
+    assert said(collector).server.state == "serving"
     series.gauge("running_requests", 0, "offline")
     for _ in range(11):
         await series.after(collector)
-    assert collector.summary["server"]["state"] == "idle"
+    assert said(collector).server.state == "idle"
     status.draining = True
     await series.after(collector)
-    assert collector.summary["server"]["state"] == "draining"
+    assert said(collector).server.state == "draining"
     status.engine_dead = lambda: True
     await series.after(collector)
-    assert collector.summary["server"]["state"] == "down"
+    assert said(collector).server.state == "down"
 
 
 def texts(collector: Collector) -> list[str]:
-    return [event["text"] for event in collector.newest_events()]
+    return [event.text for event in collector.events.newest()]
 
 
 async def test_a_displacement_in_words(series: Series) -> None:
@@ -182,14 +183,14 @@ async def test_late_chat_is_an_event_once(series: Series) -> None:
 async def test_checkpoints_show_where_the_server_keeps_some(series: Series) -> None:
     collector = series.collector()
     await collector.look()
-    assert collector.summary["yields"]["restored_tokens"] is None
+    assert said(collector).yields.restored_tokens is None
     series.tier("checkpoint_used_ratio", 0.25)
     for _ in range(2):
         series.count("restored_tokens", 600)
         await series.after(collector)
-    assert collector.summary["yields"]["restored_tokens"] == 1200
-    assert collector.summary["memory"]["checkpoint_used_ratio"] == 0.25
-    assert newest(collector)["checkpoint_used_ratio"] == 0.25
+    assert said(collector).yields.restored_tokens == 1200
+    assert said(collector).memory.checkpoint_used_ratio == 0.25
+    assert newest(collector).checkpoint_used_ratio == 0.25
     assert texts(collector) == ["Restored 1,200 tokens of displaced requests from checkpoints."]
 
 
@@ -204,10 +205,9 @@ def test_an_hour_and_more_is_kept_in_bounded_memory() -> None:
         history.add(a_change(float(second), tokens=second % 20))
     assert len(history.fine) == FINE_POINTS
     assert len(history.coarse) == COARSE_POINTS
-    assert history.coarse[-1][0] - history.coarse[0][0] >= 3600
+    assert history.coarse[-1].time_s - history.coarse[0].time_s >= 3600
     assert len(history.recent()) == 60
-    place = COLUMNS.index("offline_tps")
-    assert {point[place] for point in history.coarse} == {4.5, 14.5}
+    assert {point.offline_tps for point in history.coarse} == {4.5, 14.5}
 
 
 def test_a_series_that_fell_counts_as_nothing(series: Series) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.server.dashboard_world import KEYS, Series, guarded_app
 
@@ -25,6 +25,23 @@ MODEL = "SmolLM2-135M-Instruct"
 CHAT = "/v1/chat/completions"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</script>"
 LIMIT_MS = 60_000
+REPORT_UNKNOWN_FIELDS = """
+const guard = (value) => {
+  if (value === null || typeof value !== "object") return value;
+  for (const name of Object.keys(value)) value[name] = guard(value[name]);
+  if (Array.isArray(value)) return value;
+  const report = (name) => { if (typeof name === "string") console.error(`no field ${name}`); };
+  return new Proxy(value, { get: (all, name) => (name in all || report(name), all[name]) });
+};
+const parse = JSON.parse;
+JSON.parse = (text) => guard(parse(text));
+"""
+"""The page reads the feed with JSON.parse: a field that it asks for and that is not there is an
+error on its console."""
+RENAME = """
+const before = JSON.parse;
+JSON.parse = (text) => before(text.replaceAll('"ttft_p99_s":', '"ttft_slow_s":'));
+"""
 expect.set_options(timeout=LIMIT_MS)
 
 
@@ -40,7 +57,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """A new browser at a page. At the end: it said no error and asked no other machine."""
+    """A new browser at a page. At the end: it said no error, read no field of the feed that is not
+    sent, and asked no other machine."""
     complaints: list[str] = []
     asked: set[str] = set()
     contexts = []
@@ -50,10 +68,15 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         if message.type in ("error", "warning") and "401 (Unauthorized)" not in message.text:
             complaints.append(message.text)
 
+    def go_on(route: Route) -> None:
+        asked.add(route.request.url)
+        route.continue_()
+
     def open_one(url: str, **options: Any) -> Page:
         context = browser.new_context(**options)
         contexts.append(context)
-        context.route("**/*", lambda route: (asked.add(route.request.url), route.continue_()))
+        context.route("**/*", go_on)
+        context.add_init_script(REPORT_UNKNOWN_FIELDS)
         page = context.new_page()
         page.set_default_timeout(LIMIT_MS)
         page.on("console", complain)
@@ -202,6 +225,19 @@ def test_a_lost_server_is_said_and_what_was_seen_is_greyed(
         server.config.app.state.leaving = False  # it is back
         expect(page.locator("#banner")).to_be_hidden()
         expect(page.locator("#state")).to_have_text("Ready")
+
+
+def test_a_field_that_is_not_sent_is_noticed(tmp_path: Path, browser: Browser) -> None:
+    """The negative control of what every page of `open_page` is held to."""
+    with guarded(tmp_path) as (url, _, _), browser.new_context() as context:
+        for script in (REPORT_UNKNOWN_FIELDS, RENAME):
+            context.add_init_script(script)
+        page = context.new_page()
+        page.goto(f"{url}/dashboard")
+        page.locator("#key").fill(KEYS[0])
+        told = "no field ttft_p99_s"
+        with page.expect_console_message(lambda said: said.text == told, timeout=LIMIT_MS):
+            page.keyboard.press("Enter")
 
 
 def signed_in(open_page: Callable[..., Page], url: str, **options: Any) -> Page:

@@ -47,9 +47,11 @@ def test_offline_answers_are_those_given_alone(start_server: Any, tmp_path: Path
     documents = [text[:3000] for _, text in sorted(topics.items()) if len(text) > 3000]
     documents = documents[:NUM_OFFLINE]
     settings = {"conserve": {"stop": "eager", "profile_seconds": 3}}
-    arguments = ("--dtype", "float32", "--additional-config", json.dumps(settings))
-    arguments += ("--profile-dir", str(tmp_path))
-    arguments += ("--kv-cache-memory-bytes", str(SCARCE_BYTES), "--max-model-len", "2048")
+    arguments = (
+        *("--dtype", "float32", "--additional-config", json.dumps(settings)),
+        *("--profile-dir", str(tmp_path)),
+        *("--kv-cache-memory-bytes", str(SCARCE_BYTES), "--max-model-len", "2048"),
+    )
     with start_server(*arguments, "--max-num-seqs", "3") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
         alone = [summarise(client, text, "alone") for text in documents]

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import typer
@@ -16,7 +16,8 @@ from rich.live import Live
 
 from conserve.cli.failures import fail
 from conserve.cli.remote import DEFAULT_URL, KeyOption, authorization, connected, refused
-from conserve.server.dashboard.terminal import View, events_in, screen
+from conserve.server.dashboard.messages import Message, Tick
+from conserve.server.dashboard.terminal import View, messages_in, screen
 
 SILENCE_S = 15.0
 RETRY_S = 2.0
@@ -36,16 +37,16 @@ def top(
     base = url.rstrip("/").removesuffix("/v1")
     view = View()
     if once or as_json or not sys.stdout.isatty():
-        with _feed(base, api_key) as events:
-            _print(events, view, once=once or not as_json, as_json=as_json)
+        with _feed(base, api_key) as messages:
+            _print(messages, view, once=once or not as_json, as_json=as_json)
         return
     _watch(base, api_key, view)
 
 
-def _print(events: Iterator[tuple[str, Any]], view: View, *, once: bool, as_json: bool) -> None:
-    for name, data in events:
-        view.take(name, data)
-        if not view.complete or (name != "tick" and not once):
+def _print(messages: Iterator[Message], view: View, *, once: bool, as_json: bool) -> None:
+    for message in messages:
+        view.take(message)
+        if not view.complete or not (once or isinstance(message, Tick)):
             continue
         if as_json:
             typer.echo(json.dumps(view.as_json()))
@@ -60,9 +61,9 @@ def _watch(base: str, api_key: str, view: View) -> None:
     with Live(screen=True, auto_refresh=False) as live:
         while True:
             try:
-                with _feed(base, api_key) as events:
-                    for name, data in events:
-                        view.take(name, data)
+                with _feed(base, api_key) as messages:
+                    for message in messages:
+                        view.take(message)
                         if view.complete:
                             live.update(screen(view), refresh=True)
             except typer.Exit:
@@ -75,8 +76,8 @@ def _watch(base: str, api_key: str, view: View) -> None:
 
 
 @contextmanager
-def _feed(base: str, api_key: str) -> Iterator[Iterator[tuple[str, Any]]]:
-    """The events of the feed. Ends the command with one clear line where there is none."""
+def _feed(base: str, api_key: str) -> Iterator[Iterator[Message]]:
+    """What the feed says. Ends the command with one clear line where there is none."""
     headers, limits = authorization(api_key), httpx.Timeout(10, read=SILENCE_S)
     try:
         with (
@@ -87,10 +88,11 @@ def _feed(base: str, api_key: str) -> Iterator[Iterator[tuple[str, Any]]]:
                 raise fail(f"{base} has no live page: it is no ConServe, or runs --no-dashboard")
             if feed.is_error:
                 raise refused(feed)
-            yield events_in(feed.iter_lines())
+            yield messages_in(feed.iter_lines())
     except httpx.UnsupportedProtocol:
         raise fail(f"{base} is no URL; one begins with http:// or https://") from None
     except httpx.HTTPError as error:
         raise fail(f"{base} does not answer: {error}") from None
-    except ValueError:
-        raise fail(f"{base}/dashboard/feed is no feed of ConServe's") from None
+    except ValueError as error:
+        told = f"{base}/dashboard/feed is no feed that this version of conserve reads"
+        raise fail(f"{told}: {error}") from None

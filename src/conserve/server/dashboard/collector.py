@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from conserve.server.dashboard.events import Events
 from conserve.server.dashboard.history import History
-from conserve.server.dashboard.summary import Facts, summarise
+from conserve.server.dashboard.messages import Facts, Summary
+from conserve.server.dashboard.summary import summarise
 from conserve.server.series import Reading, Registry, change, read
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class Collector:
     ) -> None:
         self.facts = facts
         self.status = status
-        self.summary: dict[str, Any] = {}
+        self.summary: Summary | None = None
+        """None before the first look."""
         self.events = Events()
         self.history = History()
         self.num_looks = 0
@@ -96,9 +97,6 @@ class Collector:
             self.events.add(one)
         self._last = reading
         self.summary = summarise(reading, self.history, self.facts, self.status)
-        chat = self.summary["chat"]
-        if chat["state"] in ("late", "safe"):
-            self.events.judge(reading.time_s, chat["state"] == "late", chat["event"])
-
-    def newest_events(self) -> list[dict[str, Any]]:
-        return [asdict(event) for event in self.events.newest()]
+        chat = self.summary.chat
+        if chat.state in ("late", "safe"):
+            self.events.judge(reading.time_s, chat.state == "late", chat.event)

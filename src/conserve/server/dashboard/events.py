@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from conserve.server.dashboard.messages import Event, EventKind
 from conserve.server.series import Change
 
 KEPT = 50
@@ -15,12 +16,11 @@ BURST_S = 2.0
 
 
 @dataclass(slots=True)
-class Event:
-    """kind: `yield` (offline work gave way), `restore` (it came back), `late` and `well` (chat left
-    its targets, and is back within them), or `server`."""
+class _Noted:
+    """An event whose words may still change."""
 
     time_s: float
-    kind: str
+    kind: EventKind
     text: str
 
 
@@ -28,7 +28,7 @@ class Event:
 class _Episode:
     """Stops and displacements that follow each other closely, and the arrivals they were for."""
 
-    event: Event
+    event: _Noted
     last_s: float
     arrived: float = 0.0
     stopped: float = 0.0
@@ -62,17 +62,17 @@ class Events:
     """Filled by `add`, once for each change, in order; `newest` lists them."""
 
     def __init__(self) -> None:
-        self._events: deque[Event] = deque(maxlen=KEPT)
+        self._events: deque[_Noted] = deque(maxlen=KEPT)
         self._episode: _Episode | None = None
         self._arrivals: deque[tuple[float, float]] = deque()
         self._late = False
         self._restored = 0.0
 
     def newest(self) -> list[Event]:
-        return list(reversed(self._events))
+        return [Event(one.time_s, one.kind, one.text) for one in reversed(self._events)]
 
-    def say(self, time_s: float, kind: str, text: str) -> None:
-        self._events.append(Event(time_s, kind, text))
+    def say(self, time_s: float, kind: EventKind, text: str) -> None:
+        self._events.append(_Noted(time_s, kind, text))
 
     def add(self, change: Change) -> None:
         arrived = change.total("requests_total", "online")
@@ -84,7 +84,7 @@ class Events:
         if episode and change.time_s - episode.last_s > QUIET_S:
             self._episode = episode = None
         if acted and episode is None:
-            episode = _Episode(Event(change.time_s, "yield", ""), change.time_s)
+            episode = _Episode(_Noted(change.time_s, "yield", ""), change.time_s)
             episode.arrived = sum(number for _, number in self._arrivals)
             self._episode = episode
             self._events.append(episode.event)

@@ -1,39 +1,15 @@
 """What the charts show: one point a second for ten minutes, one each ten seconds for two hours.
 
-Bounded: the two rings hold at most 1,320 points of 16 numbers, whatever the server does.
+Bounded: the two rings hold at most 1,320 points of 17 numbers, whatever the server does.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from typing import TypeVar
 
-from conserve.server.series import LATENCIES, Change, merge
-
-COLUMNS = (
-    "time_s",
-    "ttft_p50_s",
-    "ttft_p99_s",
-    "tbt_p50_s",
-    "tbt_p99_s",
-    "online_tps",
-    "offline_tps",
-    "online_rps",
-    "offline_rps",
-    "kv_online_blocks",
-    "kv_offline_blocks",
-    "kv_free_blocks",
-    "checkpoint_used_ratio",
-    "stopped_steps",
-    "displaced_requests",
-    "restored_tokens",
-    "latency_model_error",
-)
-"""Of a point: when it ends (Unix time), seconds, tokens and requests a second, blocks as they were
-at its end, the share in use of the host's pool for checkpoints, counts within the point, and the
-latency model's mean relative error."""
-
-Point = tuple[float | None, ...]
+from conserve.server.dashboard.messages import Point
+from conserve.server.series import Change, merge
 
 FINE_POINTS = 600
 COARSE_POINTS = 720
@@ -56,11 +32,11 @@ class History:
         self._recent.append(change)
         while change.time_s - self._recent[0].time_s >= RECENT_S:
             self._recent.popleft()
-        self.fine.append(self._point(change, merge(self.recent(COARSE_S))))
+        self.fine.append(_point(change, merge(self.recent(COARSE_S))))
         self._open.append(change)
         if sum(one.span_s for one in self._open) >= COARSE_S:
             whole = merge(self._open)
-            self.coarse.append(self._point(whole, whole))
+            self.coarse.append(_point(whole, whole))
             self._open.clear()
 
     def recent(self, seconds: float = RECENT_S) -> list[Change]:
@@ -68,27 +44,34 @@ class History:
         since = self._recent[-1].time_s - seconds if self._recent else 0.0
         return [change for change in self._recent if change.time_s > since]
 
-    def _point(self, change: Change, around: Change) -> Point:
-        values = (
-            change.time_s,
-            *(around.latency(name).percentile_s(q) for name in LATENCIES for q in (50, 99)),
-            change.rate("computed_tokens_total", "online"),
-            change.rate("computed_tokens_total", "offline"),
-            change.rate("requests_total", "online"),
-            change.rate("requests_total", "offline"),
-            change.gauge("kv_blocks", "online"),
-            change.gauge("kv_blocks", "offline"),
-            change.gauge("kv_free_blocks"),
-            change.gauge("checkpoint_used_ratio", "memory"),
-            change.total("stopped_steps_total"),
-            change.total("displaced_requests_total"),
-            change.total("restored_tokens_total"),
-            change.gauge("latency_model_error_ratio"),
-        )
-        return tuple(None if value is None else round(value, 4) for value in values)
+
+def _point(change: Change, around: Change) -> Point:
+    """Latencies are those of `around`."""
+    ttft, tbt = around.latency("ttft_seconds"), around.latency("tbt_seconds")
+    return Point(
+        time_s=_short(change.time_s),
+        ttft_p50_s=_short(ttft.percentile_s(50)),
+        ttft_p99_s=_short(ttft.percentile_s(99)),
+        tbt_p50_s=_short(tbt.percentile_s(50)),
+        tbt_p99_s=_short(tbt.percentile_s(99)),
+        online_tps=_short(change.rate("computed_tokens_total", "online")),
+        offline_tps=_short(change.rate("computed_tokens_total", "offline")),
+        online_rps=_short(change.rate("requests_total", "online")),
+        offline_rps=_short(change.rate("requests_total", "offline")),
+        kv_online_blocks=_short(change.gauge("kv_blocks", "online")),
+        kv_offline_blocks=_short(change.gauge("kv_blocks", "offline")),
+        kv_free_blocks=_short(change.gauge("kv_free_blocks")),
+        checkpoint_used_ratio=_short(change.gauge("checkpoint_used_ratio", "memory")),
+        stopped_steps=_short(change.total("stopped_steps_total")),
+        displaced_requests=_short(change.total("displaced_requests_total")),
+        restored_tokens=_short(change.total("restored_tokens_total")),
+        latency_model_error=_short(change.gauge("latency_model_error_ratio")),
+    )
 
 
-def columns(points: Iterable[Point]) -> dict[str, list[float | None]]:
-    """The points by column, as a chart wants them."""
-    rows = list(points)
-    return {name: [row[index] for row in rows] for index, name in enumerate(COLUMNS)}
+Figure = TypeVar("Figure", float, float | None)
+
+
+def _short(figure: Figure) -> Figure:
+    """With four digits after the point: two hours of them go to everybody who comes to watch."""
+    return figure if figure is None else round(figure, 4)

@@ -17,8 +17,8 @@ from conserve.engine.settings import EngineSettings
 from conserve.server.batches.routes import service_of
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.messages import Facts
 from conserve.server.dashboard.routes import attach_dashboard
-from conserve.server.dashboard.summary import Facts
 from conserve.server.keys import api_keys
 from conserve.server.lifespan import LifespanMiddleware, running
 from conserve.server.series import narrowed

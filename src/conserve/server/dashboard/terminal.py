@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import to_builtins
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from conserve.batch.lifecycle import TERMINAL
+from conserve.server.dashboard.messages import (
+    Batches,
+    Event,
+    Facts,
+    Hello,
+    LastEvents,
+    Memory,
+    Message,
+    Server,
+    Summary,
+    Tick,
+    Yields,
+    decode,
+)
 
 BARS = " ▁▂▃▄▅▆▇█"
 WIDTH = 60
@@ -21,109 +34,123 @@ STYLES = {"online": "blue", "offline": "yellow", "safe": "green", "late": "bold 
 SHOWN_BATCHES, SHOWN_EVENTS = 8, 6
 
 
-def events_in(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Name and data of each server-sent event. Raises ValueError for what is no feed of ours."""
+def messages_in(lines: Iterable[str]) -> Iterator[Message]:
+    """What a feed says. Raises ValueError for what is no feed of this version."""
     name = ""
     for line in lines:
         if line.startswith("event: "):
             name = line.removeprefix("event: ")
         elif line.startswith("data: "):
-            yield name, json.loads(line.removeprefix("data: "))
+            yield decode(name, line.removeprefix("data: "))
 
 
 @dataclass
 class View:
     """What the feed has said so far."""
 
-    facts: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    batches: dict[str, Any] | None = None
+    facts: Facts | None = None
+    summary: Summary | None = None
+    events: list[Event] = field(default_factory=list)
+    batches: Batches | None = None
     rates: list[tuple[float, float]] = field(default_factory=list)
     """Online and offline tokens a second, one pair a second, the newest last."""
-    _columns: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Whether everything has been said once."""
-        awaited = self.facts.get("has_batches") and self.batches is None
-        return bool(self.summary) and not awaited
+        awaited = self.facts and self.facts.has_batches and self.batches is None
+        return self.summary is not None and not awaited
 
-    def take(self, name: str, data: Any) -> None:
-        if name == "hello":
-            self.facts, self._columns = data["facts"], data["columns"]
-            fine = data["fine"]
-            pairs = zip(fine["online_tps"], fine["offline_tps"], strict=True)
-            self.rates = list(pairs)[-WIDTH:]
-        elif name == "tick":
-            self.summary = data["summary"]
-            online, offline = (self._columns.index(f"{c}_tps") for c in ("online", "offline"))
-            self.rates += [(point[online], point[offline]) for point in data["fine"]]
+    def take(self, message: Message) -> None:
+        if isinstance(message, Hello):
+            self.facts, self.rates = message.facts, []
+        if isinstance(message, Hello | Tick):
+            self.rates += [(point.online_tps, point.offline_tps) for point in message.fine]
             self.rates = self.rates[-WIDTH:]
-        elif name == "events":
-            self.events = data
-        elif name == "batches":
-            self.batches = data
+        if isinstance(message, Tick):
+            self.summary = message.summary
+        elif isinstance(message, LastEvents):
+            self.events = message.events
+        elif isinstance(message, Batches):
+            self.batches = message
 
     def as_json(self) -> dict[str, Any]:
-        batches = self.batches["data"] if self.batches else []
-        return {**self.summary, "facts": self.facts, "events": self.events, "batches": batches}
+        """To be asked once complete."""
+        told = {
+            "facts": self.facts,
+            "events": self.events,
+            "batches": self.batches.data if self.batches else [],
+        }
+        return {**to_builtins(self.summary), **to_builtins(told)}
 
 
 def screen(view: View) -> RenderableType:
-    parts: list[RenderableType] = [_head(view), _glance(view), _rates(view)]
+    """To be drawn once complete."""
+    assert view.facts is not None
+    assert view.summary is not None
+    parts: list[RenderableType] = [_head(view.facts, view.summary.server)]
+    parts += [_glance(view.facts, view.summary), _rates(view.rates)]
     if view.batches is not None:
         parts.append(_batches(view.batches))
     parts.append(_events(view.events))
     return Group(*parts)
 
 
-def _head(view: View) -> Text:
-    server = view.summary["server"]
-    text = Text.assemble(("ConServe ", "bold"), (view.facts["model"], ""), "  ")
-    text.append(
-        server["text"], "green" if server["state"] in ("serving", "idle", "ready") else "red"
-    )
-    text.append(f"  up {duration(server['uptime_s'])}", "dim")
+def _head(facts: Facts, server: Server) -> Text:
+    text = Text.assemble(("ConServe ", "bold"), (facts.model, ""), "  ")
+    text.append(server.text, "green" if server.state in ("serving", "idle", "ready") else "red")
+    text.append(f"  up {duration(server.uptime_s)}", "dim")
     return text
 
 
-def _glance(view: View) -> Table:
-    chat, harvest = view.summary["chat"], view.summary["harvest"]
-    requests, memory = view.summary["requests"], view.summary["memory"]
+def _glance(facts: Facts, summary: Summary) -> Table:
+    chat, offline = summary.chat, summary.requests.offline
     table = Table.grid(padding=(0, 2))
-    verdict = Text(chat["text"], STYLES.get(chat["state"], "dim"))
-    table.add_row("chat", verdict, Text(chat["detail"], "dim"))
-    for short, name in (("ttft", "first token"), ("tbt", "between tokens")):
-        p50, p99 = (seconds(chat[f"{short}_p{q}_s"]) for q in (50, 99))
-        target = seconds(view.facts[f"{short}_target_s"])
-        table.add_row(f"  {name}", f"P99 {p99}", Text(f"P50 {p50}, target {target}", "dim"))
-    rate = Text(f"{harvest['offline_tps']:,.0f} tokens/s", STYLES["offline"])
-    held = requests["offline"]
-    queue = f"{held['running']:,} running, {held['waiting']:,} waiting"
+    verdict = Text(chat.text, STYLES.get(chat.state, "dim"))
+    table.add_row("chat", verdict, Text(chat.detail, "dim"))
+    table.add_row(*_latency("first token", chat.ttft_p50_s, chat.ttft_p99_s, facts.ttft_target_s))
+    table.add_row(*_latency("between tokens", chat.tbt_p50_s, chat.tbt_p99_s, facts.tbt_target_s))
+    rate = Text(f"{summary.harvest.offline_tps:,.0f} tokens/s", STYLES["offline"])
+    queue = f"{offline.running:,} running, {offline.waiting:,} waiting"
     table.add_row("harvest", rate, Text(queue, "dim"))
-    total = sum(memory[f"{kind}_blocks"] or 0 for kind in ("online", "offline", "free"))
-    if total:
-        shares = [
-            f"{name} {(memory[f'{name}_blocks'] or 0) / total:.0%}"
-            for name in ("online", "offline", "free")
-        ]
+    if shares := _memory_shares(summary.memory):
         table.add_row("KV memory", shares[0], Text(", ".join(shares[1:]), "dim"))
-    yields = view.summary["yields"]
-    gave = f"{yields['stopped_steps']:,} steps stopped, "
-    gave += f"{yields['displaced_requests']:,} requests displaced"
-    table.add_row("gave way", "", Text(gave, "dim"))
+    table.add_row("gave way", "", Text(_gave_way(summary.yields), "dim"))
     return table
 
 
-def _rates(view: View) -> Panel:
-    most = max((on + off for on, off in view.rates), default=0.0)
+def _latency(
+    name: str, p50_s: float | None, p99_s: float | None, target_s: float
+) -> tuple[str, str, Text]:
+    rest = Text(f"P50 {seconds(p50_s)}, target {seconds(target_s)}", "dim")
+    return f"  {name}", f"P99 {seconds(p99_s)}", rest
+
+
+def _memory_shares(memory: Memory) -> list[str]:
+    """Nothing where the server tells of no blocks."""
+    blocks = {
+        "online": memory.online_blocks or 0,
+        "offline": memory.offline_blocks or 0,
+        "free": memory.free_blocks or 0,
+    }
+    total = sum(blocks.values())
+    return [f"{name} {number / total:.0%}" for name, number in blocks.items()] if total else []
+
+
+def _gave_way(yields: Yields) -> str:
+    return (
+        f"{yields.stopped_steps:,} steps stopped, {yields.displaced_requests:,} requests displaced"
+    )
+
+
+def _rates(rates: Sequence[tuple[float, float]]) -> Panel:
+    most = max((on + off for on, off in rates), default=0.0)
     lines = Text()
     for index, name in enumerate(("offline", "online")):
-        bars = "".join(_bar(rates[1 - index], most) for rates in view.rates)
+        bars = "".join(_bar(pair[1 - index], most) for pair in rates)
         lines.append(f"{name:8}", "dim").append(f"{bars:>{WIDTH}}\n", STYLES[name])
     lines.right_crop(1)
-    title = f"tokens a second, last {len(view.rates)} s, full height {most:,.0f}"
+    title = f"tokens a second, last {len(rates)} s, full height {most:,.0f}"
     return Panel(lines, title=title, title_align="left", border_style="dim", width=WIDTH + 12)
 
 
@@ -131,33 +158,32 @@ def _bar(value: float, most: float) -> str:
     return BARS[round(value / most * (len(BARS) - 1))] if most else BARS[0]
 
 
-def _batches(batches: dict[str, Any]) -> RenderableType:
-    if batches["error"]:
-        return Text(batches["error"], "red")
-    live = [each for each in batches["data"] if each["status"] not in TERMINAL]
-    ended = [each for each in batches["data"] if each["status"] in TERMINAL]
+def _batches(batches: Batches) -> RenderableType:
+    if batches.error:
+        return Text(batches.error, "red")
+    live = [batch for batch in batches.data if not batch.is_ended]
+    ended = [batch for batch in batches.data if batch.is_ended]
     table = Table("batch", "name", "status", "progress", "due", "expected end", box=None)
     for batch in [*live, *ended][:SHOWN_BATCHES]:
-        counts = batch["request_counts"]
-        due = batch["deadline"] or batch["expires_at"]
-        ends = batch["estimated_finish_at"]
+        counts, ends = batch.request_counts, batch.estimated_finish_at
+        due = batch.deadline or batch.expires_at
         words = (
-            batch["id"],
-            batch["name"] or batch["endpoint"],
-            batch["status"],
-            f"{batch['progress']:4.0%} {counts['completed']:,}/{counts['total']:,}",
-            "" if batch["status"] in TERMINAL else _until(due, batch["deadline_state"]),
+            batch.id,
+            batch.name or batch.endpoint,
+            batch.status,
+            f"{batch.progress:4.0%} {counts.completed:,}/{counts.total:,}",
+            "" if batch.is_ended else _until(due, batch.deadline_state),
             _until(ends, "") if ends else "",
         )
         table.add_row(*map(plain, words))
     return table if table.row_count else Text("no batches of this key", "dim")
 
 
-def _events(events: list[dict[str, Any]]) -> Text:
+def _events(events: Sequence[Event]) -> Text:
     lines = Text()
     for event in events[:SHOWN_EVENTS]:
-        clock = time.strftime("%H:%M:%S", time.localtime(event["time_s"]))
-        lines.append(f"{clock} ", "dim").append_text(plain(event["text"])).append("\n")
+        clock = time.strftime("%H:%M:%S", time.localtime(event.time_s))
+        lines.append(f"{clock} ", "dim").append_text(plain(event.text)).append("\n")
     return lines
 
 

@@ -50,34 +50,42 @@ function say(node, text, state) {
 
 const put = (id, text) => { if (at(id).textContent !== text) at(id).textContent = text; };
 
-function hello(data) {
-  page.facts = data.facts;
-  page.columns = data.columns;
-  page.points = { fine: data.fine, coarse: data.coarse };
+function hello({ facts, columns, fine, coarse }) {
+  page.facts = facts;
+  page.columns = columns;
+  page.points = { fine: byColumn(fine), coarse: byColumn(coarse) };
   page.leaving = undefined;
-  put("model", data.facts.model);
-  put("version", `ConServe on vLLM ${data.facts.version}`);
-  at("forget").hidden = !data.facts.needs_key;
-  document.title = `${data.facts.model} · ConServe`;
-  const { num_processes: processes, num_engines: engines } = data.facts;
+  put("model", facts.model);
+  put("version", `ConServe on vLLM ${facts.version}`);
+  at("forget").hidden = !facts.needs_key;
+  document.title = `${facts.model} · ConServe`;
+  const { num_processes: processes, num_engines: engines } = facts;
   const parts = ["Figures are the engine's own, of all requests to this server; percentiles are read from histograms, between their bounds."];
   if (engines > 1) parts.push(`They add up ${engines} engines.`);
   if (processes > 1) parts.push(`They cover all ${processes} API processes; the charts begin where the process that answered you began to watch.`);
   put("covers", parts.join(" "));
 }
 
-function tick(data) {
-  for (const ring of ["fine", "coarse"]) {
-    const held = page.points[ring];
-    for (const point of data[ring]) page.columns.forEach((name, i) => held[name].push(point[i]));
-    const extra = held.time_s.length - KEPT[ring];
-    if (extra > 0) page.columns.forEach((name) => held[name].splice(0, extra));
-  }
-  if (!data.summary.time_s) return;
-  page.summary = data.summary;
+function tick({ summary, fine, coarse }) {
+  add("fine", fine);
+  add("coarse", coarse);
+  if (!summary) return;
+  page.summary = summary;
   page.heard_s = now();
-  glance(data.summary);
+  glance(summary);
   draw();
+}
+
+/** Columns by name, as a chart wants them. */
+function byColumn(rows) {
+  return Object.fromEntries(page.columns.map((name, i) => [name, rows.map((row) => row[i])]));
+}
+
+function add(ring, rows) {
+  const points = page.points[ring];
+  for (const [name, values] of Object.entries(byColumn(rows))) points[name].push(...values);
+  const extra = points.time_s.length - KEPT[ring];
+  if (extra > 0) page.columns.forEach((name) => points[name].splice(0, extra));
 }
 
 function glance(summary) {
@@ -114,12 +122,11 @@ function showChat(chat) {
   put("chat-detail", chat.detail);
   if (page.verdict && page.verdict !== chat.text) put("spoken", `${chat.text}.`);
   page.verdict = chat.text;
-  meter("ttft-meter", chat, "ttft", page.facts.ttft_target_s);
-  meter("tbt-meter", chat, "tbt", page.facts.tbt_target_s);
+  meter("ttft-meter", chat.ttft_p50_s, chat.ttft_p99_s, chat.ttft_within, page.facts.ttft_target_s);
+  meter("tbt-meter", chat.tbt_p50_s, chat.tbt_p99_s, chat.tbt_within, page.facts.tbt_target_s);
 }
 
-function meter(id, chat, short, target) {
-  const [p50, p99, within] = [chat[`${short}_p50_s`], chat[`${short}_p99_s`], chat[`${short}_within`]];
+function meter(id, p50, p99, within, target) {
   const full = 1.25 * Math.max(target, p99 ?? 0);
   const place = (value) => `${(100 * (value ?? 0)) / full}%`;
   const one = at(id);
@@ -155,20 +162,20 @@ function draw() {
   for (const drawing of drawings) drawing.show(seen, [from, until]);
 }
 
-function events(list) {
-  const items = list.map((event) => {
+function events({ events: newest }) {
+  const items = newest.map((happened) => {
     const item = element("li");
-    item.dataset.kind = event.kind;
-    const time = element("time", clockSeconds(event.time_s));
-    time.dateTime = new Date(1000 * event.time_s).toISOString();
-    item.append(time, element("span", event.text));
+    item.dataset.kind = happened.kind;
+    const time = element("time", clockSeconds(happened.time_s));
+    time.dateTime = new Date(1000 * happened.time_s).toISOString();
+    item.append(time, element("span", happened.text));
     return item;
   });
   at("events").replaceChildren(...items);
 }
 
-function bye(data) {
-  page.leaving = data.text;
+function bye({ text }) {
+  page.leaving = text;
 }
 
 function askForKey(wasWrong) {

@@ -4,21 +4,19 @@ import { element } from "./charts.js";
 import { authorization } from "./feed.js";
 import { fromNow, moment, number, percent, span } from "./words.js";
 
-const ENDED = new Set(["completed", "failed", "expired", "cancelled"]);
-const CANCELLABLE = new Set(["validating", "in_progress", "finalizing"]);
 const DEADLINES = { unknown: "", on_track: "on track", at_risk: "at risk", will_miss: "will miss", met: "met", missed: "missed" };
 const ENDED_SHOWN = 5;
 
 const at = (id) => document.getElementById(id);
 const rows = new Map();
-let all = { data: [], error: null, has_more: false };
+let batches;
 let showAll = false;
 
-export function showBatches(batches) {
-  all = batches;
+export function showBatches(newest) {
+  batches = newest;
   at("batches").hidden = false;
-  const live = all.data.filter((batch) => !ENDED.has(batch.status));
-  const ended = all.data.filter((batch) => ENDED.has(batch.status));
+  const live = batches.data.filter((batch) => !batch.is_ended);
+  const ended = batches.data.filter((batch) => batch.is_ended);
   const shown = [...live, ...(showAll ? ended : ended.slice(0, ENDED_SHOWN))];
   at("batch-table").hidden = !shown.length;
   note(shown.length);
@@ -29,7 +27,7 @@ export function showBatches(batches) {
 }
 
 function note(count) {
-  const text = all.error ?? (count ? (all.has_more ? "The newest 50 of this key." : "") : "No batches of this key.");
+  const text = batches.error ?? (count ? (batches.has_more ? "The newest 50 of this key." : "") : "No batches of this key.");
   at("batches-note").textContent = text;
   at("batches-note").hidden = !text;
 }
@@ -81,7 +79,6 @@ function fill(row, batch) {
   };
   const now_s = Date.now() / 1000;
   const counts = batch.request_counts;
-  const ended = ENDED.has(batch.status);
   const title = batch.name ?? batch.endpoint;
   say(".name", title);
   say(".chip", batch.status.replace("_", " "));
@@ -92,14 +89,14 @@ function fill(row, batch) {
   const failed = counts.failed ? `, ${number(counts.failed)} failed` : "";
   say(".counts", `${percent(batch.progress)} · ${number(counts.completed)} of ${number(counts.total)}${failed}`);
   const due = batch.deadline ?? batch.expires_at;
-  say(".due", ended || !due ? "" : fromNow(due, now_s));
+  say(".due", batch.is_ended || !due ? "" : fromNow(due, now_s));
   say(".deadline", DEADLINES[batch.deadline_state] ?? "");
   part(".deadline").dataset.state = batch.deadline_state;
   const end = batch.estimated_finish_at;
-  say(".end", end ? (end > now_s ? `${moment(end)}` : "soon") : ended ? "" : "not known yet");
+  say(".end", end ? (end > now_s ? `${moment(end)}` : "soon") : batch.is_ended ? "" : "not known yet");
   say(".speed", end > now_s ? `in ${span(end - now_s)}` : "");
   const button = part("button");
-  button.hidden = !CANCELLABLE.has(batch.status);
+  button.hidden = !batch.is_cancellable;
   button.setAttribute("aria-label", `Cancel ${title} ${batch.id}`);
   button.onclick = () => askToCancel(batch, title);
 }
@@ -133,5 +130,5 @@ async function cancel(id) {
 
 at("more-batches").addEventListener("click", () => {
   showAll = !showAll;
-  showBatches(all);
+  showBatches(batches);
 });

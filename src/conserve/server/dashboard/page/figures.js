@@ -7,11 +7,10 @@ const roomy = (max, least) => Math.max(least, 1.08 * max);
 const column = (name) => (points, i) => points[name][i];
 const newest = (points, name) => points[name].at(-1);
 
-function latency(figure, title, short, target) {
-  const name = (q) => `${short}_p${q}_s`;
+function latency(figure, title, [p50, p99], target) {
   const series = [
-    { label: "P99", tone: "online", dots: true, read: column(name(99)) },
-    { label: "P50", tone: "online-soft", width: 1.5, dash: [4, 3], dots: true, read: column(name(50)) },
+    { label: "P99", tone: "online", dots: true, read: column(p99) },
+    { label: "P50", tone: "online-soft", width: 1.5, dash: [4, 3], dots: true, read: column(p50) },
   ];
   return new Chart(figure, {
     title,
@@ -19,8 +18,8 @@ function latency(figure, title, short, target) {
     format: duration,
     plots: [{ height: 170, series, format: duration, limit: target, top: (max) => roomy(max, 1.25 * target()) }],
     speak: (points) =>
-      `${title} of online requests: P99 ${duration(newest(points, name(99)))}, ` +
-      `P50 ${duration(newest(points, name(50)))}, target ${duration(target())}.`,
+      `${title} of online requests: P99 ${duration(newest(points, p99))}, ` +
+      `P50 ${duration(newest(points, p50))}, target ${duration(target())}.`,
   });
 }
 
@@ -77,12 +76,12 @@ function error(figure) {
   });
 }
 
-export function charts(targets) {
+export function charts(facts) {
   const at = (id) => document.getElementById(id);
   return [
     tokens(at("tokens")),
-    latency(at("ttft"), "Time to first token", "ttft", () => targets().ttft_target_s),
-    latency(at("tbt"), "Time between tokens", "tbt", () => targets().tbt_target_s),
+    latency(at("ttft"), "Time to first token", ["ttft_p50_s", "ttft_p99_s"], () => facts().ttft_target_s),
+    latency(at("tbt"), "Time between tokens", ["tbt_p50_s", "tbt_p99_s"], () => facts().tbt_target_s),
     memory(at("memory")),
     error(at("error")),
   ];
