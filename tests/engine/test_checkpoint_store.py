@@ -168,7 +168,7 @@ def test_a_copy_that_mistakes_the_layout_is_caught(name: str, careless: Packing)
 def test_a_tail_that_is_one_token_short_is_caught(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = SlotStore.write
+    right: Callable[..., set[int]] = SlotStore.write
 
     def short(self: SlotStore, blocks: Any, slots: Any, ranges: Any) -> set[int]:
         return right(self, blocks, slots, [(start, stop - 1) for start, stop in ranges])
@@ -325,7 +325,6 @@ class TestDisk:
         store.close()
 
     def test_a_killed_process_leaves_nothing(self, tmp_path: Path) -> None:
-        free = lambda: os.statvfs(tmp_path).f_bfree  # noqa: E731
         code = (
             "import sys, pathlib; from conserve.engine.checkpoint.disk import map_file;"
             "t = map_file(pathlib.Path(sys.argv[1]), 1 << 22); t.fill_(1);"
@@ -338,7 +337,7 @@ class TestDisk:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
             child.send_signal(signal.SIGKILL)
-        assert free() > 0
+        assert os.statvfs(tmp_path).f_bfree > 0
         assert list(tmp_path.iterdir()) == []
 
     def test_a_folder_that_cannot_be_made_is_one_warning(

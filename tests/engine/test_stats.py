@@ -28,7 +28,7 @@ pytestmark = pytest.mark.engine
 LABELS = ["model_name", "engine"]
 VALUES: dict[int, list[object]] = {0: ["smol", "0"], 1: ["smol", "1"]}
 TARGETS = {"conserve": {"slo_ttft_s": 0.8, "slo_tbt_s": 0.11}}
-SUFFIX = {Counter: "_total", Gauge: "", Histogram: "_sum"}
+SUFFIX: dict[type, str] = {Counter: "_total", Gauge: "", Histogram: "_sum"}
 
 
 def one_of_each(metric: Metric, stats: EngineStats, value: float) -> None:
@@ -48,7 +48,7 @@ def test_counters_add_gauges_keep_the_newest_histograms_keep_all() -> None:
         for metric in METRICS:
             one_of_each(metric, newer, value)
         assert total.aggregate(newer) is total
-    expected = {Counter: 3.5, Gauge: 2.5, Histogram: [1.0, 2.5]}
+    expected: dict[type, Any] = {Counter: 3.5, Gauge: 2.5, Histogram: [1.0, 2.5]}
     for metric in METRICS:
         label = "some" if metric.label else ""
         assert total.data[metric.name] == {label: expected[metric.kind]}

@@ -83,8 +83,8 @@ def play(tmp_path: Path, tiny_model: Path) -> Play:
 
     def run(environment: dict[str, str] | None = None, limit_s: float = 240, **job: Any) -> Played:
         log, result, output = tmp_path / "stops", tmp_path / "result", tmp_path / "output"
-        for file in (log, result):
-            file.unlink(missing_ok=True)
+        for old in (log, result):
+            old.unlink(missing_ok=True)
         job = {"model": str(tiny_model), "log": str(log), "result": str(result), **job}
         variables = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **(environment or {})}

@@ -50,7 +50,7 @@ def test_what_it_stored_amid_stops_is_what_it_loads(
     with start_server(*arguments) as server, ThreadPoolExecutor(NUM_DOCUMENTS) as pool:
         with harvesting(server, num_clients=2):
             futures = [pool.submit(ask, server, t, tier="flex", max_tokens=24) for t in texts]
-            answers = []
+            answers: list[list[str]] = []
             while len(answers) < NUM_ROUNDS or num_stops(server) <= 3:
                 assert len(answers) < MOST_ROUNDS, "hardly a step is stopped"
                 answers.append([ask(server, chat) for chat in chats])
