@@ -61,10 +61,11 @@ class Bench:
         )
         self.engine: Any = LLMEngine.from_engine_args(engine_args)
         self.scheduler = self.engine.engine_core.engine_core.scheduler
-        if not self.scheduler.can_stop:
+        if not self.scheduler.stopper.can_stop:
             raise SystemExit("steps cannot be stopped on this engine; nothing to measure")
-        self.scheduler.planner = self.plan
-        self.scheduler._announce = self.announce
+        self.scheduler.driver.planner = self.plan
+        self.announces = self.scheduler.stopper.announce
+        self.scheduler.stopper.announce = self.announce
         self.vocabulary = self.scheduler.vllm_config.model_config.get_vocab_size()
 
     @property
@@ -77,11 +78,15 @@ class Bench:
         grants = {view.request_id: self.num_tokens for view in views}
         return Plan(Mode.OFFLINE if grants else Mode.IDLE, grants, stoppable=bool(grants))
 
-    def announce(self, record: Any) -> None:
-        from conserve.engine.connector import StepMetadata
+    def announce(self, record: Any, output: Any) -> bool:
+        from conserve.engine.beside import our_metadata
 
-        if self.every:
-            self.scheduler._our_connector.next_step = StepMetadata(record.number, self.every)
+        announced = bool(self.announces(record, output))
+        ours = our_metadata(output.kv_connector_metadata)
+        ours.every = self.every
+        if not self.every:
+            ours.stoppable_step = None
+        return announced
 
     def step_s(self, every: int) -> float:
         """Seconds of one whole prefill with safepoints every so many layers; 0 for none."""

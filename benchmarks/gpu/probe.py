@@ -24,7 +24,7 @@ class Probe:
     def __init__(self, core: Any, deadline_s: float, folder: Path) -> None:
         self.core, self.deadline_s, self.folder = core, deadline_s, folder
         self.scheduler = core.scheduler
-        self.scheduler.planner = self._plan
+        self.scheduler.driver.planner = self._plan
         self._grants: dict[str, int] = {}
         self._stoppable = False
         self.number = 0
@@ -66,14 +66,17 @@ class Probe:
             "block_size": self.scheduler.block_size,
             "max_num_seqs": self.scheduler.max_num_running_reqs,
             "max_step_tokens": self.most_tokens,
-            "can_stop": self.scheduler.can_stop,
+            "can_stop": self.scheduler.stopper.can_stop,
         }
 
     def _plan(self, snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
         shape = self.shape(self._grants)
-        plan = Plan(Mode.OFFLINE, dict(self._grants), predicted_s=model.predict_s(shape))
-        plan.stoppable = self._stoppable and bool(self._grants)
-        return plan
+        return Plan(
+            Mode.OFFLINE,
+            dict(self._grants),
+            stoppable=self._stoppable and bool(self._grants),
+            predicted_s=model.predict_s(shape),
+        )
 
     def add(self, num_tokens: int) -> str:
         """A prompt that differs from every other from its first block on."""
@@ -114,11 +117,11 @@ class Probe:
         shape = self.shape(grants)
         ends = {name: self._computed(name) + num_tokens for name, num_tokens in grants.items()}
         self._grants, self._stoppable = grants, stoppable
-        self.number = self.scheduler._step_number + 1
+        self.number = self.scheduler.driver.steps.last_number + 1
         started = time.perf_counter()
         self.core.step_fn()
         self._grants = {}
-        while any(record.number == self.number for record in self.scheduler._steps):
+        while any(record.number == self.number for record in self.scheduler.driver.steps):
             self.core.step_fn()
         seconds = time.perf_counter() - started
         self.as_granted = all(self._computed(name) == end for name, end in ends.items())

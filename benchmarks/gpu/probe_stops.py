@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from probe import Probe
 
-from conserve.engine import scheduler as scheduler_module
+from conserve.engine import stopper as stopper_module
 from conserve.engine.capabilities import layers_between_safepoints
 
 SIZES = (512, 2048, 8192)
@@ -27,7 +27,7 @@ def sizes(probe: Probe) -> list[int]:
 def overhead(probe: Probe) -> dict[str, Any]:
     """The same prefill step, stoppable and not in turn; `every` is layers between safepoints."""
     found: list[dict[str, Any]] = []
-    ours = scheduler_module.layers_between_safepoints
+    ours = stopper_module.layers_between_safepoints
     looks = [None, 1]
     until = _shares(probe, len(sizes(probe)) * len(looks))
     try:
@@ -37,7 +37,7 @@ def overhead(probe: Probe) -> dict[str, Any]:
                 _force(every, used)
                 found.append(_pairs(probe, size, every, used, next(until)))
     finally:
-        scheduler_module.layers_between_safepoints = ours
+        stopper_module.layers_between_safepoints = ours
     return {"pairs": found}
 
 
@@ -54,7 +54,7 @@ def _force(every: int | None, used: list[int]) -> None:
         used.append(every or layers_between_safepoints(*arguments))
         return used[-1]
 
-    scheduler_module.layers_between_safepoints = layers
+    stopper_module.layers_between_safepoints = layers
 
 
 def _pairs(
@@ -132,11 +132,11 @@ def _stop_once(
 ) -> dict[str, Any] | None:
     """One step asked to stop after so long; None where it was over by then."""
     name, raised = probe.add(size), []
-    number = probe.scheduler._step_number + 1
+    number = probe.scheduler.driver.steps.last_number + 1
 
     def stop() -> None:
         raised.append(time.perf_counter())
-        probe.scheduler.flag.raise_for(number)
+        probe.scheduler.stopper.flag.raise_for(number)
 
     ends.clear()
     timer = threading.Timer(after_s, stop)

@@ -138,7 +138,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if options.careless:
         break_the_end(core.model_executor.driver_worker.worker)
     rng, layers = Random(options.seed), []
-    safepoints = get_kv_transfer_group().safepoints
+    safepoints = get_kv_transfer_group().worker_side.safepoints
 
     def never(step: int, layer: int) -> bool:
         return False
@@ -169,7 +169,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
         "dtype": options.dtype,
         "seed": options.seed,
-        "can_stop": core.scheduler.can_stop,
+        "can_stop": core.scheduler.stopper.can_stop,
         "num_stops": len(layers),
         "stopped_at_layers": sorted(set(layers)),
         "requests": same["of"],

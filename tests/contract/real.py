@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from conserve.core.learning import Experience
+from conserve.core.calibration import Recalibrator
 from conserve.engine.settings import EngineSettings
 from conserve.engine.steps import StepRecord
 from tests.contract.situation import (
@@ -54,7 +54,7 @@ def play(folder: Path, world: World, asks: Sequence[Ask]) -> Seen:
         settings=settings,
     )
     scheduler.clock.now_s = 0.0
-    scheduler.experience = Experience(COST, mean_error=COST.margin / 2)
+    scheduler.experience.recalibrator = Recalibrator(COST, mean_error=COST.margin / 2)
     seen = Seen({ask.name: ask for ask in asks})
     try:
         device = Device(BLOCK_SIZE)
@@ -102,10 +102,10 @@ class TimedEngine(Engine):
         clock = self.scheduler.clock
         clock.now_s = max(clock.now_s, next_s)
         # An engine that polls learns of it in that moment.
-        self.scheduler._our_connector.update_connector_output(self.device._reported())
+        self.scheduler.connector.update_connector_output(self.device._reported())
 
     def _watch(self) -> None:
-        decide, self._counts = self.scheduler.planner, dict[str, float]()
+        decide, self._counts = self.scheduler.driver.planner, dict[str, float]()
 
         def watched(snapshot: Any, model: Any, settings: Any) -> Any:
             before = copy_of(snapshot)
@@ -113,8 +113,8 @@ class TimedEngine(Engine):
             self.seen.decisions.append(Decision(before, model, plan))
             return plan
 
-        self.scheduler.planner = watched
-        connector = self.scheduler._our_connector
+        self.scheduler.driver.planner = watched
+        connector = self.scheduler.connector
         self._hand_over = connector.get_kv_connector_stats
         connector.get_kv_connector_stats = self._keep_counts
 
@@ -171,7 +171,7 @@ class TimedEngine(Engine):
     def _run(self, record: StepRecord, start_s: float) -> tuple[float, int | None]:
         """When the step ends, and after how many layers if it is stopped."""
         clock, scheduler = self.scheduler.clock, self.scheduler
-        if record.plan.stoppable and scheduler.flag.is_raised_for(record.number):
+        if record.plan.stoppable and scheduler.stopper.flag.is_raised_for(record.number):
             # While the step before it ran: it looks before its first layer.
             return start_s, 0
         seconds = COST.predict_s(record.shape)
@@ -184,7 +184,7 @@ class TimedEngine(Engine):
                 continue
             clock.now_s = ask.arrival_s
             scheduler.monitor.arrived(ask.name, ask.arrival_s, ask.num_prompt_tokens)
-            if layers is None and scheduler.flag.is_raised_for(record.number):
+            if layers is None and scheduler.stopper.flag.is_raised_for(record.number):
                 looks = math.ceil((ask.arrival_s - start_s) / (layer_s * SAFEPOINT_LAYERS) - 1e-9)
                 looks = max(0, looks)
                 stop_s = max(ask.arrival_s, start_s + looks * SAFEPOINT_LAYERS * layer_s)

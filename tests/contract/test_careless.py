@@ -78,9 +78,9 @@ DROP = EngineState.drop
 ENGINE, SIM, POLICY = "conserve.engine", "conserve.sim", "conserve.core.policy"
 
 CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
-    ("engine", f"{ENGINE}.scheduler:decide", online_when_it_suits, clauses.online_comes_first),
+    ("engine", f"{ENGINE}.driver:decide", online_when_it_suits, clauses.online_comes_first),
     ("sim", f"{SIM}.schedulers:decide", online_when_it_suits, clauses.online_comes_first),
-    ("engine", f"{ENGINE}.scheduler:decide", greedy_in_the_slack,
+    ("engine", f"{ENGINE}.driver:decide", greedy_in_the_slack,
      clauses.offline_tokens_keep_the_tbt_target),
     ("sim", f"{SIM}.schedulers:decide", greedy_in_the_slack,
      clauses.offline_tokens_keep_the_tbt_target),
@@ -94,7 +94,7 @@ CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
      clauses.decodes_are_stopped_while_their_tokens_can_be_in_time),
     ("sim", f"{SIM}.schedulers:should_stop", whoever_is_due,
      clauses.decodes_are_stopped_while_their_tokens_can_be_in_time),
-    ("engine", f"{ENGINE}.scheduler:roll_back", nothing, clauses.a_stopped_step_leaves_no_trace),
+    ("engine", f"{ENGINE}.stopper:roll_back", nothing, clauses.a_stopped_step_leaves_no_trace),
     ("sim", f"{SIM}.state:EngineState.drop", forget_to_undo,
      clauses.a_stopped_step_leaves_no_trace),
     ("engine", f"{ENGINE}.tracker:RequestTracker.stopped", nothing, clauses.stops_wear_off),

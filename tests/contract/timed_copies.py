@@ -81,7 +81,7 @@ def give_link(scheduler: Any, device: Device, tokens_per_s: float) -> TimedCopie
         scheduler.vllm_config, KVConnectorRole.WORKER, scheduler.kv_cache_config
     )
     copier = TimedCopier(device, scheduler.clock, tokens_per_s)
-    connector.copies.copier = copier
+    connector.worker_side.copies.copier = copier
     device.connector = connector
     scheduler.checkpointer.bandwidth.measured(tokens_per_s * TOKEN_BYTES)
     return copier

@@ -11,7 +11,6 @@ from typing import Any
 
 from conserve.engine.launch import vllm_arguments
 from conserve.engine.settings import EngineSettings
-from tests.engine.device import Device
 
 BLOCK_SIZE = 4
 TINY = {
@@ -58,6 +57,9 @@ def make_scheduler(
 
     from conserve.engine.scheduler import ConserveScheduler
 
+    class Timed(ConserveScheduler):
+        clock = FakeClock()
+
     model = TINY | {"max_position_embeddings": max_model_len}
     (folder / "config.json").write_text(json.dumps(model))
     config = EngineArgs(
@@ -84,16 +86,13 @@ def make_scheduler(
         kv_cache_groups=[KVCacheGroupSpec(["layers"], spec)],
     )
     init_none_hash(sha256)
-    scheduler = ConserveScheduler(
+    return Timed(
         vllm_config=config,
         kv_cache_config=cache,
         structured_output_manager=StructuredOutputManager(config),
         block_size=BLOCK_SIZE,
         log_stats=True,
     )
-    scheduler.clock = clock = FakeClock()
-    scheduler.monitor._clock = clock
-    return scheduler
 
 
 def make_request(
@@ -124,7 +123,8 @@ class Engine:
     """
 
     scheduler: Any
-    device: Device
+    device: Any
+    """A `Device`, or several that run each step together (`copies.Ranks`)."""
     step_s: float = 0.05
     stop: Callable[[int], bool] | None = None
     stop_layer: Callable[[], int] = lambda: 3
@@ -143,7 +143,7 @@ class Engine:
         """One turn of the loop; whether a forward ran or was waited for."""
         if len(self._queue) < self.depth and self.scheduler.has_requests():
             output = self.scheduler.schedule()
-            record = self.scheduler._steps[-1]
+            record = self.scheduler.driver.steps.newest
             self._queue.append((output, record))
             goes_on = output.total_num_scheduled_tokens or self.scheduler.has_requests()
             if len(self._queue) < self.depth and goes_on:
@@ -160,7 +160,7 @@ class Engine:
             if self.stop is not None:
                 stopped = self.stop(record.number)
             else:
-                stopped = self.scheduler.flag.is_raised_for(record.number)
+                stopped = self.scheduler.stopper.flag.is_raised_for(record.number)
         self.num_stops += stopped
         result = self.device.run(output, stop_at=self.stop_layer() if stopped else None)
         self.scheduler.clock.now_s += self.step_s

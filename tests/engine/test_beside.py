@@ -13,9 +13,10 @@ pytest.importorskip("vllm")
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from conserve.engine import connector as connector_module
 from conserve.engine import plugin
-from conserve.engine.connector import ConserveConnector, StepMetadata, others_have_work
+from conserve.engine import stopper as stopper_module
+from conserve.engine.beside import others_have_work
+from conserve.engine.connector import ConserveConnector, StepMetadata, find_ours
 from conserve.engine.door import KVConnectorBase_V1, KVConnectorMetadata
 from conserve.engine.launch import connectors
 from conserve.engine.stats import EngineStats
@@ -102,7 +103,7 @@ class TestConfiguration:
         assert "engine_id" not in child, "vLLM gives every child the id of the whole"
 
     def test_a_multi_connector_gets_ours_once(self) -> None:
-        several = {
+        several: dict[str, Any] = {
             "kv_connector": "MultiConnector",
             "kv_role": "kv_both",
             "kv_connector_extra_config": {"connectors": [THEIRS], "theirs": 1},
@@ -132,7 +133,7 @@ def run_under_stops(engine: Engine) -> tuple[int, list[dict[str, int]]]:
             asked.append(output.kv_connector_metadata.metadata[1].keep)
         return run(output, stop_at)
 
-    engine.device.run = note  # type: ignore[method-assign]
+    engine.device.run = note
     engine.stop = lambda step: True
     prompts = {f"off{i}": [40 * i + j + 1 for j in range(37)] for i in range(6)}
     for i, (name, prompt) in enumerate(prompts.items()):
@@ -152,23 +153,32 @@ def test_a_scheduler_that_forgets_them_is_caught(
     beside: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control of the test above."""
-    monkeypatch.setattr(connector_module, "others_have_work", lambda metadata: False)
+    monkeypatch.setattr(stopper_module, "others_have_work", lambda metadata: False)
     _, asked = run_under_stops(beside)
     assert any(asked), "the store believes that it has what a stopped step never computed"
 
 
 def test_such_a_step_is_not_announced_and_the_next_is_planned_short(beside: Engine) -> None:
     beside.add(make_request("off", list(range(1, 11)), 4, online=False, arrival_s=1.0))
-    assert beside.scheduler.snapshot(1.0).can_stop
+    driver, seen = beside.scheduler.driver, list[bool]()
+    decide = driver.planner
+
+    def noting(snapshot: Any, *others: Any) -> Any:
+        seen.append(snapshot.can_stop)
+        return decide(snapshot, *others)
+
+    driver.planner = noting
     output = beside.scheduler.schedule()
     ours, theirs = output.kv_connector_metadata.metadata
     assert theirs.keep == {"off": 10}
     assert ours.stoppable_step is None
-    assert not beside.scheduler.snapshot(1.0).can_stop
+    assert not driver.steps.newest.plan.stoppable
     beside.scheduler.update_from_output(output, beside.device.run(output))
     output = beside.scheduler.schedule()
     assert not output.kv_connector_metadata.metadata[1].keep
-    assert beside.scheduler.snapshot(1.0).can_stop
+    beside.scheduler.update_from_output(output, beside.device.run(output))
+    beside.scheduler.schedule()
+    assert seen == [True, False, True]
 
 
 class Unequal:
@@ -234,4 +244,4 @@ def test_our_figures_go_through_vllms_multi_connector(tmp_path: Path, beside: En
     prom.observe(wire, 0)
     assert "conserve:dropped_tokens" in registered
     assert counted == [5.0]
-    assert isinstance(beside.scheduler._our_connector, ConserveConnector)
+    assert isinstance(find_ours(beside.scheduler.connector), ConserveConnector)

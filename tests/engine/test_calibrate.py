@@ -205,8 +205,8 @@ def test_nothing_is_left_behind(make_core: MakeCore, log: Log, depth: int) -> No
     assert not scheduler.running
     assert len(scheduler.waiting) == 0
     assert not scheduler.has_requests()
-    assert not scheduler._steps
-    assert scheduler.planner is decide
+    assert not scheduler.driver.steps
+    assert scheduler.driver.planner is decide
     assert scheduler.stats.is_empty()
     assert not scheduler.tracker._views
     assert scheduler.experience.traffic.offline_share == 0
@@ -294,7 +294,7 @@ def test_without_a_profile_a_generic_model_serves(make_core: MakeCore, log: Log,
         core.scheduler.vllm_config.model_config.runner_type = "pooling"
     calibrate(core)
     assert log.warnings[-1].endswith("starting from a generic one")
-    assert core.scheduler.planner is decide
+    assert core.scheduler.driver.planner is decide
     assert not core.scheduler.requests
     core.engine.outputs.clear()
     core.engine.add(make_request("first", [1, 2, 3], 2, online=True, arrival_s=0.0))
@@ -349,8 +349,8 @@ def test_a_step_that_fails_ends_nothing_and_names_its_cause(
     scheduler = core.scheduler
     assert (scheduler.experience.model == GENERIC_MODEL) == (first < 7)
     assert not scheduler.requests
-    assert not scheduler._steps
-    assert scheduler.planner is decide
+    assert not scheduler.driver.steps
+    assert scheduler.driver.planner is decide
     core.engine.outputs.clear()
     core.engine.add(make_request("first", [1, 2, 3], 2, online=True, arrival_s=0.0))
     core.engine.run()

@@ -83,8 +83,8 @@ def test_settings_and_the_missing_connector_are_named() -> None:
 
 
 def looks(predicted_s: float, num_layers: int = 32, **settings: Any) -> int:
-    engine = scheduler(num_layers=num_layers)
-    return layers_between_safepoints(engine, EngineSettings(**settings), predicted_s)
+    config = scheduler(num_layers=num_layers).vllm_config
+    return layers_between_safepoints(config, EngineSettings(**settings), predicted_s)
 
 
 @pytest.mark.parametrize("predicted_s", [0.01, 0.3, 3.2, 32.0])

@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from conserve.core.snapshot import RequestView
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
-from conserve.engine.checkpoint.keeping import KeepsCheckpoints
+from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.checkpoint.orders import Ended, Report
 from conserve.engine.checkpoint.pool import HostPool, Worth
 from tests.engine.test_checkpoints import MakeEngine, make_engine, run_bursts
@@ -39,7 +39,7 @@ def test_a_planned_restore_survives_the_eviction_of_its_checkpoint(
         evictions.append(len(victims))
         send_down(self, victims)
 
-    monkeypatch.setattr(KeepsCheckpoints, "_worth", worth)
+    monkeypatch.setattr(CheckpointKeeper, "_worth", worth)
     monkeypatch.setattr(HostPool, "_send_down", counted)
     engine = make_engine(num_blocks=26, num_slots=6 + seed % 20, pace=1 + seed % 7)
     run_bursts(engine, seed, shared=(seed % 2) * 13)

@@ -10,8 +10,11 @@ import pytest
 pytest.importorskip("vllm")
 
 from conserve.engine.checkpoint import sizes
+from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.sizes import make_checkpointer, why_no_checkpoints
 from conserve.engine.settings import EngineSettings
+from conserve.engine.sides import SchedulerSide
+from conserve.engine.stats import EngineStats
 
 pytestmark = pytest.mark.engine
 
@@ -29,13 +32,13 @@ def group(kind: str = "FullAttentionSpec", **more: Any) -> Any:
     return SimpleNamespace(kv_cache_spec=spec, layer_names=["one", "two"])
 
 
-def scheduler(groups: Any = None, **changes: Any) -> Any:
+def engine(groups: Any = None, **changes: Any) -> Any:
     """An engine that can keep checkpoints, but for the changes."""
     values = {
         "block_size": 16,
         "has_mamba_layers": False,
         "is_encoder_decoder": False,
-        "num_spec_tokens": 0,
+        "num_speculative_tokens": 0,
         "runner_type": "generate",
         "world_size": 1,
         "decode_context_parallel_size": 1,
@@ -44,17 +47,22 @@ def scheduler(groups: Any = None, **changes: Any) -> Any:
         "kv_cache_groups": groups or [group()],
     } | changes
     part = SimpleNamespace(**values)
-    part.parallel_config = part.model_config = part.vllm_config = part.kv_cache_config = part
+    part.parallel_config = part.model_config = part
     return part
 
 
-def reason(engine: Any, **settings: Any) -> str:
-    return why_no_checkpoints(engine, EngineSettings(**settings), has_connector=True)
+def reason(part: Any, **settings: Any) -> str:
+    return why_no_checkpoints(part, part, EngineSettings(**settings))
+
+
+def make(part: Any, checkpoint_bytes: int) -> Checkpointer:
+    settings = EngineSettings(checkpoint_bytes=checkpoint_bytes)
+    return make_checkpointer(part, part, settings, EngineStats())
 
 
 def test_a_plain_cache_is_covered() -> None:
-    assert reason(scheduler()) == ""
-    assert reason(scheduler(world_size=4), checkpoint="swap") == ""
+    assert reason(engine()) == ""
+    assert reason(engine(world_size=4), checkpoint="swap") == ""
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,7 @@ def test_a_plain_cache_is_covered() -> None:
     [
         ({"has_mamba_layers": True}, "recurrent state"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
-        ({"num_spec_tokens": 2}, "draft models"),
+        ({"num_speculative_tokens": 2}, "draft models"),
         ({"runner_type": "pooling"}, "pooling"),
         ({"decode_context_parallel_size": 2}, "context parallelism"),
         ({"prefill_context_parallel_size": 2}, "context parallelism"),
@@ -70,33 +78,30 @@ def test_a_plain_cache_is_covered() -> None:
     ids=str,
 )
 def test_others_recompute_and_say_why(change: dict[str, Any], words: str) -> None:
-    assert words in reason(scheduler(**change))
+    assert words in reason(engine(**change))
 
 
 def test_caches_that_are_not_plain() -> None:
-    assert "several KV cache groups" in reason(scheduler([group(), group()]))
+    assert "several KV cache groups" in reason(engine([group(), group()]))
     windows = [group("SlidingWindowSpec", sliding_window=64)]
-    assert "without full attention" in reason(scheduler(windows))
-    assert "without full attention" in reason(scheduler([group(sliding_window=64)]))
+    assert "without full attention" in reason(engine(windows))
+    assert "without full attention" in reason(engine([group(sliding_window=64)]))
 
 
 def test_switched_off_and_without_our_connector() -> None:
-    assert "switched off" in reason(scheduler(), checkpoint="off")
-    found = why_no_checkpoints(scheduler(), EngineSettings(), has_connector=False)
-    assert "no ConserveConnector" in found
+    assert "switched off" in reason(engine(), checkpoint="off")
+    assert "no ConserveConnector" in SchedulerSide.without_connector().checkpointer.unusable
 
 
 @pytest.mark.parametrize(("world_size", "num_slots"), [(1, 10), (2, 5)])
 def test_the_pool_is_for_all_ranks_together(world_size: int, num_slots: int) -> None:
-    settings = EngineSettings(checkpoint_bytes=10 * SLOT_BYTES + 1)
-    made = make_checkpointer(scheduler(world_size=world_size), settings, has_connector=True)
-    assert made is not None
+    made = make(engine(world_size=world_size), 10 * SLOT_BYTES + 1)
+    assert not made.unusable
     assert made.pool.num_slots == num_slots
 
 
 def test_a_pool_smaller_than_a_block_is_none() -> None:
-    settings = EngineSettings(checkpoint_bytes=SLOT_BYTES - 1)
-    assert make_checkpointer(scheduler(), settings, has_connector=True) is None
+    assert "not one block" in make(engine(), SLOT_BYTES - 1).unusable
 
 
 def test_by_default_it_is_a_share_of_free_memory_or_of_the_cache(

@@ -73,7 +73,7 @@ def worker_half(scheduler: Any, device: Device, pace: int, fail: Any) -> Conserv
         scheduler.vllm_config, KVConnectorRole.WORKER, scheduler.kv_cache_config
     )
     queue = CheckedQueue(PretendStore(device, fail), scheduler, device)
-    connector.copies.copier = DawdlingCopier(queue, random.Random(pace), pace)
+    connector.worker_side.copies.copier = DawdlingCopier(queue, random.Random(pace), pace)
     return connector
 
 
@@ -90,7 +90,7 @@ def give_ranks(engine: Engine, number: int, fail: Any = None) -> None:
 
 def totals_of(engine: Engine) -> dict[str, float]:
     """The figures handed over so far, summed from here on; counters only, by name and label."""
-    connector = engine.scheduler._our_connector
+    connector = engine.scheduler.connector
     totals: dict[str, float] = {}
     hand_over = connector.get_kv_connector_stats
 
@@ -153,8 +153,8 @@ def assert_nothing_left(engine: Engine) -> None:
     assert not scheduler.waiting
     assert not scheduler.kv_holding_waiting
     for device in getattr(engine.device, "devices", [engine.device]):
-        while device.connector.copies.copier.queue.has_work():
-            device.connector.copies.copier.queue.advance()
+        while device.connector.worker_side.copies.copier.queue.has_work():
+            device.connector.worker_side.copies.copier.queue.advance()
         report = device.connector.build_connector_worker_meta()
         if report is not None:
             scheduler.checkpointer.take(report)
@@ -187,7 +187,7 @@ def test_stops_and_cancels_beside_copies(
     engine.stop = lambda step: chance.random() < 0.4
     run_bursts(engine, seed, shared=shared, cancel=True)
     assert engine.num_stops > 0
-    assert engine.device.connector.copies.copier.queue.num_stored > 0
+    assert engine.device.connector.worker_side.copies.copier.queue.num_stored > 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -265,7 +265,7 @@ def test_without_checkpoints_all_of_it_is_computed_again(
     make_engine: MakeEngine, depth: int
 ) -> None:
     engine = make_engine(depth, num_blocks=26, mode="off")
-    assert engine.scheduler.checkpointer is None
+    assert "switched off" in engine.scheduler.checkpointer.unusable
     engine.device.connector = None
     totals = totals_of(engine)
     chance = random.Random(3)

@@ -24,7 +24,6 @@ ARGUMENTS = {
     "AsyncScheduler.update_from_output": ["scheduler_output", "model_runner_output"],
     "AsyncScheduler.add_request": ["request"],
     "AsyncScheduler.finish_requests": ["request_ids", "finished_status"],
-    "AsyncScheduler.make_stats": [],
     "AsyncScheduler.reset_prefix_cache": ["reset_running_requests", "reset_connector"],
     "AsyncScheduler.shutdown": [],
     "AsyncScheduler._reserve_prefill_lookahead": [
@@ -35,6 +34,7 @@ ARGUMENTS = {
     "AsyncScheduler._preempt_request": ["request", "timestamp", "drop_stale_output"],
     "AsyncScheduler._handle_blocked_waiting_request": ["request"],
     "AsyncScheduler._free_request_blocks": ["request"],
+    "AsyncScheduler._request_blocks_can_be_freed": ["request"],
     "AsyncScheduler._set_kv_fetch_stage": ["request", "stage"],
     "CPUWorker.initialize_from_config": ["kv_cache_config"],
     "CPUWorker.execute_model": ["scheduler_output"],
@@ -69,9 +69,9 @@ STATE = {
         "kv_cache_manager", "block_size", "max_num_active_reqs", "max_num_running_reqs",
         "max_num_scheduled_tokens", "max_model_len", "num_spec_tokens", "log_stats",
         "num_waiting_for_streaming_input", "has_mamba_layers", "is_encoder_decoder",
-        "cache_config", "vllm_config", "_inflight_prefills", "_request_blocks_can_be_freed",
+        "cache_config", "vllm_config", "_inflight_prefills",
         "finished_recving_kv_req_ids", "failed_recving_kv_req_ids", "kv_cache_config"],
-    "scheduler.kv_cache_config": ["kv_cache_groups", "num_blocks"],
+    "scheduler.kv_cache_config": ["kv_cache_groups", "num_blocks", "has_mamba_layers"],
     "scheduler.kv_cache_manager": ["get_block_ids", "block_pool", "coordinator", "evict_blocks",
         "make_prefix_cache_stats", "prefix_cache_lookup_enabled"],
     "scheduler.kv_cache_manager.block_pool": ["get_num_free_blocks"],
@@ -80,14 +80,18 @@ STATE = {
         "num_cached_block", "req_to_blocks"],
     "scheduler.vllm_config": ["additional_config", "instance_id", "model_config",
         "parallel_config", "scheduler_config", "use_v2_model_runner", "is_mm_encoder_only",
-        "compilation_config", "ec_transfer_config", "aux_output_config"],
+        "compilation_config", "ec_transfer_config", "aux_output_config", "device_config",
+        "num_speculative_tokens"],
+    "scheduler.vllm_config.device_config": ["device_type"],
     "scheduler.vllm_config.aux_output_config": ["enabled"],
     "scheduler.vllm_config.compilation_config": ["cudagraph_mode", "max_cudagraph_capture_size"],
     "scheduler.vllm_config.compilation_config.cudagraph_mode": ["decode_mode", "mixed_mode"],
     "scheduler.vllm_config.parallel_config": ["data_parallel_index", "nnodes", "worker_cls",
-        "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "use_ubatching"],
+        "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "use_ubatching",
+        "rank", "world_size"],
     "scheduler.vllm_config.model_config": ["get_num_layers", "get_vocab_size", "get_hidden_size",
-        "runner_type", "model", "dtype", "quantization", "enforce_eager", "is_moe"],
+        "runner_type", "model", "dtype", "quantization", "enforce_eager", "is_moe",
+        "is_encoder_decoder"],
     "scheduler.vllm_config.observability_config": ["otlp_traces_endpoint"],
     "request": ["request_id", "priority", "arrival_time", "status", "num_tokens",
         "num_computed_tokens", "num_tokens_with_spec", "num_output_placeholders",
@@ -453,10 +457,10 @@ def vllm_imports(folder: Path) -> list[str]:
                 elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
                     ("import_module", "__import__")
                 ):
-                    modules = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                    modules = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
                 else:
                     continue
-                if any(str(module).split(".")[0] == "vllm" for module in modules):
+                if any(module.split(".")[0] == "vllm" for module in modules):
                     found.append(f"{name}:{node.lineno}")
     return found
 

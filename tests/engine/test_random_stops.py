@@ -17,8 +17,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from conserve.engine import scheduler as scheduler_module
 from conserve.engine import stopped
+from conserve.engine import stopper as stopper_module
 from conserve.engine.door import RequestStatus
 from tests.engine.device import VOCABULARY, Device, expected_output
 from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
@@ -147,7 +147,7 @@ def forget_prefix_cache(scheduler: Any, scheduled: dict[str, int], before: Any) 
     """Careless: leaves half-written blocks in the prefix cache."""
     real = stopped._uncache
     try:
-        stopped._uncache = lambda manager, request: set()
+        stopped._uncache = lambda kv_cache_manager, request: set()
         return stopped.roll_back(scheduler, scheduled, before)
     finally:
         stopped._uncache = real
@@ -180,7 +180,7 @@ def test_a_careless_stop_does_not_survive_them(
 ) -> None:
     """The negative controls. The third careless stop, a rank that ignores the flag, is caught in
     test_flag.py and, on real ranks, in tests/stops/test_two_ranks.py."""
-    monkeypatch.setattr(scheduler_module, "roll_back", careless)
+    monkeypatch.setattr(stopper_module, "roll_back", careless)
     chaos = make_chaos(depth, 32)
     with pytest.raises((AssertionError, IndexError, KeyError)):
         chaos.run_until(num_stops=750)

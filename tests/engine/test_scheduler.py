@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from conserve.engine import scheduler as scheduler_module
 from conserve.engine import stopped
+from conserve.engine import stopper as stopper_module
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
 from tests.engine.device import VOCABULARY, Device, StaleReadError, expected_output
@@ -73,7 +73,7 @@ def assert_nothing_left(engine: Engine) -> None:
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one is the null block
     assert not engine.scheduler.running
     assert len(engine.scheduler.waiting) == 0
-    assert not engine.scheduler._steps
+    assert not engine.scheduler.driver.steps
 
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
@@ -107,7 +107,7 @@ def test_tokens_add_up(make_engine: MakeEngine) -> None:
     chance = random.Random(5)
     engine.stop = lambda step: chance.random() < 0.3
     totals: dict[str, float] = {}
-    connector = engine.scheduler._our_connector
+    connector = engine.scheduler.connector
     hand_over = connector.get_kv_connector_stats
 
     def keep() -> Any:
@@ -132,7 +132,7 @@ def forget_prefix_cache(scheduler: Any, scheduled: dict[str, int], before: Any) 
     """Careless: leaves half-written blocks in the prefix cache."""
     real = stopped._uncache
     try:
-        stopped._uncache = lambda manager, request: set()
+        stopped._uncache = lambda kv_cache_manager, request: set()
         return stopped.roll_back(scheduler, scheduled, before)
     finally:
         stopped._uncache = real
@@ -230,7 +230,7 @@ def test_a_careless_stop_is_caught(
     make_engine: MakeEngine, careless: Any, play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control of the tests above."""
-    monkeypatch.setattr(scheduler_module, "roll_back", careless)
+    monkeypatch.setattr(stopper_module, "roll_back", careless)
     with pytest.raises((AssertionError, IndexError, KeyError)):
         play(make_engine(num_blocks=64, max_step_tokens=128))
 
@@ -251,11 +251,11 @@ def test_an_arrival_raises_the_flag_of_the_running_step(make_engine: MakeEngine)
     for i, prompt in enumerate(prompts(3, 4)):
         engine.add(make_request(f"off{i}", prompt, 4, online=False, arrival_s=i * 0.001))
     output = engine.scheduler.schedule()
-    record = engine.scheduler._steps[-1]
+    record = engine.scheduler.driver.steps.newest
     assert record.plan.stoppable
-    assert not engine.scheduler.flag.is_raised_for(record.number)
+    assert not engine.scheduler.stopper.flag.is_raised_for(record.number)
     engine.scheduler.monitor.arrived("on", engine.scheduler.clock.now_s, 8)
-    assert engine.scheduler.flag.is_raised_for(record.number)
+    assert engine.scheduler.stopper.flag.is_raised_for(record.number)
     result = engine.device.run(output, stop_at=0)
     engine.scheduler.update_from_output(output, result)
     held_back = engine.scheduler.schedule()

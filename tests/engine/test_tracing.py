@@ -24,7 +24,7 @@ LINE = "batch_" + "0a" * 16 + "-12"
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     scheduler = make_scheduler(tmp_path, num_blocks=24)
-    scheduler._notes = TraceNotes(enabled=True)
+    scheduler.driver.notes = TraceNotes(enabled=True)
     yield Engine(scheduler, Device(BLOCK_SIZE))
     scheduler.shutdown()
 
@@ -83,7 +83,7 @@ def test_a_displaced_request_says_how_often_and_that_it_came_back(engine: Engine
 
 def test_without_tracing_no_header_is_made(engine: Engine) -> None:
     """The negative control: what the tests above see comes from the notes."""
-    engine.scheduler._notes = TraceNotes(enabled=False)
+    engine.scheduler.driver.notes = TraceNotes(enabled=False)
     add(engine, "off", 20, 4, online=False)
     stops = iter([True])
     engine.stop = lambda step: next(stops, False)

@@ -205,12 +205,12 @@ def test_where_nobody_yields_nothing_is_recomputed(make_engine: MakeEngine, dept
     """Also where the next step is scheduled before the output of this one is in."""
     engine = make_engine(depth)
     totals = EngineStats()
-    connector = engine.scheduler._our_connector
+    connector = engine.scheduler.connector
     connector.get_kv_connector_stats = lambda: None
     for i in range(3):
         prompt = [100 * i + j + 1 for j in range(70)]
         engine.add(make_request(f"off{i}", prompt, 6, online=False, arrival_s=float(i)))
     engine.run()
-    totals.aggregate(connector.stats)
+    totals.aggregate(engine.scheduler.stats)
     assert totals.data["computed_tokens"] == {"offline": engine.device.num_tokens_run}
     assert "recomputed_tokens" not in totals.data

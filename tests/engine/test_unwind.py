@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 import torch
 
 from conserve.engine import worker as worker_module
+from conserve.engine.flag import StopFlag
 from conserve.engine.safepoints import Safepoints, StopStep
 from conserve.engine.stopped import StoppedOutput
 from conserve.engine.worker import StoppableWorker
@@ -26,7 +27,8 @@ class Connectors:
     """The runner's side of KV connectors: what it was told, in order."""
 
     def __init__(self, safepoints: Safepoints) -> None:
-        self.safepoints, self.log = safepoints, []
+        self.safepoints = safepoints
+        self.log: list[str] = []
 
     def pre_forward(self, scheduler_output: Any) -> None:
         self.log.append("pre")
@@ -98,8 +100,6 @@ class RunnerV2(Runner):
 class VllmWorker:
     """What vLLM's workers do with either runner."""
 
-    rank = 0
-
     def __init__(self, runner: Any, config: Any) -> None:
         self.model_runner, self.vllm_config = runner, config
 
@@ -115,6 +115,8 @@ class VllmWorker:
 class Worker(StoppableWorker, VllmWorker):
     """As ConserveGPUWorker is built."""
 
+    flag: StopFlag
+
 
 def step(number: int, *, stoppable: bool = True, finished: tuple[str, ...] = ()) -> Any:
     return SimpleNamespace(
@@ -127,24 +129,18 @@ def step(number: int, *, stoppable: bool = True, finished: tuple[str, ...] = ())
 
 @pytest.fixture(params=["v1", "v2"])
 def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    ours = SimpleNamespace(safepoints=None)
+    flag = StopFlag(f"test-unwind-{request.param}")
+    flag.reset()
+    ours = SimpleNamespace(safepoints=Safepoints(flag, rank=0))
     monkeypatch.setattr(worker_module, "has_kv_transfer_group", lambda: True)
     monkeypatch.setattr(worker_module, "get_kv_transfer_group", lambda: ours)
     monkeypatch.setattr(worker_module, "find_ours", lambda group: group)
     model = SimpleNamespace(get_hidden_size=lambda: HIDDEN, dtype=torch.float32)
-    config = SimpleNamespace(
-        use_v2_model_runner=request.param == "v2",
-        model_config=model,
-        instance_id=f"test-unwind-{request.param}",
-        additional_config={},
-        parallel_config=SimpleNamespace(data_parallel_index=0),
-    )
+    config = SimpleNamespace(use_v2_model_runner=request.param == "v2", model_config=model)
     runner = (RunnerV2 if request.param == "v2" else RunnerV1)(ours)
     worker = Worker(runner, config)
     worker.initialize_from_config(None)
-    flag = worker_module.StopFlag(worker_module.flag_name(config))
-    flag.reset()
-    worker.flag = flag  # type: ignore[attr-defined]
+    worker.flag = flag
     yield worker
     flag.unlink()
 

@@ -34,7 +34,7 @@ SCHEMA = {
 
 
 def patch_flag(job: dict[str, Any]) -> None:
-    chance, share = random.Random(job.get("seed", 0)), job.get("share", 0.2)
+    chance, share = random.Random(job.get("seed", 0)), float(job.get("share", 0.2))
     lead, follow = StopFlag.lead, StopFlag.follow
 
     def note(rank: str, step: int, point: int) -> None:
@@ -51,7 +51,7 @@ def patch_flag(job: dict[str, Any]) -> None:
     def follow_and_note(self: StopFlag, step: int, point: int) -> bool:
         if stops := follow(self, step, point):
             note(f"follower-{os.getpid()}", step, point)
-        return stops and job.get("careless") != "follower"
+        return bool(stops and job.get("careless") != "follower")
 
     def silent_lead(self: StopFlag, step: int, point: int) -> bool:
         return chance.random() < share
@@ -101,9 +101,9 @@ def make_engine(job: dict[str, Any]) -> Any:
 
     plugin.register()
     if job.get("careless") == "scheduler":
-        from conserve.engine import scheduler
+        from conserve.engine import stopper
 
-        scheduler.roll_back = lambda *_: []  # type: ignore[assignment]
+        vars(stopper)["roll_back"] = lambda *_: []
     settings = EngineSettings(profile_seconds=0, stop_response_s=1e-6, **job.get("settings", {}))
     ours = vllm_arguments(settings)
     options: dict[str, Any] = {
@@ -139,9 +139,9 @@ def force_async_scheduling(config: Any) -> None:
         def synchronize(self) -> None: ...
         def wait_stream(self, *_: Any) -> None: ...
 
-    torch.cuda.Event = torch.cuda.Stream = Done  # type: ignore[assignment, misc]
-    torch.cuda.current_stream = Done  # type: ignore[assignment]
-    torch.cuda.stream = lambda _: nullcontext()  # type: ignore[assignment]
+    torch.cuda.Event = torch.cuda.Stream = Done
+    torch.cuda.current_stream = Done
+    torch.cuda.stream = lambda _: nullcontext()
     config.scheduler_config.async_scheduling = True
 
 
@@ -217,7 +217,7 @@ def main() -> None:
         "whole": whole,
         "stopped": stopped,
         "free_blocks": blocks,
-        "can_stop": scheduler.can_stop,
+        "can_stop": scheduler.stopper.can_stop,
         "steps_in_flight": engine.engine_core.engine_core.batch_queue_size,
     }
     Path(JOB["result"]).write_text(json.dumps(result))

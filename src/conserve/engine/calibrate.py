@@ -97,7 +97,7 @@ def _report(scheduler: Any, profile: Profile, origin: str) -> None:
         1000 * targets.ttft_s,
         1000 * targets.tbt_s,
         num_blocks * scheduler.block_size,
-        "" if scheduler.can_stop else " not",
+        "" if scheduler.stopper.can_stop else " not",
     )
     for name, least_s, target_s in (
         ("TBT", model.predict_s(StepShape(1, 0.0, 1, 128)), targets.tbt_s),
@@ -126,16 +126,16 @@ def _roomy_ms(least_s: float) -> int:
 def _measure(engine_core: Any, seconds: float) -> Profile | None:
     """Time steps for about `seconds`, and fit. None where no step can be timed, which is logged
     with its cause and ends nothing."""
-    scheduler = engine_core.scheduler
+    driver = engine_core.scheduler.driver
     bench = ProfileBench(engine_core, seconds)
-    policy, scheduler.planner = scheduler.planner, bench.plan
+    policy, driver.planner = driver.planner, bench.plan
     try:
         bench.run(CPU_REACH if current_platform.is_cpu() else GPU_REACH)
     except Exception:  # whatever a model, a kernel or a worker raises
         logger.exception("ConServe: a step of the start-up profile failed")
         bench.abandon()
     finally:
-        scheduler.planner = policy
+        driver.planner = policy
     _clear(bench)
     return _fit(bench)
 
@@ -147,7 +147,7 @@ def _clear(bench: ProfileBench) -> None:
         logger.exception("ConServe: the engine failed after the start-up profile")
         bench.abandon()
     bench.scheduler.reset_prefix_cache()
-    bench.scheduler.forget_history()
+    bench.scheduler.driver.forget_history()
 
 
 def _fit(bench: ProfileBench) -> Profile | None:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from conserve.engine.door import current_platform
+from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.settings import EngineSettings
 
 CPU_RESPONSE_S = 0.1
 GPU_RESPONSE_S = 0.005
 
 
-def why_not_stoppable(scheduler: Any, settings: EngineSettings, *, has_connector: bool) -> str:
+def why_not_stoppable(
+    scheduler: SchedulerView, settings: EngineSettings, *, has_connector: bool
+) -> str:
     """The reason why no step may be stopped between layers, or nothing if steps may be."""
     config = scheduler.vllm_config
     parallel = config.parallel_config
@@ -49,13 +52,14 @@ def passes_safepoints(vllm_config: Any, grants: Mapping[str, int]) -> bool:
     return bool(runs.name != "FULL")
 
 
-def layers_between_safepoints(scheduler: Any, settings: EngineSettings, predicted_s: float) -> int:
+def layers_between_safepoints(
+    vllm_config: Any, settings: EngineSettings, predicted_s: float
+) -> int:
     """Layers from one look at the flag to the next, so that a stop answers in time: within two
     such stretches, the one in which the flag goes up and the one that CUDA has queued by then
     (`safepoints.RUN_AHEAD`)."""
     default_s = CPU_RESPONSE_S if current_platform.is_cpu() else GPU_RESPONSE_S
     response_s = settings.stop_response_s or default_s
-    config = scheduler.vllm_config
-    num_layers = config.model_config.get_num_layers(config.parallel_config)
+    num_layers = vllm_config.model_config.get_num_layers(vllm_config.parallel_config)
     layer_s = predicted_s / max(1, num_layers)
     return max(1, min(num_layers // 4, int(response_s / 2 / layer_s))) if layer_s > 0 else 1

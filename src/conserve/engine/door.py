@@ -20,6 +20,7 @@ DOORS = {
     "KVConnectorFactory": "vllm.distributed.kv_transfer.kv_connector.factory",
     "KVConnectorMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorPromMetrics": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
+    "KVConnectorRole": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorWorkerMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "KVConnectorStats": "vllm.distributed.kv_transfer.kv_connector.v1.metrics",
     "ModelRunnerOutput": "vllm.v1.outputs",
@@ -46,9 +47,10 @@ DOORS = {
 
 METHODS = {
     "AsyncScheduler": (
-        "schedule", "update_from_output", "add_request", "finish_requests", "make_stats",
+        "schedule", "update_from_output", "add_request", "finish_requests",
         "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead", "_preempt_request",
         "_handle_blocked_waiting_request", "_free_request_blocks", "_set_kv_fetch_stage",
+        "_request_blocks_can_be_freed",
     ),
     "CPUWorker": ("initialize_from_config", "execute_model", "sample_tokens"),
     "EngineCore": (

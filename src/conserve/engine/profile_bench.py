@@ -145,12 +145,13 @@ class ProfileBench:
     def _step(self, grants: dict[str, int]) -> float:
         """Run one step to its end; its time in seconds. Under async scheduling an empty step
         may still be queued behind it."""
-        number = self.scheduler._step_number + 1
+        steps = self.scheduler.driver.steps
+        number = steps.last_number + 1
         self.grants = grants
         started = time.perf_counter()
         self.engine_core.step_fn()
         self.grants = {}
-        while any(record.number == number for record in self.scheduler._steps):
+        while any(record.number == number for record in steps):
             self.engine_core.step_fn()
         return time.perf_counter() - started
 
@@ -165,7 +166,7 @@ class ProfileBench:
     def clear(self) -> None:
         """Take every request of ours away, and let the workers know."""
         self._drop([name for name in self.scheduler.requests if name.startswith(PREFIX)])
-        while self.scheduler.has_requests() or self.scheduler._steps:
+        while self.scheduler.has_requests() or self.scheduler.driver.steps:
             self.engine_core.step_fn()
 
     def abandon(self) -> None:
@@ -174,4 +175,4 @@ class ProfileBench:
         queue = getattr(self.engine_core, "batch_queue", None)
         if queue is not None:
             queue.clear()
-        self.scheduler._steps.clear()
+        self.scheduler.driver.steps.forget()

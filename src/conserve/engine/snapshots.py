@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
-from conserve.core.snapshot import RequestView, Snapshot
+from conserve.core.learning import Experience
+from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.door import RequestStatus
 from conserve.engine.queue import is_online
+from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.tracker import RequestTracker
 
 OFFLINE_HEAD = 32
@@ -16,66 +19,73 @@ OFFLINE_HEAD = 32
 SCHEDULABLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
-class TakesSnapshots:
-    """Mixin over a vLLM scheduler."""
+class Snapshots:
+    """Takes them. Changes nothing but the tracker's views."""
 
-    can_stop: bool
-    block_size: int
-    experience: Any
-    kv_cache_manager: Any
-    kv_holding_waiting: Any
-    max_num_active_reqs: int
-    max_num_scheduled_tokens: int
-    num_waiting_for_streaming_input: int
-    running: list[Any]
-    settings: Any
-    tracker: RequestTracker
-    waiting: Any
-    _decode_width: int
-    _others_busy: bool
+    def __init__(
+        self,
+        scheduler: SchedulerView,
+        targets: Targets,
+        tracker: RequestTracker,
+        experience: Experience,
+        checkpointer: Checkpointer,
+    ) -> None:
+        self.decode_width = 1 + scheduler.num_spec_tokens
+        self._scheduler = scheduler
+        self._targets = targets
+        self._tracker = tracker
+        self._experience = experience
+        self._checkpointer = checkpointer
 
-    def _online_resident(self) -> bool:
-        return bool(self.waiting.online) or any(is_online(r) for r in self.running)
+    def online_resident(self) -> bool:
+        """Whether an online request runs, or waits for more than blocks of its own."""
+        scheduler = self._scheduler
+        return bool(scheduler.waiting.online) or any(is_online(r) for r in scheduler.running)
 
-    def snapshot(self, now_s: float) -> Snapshot:
-        traffic = self.experience.traffic
-        head = self.waiting.offline_head(OFFLINE_HEAD)
+    def take(self, now_s: float, *, can_stop: bool) -> Snapshot:
+        """Good until the next step is scheduled. Call once a step: it spends the copies' budget."""
+        scheduler, host = self._scheduler, self._checkpointer
+        traffic = self._experience.traffic
         # vLLM keeps those that hold blocks (their KV was loaded) apart, and admits them first.
-        held = list(self.kv_holding_waiting)
+        held = list(scheduler.kv_holding_waiting)
         held_online = [r for r in held if is_online(r)]
         held_offline = [r for r in held if not is_online(r)]
-        running = self.tracker.running(self.running)
+        head = scheduler.waiting.offline_head(OFFLINE_HEAD)
+        running = self._tracker.running(scheduler.running)
         waiting_offline = self._waiting_views(chain(held_offline, head))
+        host.describe(running)
+        host.describe_waiting(waiting_offline)
         return Snapshot(
             now_s=now_s,
             running=running,
-            waiting_online=self._waiting_views(chain(held_online, self.waiting.online)),
+            waiting_online=self._waiting_views(chain(held_online, scheduler.waiting.online)),
             waiting_offline=waiting_offline,
-            num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
-            num_free_slots=self.max_num_active_reqs
-            - len(self.running)
-            - self.num_waiting_for_streaming_input,
-            block_size=self.block_size,
-            max_step_tokens=self.max_num_scheduled_tokens,
-            targets=self.settings.targets,
-            decode_width=self._decode_width,
+            num_free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+            num_free_slots=scheduler.max_num_active_reqs
+            - len(scheduler.running)
+            - scheduler.num_waiting_for_streaming_input,
+            block_size=scheduler.block_size,
+            max_step_tokens=scheduler.max_num_scheduled_tokens,
+            targets=self._targets,
+            decode_width=self.decode_width,
             interruption_rate=traffic.interruption_rate,
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,
-            # What a connector was asked once it will likely be asked again.
-            can_stop=self.can_stop and not self._others_busy,
-            **self._describe(running, waiting_offline),  # type: ignore[attr-defined]
+            can_stop=can_stop,
+            copy_tokens=host.copy_tokens(now_s),
+            copy_tail=host.least_tail,
+            restore_tokens_per_s=host.restore_tokens_per_s,
+            restore_queue_s=host.restore_queue_s,
         )
 
     def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:
         schedulable = (r for r in requests if r.status in SCHEDULABLE)
-        return self.tracker.waiting(
-            schedulable, self._num_prefix_cached, self.max_num_scheduled_tokens
-        )
+        most_tokens = self._scheduler.max_num_scheduled_tokens
+        return self._tracker.waiting(schedulable, self._num_prefix_cached, most_tokens)
 
     def _num_prefix_cached(self, request: Any) -> int:
         """Tokens of a waiting request that vLLM will find computed when it admits it."""
-        manager = self.kv_cache_manager
+        manager = self._scheduler.kv_cache_manager
         if request.num_computed_tokens or not manager.prefix_cache_lookup_enabled(request):
             return int(request.num_computed_tokens)
         longest = request.num_tokens - 1

@@ -115,6 +115,14 @@ class EngineStats(KVConnectorStats):  # type: ignore[misc]
     def is_empty(self) -> bool:
         return not self.data
 
+    def take(self) -> EngineStats | None:
+        """What has come together so far, if anything; nothing of it stays."""
+        if self.is_empty():
+            return None
+        taken = EngineStats(data=self.data)
+        self.reset()
+        return taken
+
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         for name, label, value in other.items():
             kind = BY_NAME[name].kind

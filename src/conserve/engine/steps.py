@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from conserve.core.latency import LatencyModel, StepShape
@@ -34,6 +36,40 @@ class StepRecord:
 
     def running(self, begins_s: float, predicted_s: float) -> RunningStep:
         return RunningStep(begins_s, predicted_s, self.plan.online_shape, self.plan.due_s)
+
+
+class StepsInFlight:
+    """Steps whose output is not in yet, oldest first: two at most under async scheduling."""
+
+    def __init__(self) -> None:
+        self._records: deque[StepRecord] = deque()
+        self.last_number = 0
+        """Steps are numbered from 1 on."""
+
+    def begin(self, plan: Plan, now_s: float) -> StepRecord:
+        self.last_number += 1
+        record = StepRecord(self.last_number, plan, now_s)
+        self._records.append(record)
+        return record
+
+    def end(self) -> StepRecord:
+        """The oldest: its output is in. Raises IndexError where there is none."""
+        return self._records.popleft()
+
+    def forget(self) -> None:
+        """Their output never comes: the engine failed under them."""
+        self._records.clear()
+
+    @property
+    def newest(self) -> StepRecord:
+        """Raises IndexError where there is none."""
+        return self._records[-1]
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
 
 
 def learn(experience: Experience, record: StepRecord, now_s: float, stats: EngineStats) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conserve.engine.door import ModelRunnerOutput, RequestStatus
+from conserve.engine.scheduler_view import SchedulerView
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Before:
 
 
 def roll_back(
-    scheduler: Any, num_scheduled_tokens: dict[str, int], before: dict[str, Before]
+    scheduler: SchedulerView, num_scheduled_tokens: dict[str, int], before: dict[str, Before]
 ) -> list[str]:
     """Undo one scheduled step whose forward did not happen, before its (empty) output is read.
 

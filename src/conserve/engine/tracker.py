@@ -46,6 +46,10 @@ class RequestTracker:
             self._views = {name: view for name, view in self._views.items() if name in live}
             self._high_water = {n: high for n, high in self._high_water.items() if n in live}
 
+    def forget_all(self) -> None:
+        self._views.clear()
+        self._high_water.clear()
+
     def get(self, request_id: str) -> RequestView | None:
         return self._views.get(request_id)
 

@@ -15,9 +15,7 @@ from conserve.engine.door import (
     get_kv_transfer_group,
     has_kv_transfer_group,
 )
-from conserve.engine.flag import StopFlag, flag_name
-from conserve.engine.safepoints import Safepoints, StopStep
-from conserve.engine.settings import EngineSettings
+from conserve.engine.safepoints import StopStep
 from conserve.engine.stopped import StoppedOutput
 from conserve.engine.unwind import Unwinding, UnwindV1, UnwindV2
 
@@ -27,27 +25,17 @@ class StoppableWorker:
 
     model_runner: Any
     vllm_config: Any
-    rank: int
     _unwinding: Unwinding | None = None
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
         result = super().initialize_from_config(*args, **kwargs)  # type: ignore[misc]
         self._step_request_ids: list[str] = []
-        connector = find_ours(get_kv_transfer_group()) if has_kv_transfer_group() else None
-        if connector is not None:
-            connector.safepoints = self._safepoints()
+        if has_kv_transfer_group() and find_ours(get_kv_transfer_group()) is not None:
             if self.vllm_config.use_v2_model_runner:
                 self._unwinding = UnwindV2(self.model_runner)
             else:
                 self._unwinding = UnwindV1(self.model_runner, self.vllm_config.model_config)
         return result
-
-    def _safepoints(self) -> Safepoints:
-        on_cuda = torch.cuda.is_available() and self.model_runner.device.type == "cuda"
-        make_event = torch.cuda.Event if on_cuda else None
-        settings = EngineSettings.of(self.vllm_config.additional_config)
-        flag = StopFlag(flag_name(self.vllm_config), rank_timeout_s=settings.rank_timeout_s)
-        return Safepoints(flag, self.rank, make_event)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         if self._unwinding is None:

@@ -32,11 +32,14 @@ class Checkpointer:
         *,
         num_ranks: int,
         incremental: bool = True,
+        stats: EngineStats | None = None,
+        unusable: str = "",
     ) -> None:
         self.pool = pool
         self.bandwidth = bandwidth
-        self.stats = EngineStats()
-        """Set by the scheduler."""
+        self.stats = stats if stats is not None else EngineStats()
+        self.unusable = unusable
+        """Why nothing is kept, here or on a worker; empty where checkpoints are kept."""
         self.restoring: dict[str, int] = {}
         """request_id -> leading tokens that the step under construction brings back."""
         self._incremental = incremental
@@ -47,7 +50,6 @@ class Checkpointer:
         self._loaded: list[tuple[str, bool]] = []
         self._refused: dict[str, int] = {}
         """request_id -> used slots when the pool had no room for it."""
-        self.unusable = ""
 
     # What the policy sees
 
@@ -55,7 +57,7 @@ class Checkpointer:
         """Say of each view how much of it is on the host, or will be."""
         described = []
         for view in views:
-            if not view.online:
+            if self.pool.num_slots and not view.online:
                 view.num_checkpointed_tokens = self.pool.num_covered_tokens(view.request_id)
                 view.num_copying_tokens = self._coming(view.request_id)
             described.append(view)
@@ -213,6 +215,8 @@ class Checkpointer:
     def gauge(self) -> None:
         """Report how full the pool is, and who had to go since the last call."""
         pool = self.pool
+        if not pool.num_slots:
+            return
         self.stats.set("checkpoint_used_ratio", pool.num_used_slots / pool.num_slots, "memory")
         if pool.num_disk_slots:
             used = pool.num_used_disk_slots / pool.num_disk_slots

@@ -13,6 +13,7 @@ from conserve.engine.door import (
 )
 from conserve.engine.host_memory import available_bytes
 from conserve.engine.settings import EngineSettings
+from conserve.engine.stats import EngineStats
 
 logger = init_logger("vllm.conserve")
 
@@ -23,62 +24,68 @@ DEFAULT_DEVICES = 4
 
 
 def make_checkpointer(
-    scheduler: Any, settings: EngineSettings, *, has_connector: bool
-) -> Checkpointer | None:
-    """The scheduler's half of checkpoints, or None with a log line that says why not."""
-    reason = why_no_checkpoints(scheduler, settings, has_connector=has_connector)
-    if not reason:
-        slot_bytes = slot_bytes_of(scheduler.kv_cache_config)
-        num_ranks = scheduler.vllm_config.parallel_config.world_size
-        num_blocks = scheduler.kv_cache_config.num_blocks
-        pool_bytes = settings.checkpoint_bytes or default_bytes(num_blocks * slot_bytes * num_ranks)
-        num_slots = pool_bytes // (slot_bytes * num_ranks)
-        if num_slots:
-            return _make(scheduler, settings, slot_bytes, num_ranks, num_slots)
-        reason = f"checkpoint_bytes ({pool_bytes}) holds not one block of {slot_bytes} bytes"
-    logger.info("ConServe: no checkpoints, displaced requests recompute: %s", reason)
-    return None
-
-
-def _make(
-    scheduler: Any, settings: EngineSettings, slot_bytes: int, num_ranks: int, num_slots: int
+    vllm_config: Any, kv_cache_config: Any, settings: EngineSettings, stats: EngineStats
 ) -> Checkpointer:
+    """The scheduler's half of checkpoints; one that keeps none says why in a log line."""
+    reason = why_no_checkpoints(vllm_config, kv_cache_config, settings)
+    if reason:
+        return no_checkpoints(reason)
+    slot_bytes = slot_bytes_of(kv_cache_config)
+    num_ranks = vllm_config.parallel_config.world_size
     block_bytes = slot_bytes * num_ranks
-    num_disk_slots = settings.checkpoint_dir_bytes // block_bytes if settings.checkpoint_dir else 0
+    device_bytes = kv_cache_config.num_blocks * block_bytes
+    pool_bytes = settings.checkpoint_bytes or default_bytes(device_bytes)
+    if pool_bytes < block_bytes:
+        return no_checkpoints(
+            f"checkpoint_bytes ({pool_bytes}) holds not one block of {slot_bytes} bytes"
+        )
+    pool = HostPool(
+        pool_bytes // block_bytes,
+        kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size,
+        settings.checkpoint_dir_bytes // block_bytes if settings.checkpoint_dir else 0,
+    )
+    _report(pool, settings, block_bytes)
+    return Checkpointer(
+        pool,
+        Bandwidth(slot_bytes / pool.block_size, settings.checkpoint_bytes_per_s),
+        num_ranks=num_ranks,
+        incremental=settings.checkpoint == "incremental",
+        stats=stats,
+    )
+
+
+def no_checkpoints(reason: str) -> Checkpointer:
+    """One that keeps nothing and brings nothing back."""
+    logger.info("ConServe: no checkpoints, displaced requests recompute: %s", reason)
+    return Checkpointer(HostPool(0, 1), Bandwidth(1.0), num_ranks=1, unusable=reason)
+
+
+def _report(pool: HostPool, settings: EngineSettings, block_bytes: int) -> None:
+    num_disk_tokens = pool.num_disk_slots * pool.block_size
     logger.info(
         "ConServe: checkpoints (%s) in %.2f GiB of host memory, %d tokens%s",
         settings.checkpoint,
-        num_slots * block_bytes / 2**30,
-        num_slots * scheduler.block_size,
-        f", and {num_disk_slots * scheduler.block_size} on disk" if num_disk_slots else "",
-    )
-    return Checkpointer(
-        HostPool(num_slots, scheduler.block_size, num_disk_slots),
-        Bandwidth(slot_bytes / scheduler.block_size, settings.checkpoint_bytes_per_s),
-        num_ranks=num_ranks,
-        incremental=settings.checkpoint == "incremental",
+        pool.num_slots * block_bytes / 2**30,
+        pool.num_slots * pool.block_size,
+        f", and {num_disk_tokens} on disk" if num_disk_tokens else "",
     )
 
 
-def why_no_checkpoints(scheduler: Any, settings: EngineSettings, *, has_connector: bool) -> str:
+def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineSettings) -> str:
     """The reason why displaced requests compute again, or nothing if they may be restored."""
-    groups = scheduler.kv_cache_config.kv_cache_groups
-    parallel = scheduler.vllm_config.parallel_config
+    groups = kv_cache_config.kv_cache_groups
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
     reasons = (
         (settings.checkpoint == "off", "switched off (checkpoint: off)"),
-        (not has_connector, "no ConserveConnector is configured (use `conserve serve`)"),
-        (scheduler.has_mamba_layers, "recurrent state is no plain KV cache"),
+        (kv_cache_config.has_mamba_layers, "recurrent state is no plain KV cache"),
         (len(groups) != 1, "layers in several KV cache groups are not covered"),
         (
             any(not _is_plain(group.kv_cache_spec) for group in groups),
             "layers without full attention (sliding windows, say) are not covered",
         ),
-        (scheduler.is_encoder_decoder, "encoder-decoder models are not covered"),
-        (
-            scheduler.vllm_config.model_config.runner_type == "pooling",
-            "a pooling model keeps no KV",
-        ),
-        (scheduler.num_spec_tokens > 0, "draft models keep state of their own"),
+        (model.is_encoder_decoder, "encoder-decoder models are not covered"),
+        (model.runner_type == "pooling", "a pooling model keeps no KV"),
+        (vllm_config.num_speculative_tokens > 0, "draft models keep state of their own"),
         (parallel.decode_context_parallel_size > 1, "context parallelism is not covered"),
         (parallel.prefill_context_parallel_size > 1, "context parallelism is not covered"),
     )

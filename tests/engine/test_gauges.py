@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from conserve.engine.memory import EVERY_S, MemoryGauge
+from conserve.engine.gauges import BLOCKS_EVERY_S, Gauges
 from conserve.engine.stats import EngineStats
 from tests.engine.device import Device
 from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
@@ -31,8 +31,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 def look(engine: Engine) -> dict[str, Any]:
     """Blocks of online and offline requests, and free ones, as a first look finds them."""
     stats = EngineStats()
-    scheduler = engine.scheduler
-    MemoryGauge(scheduler.kv_cache_manager).gauge(scheduler.running, 0.0, stats)
+    Gauges(engine.scheduler, stats).look(0.0)
     return {**stats.data["kv_blocks"], "free": stats.data["kv_free_blocks"][""]}
 
 
@@ -54,15 +53,16 @@ def test_a_block_that_both_classes_hold_is_an_online_one(engine: Engine) -> None
 
 def test_it_looks_now_and_then_and_once_more_when_all_is_done(engine: Engine) -> None:
     engine.add(make_request("on", SHARED, 8, online=True, arrival_s=0.0))
-    gauge = MemoryGauge(engine.scheduler.kv_cache_manager)
     engine.step()
-    running = engine.scheduler.running
-    for now_s, looks in ((0.0, True), (EVERY_S / 2, False), (EVERY_S, True)):
-        stats = EngineStats()
-        gauge.gauge(running, now_s, stats)
+    scheduler, stats = engine.scheduler, EngineStats()
+    gauges = Gauges(scheduler, stats)
+    for now_s, looks in ((0.0, True), (BLOCKS_EVERY_S / 2, False), (BLOCKS_EVERY_S, True)):
+        gauges.look(now_s)
+        assert stats.data["running_requests"] == {"online": 1, "offline": 0}
         assert ("kv_blocks" in stats.data) == looks
-    stats = EngineStats()
-    gauge.gauge([], EVERY_S * 1.1, stats)
+        stats.reset()
+    scheduler.running = []
+    gauges.look(BLOCKS_EVERY_S * 1.1)
     assert stats.data["kv_blocks"] == {"online": 0, "offline": 4}, "what nobody runs is not online"
 
 

@@ -1,8 +1,8 @@
-"""What vLLM sees of the waiting requests while it schedules: those of the plan, nobody else."""
+"""Whom vLLM may admit while it schedules, and with how many tokens: the plan's, nobody else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -10,14 +10,16 @@ from typing import Any
 from conserve.core.plan import Plan
 from conserve.engine.door import RequestStatus
 from conserve.engine.queue import ClassQueue
+from conserve.engine.scheduler_view import SchedulerView
 
 _BLOCKED = (
     RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR,
     RequestStatus.WAITING_FOR_REMOTE_KVS,
 )
+NO_GRANTS: Mapping[str, int] = {}
 
 
-def promote(scheduler: Any, num_offline: int) -> None:
+def promote(scheduler: SchedulerView, num_offline: int) -> None:
     """Make requests schedulable whose grammar is compiled or whose KV has arrived, so that the
     policy sees them; vLLM itself would notice only while it schedules, when they have no grant.
     Looks at the online requests and at the first `num_offline` offline ones."""
@@ -32,8 +34,31 @@ def promote(scheduler: Any, num_offline: int) -> None:
             queue.add_request(request)
 
 
+class Admission:
+    """What vLLM may schedule: in the scope of `only`, a plan's waiting requests and its grants;
+    outside of it nothing."""
+
+    def __init__(self, scheduler: SchedulerView) -> None:
+        self._scheduler = scheduler
+        self._grants: Mapping[str, int] = NO_GRANTS
+
+    def num_granted(self, request: Any) -> int:
+        """Tokens that the request may have in this step."""
+        return self._grants.get(request.request_id, 0)
+
+    @contextmanager
+    def only(self, plan: Plan) -> Iterator[None]:
+        """Around one `schedule()` of vLLM's."""
+        self._grants = plan.grants
+        try:
+            with _only_planned(self._scheduler, plan):
+                yield
+        finally:
+            self._grants = NO_GRANTS
+
+
 @contextmanager
-def only_planned(scheduler: Any, plan: Plan) -> Iterator[None]:
+def _only_planned(scheduler: SchedulerView, plan: Plan) -> Iterator[None]:
     """vLLM admits waiting requests in its own order and ends at the first that may have no
     token, so those that the plan leaves out are kept from its sight for one `schedule()`."""
     names = [*plan.grants, *plan.restore]
@@ -56,7 +81,7 @@ def only_planned(scheduler: Any, plan: Plan) -> Iterator[None]:
         scheduler.waiting, scheduler.kv_holding_waiting = queue, held
 
 
-def give_blocks_back(scheduler: Any, request: Any) -> None:
+def give_blocks_back(scheduler: SchedulerView, request: Any) -> None:
     """A waiting request that holds blocks (its KV was brought back, or still is) waits without
     them. Whoever writes to them must be stopped by the caller."""
     scheduler.kv_holding_waiting.remove_request(request)

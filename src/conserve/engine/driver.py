@@ -1,0 +1,194 @@
+"""The life of a step, top to bottom: snapshot, decide, apply, record; then what came of it.
+
+vLLM schedules between `begin` and `scheduled`, and reads the step's output between `computed`
+and `delivered` (`scheduler.ConserveScheduler`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from conserve.core.learning import Experience
+from conserve.core.plan import Mode, Plan
+from conserve.core.policy import decide
+from conserve.core.settings import PolicySettings
+from conserve.engine.admission import promote
+from conserve.engine.checkpoint.keeping import CheckpointKeeper
+from conserve.engine.connector import hand_over
+from conserve.engine.gauges import Gauges
+from conserve.engine.queue import is_online
+from conserve.engine.scheduler_view import SchedulerView
+from conserve.engine.snapshots import OFFLINE_HEAD, Snapshots
+from conserve.engine.stats import EngineStats
+from conserve.engine.steps import StepRecord, StepsInFlight, learn
+from conserve.engine.stopped import StoppedOutput
+from conserve.engine.stopper import Stopper
+from conserve.engine.tracing import TraceNotes
+from conserve.engine.tracker import RequestTracker
+
+MOST_HELD_BACK = 3
+"""Turns that an online request on its way from the input thread is waited for."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Driver:
+    """Drives the policy: the only one that calls it, and that carries its plans out."""
+
+    scheduler: SchedulerView
+    settings: PolicySettings
+    clock: Callable[[], float]
+    stats: EngineStats
+    tracker: RequestTracker
+    experience: Experience
+    snapshots: Snapshots
+    keeper: CheckpointKeeper
+    stopper: Stopper
+    notes: TraceNotes
+
+    def __post_init__(self) -> None:
+        self.planner: Callable[..., Plan] = decide
+        """The policy; the start-up profile puts its own script here for a while."""
+        self.steps = StepsInFlight()
+        self._gauges = Gauges(self.scheduler, self.stats)
+        self._num_held_back = 0
+        self._last_stopped = False
+
+    def came(self, request: Any) -> None:
+        """A request is about to enter vLLM's scheduler; more input of one that is there counts
+        for nothing."""
+        if request.request_id not in self.scheduler.requests:
+            self.tracker.add(request)
+            self.notes.came(request)
+            self.stats.count("requests", label="online" if is_online(request) else "offline")
+
+    # Before vLLM schedules
+
+    def begin(self) -> StepRecord:
+        """Plan the next step and carry out of the plan what vLLM must find done."""
+        now_s = self.clock()
+        self.experience.schedules(now_s, online_resident=self.snapshots.online_resident())
+        self.keeper.take_loaded()
+        promote(self.scheduler, OFFLINE_HEAD)
+        plan = Plan(Mode.IDLE) if self._must_hold_back() else self._decide(now_s)
+        record = self.steps.begin(plan, now_s)
+        self.experience.decided(plan)
+        self._displace(plan, now_s)
+        self.keeper.follow(plan)
+        self._put_online_first()
+        self.stopper.prepare(record)
+        return record
+
+    def _must_hold_back(self) -> bool:
+        """Whether to schedule nothing now: behind a stoppable step (async scheduling), or when
+        an online request is on its way from the input thread and will be here at once."""
+        if any(step.plan.stoppable for step in self.steps):
+            return True
+        monitor = self.stopper.monitor
+        if monitor.num_pending and (self._last_stopped or not self.snapshots.online_resident()):
+            self._num_held_back += 1
+            if self._num_held_back <= MOST_HELD_BACK:
+                return True
+            monitor.forget_pending()
+        self._num_held_back = 0
+        return False
+
+    def _decide(self, now_s: float) -> Plan:
+        snapshot = self.snapshots.take(now_s, can_stop=self.stopper.may_plan)
+        plan = self.planner(snapshot, self.experience.model, self.settings)
+        self.stats.count("decision_seconds", self.clock() - now_s)
+        return self.stopper.narrowed(plan)
+
+    def _displace(self, plan: Plan, now_s: float) -> None:
+        if not plan.displace:
+            return
+        scheduler, victims = self.scheduler, set(plan.displace)
+        chosen = [r for r in scheduler.running if r.request_id in victims]
+        chosen = [r for r in chosen if scheduler._request_blocks_can_be_freed(r)]
+        gone = {r.request_id for r in chosen}
+        scheduler.running = [r for r in scheduler.running if r.request_id not in gone]
+        for request in chosen:
+            self.stats.count("displaced_tokens", request.num_computed_tokens)
+            num_covered = self.keeper.num_covered_tokens(request)
+            self.stats.count("displaced_covered_tokens", num_covered)
+            self.notes.displaced(request)
+            scheduler._preempt_request(request, now_s)
+        self.keeper.give_back(victims)
+        self.stats.count("displaced_requests", len(chosen))
+
+    def _put_online_first(self) -> None:
+        """vLLM grants blocks in the order of `running`; offline requests come last."""
+        running = self.scheduler.running
+        online = [r for r in running if is_online(r)]
+        if 0 < len(online) < len(running):
+            self.scheduler.running = online + [r for r in running if not is_online(r)]
+
+    # When vLLM has scheduled
+
+    def scheduled(self, record: StepRecord, output: Any) -> None:
+        """Record what the step really holds. It may be less than planned, never more."""
+        requests, num_scheduled = self.scheduler.requests, output.num_scheduled_tokens
+        decode_width = self.snapshots.decode_width
+        shapes = self.tracker.shape_of(num_scheduled, requests, decode_width)
+        record.shape, record.offline_shape = shapes
+        record.ends = {name: requests[name].num_computed_tokens for name in num_scheduled}
+        self.notes.ran(requests[name] for name in num_scheduled)
+        if not output.total_num_scheduled_tokens:
+            return
+        model = self.experience.model
+        predicted_s = model.predict_s(record.shape)
+        # Under async scheduling it begins when the step before it ends.
+        begins_s = max([record.started_s, *(step.expected_end_s for step in self.steps)])
+        record.expected_end_s = begins_s + predicted_s
+        if self.stopper.announce(record, output):
+            running = record.running(begins_s, predicted_s)
+            self.stopper.monitor.step_started(record.number, running, model)
+
+    # When its output is here
+
+    def computed(self, scheduler_output: Any, model_runner_output: Any) -> StepRecord:
+        """Account for the oldest step, or undo it, before vLLM reads its output."""
+        record, computed = self.steps.end(), scheduler_output.num_scheduled_tokens
+        asked = self.stopper.monitor.step_ended() if record.plan.stoppable else None
+        self._last_stopped = isinstance(model_runner_output, StoppedOutput)
+        if not self._last_stopped:
+            self.tracker.computed(computed, record.ends, self.stats)
+            return record
+        self.stopper.undo(record, computed)
+        self.stopper.count(model_runner_output, sum(computed.values()), asked)
+        self.tracker.stopped(computed, record.ends)
+        for name in computed:
+            if request := self.scheduler.requests.get(name):
+                self.notes.stopped(request)
+        return record
+
+    def delivered(self, record: StepRecord, outputs: dict[int, Any]) -> None:
+        """vLLM has made the clients' outputs: learn from the step, and send its figures."""
+        now_s = self.clock()
+        for client in outputs.values():
+            for one in client.outputs:
+                if one.new_token_ids:
+                    self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
+        if self._last_stopped:
+            self.experience.stopped(now_s)
+        else:
+            learn(self.experience, record, now_s, self.stats)
+        self._gauge(now_s)
+        hand_over(self.scheduler.connector, self.stats, outputs)
+        self.tracker.drop_finished(self.scheduler.requests)
+
+    def _gauge(self, now_s: float) -> None:
+        self._gauges.look(now_s)
+        self.keeper.checkpointer.gauge()
+        self.stats.set("interruptions_per_second", self.experience.traffic.interruption_rate)
+        if unstopped := self.stopper.monitor.take_unstopped():
+            self.stats.count("unstopped_arrivals", unstopped)
+
+    def forget_history(self) -> None:
+        """Start counting anew: what the start-up profile did is nobody's traffic."""
+        self.experience.forget_traffic()
+        self.tracker.forget_all()
+        self.stats.reset()
+        if self.scheduler.log_stats:
+            self.scheduler.kv_cache_manager.make_prefix_cache_stats()

@@ -1,0 +1,52 @@
+"""What the engine holds between two steps: requests, and blocks of KV memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from conserve.engine.queue import is_online
+from conserve.engine.scheduler_view import SchedulerView
+from conserve.engine.stats import EngineStats
+
+BLOCKS_EVERY_S = 0.5
+"""Seconds between two looks: one takes time with the number of blocks of online requests."""
+NULL_BLOCK = 0
+"""vLLM's placeholder for a block that a sliding window has left behind."""
+
+
+class Gauges:
+    """Sets them."""
+
+    def __init__(self, scheduler: SchedulerView, stats: EngineStats) -> None:
+        self._scheduler = scheduler
+        self._stats = stats
+        self._looked_s = -math.inf
+
+    def look(self, now_s: float) -> None:
+        """Call after every step."""
+        running, waiting = self._scheduler.running, self._scheduler.waiting
+        online = [r for r in running if is_online(r)]
+        for what, num_online, num in (
+            ("running_requests", len(online), len(running)),
+            ("waiting_requests", len(waiting.online), len(waiting)),
+        ):
+            self._stats.set(what, num_online, "online")
+            self._stats.set(what, num - num_online, "offline")
+        # The step after the last request is the last for a while: what it says stands.
+        if not running or now_s - self._looked_s >= BLOCKS_EVERY_S:
+            self._looked_s = now_s
+            self._look_at_blocks(online)
+
+    def _look_at_blocks(self, online: list[Any]) -> None:
+        manager = self._scheduler.kv_cache_manager
+        held: set[int] = set()
+        for request in online:
+            held.update(*manager.get_block_ids(request.request_id))
+        held.discard(NULL_BLOCK)
+        pool = manager.block_pool
+        num_free = pool.get_num_free_blocks()
+        num_used = pool.num_gpu_blocks - 1 - num_free
+        self._stats.set("kv_free_blocks", num_free)
+        self._stats.set("kv_blocks", len(held), "online")
+        self._stats.set("kv_blocks", num_used - len(held), "offline")

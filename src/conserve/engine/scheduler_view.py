@@ -1,0 +1,44 @@
+"""What our parts read and change of vLLM's scheduler, and nothing else of it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from conserve.engine.queue import ClassQueue
+
+
+class SchedulerView(Protocol):
+    """vLLM's names; its requests, configurations and managers are `Any` to us."""
+
+    vllm_config: Any
+    connector: Any
+    """Its KV connector, or None."""
+    kv_cache_manager: Any
+    block_size: int
+    num_spec_tokens: int
+    max_num_active_reqs: int
+    max_num_scheduled_tokens: int
+    log_stats: bool
+    has_mamba_layers: bool
+    is_encoder_decoder: bool
+
+    requests: dict[str, Any]
+    """Every request that has not finished, by id."""
+    running: list[Any]
+    """Those that hold a slot, in the order in which they are given blocks."""
+    waiting: ClassQueue
+    kv_holding_waiting: ClassQueue
+    """Waiting requests that hold blocks: their KV was loaded, or still is."""
+    num_waiting_for_streaming_input: int
+    finished_recving_kv_req_ids: set[str]
+    """Requests whose load is over; vLLM takes note when it looks at them."""
+    failed_recving_kv_req_ids: set[str]
+    _inflight_prefills: set[Any]
+
+    def _preempt_request(
+        self, request: Any, timestamp: float, drop_stale_output: bool = False
+    ) -> None: ...
+    def _request_blocks_can_be_freed(self, request: Any) -> bool: ...
+    def _handle_blocked_waiting_request(self, request: Any) -> bool: ...
+    def _free_request_blocks(self, request: Any) -> None: ...
+    def _set_kv_fetch_stage(self, request: Any, stage: Any) -> None: ...

@@ -1,0 +1,57 @@
+"""The two sides of our connector: what each process that has one keeps in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.sizes import make_checkpointer, no_checkpoints
+from conserve.engine.checkpoint.workers import CheckpointWorker
+from conserve.engine.flag import StopFlag, flag_name
+from conserve.engine.safepoints import Safepoints
+from conserve.engine.settings import EngineSettings
+from conserve.engine.stats import EngineStats
+
+
+@dataclass(frozen=True)
+class SchedulerSide:
+    """In the engine process, shared by the connector and our scheduler."""
+
+    checkpointer: Checkpointer
+    stats: EngineStats = field(default_factory=EngineStats)
+    """Figures on their way to the API process."""
+
+    @classmethod
+    def of(cls, vllm_config: Any, kv_cache_config: Any) -> SchedulerSide:
+        stats = EngineStats()
+        settings = EngineSettings.of(vllm_config.additional_config)
+        return cls(make_checkpointer(vllm_config, kv_cache_config, settings, stats), stats)
+
+    @classmethod
+    def without_connector(cls) -> SchedulerSide:
+        """Nothing carries orders to the workers, nor figures to the API process."""
+        return cls(no_checkpoints("no ConserveConnector is configured (use `conserve serve`)"))
+
+
+@dataclass(frozen=True)
+class WorkerSide:
+    """On one rank."""
+
+    safepoints: Safepoints
+    copies: CheckpointWorker
+
+    @classmethod
+    def of(cls, vllm_config: Any, kv_cache_config: Any) -> WorkerSide:
+        settings = EngineSettings.of(vllm_config.additional_config)
+        num_blocks = getattr(kv_cache_config, "num_blocks", 0)
+        return cls(_safepoints(vllm_config, settings), CheckpointWorker(settings, num_blocks))
+
+
+def _safepoints(vllm_config: Any, settings: EngineSettings) -> Safepoints:
+    flag = StopFlag(flag_name(vllm_config), rank_timeout_s=settings.rank_timeout_s)
+    on_cuda = vllm_config.device_config.device_type == "cuda"
+    make_event = torch.cuda.Event if on_cuda else None
+    return Safepoints(flag, vllm_config.parallel_config.rank, make_event)

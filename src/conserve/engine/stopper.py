@@ -1,0 +1,114 @@
+"""Which steps may be stopped, how the workers learn of it, and how a stopped one is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from conserve.core.plan import Plan
+from conserve.engine.beside import others_have_work, our_metadata
+from conserve.engine.capabilities import (
+    layers_between_safepoints,
+    passes_safepoints,
+    why_not_stoppable,
+)
+from conserve.engine.connector import find_ours
+from conserve.engine.door import init_logger
+from conserve.engine.flag import StopFlag, flag_name
+from conserve.engine.monitor import ArrivalMonitor, AskedStop
+from conserve.engine.scheduler_view import SchedulerView
+from conserve.engine.settings import EngineSettings
+from conserve.engine.stats import EngineStats
+from conserve.engine.steps import StepRecord
+from conserve.engine.stopped import Before, StoppedOutput, roll_back
+
+logger = init_logger("vllm.conserve")
+
+
+class Stopper:
+    """The scheduler's side of stopping, in the order in which a step meets it."""
+
+    def __init__(
+        self,
+        scheduler: SchedulerView,
+        settings: EngineSettings,
+        stats: EngineStats,
+        clock: Callable[[], float],
+    ) -> None:
+        self._scheduler = scheduler
+        self._settings = settings
+        self._stats = stats
+        self._clock = clock
+        self._others_busy = False
+        """Whether the last step asked anything of a connector beside ours."""
+        self.flag = StopFlag(flag_name(scheduler.vllm_config))
+        self.flag.reset()
+        patience = settings.effective_policy.patience
+        self.monitor = ArrivalMonitor(self.flag, clock, settings.slo_ttft_s, patience)
+        has_connector = find_ours(scheduler.connector) is not None
+        reason = why_not_stoppable(scheduler, settings, has_connector=has_connector)
+        self.can_stop = not reason
+        """Whether this engine can stop a step at all."""
+        if reason:
+            logger.info("ConServe: steps are not stopped between layers: %s", reason)
+
+    @property
+    def may_plan(self) -> bool:
+        """Whether the next step may be planned as one that can be stopped: what a connector was
+        asked once it will likely be asked again."""
+        return self.can_stop and not self._others_busy
+
+    def narrowed(self, plan: Plan) -> Plan:
+        """The plan, not stoppable where its step would look at no safepoint."""
+        if plan.stoppable and not passes_safepoints(self._scheduler.vllm_config, plan.grants):
+            return replace(plan, stoppable=False)
+        return plan
+
+    def prepare(self, record: StepRecord) -> None:
+        """Note what vLLM is about to change, before it schedules."""
+        if record.plan.stoppable:
+            requests = self._scheduler.requests
+            record.before = {name: Before.of(requests[name]) for name in record.plan.grants}
+
+    def announce(self, record: StepRecord, output: Any) -> bool:
+        """vLLM has scheduled tokens: tell the workers that the step may be stopped, and how often
+        to look. Returns whether it may be: not if another connector has work in it."""
+        self._others_busy = others_have_work(output.kv_connector_metadata)
+        if not record.plan.stoppable:
+            return False
+        if self._others_busy:
+            record.plan = replace(record.plan, stoppable=False)
+            return False
+        for name, num_tokens in output.num_scheduled_tokens.items():
+            request = self._scheduler.requests[name]
+            record.before[name].scheduled(request, num_tokens, self._scheduler.kv_cache_manager)
+        ours = our_metadata(output.kv_connector_metadata)
+        ours.stoppable_step = record.number
+        ours.every = layers_between_safepoints(
+            self._scheduler.vllm_config, self._settings, record.plan.predicted_s
+        )
+        return True
+
+    def undo(self, record: StepRecord, computed: dict[str, int]) -> None:
+        """Roll the stopped step back; `computed` is what it was to compute. Requests whose
+        computed prefix never came into being go back to the queue."""
+        scheduler = self._scheduler
+        for request_id in roll_back(scheduler, computed, record.before):
+            request = scheduler.requests[request_id]
+            scheduler.running.remove(request)
+            request.num_computed_tokens = 0  # nothing of it is worth copying
+            scheduler._preempt_request(request, self._clock())
+
+    def count(self, output: StoppedOutput, num_dropped: int, asked: AskedStop | None) -> None:
+        """Account for a stopped step."""
+        stats = self._stats
+        stats.count("stopped_steps")
+        stats.count("stopped_layers", output.layers_done)
+        stats.count("dropped_tokens", num_dropped)
+        if asked is not None:
+            stats.observe("stop_response_seconds", self._clock() - asked.at_s)
+            stats.observe("stop_response_layers", output.layers_done - asked.layer)
+
+    def close(self) -> None:
+        self.flag.unlink()
