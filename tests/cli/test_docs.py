@@ -73,3 +73,34 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if not target.endswith(".png"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+OVERVIEW = (ROOT / "docs" / "design" / "overview.md").read_text()
+
+
+def find(path: str) -> Path | None:
+    """A path of the overview: below the package, or below the root."""
+    return next((p for p in (ROOT / "src/conserve" / path, ROOT / path) if p.exists()), None)
+
+
+def test_every_path_of_the_overview_is_there() -> None:
+    named = set(re.findall(r"`((?:[\w-]+/)+[\w.-]*|[\w-]+/[\w.-]+\.py)`", OVERVIEW))
+    assert len(named) > 50
+    assert sorted(path for path in named if find(path) is None) == []
+
+
+def test_what_the_overview_names_in_a_file_is_in_it() -> None:
+    named = re.findall(r"`([\w/]+\.py)`, `(\w+)`", OVERVIEW)
+    assert len(named) >= 5
+    for path, symbol in named:
+        file = find(path)
+        assert file is not None, path
+        assert re.search(rf"\b{symbol}\b", file.read_text()), (path, symbol)
+
+
+def test_every_property_of_the_overview_has_tests_and_careless_variants() -> None:
+    rows = re.findall(r"^\| (P\d) \| .+? \| (.+?) \| (.+?) \|$", OVERVIEW, re.MULTILINE)
+    assert [name for name, _, _ in rows] == [f"P{number}" for number in range(8)]
+    for name, held_by, careless in rows:
+        assert "tests/" in held_by, name
+        assert "`tests/" in careless or "the same file" in careless, name
