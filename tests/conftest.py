@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-START_LIMIT_S = 300.0
+START_LIMIT_S = 900.0
 QUIET = ("--disable-access-log-for-endpoints", "/metrics,/health")
 CONSERVE = str(Path(sys.executable).with_name("conserve"))
 
