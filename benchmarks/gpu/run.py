@@ -185,6 +185,8 @@ def arms(run: Run, scenario: str, names: tuple[str, ...]) -> None:
     command = [sys.executable, "-c", "from conserve.cli.main import main; main()", "bench", "run"]
     command += [str(file), "--model", str(run.model_folder()), "--seeds", "1"]
     command += ["--out", str(run.out / scenario), "--server-arg=--load-format=dummy"]
+    # These scenarios are made for GPUs.
+    command += ["--scale", "1"]
     command += [] if run.tiny else [word for trace in traces for word in ("--trace", trace)]
     for arm in names[: 3 if run.tiny else None]:
         if not list((run.out / scenario / "records").glob(f"*/{arm}.seed-*.jsonl.gz")):

@@ -201,10 +201,10 @@ def test_counters_are_read_at_both_ends(drive: Any) -> None:
 def test_warm_up_says_what_failed(in_virtual_time: Any, connect: Any) -> None:
     async def main(server: Any) -> None:
         async with connect(server) as http:
-            await LoadClient(http, body).warm_up([online(0, 0.0), offline(1)])
+            await LoadClient(http, body).ask([online(0, 0.0), offline(1)])
 
     good = token_server.TokenServer(token_server.steady(0.5, 0.5))
     in_virtual_time(main(good))
     assert len(good.seen) == 2
-    with pytest.raises(RuntimeError, match="2 of 2 warm-up requests failed: HTTP 500"):
+    with pytest.raises(RuntimeError, match="2 of 2 requests failed: HTTP 500"):
         in_virtual_time(main(token_server.TokenServer(token_server.steady(0, 0), status=500)))

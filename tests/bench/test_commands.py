@@ -36,6 +36,8 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "quick", "--arms", "fcsf"], "unknown arm 'fcsf': did you mean 'fcfs'?"),
         (["run", "quick", "--arms", ","], "--arms: names nothing"),
         (["run", "quick", "--seeds", "1,b"], "--seeds: '1,b' is no list of integers"),
+        (["run", "quick", "--scale", "0"], "--scale: '0' is neither auto nor a number above 0"),
+        (["run", "quick", "--scale", "fast"], "--scale: 'fast' is neither"),
         (["run", "azure-conv"], "give the trace with --trace azure-conv=PATH"),
         (["run", "azure-conv", "--trace", "nowhere.csv"], "no file nowhere.csv"),
         (["run", "azure-conv", "--trace", "conv=x"], "did you mean 'azure-conv'?"),

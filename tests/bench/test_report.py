@@ -140,6 +140,29 @@ def test_compare_refuses_what_is_not_comparable(
     assert f"Warning: {message}" in compare_folders(copy, other, anyway=True)
 
 
+def test_compare_refuses_another_scale(copy: Path) -> None:
+    other = copy.with_name("other")
+    shutil.copytree(copy, other)
+    scenario = json.loads((other / "run.json").read_text())["scenario"]
+    change(other, scenario={**scenario, "duration_s": 99.0}, scale=0.25)
+    with pytest.raises(ResultError, match="not comparable: scale 1 before") as refused:
+        compare_folders(copy, other)
+    assert "duration_s" not in str(refused.value)
+    assert "Warning: scale 1 before" in compare_folders(copy, other, anyway=True)
+
+
+def test_a_result_that_names_no_scale_has_scale_1(copy: Path) -> None:
+    assert "scale" not in json.loads((copy / "run.json").read_text())
+    assert ResultFolder(copy).description().scale == 1
+    explicit = copy.with_name("explicit")
+    shutil.copytree(copy, explicit)
+    change(explicit, scale=1.0, speed={"prefill_tps": 2400, "stream_tps": 65, "batch_tps": 550})
+    assert "conserve" in compare_folders(copy, explicit)
+    write_report(explicit)
+    measured = "Scale: 1 (measured: 2,400 prompt tokens a second, 65 output tokens"
+    assert measured in (explicit / "report.md").read_text()
+
+
 def test_compare_refuses_another_scenario(copy: Path) -> None:
     other = copy.with_name("other")
     shutil.copytree(copy, other)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from conserve.bench import machine, runner
+from conserve.bench import plan as bench_plan
 from conserve.bench.arms import Arm
+from conserve.bench.plan import Plan, fit_to_machine
 from conserve.bench.report.figures import figures_of
-from conserve.bench.runner import Plan, Runner
+from conserve.bench.runner import Runner
 from conserve.bench.server import Server, ServerDiedError, free_port
 from conserve.bench.store import ResultError, ResultFolder, RunKey
 from conserve.workload import Scenario, parse
@@ -75,7 +78,8 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         limit += ["--data-dir", str(data_dir)] if arm.batch else []
         return [sys.executable, FAKE, str(port), *limit]
 
-    monkeypatch.setattr(runner, "server_command", command)
+    for module in (runner, bench_plan):
+        monkeypatch.setattr(module, "server_command", command)
     monkeypatch.setattr(machine, "PROBE_S", 0.0)
     monkeypatch.setattr(machine, "server_environment", lambda model: {})
     return after
@@ -219,6 +223,31 @@ def test_ctrl_c_ends_the_server_and_keeps_what_was_measured(
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{servers[0].base_url}/health")
     assert [stored.key.arm for stored in ResultFolder(tmp_path / "out").runs()] == ["online-only"]
+
+
+@pytest.mark.usefixtures("dying")
+def test_the_scale_is_measured_once_and_kept_with_the_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(bench_plan, "scale_of", lambda speed: 2.0)
+    wanted = plan(model, tmp_path / "out", seeds=[1], arms=["online-only"])
+    fitted = fit_to_machine(wanted, None, said.append)
+    assert said[0] == "how fast is this machine? starting a server"
+    assert said[-1] == "scale 2"
+    assert fitted.speed is not None
+    assert fitted.speed.stream_tps > 0
+    run(fitted)
+    described = ResultFolder(tmp_path / "out").description()
+    assert (described.scale, described.parsed_scenario()) == (2.0, fitted.scenario)
+    assert len(next(ResultFolder(tmp_path / "out").runs()).records) == 6
+    again = fit_to_machine(replace(wanted, command="again"), None, said.append)
+    assert (said[-1], again.scenario) == ("scale 2", fitted.scenario)
+    assert len([line for line in said if "starting" in line]) == 1
+    run(again)
+    assert ResultFolder(tmp_path / "out").description().speed == described.speed
+    with pytest.raises(ResultError, match=r"another scale: 2\.0, not 1"):
+        run(fit_to_machine(wanted, 1.0, said.append))
 
 
 @pytest.mark.usefixtures("dying")

@@ -11,15 +11,16 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 Body = dict[str, Any]
-Schedule = Callable[[Body], list[tuple[float, int]]]
-"""(seconds since the message before, tokens in the message) of each message of an answer."""
+Schedule = Callable[[Body], Iterable[tuple[float, int]]]
+"""(seconds since the message before, tokens in the message) of each message of an answer; a
+generator may look at the server as it is at each of them."""
 
 
 def steady(first_s: float, gap_s: float) -> Schedule:

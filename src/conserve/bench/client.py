@@ -92,12 +92,12 @@ class LoadClient:
                 task.cancel()
             await asyncio.gather(*everything, return_exceptions=True)
 
-    async def warm_up(self, plans: list[RequestPlan]) -> None:
+    async def ask(self, plans: list[RequestPlan]) -> list[RequestRecord]:
         """Send `plans` at once and wait for them. Raises RuntimeError if one fails."""
-        load = Load()
-        await asyncio.gather(*(self._send(plan, 0.0, load) for plan in plans))
-        if bad := [record.error for record in load.records if record.error]:
-            raise RuntimeError(f"{len(bad)} of {len(plans)} warm-up requests failed: {bad[0]}")
+        records = await asyncio.gather(*(self._send(p, self._now_s(), Load()) for p in plans))
+        if bad := [record.error for record in records if record.error]:
+            raise RuntimeError(f"{len(bad)} of {len(plans)} requests failed: {bad[0]}")
+        return records
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time() - self._zero_s

@@ -19,7 +19,7 @@ import httpx
 from conserve.batch.connection import async_client_for
 from conserve.bench.batch_load import BatchLoad
 from conserve.bench.client import Body, Load, LoadClient, Window
-from conserve.bench.prompts import Vocabulary
+from conserve.bench.prompts import body_of
 from conserve.metrics import write_records
 from conserve.workload import RequestPlan, Workload, build_workload, parse
 
@@ -99,7 +99,7 @@ async def _drive(job: Job, load: Load) -> None:
     ) as http:
         if job.warm_up:
             other = _of_classes(build_workload(scenario, WARM_UP_SEED, traces), job)
-            await LoadClient(http, _body(job, "warm-up")).warm_up(_warm_up_plans(other))
+            await LoadClient(http, _body(job, "warm-up")).ask(_warm_up_plans(other))
         window = Window(
             scenario.lead_in_s if workload.offline else 0.0, scenario.duration_s, scenario.drain_s
         )
@@ -128,19 +128,7 @@ def _warm_up_plans(workload: Workload) -> list[RequestPlan]:
 
 
 def _body(job: Job, text: str) -> Body:
-    vocabulary = Vocabulary.of_model(job.model)
-
-    def body(plan: RequestPlan) -> dict[str, Any]:
-        return {
-            "model": job.model,
-            "prompt": vocabulary.prompt(plan, text),
-            "max_tokens": plan.num_output_tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-            **({} if plan.online else job.offline_fields),
-        }
-
-    return body
+    return body_of(job.model, job.model, text, job.offline_fields)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from tokenizers import Tokenizer
 
+from conserve.bench.client import Body
 from conserve.workload import RequestPlan, ScenarioError
 
+NONE: Mapping[str, Any] = {}
 PLAIN_WORD = re.compile(r"[Ġ▁][a-z]{2,}")
 """A space and one lower-case word, as byte-level and as sentencepiece vocabularies write it."""
 
@@ -54,3 +57,25 @@ class Vocabulary:
 
     def _words(self, stream: str, count: int) -> list[int]:
         return Random(stream).choices(self._word_ids, k=count)  # noqa: S311 - text, no secret
+
+
+def body_of(
+    model: str, served_as: str, text: str, offline_fields: Mapping[str, Any] = NONE
+) -> Body:
+    """The bodies of requests to /v1/completions, of exactly as many tokens as are planned.
+
+    model: whose tokenizer is read. text: see Vocabulary.prompt. Raises ScenarioError.
+    """
+    vocabulary = Vocabulary.of_model(model)
+
+    def body(plan: RequestPlan) -> dict[str, Any]:
+        return {
+            "model": served_as,
+            "prompt": vocabulary.prompt(plan, text),
+            "max_tokens": plan.num_output_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            **({} if plan.online else offline_fields),
+        }
+
+    return body

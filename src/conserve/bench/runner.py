@@ -6,12 +6,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from conserve.bench import load, machine
 from conserve.bench.arms import Arm, arm_named, server_command
+from conserve.bench.plan import Plan, trace_scales
 from conserve.bench.report.figures import values_of
 from conserve.bench.server import Server, ServerDiedError, free_port
 from conserve.bench.store import (
@@ -23,23 +24,11 @@ from conserve.bench.store import (
     RunKey,
     points_of,
 )
-from conserve.workload import Scenario, build_workload
+from conserve.workload import Scenario
 
 POLL_S = 0.5
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What `conserve bench run` was asked for. traces: paths by the names the scenario uses."""
-
-    scenario: Scenario
-    model: str
-    folder: Path
-    command: str
-    traces: dict[str, Path] = field(default_factory=dict)
-    server_args: tuple[str, ...] = ()
 
 
 class Runner:
@@ -74,23 +63,15 @@ class Runner:
             environment=self._without_paths_of_here(machine.server_environment(plan.model)),
             scenario=plan.scenario.model_dump(mode="json"),
             arms={arm.name: self._describe_arm(arm) for arm in self._arms},
-            scales=self._scales(),
+            scales=trace_scales(plan),
+            scale=plan.scale,
+            speed=asdict(plan.speed) if plan.speed else None,
         )
         for scale in description.scales:
             self._say(f"trace {scale}")
         if (plan.folder / "run.json").is_file():
             description = _added_to(self._folder.description(), description, plan.folder)
         self._folder.write_description(description)
-
-    def _scales(self) -> list[str]:
-        """Builds every workload once: a bad trace is found before a server is started."""
-        scales: dict[str, None] = {}
-        for point in points_of(self._plan.scenario):
-            for seed in self._plan.scenario.seeds:
-                workload = build_workload(self._plan.scenario.at(point), seed, self._plan.traces)
-                prefix = f"{point.name}: " if point else ""
-                scales.update(dict.fromkeys(f"{prefix}{scale}" for scale in workload.scales))
-        return list(scales)
 
     def _describe_arm(self, arm: Arm) -> dict[str, str]:
         settings = [f"{name}={value}" for name, value in self._environment(arm).items()]
@@ -107,9 +88,9 @@ class Runner:
         }
 
     def _command(self, arm: Arm, port: int, data_dir: Path) -> list[str]:
-        scenario, model = self._plan.scenario, self._plan.model
-        args = machine.server_args(scenario.server.args, self._plan.server_args)
-        return server_command(arm, model, port, args, scenario.targets.targets(), data_dir)
+        targets = self._plan.scenario.targets.targets()
+        args = self._plan.every_server_args()
+        return server_command(arm, self._plan.model, port, args, targets, data_dir)
 
     def _environment(self, arm: Arm) -> dict[str, str]:
         """What the arm's server gets beside what all get."""
@@ -238,17 +219,13 @@ def _added_to(old: Description, new: Description, folder: Path) -> Description:
 
     Raises ResultError unless the runs of both may stand in one table.
     """
-    for name in ("model", "machine", "versions", "environment", "scales"):
+    for name in ("model", "machine", "versions", "environment", "scale", "scales"):
         if getattr(old, name) != getattr(new, name):
             raise ResultError(
                 f"{folder} holds a benchmark with another {name}: "
                 f"{getattr(old, name)}, not {getattr(new, name)}. Name another folder with --out."
             )
-    changes = ("arms", "seeds", "about")
-    before, after = (
-        {key: value for key, value in d.scenario.items() if key not in changes} for d in (old, new)
-    )
-    if before != after:
+    if old.workload() != new.workload():
         raise ResultError(f"{folder} holds another scenario. Name another folder with --out.")
     union = {
         name: list(dict.fromkeys([*old.scenario[name], *new.scenario[name]]))
@@ -258,6 +235,7 @@ def _added_to(old: Description, new: Description, folder: Path) -> Description:
         new,
         command=old.command if new.command in old.command else f"{old.command}; {new.command}",
         started=old.started,
+        speed=old.speed,
         scenario={**new.scenario, **union},
         arms={**old.arms, **new.arms},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,19 @@ def narrowed(scenario: Scenario, arms: str | None, seeds: str | None) -> Scenari
         except ValueError as error:
             raise ScenarioError(f"--seeds: {seeds!r} is no list of integers like 1,2,3") from error
     return scenario.model_copy(update=changes)
+
+
+def scale_named(text: str) -> float | None:
+    """The number given with --scale; None for auto. Raises ScenarioError."""
+    if text == "auto":
+        return None
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale < math.inf:
+        raise ScenarioError(f"--scale: {text!r} is neither auto nor a number above 0")
+    return scale
 
 
 def _check_arm(scenario: Scenario, name: str) -> None:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from conserve.bench.scale import Speed
 from conserve.metrics import RequestRecord, read_records
 from conserve.workload import Point, Scenario, parse
 
@@ -42,7 +43,11 @@ class RunKey:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What makes a result repeatable. Paths in commands are replaced by what they stand for."""
+    """What makes a result repeatable. Paths in commands are replaced by what they stand for.
+
+    scales: what each trace was multiplied by. scale: the machine's, which the scenario here is
+    already fitted to; a result that names none has 1. speed: what was measured for it, if it was.
+    """
 
     command: str
     started: str
@@ -53,9 +58,22 @@ class Description:
     scenario: dict[str, Any]
     arms: dict[str, dict[str, str]]
     scales: list[str] = field(default_factory=list)
+    scale: float = 1.0
+    speed: dict[str, float] | None = None
 
     def parsed_scenario(self) -> Scenario:
         return parse(self.scenario, "run.json: scenario")
+
+    def scale_in_words(self) -> str:
+        measured = f" (measured: {Speed(**self.speed)})" if self.speed else ""
+        return f"{self.scale:g}{measured}"
+
+    def workload(self) -> dict[str, Any]:
+        """The scenario by what decides its figures: which arms and seeds were run does not, and
+        whether lengths are fixed is in the lengths."""
+        table = self.parsed_scenario().model_dump(mode="json")
+        dropped = ("arms", "seeds", "about", "fixed_lengths")
+        return {name: value for name, value in table.items() if name not in dropped}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +119,9 @@ class ResultFolder:
         """Raises ResultError when this is no result folder."""
         table = _read_json(self.path / "run.json")
         known = {f.name for f in fields(Description)}
-        if missing := sorted(known - set(table)):
+        if missing := sorted(known - set(table) - {"scale", "speed"}):
             raise ResultError(f"{self.path / 'run.json'}: no field {missing[0]!r}")
-        return Description(**{name: table[name] for name in known})
+        return Description(**{name: table[name] for name in known & set(table)})
 
     def failures(self) -> dict[RunKey, str]:
         path = self.path / "failures.json"

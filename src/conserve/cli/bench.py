@@ -11,7 +11,7 @@ import typer
 
 from conserve.bench.store import ResultError
 from conserve.cli import command_line
-from conserve.cli.failures import clear_errors
+from conserve.cli.failures import clear_errors, fail
 from conserve.workload import ScenarioError, TraceError
 
 app = typer.Typer(
@@ -39,6 +39,13 @@ def run(
         list[str] | None,
         typer.Option(help="PATH of the trace the scenario replays, or NAME=PATH for each."),
     ] = None,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="How fast the machine is beside the one the scenarios were made on, as a "
+            "number, or auto: measured."
+        ),
+    ] = "auto",
     server_arg: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,11 +57,15 @@ def run(
 
     A folder that already holds runs of this benchmark is added to: what is there is not repeated.
     """
+    from conserve.bench.plan import Plan, fit_to_machine
     from conserve.bench.report.write import write_report
-    from conserve.bench.runner import Plan, Runner
-    from conserve.bench.selection import chosen, scenario_file, trace_paths
+    from conserve.bench.runner import Runner
+    from conserve.bench.selection import chosen, scale_named, scenario_file, trace_paths
+    from conserve.bench.server import ServerDiedError
+    from conserve.bench.speed import SpeedError
 
     with _clear_errors():
+        wanted = scale_named(scale)
         picked = chosen(scenario_file(scenario), arms, seeds)
         plan = Plan(
             scenario=picked,
@@ -67,7 +78,9 @@ def run(
         # A runner that is told to end must end its servers too.
         signal.signal(signal.SIGTERM, _interrupt)
         try:
-            failures = Runner(plan, typer.echo).run()
+            failures = Runner(fit_to_machine(plan, wanted, typer.echo), typer.echo).run()
+        except (SpeedError, ServerDiedError) as error:
+            raise fail(str(error)) from None
         except KeyboardInterrupt:
             typer.echo(
                 "stopped; finished runs are kept, and the same command goes on with the rest"
@@ -94,7 +107,7 @@ def compare(
     before: Path,
     after: Path,
     anyway: Annotated[
-        bool, typer.Option(help="Even across machines, models or scenarios.")
+        bool, typer.Option(help="Even across machines, models, scales or scenarios.")
     ] = False,
 ) -> None:
     """Put two result folders side by side, arm by arm."""

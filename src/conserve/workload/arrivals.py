@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from .fit import Fit
+from .lengths import TraceLengths
 from .table import Table
 from .traces import RatePoint, RequestFormat
 
@@ -38,10 +40,21 @@ class Bursts(Table):
             times += [start_s + self.burst_span_s * i / self.burst_size for i in range(size)]
         return times
 
+    def fitted(self, fit: Fit) -> Bursts:
+        return self.model_copy(
+            update={
+                "num_requests": fit.count(self.num_requests),
+                "burst_span_s": fit.time * self.burst_span_s,
+            }
+        )
+
 
 class Phase(Table):
     seconds: float = Field(gt=0)
     rate_rps: float = Field(ge=0)
+
+    def fitted(self, fit: Fit) -> Phase:
+        return Phase(seconds=fit.time * self.seconds, rate_rps=self.rate_rps / fit.time)
 
 
 class Phases(Table):
@@ -59,6 +72,9 @@ class Phases(Table):
             points.append(RatePoint(start_s, phase.rate_rps))
             start_s += phase.seconds
         return poisson(rng, points, duration_s)
+
+    def fitted(self, fit: Fit) -> Phases:
+        return self.model_copy(update={"phases": tuple(p.fitted(fit) for p in self.phases)})
 
 
 class Gamma(Table):
@@ -83,6 +99,9 @@ class Gamma(Table):
             now_s += rng.gammavariate(shape, scale)
         return times
 
+    def fitted(self, fit: Fit) -> Gamma:
+        return self.model_copy(update={"rate_rps": self.rate_rps / fit.time})
+
 
 class Diurnal(Table):
     """Poisson arrivals that follow a rate trace.
@@ -97,8 +116,11 @@ class Diurnal(Table):
     trace_start_s: float = Field(default=0.0, ge=0)
     trace_seconds: float = Field(gt=0)
 
+    def fitted(self, fit: Fit) -> Diurnal:
+        return self.model_copy(update={"rate_rps": self.rate_rps / fit.time})
 
-class Replay(Table):
+
+class Replay(TraceLengths):
     """The requests of a trace, from a place the seed picks, at the pace and lengths given.
 
     Time is stretched by one factor so that the whole trace's mean rate becomes `rate_rps`;
@@ -110,10 +132,10 @@ class Replay(Table):
     trace: str
     format: RequestFormat
     rate_rps: float = Field(gt=0)
-    mean_prompt_tokens: float = Field(gt=0)
-    mean_output_tokens: float = Field(gt=0)
-    max_prompt_tokens: int = Field(ge=1)
-    max_output_tokens: int = Field(ge=1)
+
+    def fitted(self, fit: Fit) -> Replay:
+        rate = {"rate_rps": self.rate_rps / fit.time}
+        return self.model_copy(update={**self.fitted_lengths(fit), **rate})
 
 
 Arrivals = Annotated[Bursts | Phases | Gamma | Diurnal | Replay, Field(discriminator="kind")]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from .fit import Fit
 from .table import Table
 from .traces import LengthFormat
 
@@ -20,6 +21,9 @@ class Fixed(Table):
 
     def draw(self, rng: Random) -> int:
         return self.tokens
+
+    def fitted(self, fit: Fit) -> Fixed:
+        return self.model_copy(update={"tokens": fit.length(self.tokens)})
 
 
 class Lognormal(Table):
@@ -41,6 +45,15 @@ class Lognormal(Table):
         tokens = round(rng.lognormvariate(math.log(self.median_tokens), self.sigma))
         return min(max(tokens, self.min_tokens), self.max_tokens)
 
+    def fitted(self, fit: Fit) -> Lognormal:
+        return self.model_copy(
+            update={
+                "median_tokens": fit.tokens * self.median_tokens,
+                "min_tokens": fit.length(self.min_tokens),
+                "max_tokens": fit.length(self.max_tokens),
+            }
+        )
+
 
 Length = Annotated[Fixed | Lognormal, Field(discriminator="kind")]
 
@@ -52,8 +65,29 @@ class Independent(Table):
     prompt: Length
     output: Length
 
+    def fitted(self, fit: Fit) -> Independent:
+        lengths = {"prompt": self.prompt.fitted(fit), "output": self.output.fitted(fit)}
+        return self.model_copy(update=lengths)
 
-class Empirical(Table):
+
+class TraceLengths(Table):
+    """What the lengths of a trace's requests are brought to."""
+
+    mean_prompt_tokens: float = Field(gt=0)
+    mean_output_tokens: float = Field(gt=0)
+    max_prompt_tokens: int = Field(ge=1)
+    max_output_tokens: int = Field(ge=1)
+
+    def fitted_lengths(self, fit: Fit) -> dict[str, float]:
+        return {
+            "mean_prompt_tokens": fit.tokens * self.mean_prompt_tokens,
+            "mean_output_tokens": fit.tokens * self.mean_output_tokens,
+            "max_prompt_tokens": fit.length(self.max_prompt_tokens),
+            "max_output_tokens": fit.length(self.max_output_tokens),
+        }
+
+
+class Empirical(TraceLengths):
     """Pairs of prompt and output length drawn from the rows of the trace called `trace`.
 
     Prompts and outputs are multiplied by a factor each, so that the trace's means become
@@ -63,10 +97,9 @@ class Empirical(Table):
     kind: Literal["trace"]
     trace: str
     format: LengthFormat
-    mean_prompt_tokens: float = Field(gt=0)
-    mean_output_tokens: float = Field(gt=0)
-    max_prompt_tokens: int = Field(ge=1)
-    max_output_tokens: int = Field(ge=1)
+
+    def fitted(self, fit: Fit) -> Empirical:
+        return self.model_copy(update=self.fitted_lengths(fit))
 
 
 Lengths = Annotated[Independent | Empirical, Field(discriminator="kind")]

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from conserve.metrics import Targets
 
 from .arrivals import Arrivals, Diurnal, Replay
+from .fit import Fit
 from .lengths import Empirical, Lengths
 from .table import ScenarioError, Table, explain
 
@@ -24,6 +25,9 @@ class TargetTable(Table):
 
     def targets(self) -> Targets:
         return Targets(ttft_s=self.ttft_ms / 1000, tbt_s=self.tbt_ms / 1000)
+
+    def fitted(self, fit: Fit) -> TargetTable:
+        return TargetTable(ttft_ms=fit.ttft * self.ttft_ms, tbt_ms=fit.tbt * self.tbt_ms)
 
 
 class Online(Table):
@@ -41,12 +45,19 @@ class Online(Table):
             raise ValueError("lengths: missing")
         return self
 
+    def fitted(self, fit: Fit) -> Online:
+        lengths = self.lengths.fitted(fit) if self.lengths else None
+        return self.model_copy(update={"arrivals": self.arrivals.fitted(fit), "lengths": lengths})
+
 
 class SharedPrefix(Table):
     """Each request begins with one of `num_prefixes` texts of `tokens` tokens."""
 
     num_prefixes: int = Field(ge=1)
     tokens: int = Field(ge=1)
+
+    def fitted(self, fit: Fit) -> SharedPrefix:
+        return self.model_copy(update={"tokens": fit.length(self.tokens)})
 
 
 class Offline(Table):
@@ -66,6 +77,16 @@ class Offline(Table):
         if isinstance(self.in_flight, int) and self.in_flight < 1:
             raise ValueError('in_flight: must be at least 1, or "all"')
         return self
+
+    def fitted(self, fit: Fit) -> Offline:
+        shared = self.shared_prefix.fitted(fit) if self.shared_prefix else None
+        return self.model_copy(
+            update={
+                "num_requests": fit.count(self.num_requests),
+                "lengths": self.lengths.fitted(fit),
+                "shared_prefix": shared,
+            }
+        )
 
 
 class Point(Table):
@@ -100,6 +121,7 @@ class Scenario(Table):
     online: Online | None = None
     offline: Offline | None = None
     server: Server = Server()
+    fixed_lengths: bool = False
     x_label: str = "online requests a second"
     points: tuple[Point, ...] = ()
 
@@ -115,6 +137,37 @@ class Scenario(Table):
     def at(self, point: Point | None) -> Scenario:
         """This scenario at one point of its sweep, without the sweep; itself for None."""
         return self if point is None else parse(_put_over(self, point), f"points.{point.name}")
+
+    def at_scale(self, scale: float) -> Scenario:
+        """This scenario, its sweep too, for a machine `scale` times as fast as the one it was
+        made on; itself for 1."""
+        if scale == 1:
+            return self
+        fit = Fit.to_scale(scale, fixed_lengths=self.fixed_lengths)
+        points = tuple(self._fitted_point(point, fit) for point in self.points)
+        return self._fitted(fit).model_copy(update={"points": points})
+
+    def _fitted(self, fit: Fit) -> Scenario:
+        return self.model_copy(
+            update={
+                "duration_s": fit.window * self.duration_s,
+                "lead_in_s": fit.window * self.lead_in_s,
+                "drain_s": fit.window * self.drain_s,
+                "targets": self.targets.fitted(fit),
+                "online": self.online.fitted(fit) if self.online else None,
+                "offline": self.offline.fitted(fit) if self.offline else None,
+            }
+        )
+
+    def _fitted_point(self, point: Point, fit: Fit) -> Point:
+        """What it sets, as that comes out of fitting the scenario at this point. Its place on
+        the axis goes with the rate, where it shows the rate."""
+        at = self.at(point)
+        table = at._fitted(fit).model_dump()
+        values = {dotted: _value_at(table, dotted) for dotted in point.set}
+        is_rate = at.online is not None and getattr(at.online.arrivals, "rate_rps", 0) == point.x
+        x = point.x / fit.time if is_rate else point.x
+        return point.model_copy(update={"set": values, "x": x})
 
     def trace_names(self) -> list[str]:
         """Names of the traces that must be given by path, in order of first use."""
@@ -145,6 +198,12 @@ def parse(table: dict[str, Any], where: str) -> Scenario:
         return Scenario.model_validate(table)
     except ValidationError as error:
         raise ScenarioError(explain(error, where)) from error
+
+
+def _value_at(table: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        table = table[name]
+    return table
 
 
 def _put_over(scenario: Scenario, point: Point) -> dict[str, Any]:

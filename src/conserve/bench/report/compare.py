@@ -12,8 +12,8 @@ from conserve.bench.store import WHOLE, Description, ResultError, ResultFolder
 def compare_folders(before: Path, after: Path, anyway: bool = False) -> str:
     """A table for each point of the sweep, as Markdown.
 
-    Raises ResultError when machine, model or scenario differ and `anyway` is not set, and when
-    no arm is in both.
+    Raises ResultError when machine, model, scale or scenario differ and `anyway` is not set, and
+    when no arm is in both.
     """
     old, new = ResultFolder(before), ResultFolder(after)
     differences = _differences(old.description(), new.description())
@@ -37,11 +37,14 @@ def _differences(old: Description, new: Description) -> list[str]:
         a, b = getattr(old, name), getattr(new, name)
         if a != b:
             found.append(f"{name} {a} before, {b} after")
-    # Which arms and seeds were run is no difference of the scenario.
-    dropped = ("arms", "seeds", "about")
-    a, b = (
-        {key: value for key, value in d.scenario.items() if key not in dropped} for d in (old, new)
-    )
+    a, b = old.workload(), new.workload()
+    if old.scale != new.scale:
+        found.append(
+            f"scale {old.scale:g} before, {new.scale:g} after: other lengths, rates and targets "
+            f"(`conserve bench run --scale {old.scale:g}` sends the same)"
+        )
+        # Everything else but the name follows from the scale.
+        a, b = {"name": a["name"]}, {"name": b["name"]}
     changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
     if changed:
         found.append(f"the scenarios differ in {', '.join(changed)}")

@@ -1,0 +1,90 @@
+"""What `conserve bench run` was asked for, and how it is fitted to the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from conserve.batch.connection import async_client_for
+from conserve.bench import machine
+from conserve.bench.arms import ONLINE_ONLY, arm_named, server_command
+from conserve.bench.client import LoadClient
+from conserve.bench.prompts import body_of
+from conserve.bench.scale import Speed, scale_of
+from conserve.bench.server import Server, free_port
+from conserve.bench.speed import measure
+from conserve.bench.store import ResultFolder, points_of
+from conserve.workload import Scenario, build_workload
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """traces: paths by the names the scenario uses. scale: the machine's; the scenario is fitted
+    to it. speed: what it was worked out from, if it was measured."""
+
+    scenario: Scenario
+    model: str
+    folder: Path
+    command: str
+    traces: dict[str, Path] = field(default_factory=dict)
+    server_args: tuple[str, ...] = ()
+    scale: float = 1.0
+    speed: Speed | None = None
+
+    def every_server_args(self) -> list[str]:
+        """What each arm's server gets."""
+        return machine.server_args(self.scenario.server.args, self.server_args)
+
+
+def fit_to_machine(plan: Plan, wanted: float | None, say: Say) -> Plan:
+    """The plan at the scale that is wanted; for None at that of the folder's runs, or the
+    machine's, which is measured. `plan` is at scale 1.
+
+    Raises ScenarioError or TraceError before anything is measured, SpeedError, ServerDiedError.
+    """
+    trace_scales(plan)
+    speed = None
+    if wanted is None and (plan.folder / "run.json").is_file():
+        wanted = ResultFolder(plan.folder).description().scale
+    if wanted is None:
+        speed = _measured(plan, say)
+        wanted = scale_of(speed)
+        say(f"  {speed}")
+    say(f"scale {wanted:g}")
+    return replace(plan, scenario=plan.scenario.at_scale(wanted), scale=wanted, speed=speed)
+
+
+def trace_scales(plan: Plan) -> list[str]:
+    """What each trace is multiplied by. Builds every workload once: a bad trace is found before
+    a server is started."""
+    scales: dict[str, None] = {}
+    for point in points_of(plan.scenario):
+        for seed in plan.scenario.seeds:
+            workload = build_workload(plan.scenario.at(point), seed, plan.traces)
+            prefix = f"{point.name}: " if point else ""
+            scales.update(dict.fromkeys(f"{prefix}{scale}" for scale in workload.scales))
+    return list(scales)
+
+
+def _measured(plan: Plan, say: Say) -> Speed:
+    """Of stock vLLM, which every arm is built on."""
+    say("how fast is this machine? starting a server")
+    port, log = free_port(), plan.folder / "logs" / "speed.log"
+    targets = plan.scenario.targets.targets()
+    with tempfile.TemporaryDirectory(prefix="conserve-bench-") as data:
+        arm, args = arm_named(ONLINE_ONLY), plan.every_server_args()
+        command = server_command(arm, plan.model, port, args, targets, Path(data))
+        environment = machine.server_environment(plan.model)
+        with Server(command, environment, port, log) as server:
+            server.wait_until_healthy()
+            return asyncio.run(_measure(server.base_url, plan.model))
+
+
+async def _measure(url: str, model: str) -> Speed:
+    async with async_client_for(url, base_url=url, timeout=None) as http:
+        return await measure(LoadClient(http, body_of(model, model, "speed")))
