@@ -185,7 +185,7 @@ def test_what_the_user_set_in_the_environment_stays(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_last_server_argument_wins() -> None:
-    args = machine.server_args(("--dtype=float32",), ("--dtype=auto",))
+    args = machine.server_args(("--dtype=float32",), ("--dtype=auto",), "bfloat16")
     assert [a for a in args if a.startswith("--dtype")][-2:] == ["--dtype=float32", "--dtype=auto"]
 
 
@@ -197,3 +197,13 @@ def test_the_machine_is_described_and_its_speed_is_a_number(
     assert re.fullmatch(r"\d+", described["memory_gib"])
     monkeypatch.setattr(machine, "PROBE_S", 0.01)
     assert machine.probe_gflops() > 0
+
+
+def test_a_cpu_serves_in_what_it_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_accelerator", lambda: None)
+    for name, kv_gib in (("bfloat16", 1), ("float32", 2)):
+        args = machine.server_args((), (), name)
+        assert f"--dtype={name}" in args
+        assert f"--kv-cache-memory-bytes={kv_gib * 2**30}" in args
+    monkeypatch.setattr(machine, "_accelerator", lambda: "a GPU")
+    assert machine.server_args((), (), "float32") == []

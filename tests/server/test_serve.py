@@ -13,7 +13,7 @@ import pytest
 
 from conserve.engine.settings import EngineSettings
 from conserve.server.errors import BadInputError
-from conserve.server.start import cpu, serve
+from conserve.server.start import cpu, dtype, serve
 
 pytestmark = pytest.mark.engine
 
@@ -50,7 +50,7 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "run", run)
     monkeypatch.setattr(door, "stay_offline", lambda: None)
     monkeypatch.setattr(door, "on_cpu", lambda: True)
-    monkeypatch.setattr(door, "cpu_capabilities", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(dtype, "cpu_capabilities", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
 
 
@@ -192,10 +192,8 @@ class TestHandedToVllm:
     def test_the_data_type_is_the_processors(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from conserve.server import door
-
         assert handed().dtype == "bfloat16"
-        monkeypatch.setattr(door, "cpu_capabilities", lambda: frozenset({"avx2"}))
+        monkeypatch.setattr(dtype, "cpu_capabilities", lambda: frozenset({"avx2"}))
         args = handed()
         assert (args.dtype, args.kv_cache_memory_bytes) == ("float32", 2 << 30)
         assert re.search(r"cpu +float32 \(no bfloat16 instructions here", capsys.readouterr().err)

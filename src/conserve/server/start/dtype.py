@@ -50,9 +50,14 @@ def multiplies_bfloat16(capabilities: frozenset[str], max_isa: str = "") -> bool
 
 
 def multiplies_bfloat16_here() -> bool:
-    from conserve.server import door
+    return multiplies_bfloat16(cpu_capabilities(), os.environ.get(MAX_ISA, ""))
 
-    return multiplies_bfloat16(door.cpu_capabilities(), os.environ.get(MAX_ISA, ""))
+
+def cpu_capabilities() -> frozenset[str]:
+    """The instruction sets of this processor, by torch's names."""
+    import torch  # seconds to import, which a command with a bad flag should not take
+
+    return frozenset(name for name, has in torch.cpu.get_capabilities().items() if has is True)
 
 
 def facts_of(args: argparse.Namespace) -> ModelFacts:
