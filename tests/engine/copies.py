@@ -6,8 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from conserve.engine.checkpoint.copier import CopyQueue
-from conserve.engine.checkpoint.orders import Job, Orders, Report
+from conserve.engine.checkpoint.copier import BlockCopies
+from conserve.engine.checkpoint.copy_queue import CopyQueue, Piece
+from conserve.engine.checkpoint.orders import Orders, Report
 from tests.engine.device import Device, chain
 
 
@@ -57,32 +58,33 @@ class PretendStore:
         return lost
 
 
-class CheckedQueue(CopyQueue):
+class CheckedCopies(BlockCopies):
     """Compares every block it is about to copy with what its request's KV should be."""
 
-    def __init__(self, store: Any, scheduler: Any, device: Device) -> None:
-        super().__init__(store, block_bytes=512)
+    def __init__(self, store: PretendStore, scheduler: Any, device: Device) -> None:
+        super().__init__(CopyQueue(block_bytes=512), store)
         self.scheduler, self.device = scheduler, device
         self.num_stored = self.num_loaded = 0
 
-    def _copy(self, job: Job) -> None:
-        if job.store:
-            self._check(job)
+    def copy(self, piece: Piece) -> set[int]:
+        if piece.job.store:
+            self._check(piece)
             self.num_stored += 1
         else:
             self.num_loaded += 1
-        super()._copy(job)
+        return super().copy(piece)
 
-    def _check(self, job: Job) -> None:
-        sent = self.scheduler.checkpointer.under_way.get(job.number)
+    def _check(self, piece: Piece) -> None:
+        number = piece.job.number
+        sent = self.scheduler.checkpointer.under_way.get(number)
         tokens, size = list(sent.request.all_token_ids), self.device.block_size
         wanted = hashes_of(tokens[: sent.num_tokens])
-        block = job.block_ids[self._position]
+        (block,) = piece.block_ids
         found = [self.device.slots.get((block, i)) for i in range(size)]
         # The block's index in the request: where its hashes stand.
         starts = range(0, len(wanted), size)
         if not any(found[: len(wanted[at : at + size])] == wanted[at : at + size] for at in starts):
-            raise ForeignCopyError(f"job {job.number} of {sent.request.request_id}: block {block}")
+            raise ForeignCopyError(f"job {number} of {sent.request.request_id}: block {block}")
 
 
 class Ranks:
@@ -113,8 +115,8 @@ class DawdlingCopier:
     """In place of the thread: copies get on by a random number of blocks now and then, and to
     their end only where the orders say that the forward waits."""
 
-    def __init__(self, queue: CheckedQueue, chance: random.Random, pace: int = 3) -> None:
-        self.queue, self._chance, self._pace = queue, chance, pace
+    def __init__(self, copies: CheckedCopies, chance: random.Random, pace: int = 3) -> None:
+        self.copies, self.queue, self._chance, self._pace = copies, copies.queue, chance, pace
         self.num_waits = 0
 
     def begin_step(self, orders: Orders) -> None:
@@ -122,15 +124,20 @@ class DawdlingCopier:
         self._dawdle()
         while not self.queue.is_over(orders.wait):
             self.num_waits += 1
-            self.queue.advance()
+            self.copies.advance()
 
     def report(self) -> Report | None:
         self._dawdle()
         return self.queue.take_report()
+
+    def finish(self) -> None:
+        """All that is queued still."""
+        while self.queue.has_work():
+            self.copies.advance()
 
     def close(self) -> None:
         """Nothing runs on its own."""
 
     def _dawdle(self) -> None:
         for _ in range(self._chance.randrange(self._pace + 1)):
-            self.queue.advance()
+            self.copies.advance()

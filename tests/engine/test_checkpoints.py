@@ -15,12 +15,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from conserve.engine.checkpoint import copier as copier_module
 from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.door import RequestStatus
 from conserve.engine.settings import EngineSettings
-from tests.engine.copies import CheckedQueue, DawdlingCopier, ForeignCopyError, PretendStore, Ranks
+from tests.engine.copies import CheckedCopies, DawdlingCopier, ForeignCopyError, PretendStore, Ranks
 from tests.engine.device import VOCABULARY, Device, StaleReadError, expected_output
 from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
@@ -72,8 +72,8 @@ def worker_half(scheduler: Any, device: Device, pace: int, fail: Any) -> Conserv
     connector = ConserveConnector(
         scheduler.vllm_config, KVConnectorRole.WORKER, scheduler.kv_cache_config
     )
-    queue = CheckedQueue(PretendStore(device, fail), scheduler, device)
-    connector.worker_side.copies.copier = DawdlingCopier(queue, random.Random(pace), pace)
+    copies = CheckedCopies(PretendStore(device, fail), scheduler, device)
+    connector.worker_side.copies.copier = DawdlingCopier(copies, random.Random(pace), pace)
     return connector
 
 
@@ -153,8 +153,7 @@ def assert_nothing_left(engine: Engine) -> None:
     assert not scheduler.waiting
     assert not scheduler.kv_holding_waiting
     for device in getattr(engine.device, "devices", [engine.device]):
-        while device.connector.worker_side.copies.copier.queue.has_work():
-            device.connector.worker_side.copies.copier.queue.advance()
+        device.connector.worker_side.copies.copier.finish()
         report = device.connector.build_connector_worker_meta()
         if report is not None:
             scheduler.checkpointer.take(report)
@@ -187,7 +186,7 @@ def test_stops_and_cancels_beside_copies(
     engine.stop = lambda step: chance.random() < 0.4
     run_bursts(engine, seed, shared=shared, cancel=True)
     assert engine.num_stops > 0
-    assert engine.device.connector.worker_side.copies.copier.queue.num_stored > 0
+    assert engine.device.connector.worker_side.copies.copier.copies.num_stored > 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -293,7 +292,7 @@ def ignore_displacement(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def free_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Careless: the forward does not wait for copies out of blocks that it overwrites."""
-    monkeypatch.setattr(copier_module.CopyQueue, "is_over", lambda self, numbers: True)
+    monkeypatch.setattr(CopyQueue, "is_over", lambda self, numbers: True)
 
 
 def copy_past_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ pytest.importorskip("vllm")
 import torch
 
 from conserve.engine.checkpoint import packing
-from conserve.engine.checkpoint.copier import CopyQueue, ThreadCopier, num_bytes_of
+from conserve.engine.checkpoint.copier import BlockCopies, ThreadCopier
+from conserve.engine.checkpoint.copy_queue import CopyQueue, num_bytes_of
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 from conserve.engine.checkpoint.workers import CheckpointWorker, packing_of_all, planes_of
 from conserve.engine.settings import EngineSettings
@@ -60,10 +61,14 @@ def store(number: int, *pairs: tuple[int, int]) -> Job:
     return Job(number, True, [b for b, _ in pairs], [s for _, s in pairs])
 
 
-def finish(queue: CopyQueue) -> Report:
-    while queue.has_work():
-        queue.advance()
-    report = queue.take_report()
+def copies_into(slots: GatedStore) -> BlockCopies:
+    return BlockCopies(CopyQueue(block_bytes=10), slots)
+
+
+def finish(copies: BlockCopies) -> Report:
+    while copies.queue.has_work():
+        copies.advance()
+    report = copies.queue.take_report()
     assert report is not None
     return report
 
@@ -71,35 +76,68 @@ def finish(queue: CopyQueue) -> Report:
 def test_orders_are_carried_out_in_their_order() -> None:
     slots = GatedStore()
     slots.gate.set()
-    queue = CopyQueue(slots, block_bytes=10)
-    queue.take(Orders(jobs=[store(1, (5, 0))]))
-    queue.take(Orders(moves=[(0, 3)], jobs=[store(2, (6, 0)), Job(3, False, [7], [3])]))
-    report = finish(queue)
+    copies = copies_into(slots)
+    copies.queue.take(Orders(jobs=[store(1, (5, 0))]))
+    copies.advance()
+    copies.queue.take(Orders(moves=[(0, 3)], jobs=[store(2, (6, 0)), Job(3, False, [7], [3])]))
+    report = finish(copies)
     assert slots.done == [("write", 5, 0), ("move", 0, 3), ("write", 6, 0), ("read", 7, 3)]
     assert set(report.ended) == {1, 2, 3}
     assert report.ended[1].num_bytes == 10
-    assert queue.take_report() is None
+    assert copies.queue.take_report() is None
 
 
 def test_a_dropped_job_ends_with_the_block_in_work() -> None:
     slots = GatedStore()
     slots.gate.set()
-    queue = CopyQueue(slots)
-    queue.take(Orders(jobs=[store(1, (5, 0), (6, 1), (7, 2)), store(2, (8, 3))]))
-    queue.advance()
-    queue.take(Orders(drop=[1, 77]))
-    report = finish(queue)
+    copies = copies_into(slots)
+    copies.queue.take(Orders(jobs=[store(1, (5, 0), (6, 1), (7, 2)), store(2, (8, 3))]))
+    copies.advance()
+    copies.queue.take(Orders(drop=[1, 77]))
+    report = finish(copies)
     assert slots.done == [("write", 5, 0), ("write", 8, 3)]
     assert report.ended[1].dropped
+    assert report.ended[1].num_bytes == 10
     assert not report.ended[2].dropped
+
+
+def test_a_dropped_job_that_has_not_begun_is_over_at_once() -> None:
+    copies = copies_into(GatedStore())
+    copies.queue.take(Orders(jobs=[store(1, (5, 0)), store(2, (6, 1)), store(3, (7, 2))]))
+    copies.queue.take(Orders(drop=[2], wait=[2]))
+    assert copies.queue.is_over([2])
+    report = copies.queue.take_report()
+    assert report is not None
+    assert report.ended == {2: Ended(dropped=True)}
+    assert copies.queue.has_work()
+
+
+def test_what_a_forward_waits_for_overtakes_the_others() -> None:
+    """And moves overtake all: they free the slots that later copies fill."""
+    slots = GatedStore()
+    slots.gate.set()
+    copies = copies_into(slots)
+    copies.queue.take(Orders(jobs=[Job(1, False, [1, 2, 3], [7, 8, 9]), store(2, (5, 0))]))
+    copies.advance()
+    copies.queue.take(Orders(moves=[(3, 4)], jobs=[store(3, (5, 1), (6, 3))], wait=[2, 3]))
+    finish(copies)
+    assert slots.done == [
+        ("read", 1, 7),
+        ("move", 3, 4),
+        ("write", 5, 0),
+        ("write", 5, 1),
+        ("write", 6, 3),
+        ("read", 2, 8),
+        ("read", 3, 9),
+    ]
 
 
 def test_failures_are_reported_not_raised() -> None:
     slots = GatedStore()
     slots.gate.set()
-    queue = CopyQueue(slots)
-    queue.take(Orders(moves=[(1, 99)], jobs=[store(1, (5, 99), (6, 2))]))
-    report = finish(queue)
+    copies = copies_into(slots)
+    copies.queue.take(Orders(moves=[(1, 99)], jobs=[store(1, (5, 99), (6, 2))]))
+    report = finish(copies)
     assert report.lost_slots == {99}
     assert report.ended[1].failed_slots == {99}
 
@@ -111,16 +149,16 @@ def test_a_store_that_raises_is_a_copy_that_failed() -> None:
         def _copy(self, *args: Any) -> set[int]:
             raise RuntimeError("no such device")
 
-    queue = CopyQueue(Broken())
-    queue.take(Orders(jobs=[store(1, (5, 0), (6, 1)), Job(2, False, [5], [0])]))
-    report = finish(queue)
+    copies = copies_into(Broken())
+    copies.queue.take(Orders(jobs=[store(1, (5, 0), (6, 1)), Job(2, False, [5], [0])]))
+    report = finish(copies)
     assert report.ended[1].failed_slots == {0, 1}
     assert report.ended[2].failed_slots == {0}
 
 
 def test_the_forward_waits_for_what_it_is_told_to() -> None:
     slots = GatedStore()
-    copier = ThreadCopier(CopyQueue(slots))
+    copier = ThreadCopier(copies_into(slots))
     copier.begin_step(Orders(jobs=[store(1, (5, 0)), store(2, (6, 1))]))
     assert slots.begun.wait(LONG_S), "copies begin without anybody waiting"
     forward = threading.Thread(target=copier.begin_step, args=(Orders(wait=[1]),))
@@ -136,6 +174,23 @@ def test_the_forward_waits_for_what_it_is_told_to() -> None:
     report = copier.report()
     assert report is not None
     assert report.wait_s > 0
+    copier.close()
+
+
+def test_a_forward_waits_for_no_load_that_has_nothing_to_do_with_it() -> None:
+    """A load of many blocks is in work; the forward overwrites the blocks of another request,
+    whose copy has not begun and is dropped."""
+    slots = GatedStore()
+    copier = ThreadCopier(copies_into(slots))
+    long = Job(1, False, list(range(500)), list(range(500)))
+    copier.begin_step(Orders(jobs=[long, store(2, (600, 600))]))
+    assert slots.begun.wait(LONG_S)
+    copier.begin_step(Orders(drop=[2], wait=[2]))
+    assert not slots.done, "the gate is shut: waiting for the load would last for ever"
+    report = copier.report()
+    assert report is not None
+    assert report.ended == {2: Ended(dropped=True)}
+    slots.gate.set()
     copier.close()
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from conserve.engine.checkpoint.copier import Store, num_bytes_of
+from conserve.engine.checkpoint.copier import Store
+from conserve.engine.checkpoint.copy_queue import num_bytes_of
 from conserve.engine.checkpoint.orders import Ended, Orders, Report
 
 MEASURED_SLOTS = 8

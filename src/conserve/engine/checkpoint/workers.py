@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conserve.engine.checkpoint.copier import Copier, CopyQueue, ThreadCopier
+from conserve.engine.checkpoint.copier import BlockCopies, Copier, ThreadCopier
+from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.orders import Orders, Report
 from conserve.engine.checkpoint.packing import Packing, packing_for, whole
 from conserve.engine.checkpoint.store import SlotStore
@@ -80,9 +81,9 @@ class CheckpointWorker:
             size, device = store.block_size, planes[0].device
             self.copier = StreamCopier(store, slot_bytes, orders.num_slots, size, device)
             return
-        queue = CopyQueue(store, slot_bytes, store.block_size)
+        queue = CopyQueue(slot_bytes, store.block_size)
         queue.measured(_measure(store, slot_bytes, orders.num_slots))
-        self.copier = ThreadCopier(queue)
+        self.copier = ThreadCopier(BlockCopies(queue, store))
 
 
 def _measure(store: SlotStore, slot_bytes: int, num_slots: int) -> float:

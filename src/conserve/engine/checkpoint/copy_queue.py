@@ -1,0 +1,191 @@
+"""What a worker is to copy next, and what has become of it: the order of copies in one place."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
+
+
+class Piece(NamedTuple):
+    """Some blocks of a job that are copied in one go."""
+
+    job: Job
+    start: int
+    stop: int
+    """Of the job's blocks."""
+    after: Any = None
+    """What the device must have passed before the job's blocks may be read or written."""
+
+    @property
+    def block_ids(self) -> list[int]:
+        return self.job.block_ids[self.start : self.stop]
+
+    @property
+    def slots(self) -> list[int]:
+        return self.job.slots[self.start : self.stop]
+
+    @property
+    def ranges(self) -> list[tuple[int, int]] | None:
+        return self.job.ranges[self.start : self.stop] or None
+
+
+class Moves(NamedTuple):
+    """Slots of one step to be moved, in order: (from slot, to slot)."""
+
+    moves: list[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class _Open:
+    """A job that is not over."""
+
+    job: Job
+    after: Any
+    num_taken: int = 0
+    num_done: int = 0
+    """Blocks, from the first one on."""
+    dropped: bool = False
+    failed_slots: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing of it is in work, and nothing is left to take."""
+        rest = 0 if self.dropped else len(self.job.slots) - self.num_taken
+        return not rest and self.num_done == self.num_taken
+
+
+class CopyQueue:
+    """Jobs and moves, handed out piece by piece to whoever copies. Any thread may call any method.
+
+    Moves go first: neither end of one is used by a job that is still open (the pool pins those).
+    Jobs that a forward waits for overtake the others; else they go in the order of the scheduler.
+    A job that is dropped is over with the pieces in work, at once where there are none: what was
+    not handed out is neither read nor written any more.
+    """
+
+    def __init__(self, block_bytes: int = 0, block_size: int | None = None) -> None:
+        """`block_size` in tokens, where part of a block may be copied; None: blocks go whole."""
+        self._block_bytes, self._block_size = block_bytes, block_size
+        self._moves: deque[Moves] = deque()
+        self._urgent: deque[int] = deque()
+        self._others: deque[int] = deque()
+        """Numbers of jobs with blocks left to take, in their order."""
+        self._open: dict[int, _Open] = {}
+        self._report = Report()
+        self.changed = threading.Condition(threading.RLock())
+
+    # A step's orders
+
+    def take(self, orders: Orders, after: Any = None) -> None:
+        """Queue them. `after` is handed on with every piece of the jobs."""
+        with self.changed:
+            if orders.moves:
+                self._moves.append(Moves(list(orders.moves)))
+            for job in orders.jobs:
+                self._open[job.number] = _Open(job, after)
+                self._others.append(job.number)
+            self._drop(orders.drop)
+            self._hurry(orders.wait)
+            self.changed.notify_all()
+
+    def _drop(self, numbers: Iterable[int]) -> None:
+        dropped = [self._open[number] for number in numbers if number in self._open]
+        for one in dropped:
+            one.dropped = True
+        self._forget({one.job.number for one in dropped})
+        for one in dropped:
+            self._end_if_over(one)
+
+    def _hurry(self, numbers: Collection[int]) -> None:
+        hurried = [number for number in self._others if number in set(numbers)]
+        self._forget(set(hurried))
+        self._urgent.extend(hurried)
+
+    def _forget(self, numbers: set[int]) -> None:
+        if numbers:
+            self._urgent = deque(n for n in self._urgent if n not in numbers)
+            self._others = deque(n for n in self._others if n not in numbers)
+
+    # What is to be copied
+
+    def has_work(self) -> bool:
+        return bool(self._moves or self._urgent or self._others)
+
+    def is_over(self, numbers: Sequence[int]) -> bool:
+        return self._open.keys().isdisjoint(numbers)
+
+    def next(self, most_blocks: int = 1, *, urgent_only: bool = False) -> Moves | Piece | None:
+        """Hand out what comes next, or None. Of it is to be said when it is done: `moved`, `done`.
+        One at a time for moves, since later pieces may use the slots that they free."""
+        with self.changed:
+            if urgent_only and not self._urgent:
+                return None
+            if self._moves:
+                return self._moves.popleft()
+            lane = self._urgent or self._others
+            if not lane:
+                return None
+            one = self._open[lane[0]]
+            start = one.num_taken
+            one.num_taken = min(start + most_blocks, len(one.job.slots))
+            if one.num_taken == len(one.job.slots):
+                lane.popleft()
+            return Piece(one.job, start, one.num_taken, one.after)
+
+    # What has become of it
+
+    def moved(self, lost_slots: set[int]) -> None:
+        with self.changed:
+            self._report.lost_slots |= lost_slots
+
+    def done(self, piece: Piece, failed_slots: set[int], seconds: float) -> None:
+        with self.changed:
+            one = self._open[piece.job.number]
+            one.num_done += piece.stop - piece.start
+            one.failed_slots |= failed_slots
+            one.seconds += seconds
+            self._end_if_over(one)
+
+    def _end_if_over(self, one: _Open) -> None:
+        if not one.is_over:
+            return
+        job = one.job
+        del self._open[job.number]
+        self._report.ended[job.number] = Ended(
+            dropped=one.num_done < len(job.slots),
+            failed_slots=one.failed_slots,
+            num_bytes=num_bytes_of(job, one.num_done, self._block_bytes, self._block_size),
+            seconds=one.seconds,
+        )
+        self.changed.notify_all()
+
+    # The report
+
+    def waited(self, seconds: float) -> None:
+        with self.changed:
+            self._report.wait_s += seconds
+
+    def measured(self, bytes_per_s: float) -> None:
+        self._report.bytes_per_s = bytes_per_s
+
+    def take_report(self) -> Report | None:
+        """What has ended since the last call, if anything."""
+        with self.changed:
+            if self._report.is_empty():
+                return None
+            report, self._report = self._report, Report()
+            return report
+
+
+def num_bytes_of(job: Job, num_blocks: int, block_bytes: int, block_size: int | None) -> int:
+    """Bytes copied with the first `num_blocks` blocks of a job."""
+    if not job.ranges or block_size is None:
+        return num_blocks * block_bytes
+    num_tokens = sum(stop - start for start, stop in job.ranges[:num_blocks])
+    return num_tokens * block_bytes // block_size
