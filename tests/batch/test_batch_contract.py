@@ -14,8 +14,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from conserve.batch.assembly import Assembly
+from conserve.batch.deadlines import RecentHarvest
 from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
 from conserve.batch.executor import Reply
+from conserve.batch.harvest_meter import HarvestMeter
 from conserve.batch.lifecycle import Status
 from conserve.batch.outcome import Postponed, Result, Tokens, keep_reply
 from conserve.batch.records import BatchRecord, FileRecord, Line
@@ -333,3 +335,26 @@ async def test_the_harvest_is_a_rate_while_busy(stores: Stores, clock: FakeClock
     assert (await stores.harvest.recent()).tokens_per_s == 20.0
     clock.advance(3 * 3600)
     assert (await stores.harvest.recent()).tokens_per_s is None
+
+
+async def test_a_meter_tells_the_harvest_once_a_second(stores: Stores, clock: FakeClock) -> None:
+    batch_id = await new_batch(stores)
+    await stores.workers.enlist("w")
+    first, second, third = done(await claim(stores, "w", batch_id))
+    meter = HarvestMeter("w", stores.harvest, clock)
+    await meter.count([first], is_busy=False)
+    assert await meter.recent() == RecentHarvest()  # nothing was in flight
+    meter.start()
+    clock.advance(0.5)
+    await meter.count([second], is_busy=True)
+    assert (await stores.harvest.recent()).tokens_per_s is None
+    clock.advance(0.5)
+    await meter.count([third], is_busy=True)
+    told = await stores.harvest.recent()
+    assert (told.tokens_per_s, told.mean_output_tokens) == (15.0, 2.0)
+    assert await meter.recent() == told
+    clock.advance(10)
+    await meter.count([], is_busy=False)
+    clock.advance(10)
+    await meter.count([first], is_busy=False)  # it was idle meanwhile
+    assert (await stores.harvest.recent()).tokens_per_s == pytest.approx(15 / 11)
