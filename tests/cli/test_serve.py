@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conserve.server.start.flags import CHECKPOINT_MODES, flags
+from conserve.server.start.flags import flags
 
 CONSERVE = str(Path(sys.executable).with_name("conserve"))
 
@@ -62,11 +62,14 @@ def test_sizes(text: str, num_bytes: int) -> None:
     assert flag.parse(text) == num_bytes
 
 
-@pytest.mark.engine
-def test_the_modes_are_the_engines() -> None:
-    from conserve.engine import settings
-
-    assert CHECKPOINT_MODES == settings.CHECKPOINT_MODES
+def test_flags_are_read_without_vllm() -> None:
+    """Its import takes seconds; a wrong flag is answered before that."""
+    code = (
+        "import sys; from conserve.server.start import flags; "
+        "print({'vllm', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n", done.stdout
 
 
 def test_a_data_folder_without_a_name() -> None:

@@ -14,6 +14,10 @@ KEY = "conserve"
 """Our key inside `VllmConfig.additional_config`."""
 STOP_MODES = ("auto", "eager", "off")
 CHECKPOINT_MODES = ("incremental", "swap", "off")
+CHECKPOINT_SHARE = 0.25
+"""Of the free memory of the host, where `checkpoint_bytes` names none."""
+TARGETS = Targets()
+"""Where nobody names others."""
 NOT_NEGATIVE = (
     "profile_seconds",
     "stop_response_s",
@@ -30,11 +34,11 @@ class EngineSettings:
     Raises ValueError, naming the field, on a value out of bounds.
     """
 
-    slo_ttft_s: float = 1.0
+    slo_ttft_s: float = TARGETS.ttft_s
     """Target of time to first token of online requests."""
-    slo_tbt_s: float = 0.2
+    slo_tbt_s: float = TARGETS.tbt_s
     """Target of one gap between tokens of online requests."""
-    offline_floor: float = 0.0
+    offline_floor: float = TARGETS.offline_floor
     """Share of step time offline work gets even where targets suffer, in [0, 1)."""
     profile_dir: str = ""
     """Where latency profiles are kept; empty keeps none and profiles at every start."""

@@ -12,13 +12,11 @@ from conserve.engine.door import (
     init_logger,
 )
 from conserve.engine.host_memory import available_bytes
-from conserve.engine.settings import EngineSettings
+from conserve.engine.settings import CHECKPOINT_SHARE, EngineSettings
 from conserve.engine.stats import EngineStats
 
 logger = init_logger("vllm.conserve")
 
-DEFAULT_SHARE = 0.25
-"""Of the free memory of the host, by default."""
 DEFAULT_DEVICES = 4
 """At most this many times the KV cache itself, by default."""
 
@@ -103,4 +101,4 @@ def slot_bytes_of(kv_cache_config: Any) -> int:
 
 
 def default_bytes(device_bytes: int) -> int:
-    return min(int(DEFAULT_SHARE * available_bytes()), DEFAULT_DEVICES * device_bytes)
+    return min(int(CHECKPOINT_SHARE * available_bytes()), DEFAULT_DEVICES * device_bytes)

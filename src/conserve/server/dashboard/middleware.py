@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from conserve.engine.launch import CONNECTOR, MULTI
 from conserve.engine.settings import EngineSettings
 from conserve.server.batches.routes import service_of
 from conserve.server.dashboard.access import Guard
@@ -23,8 +24,6 @@ from conserve.server.keys import api_keys
 from conserve.server.lifespan import LifespanMiddleware, running
 from conserve.server.series import narrowed
 from conserve.server.shutdown import before_shutdown
-
-CONNECTOR = "ConserveConnector"
 
 
 class DashboardMiddleware(LifespanMiddleware):
@@ -67,7 +66,7 @@ def facts(args: Any, config: Any, *, has_batches: bool) -> Facts:
         started_s=time.time(),
         num_processes=parallel._api_process_count,
         num_engines=parallel.data_parallel_size,
-        has_figures=carrier in (CONNECTOR, "MultiConnector") and not args.disable_log_stats,
+        has_figures=carrier in (CONNECTOR, MULTI) and not args.disable_log_stats,
         has_batches=has_batches,
         needs_key=bool(api_keys(args)),
     )

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conserve.engine.settings import CHECKPOINT_SHARE
 from conserve.server.errors import BadInputError
 
 GIB = 1 << 30
-DEFAULT_SHARE = 4
-"""One part in so many of the free memory, where the user names no size."""
 
 
 def take_flags(args: argparse.Namespace, free_bytes: Callable[[], int]) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def take_flags(args: argparse.Namespace, free_bytes: Callable[[], int]) -> dict[
             )
         if num_replicas > 1:
             # Each would otherwise take its share of all that is free.
-            num_bytes = num_bytes or free // DEFAULT_SHARE
+            num_bytes = num_bytes or int(CHECKPOINT_SHARE * free)
     if own["checkpoint_dir"]:
         own["checkpoint_dir"] = str(_folder(own["checkpoint_dir"], own["checkpoint_dir_bytes"]))
     return {
@@ -73,7 +72,7 @@ def describe(settings: dict[str, Any], free_bytes: Callable[[], int]) -> str:
     if settings["checkpoint"] == "off":
         return "off: displaced offline requests compute again"
     size = settings["checkpoint_bytes"]
-    room = _gib(size) if size else f"up to {_gib(free_bytes() // DEFAULT_SHARE)}"
+    room = _gib(size) if size else f"up to {_gib(int(CHECKPOINT_SHARE * free_bytes()))}"
     text = f"{settings['checkpoint']}, in {room} of host memory"
     if settings["checkpoint_dir"]:
         text += f" and {_gib(settings['checkpoint_dir_bytes'])} in {settings['checkpoint_dir']}"

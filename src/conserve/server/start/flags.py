@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from conserve.engine.settings import CHECKPOINT_MODES, EngineSettings
 from conserve.server.errors import BadInputError
 from conserve.server.start.default_model import cache_folder
 
-CHECKPOINT_MODES = ("incremental", "swap", "off")
-"""As in `conserve.engine.settings`, which would bring vLLM."""
+DEFAULTS = EngineSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def flags() -> tuple[Flag, ...]:
         Flag(
             "--slo-ttft-ms",
             _milliseconds,
-            1000.0,
+            1000 * DEFAULTS.slo_ttft_s,
             "MS",
             "Target for the time to first token of online requests, in milliseconds. "
             "A lower target leaves offline work fewer and smaller steps.",
@@ -104,7 +104,7 @@ def flags() -> tuple[Flag, ...]:
         Flag(
             "--slo-tbt-ms",
             _milliseconds,
-            200.0,
+            1000 * DEFAULTS.slo_tbt_s,
             "MS",
             "Target for the gap between two tokens of an online request, in milliseconds. "
             "A lower target means smaller steps while online requests run, "
@@ -113,7 +113,7 @@ def flags() -> tuple[Flag, ...]:
         Flag(
             "--offline-floor",
             _share,
-            0.0,
+            DEFAULTS.offline_floor,
             "SHARE",
             "Share of step time, from 0 up to but not 1, that offline work gets even where the "
             "targets suffer. 0 lets it starve while online requests need everything.",
@@ -124,12 +124,13 @@ def flags() -> tuple[Flag, ...]:
             str(cache_folder() / "profiles"),
             "DIR",
             "Folder where latency models are kept between starts. "
-            "Without a stored one the start takes up to 15 seconds longer.",
+            f"Without a stored one the start takes {DEFAULTS.profile_seconds:.0f} seconds longer, "
+            "and up to twice that where steps are slow.",
         ),
         Flag(
             "--checkpoint",
             _mode,
-            "incremental",
+            DEFAULTS.checkpoint,
             "MODE",
             "What is kept on the host of the KV of offline requests, so that one that must make "
             "room need not compute it again: incremental copies it as it grows, swap when the "
