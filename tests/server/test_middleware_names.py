@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from conserve.server.start import serve
+from conserve.server.start.middleware import BATCHES, DASHBOARD, LOGS, TIERS
 from tests.server.vllms_app import Engine, engine_config, named, started, vllms_app
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -91,4 +91,10 @@ def test_the_names_in_the_documentation_and_of_conserve_serve_are_among_them() -
     text = "\n".join(page.read_text() for page in DOCUMENTS)
     told = set(re.findall(r"conserve\.server[\w.]*Middleware", text))
     assert told
-    assert {*told, serve.TIERS, serve.LOGS, serve.BATCHES, serve.DASHBOARD} <= set(NAMES)
+    assert {
+        *told,
+        TIERS,
+        LOGS,
+        BATCHES,
+        DASHBOARD,
+    } <= set(NAMES)

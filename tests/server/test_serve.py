@@ -14,6 +14,7 @@ import pytest
 from conserve.engine.settings import EngineSettings
 from conserve.server.errors import BadInputError
 from conserve.server.start import cpu, dtype, serve
+from conserve.server.start.middleware import BATCHES, DASHBOARD, LOGS, TIERS
 
 pytestmark = pytest.mark.engine
 
@@ -102,7 +103,7 @@ class TestHandedToVllm:
         assert args.scheduler_cls == "conserve.engine.scheduler.ConserveScheduler"
         assert args.scheduling_policy == "priority"
         assert args.kv_transfer_config.kv_role == "kv_both"
-        assert args.middleware == [serve.LOGS, serve.TIERS, serve.DASHBOARD, serve.BATCHES]
+        assert args.middleware == [LOGS, TIERS, DASHBOARD, BATCHES]
 
     def test_the_log_is_text_with_a_line_a_minute(self) -> None:
         args = handed()
@@ -159,7 +160,7 @@ class TestHandedToVllm:
 
     def test_without_batches_nothing_is_made(self, tmp_path: Path) -> None:
         args = handed("--no-batches", "--no-dashboard", "--middleware", "a.b")
-        assert args.middleware == [serve.LOGS, serve.TIERS, "a.b"]
+        assert args.middleware == [LOGS, TIERS, "a.b"]
         assert "CONSERVE_BATCH_DATA_DIR" not in os.environ
         assert not (tmp_path / "share").exists()
 

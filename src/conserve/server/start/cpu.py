@@ -1,7 +1,7 @@
-"""What a CPU machine needs to serve well: thread binding, an OpenMP runtime, KV space.
+"""What a CPU machine needs to serve well: data type, thread binding, an OpenMP runtime, KV space.
 
-All of it is environment variables that vLLM's worker processes inherit; one that the user has set
-stays as it is. Call before vLLM starts its processes.
+All of it is arguments of vLLM's, and environment variables that its worker processes inherit; one
+that the user has set stays as it is. Call before vLLM starts its processes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
+
+from conserve.server.start import dtype
+from conserve.server.start.default_model import default_model
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
@@ -18,6 +21,25 @@ KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 GIB = 1 << 30
 SMALL_MACHINE = 4
 """With at most this many CPUs, none is set aside: the server and the engine need little."""
+
+
+def tune(args: argparse.Namespace, available_bytes: Callable[[], int]) -> str:
+    """Data type, thread binding, OpenMP and KV space, each unless the user chose; says what was
+    chosen. Raises BadInputError for a model that is too large in the data type it needs here."""
+    workers = args.tensor_parallel_size * args.pipeline_parallel_size
+    workers *= args.data_parallel_size_local or args.data_parallel_size
+    facts = dtype.facts_of(args)
+    choice = dtype.choose(args.dtype, facts, multiplies=dtype.multiplies_bfloat16_here())
+    args.dtype = choice.dtype
+    chosen = [choice.words, bind_threads(os.environ, workers), preload_openmp(os.environ)]
+    free_bytes = available_bytes()
+    if args.kv_cache_memory_bytes is None and not os.environ.get(KV_SPACE):
+        is_default = args.model_tag == str(default_model())
+        num_bytes = choice.num_bytes if args.kv_cache_dtype == "auto" else 2
+        args.kv_cache_memory_bytes = kv_cache_bytes(free_bytes, is_default, num_bytes)
+        chosen.append(f"{args.kv_cache_memory_bytes / GIB:.1f} GiB for KV")
+    dtype.check_fits(facts, choice, free_bytes - kv_space_bytes(args, os.environ))
+    return ", ".join(chosen)
 
 
 def bind_threads(environ: MutableMapping[str, str], num_workers: int) -> str:

@@ -1,0 +1,47 @@
+"""Which of our middleware the app gets, and what that brings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from conserve.server.start.address import url_of
+
+DASHBOARD = "conserve.server.dashboard.middleware.DashboardMiddleware"
+TIERS = "conserve.server.tiers.ServiceTierMiddleware"
+LOGS = "conserve.server.logs.middleware.LogsMiddleware"
+BATCHES = "conserve.server.batches.middleware.BatchesMiddleware"
+
+
+def choose_batches(args: argparse.Namespace) -> str:
+    """Settle whether files and batches are served, and where they lie; says so.
+
+    Every API process reads the place from the environment. Raises BadInputError.
+    """
+    from conserve.server.start.batch_data import DATA_DIR, settle_data_dir
+
+    flag, off = vars(args).pop("data_dir"), vars(args).pop("no_batches")
+    if off or args.headless:
+        return "off"
+    names = args.served_model_name or [args.model_tag]
+    folder = settle_data_dir(flag, names[0])
+    os.environ[DATA_DIR] = str(folder)
+    if args.enable_prompt_tokens_details is None:
+        # Or no answer would say what the prefix cache saved, and no batch's usage.
+        args.enable_prompt_tokens_details = True
+    args.middleware = [BATCHES, *args.middleware]
+    return f"in {folder}"
+
+
+def choose_dashboard(args: argparse.Namespace) -> str:
+    """Settle whether the live page is served; says where. To be called after `choose_batches`:
+    the page shows the batches of a service that is there when it starts."""
+    if vars(args).pop("no_dashboard") or args.headless:
+        return "off"
+    args.middleware = [DASHBOARD, *args.middleware]
+    return url_of(args, "/dashboard")
+
+
+def add_always(args: argparse.Namespace) -> None:
+    """What no flag turns off."""
+    args.middleware = [LOGS, TIERS, *args.middleware]
