@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from conserve.bench.server import free_port
 
 START_LIMIT_S = 900.0
 QUIET = ("--disable-access-log-for-endpoints", "/metrics,/health")
@@ -77,13 +78,6 @@ def server(start_server: StartServer) -> Iterator[Server]:
     """`conserve serve` on the default model, shared by all tests."""
     with start_server() as server:
         yield server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until_ready(server: Server) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,13 @@ import openai
 import pytest
 import yaml
 
+from conserve.bench.server import free_port
 from tests.deploy.deployed import RULES, SCRAPE, Expression, dashboard_expressions, rule_expressions
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.server
 
 MODEL = "SmolLM2-135M-Instruct"
-LIMIT_S = 120.0
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < deadline, "still not so"
-        time.sleep(0.2)
 
 
 class Prometheus:
@@ -83,13 +75,6 @@ def running(program: str, folder: Path, server_url: str, rules: str) -> Iterator
     finally:
         process.terminate()
         process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(url: str) -> bool:

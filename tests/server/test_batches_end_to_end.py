@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
+from tests.waiting import LIMIT_S, eventually
+
 pytestmark = pytest.mark.server
 
 MODEL = "SmolLM2-135M-Instruct"
 CHAT = "/v1/chat/completions"
-LIMIT_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +55,6 @@ def until(client: openai.OpenAI, batch_id: str, *statuses: str) -> Any:
         assert time.monotonic() < deadline, f"still {batch.status}: {batch.request_counts}"
         chat(client)
     return batch
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < deadline, "still not so"
-        time.sleep(0.1)
 
 
 def test_a_batch_from_upload_to_output(client: openai.OpenAI) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import openai
 import pytest
 
 from tests.server.otlp_collector import Collector, collector
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.server
 
@@ -20,14 +20,6 @@ MODEL = "SmolLM2-135M-Instruct"
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 NUM_LINES = 6
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-LIMIT_S = 200.0
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < deadline, "still not so"
-        time.sleep(0.1)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conserve.bench.server import free_port
 from conserve.engine.settings import EngineSettings
 from conserve.server.errors import BadInputError
 from conserve.server.start import cpu, dtype, serve
@@ -65,13 +66,6 @@ def refusal(*arguments: str) -> str:
     with pytest.raises(BadInputError) as caught:
         serve.serve([*arguments, "--port", str(free_port())])
     return str(caught.value)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def settings_in(args: Namespace) -> EngineSettings:
