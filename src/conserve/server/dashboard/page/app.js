@@ -1,4 +1,6 @@
 // The page: takes what the feed says and puts it into words, bars and charts.
+// What the feed says is in messages.py. Its records go by the same names in all files here (facts,
+// chat, batch, ...), so that a test can hold every field that is named against them.
 
 import { showBatches } from "./batches.js";
 import { element } from "./charts.js";
