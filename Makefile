@@ -9,29 +9,28 @@ STAMP := $(VENV)/.installed
 TEST_PROGRAMS := chromium=chromium
 LOCKS := requirements/cpu.lock requirements/dev.lock
 
-.PHONY: help setup demo test check lock soak
+# Empty where the environment has no Python that runs: it is made anew then, with all in it.
+RUNS := $(shell $(BIN)/python -c "print('yes')" 2> /dev/null)
+
+.PHONY: help setup venv demo test check lock soak
 
 help:
-	@echo "make setup  install everything into $(VENV) from the pinned locks"
+	@echo "make setup  install everything into $(VENV) from the pinned locks (PYTHON=python3.13 to choose)"
 	@echo "make demo   serve the default model, chat and harvest, leave a table and a picture in out/demo"
 	@echo "make test   run the test suite"
 	@echo "make check  ruff, mypy --strict, import-linter"
 	@echo "make soak   run the long tests"
-	@echo "make lock   resolve requirements/*.in into requirements/*.lock again"
+	@echo "make lock   resolve what pyproject.toml declares into requirements/*.lock again"
 
 setup: $(STAMP)
 	@echo "setup: $(VENV) is up to date"
 
-$(VENV)/bin/python:
-	@scripts/make_venv.sh $(VENV)
-
-$(STAMP): $(LOCKS) pyproject.toml | $(VENV)/bin/python
-	@$(BIN)/python -m pip --version > /dev/null 2>&1 || scripts/make_venv.sh $(VENV)  # a broken one
-	@echo "setup: installing $(LOCKS) into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock -r requirements/dev.lock
-	@echo "setup: installing conserve itself"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+$(STAMP): $(LOCKS) pyproject.toml $(if $(RUNS),,venv)
+	@$(BIN)/python -m scripts.install $(LOCKS)
 	@touch $@
+
+venv:
+	@scripts/make_venv.sh $(VENV) $(PYTHON)
 
 demo: $(STAMP)
 	$(BIN)/conserve demo
