@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from msgspec.structs import replace
 
 from conserve.batch.assembly import Assembly
 from conserve.batch.deadlines import RecentHarvest
@@ -86,7 +86,7 @@ async def test_migrations_make_the_tables_the_code_expects(stores: Stores) -> No
 
 async def test_a_record_is_its_row(stores: Stores, clock: FakeClock) -> None:
     for record, table in ((FileRecord, files), (BatchRecord, batches)):
-        assert {field.name for field in fields(record)} == set(table.columns.keys())
+        assert set(record.__struct_fields__) == set(table.columns.keys())
     file = await stored_file(stores, numbered(1))
     assert await stores.files.get(TENANT, file.id) == file
     made = await stored_batch(stores, file, metadata={"é": "1"}, deadline="1h", priority=3)

@@ -63,7 +63,7 @@ class BatchStore:
             query = select(files).where(
                 files.c.id == file_id, files.c.tenant == tenant, files.c.state == FileState.READY
             )
-            row = (await connection.execute(query.with_for_update(read=True))).mappings().first()
+            row = (await connection.execute(query.with_for_update(read=True))).first()
         file = FileRecord.from_row(row) if row is not None else None
         if file is None or (file.expires_at is not None and file.expires_at <= self._clock()):
             message = f"input_file_id: there is no file {file_id!r}; upload it with /v1/files."
@@ -102,7 +102,7 @@ class BatchStore:
                 self._database.insert(batches).values(batch.to_row()).on_conflict_do_nothing()
             )
             query = select(batches).where(batches.c.id == batch.id)
-            row = (await connection.execute(query)).mappings().first()
+            row = (await connection.execute(query)).first()
             if row is not None:
                 return BatchRecord.from_row(row)
             # Another server used the key between our look and our insert.
@@ -117,7 +117,7 @@ class BatchStore:
         if key is None:
             return None
         query = select(batches).where(batches.c.tenant == tenant, batches.c.idempotency_key == key)
-        row = (await connection.execute(query)).mappings().first()
+        row = (await connection.execute(query)).first()
         known = BatchRecord.from_row(row) if row is not None else None
         if known is not None and known.idempotency_digest != wanted:
             raise InvalidRequestError(
@@ -139,7 +139,7 @@ class BatchStore:
         row = None
         if BATCH_ID.fullmatch(batch_id):
             query = query.with_for_update() if lock else query
-            row = (await connection.execute(query)).mappings().first()
+            row = (await connection.execute(query)).first()
         if row is None:
             raise NotFoundError(f"No such Batch object: {batch_id[:100]!r}", param="batch_id")
         return BatchRecord.from_row(row)
@@ -155,7 +155,7 @@ class BatchStore:
                 last = await self._batch(connection, tenant, after)
                 query = query.where(later(columns, (last.created_at, last.id), True))
             query = query.order_by(*(column.desc() for column in columns)).limit(limit + 1)
-            rows = (await connection.execute(query)).mappings().all()
+            rows = (await connection.execute(query)).all()
         return [BatchRecord.from_row(row) for row in rows[:limit]], len(rows) > limit
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchRecord:
@@ -183,7 +183,7 @@ class BatchStore:
         """Live batches of every tenant, as the policy sees them."""
         query = select(batches).where(batches.c.status.in_(sorted(LIVE)))
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+            rows = (await connection.execute(query)).all()
         return [view_of(BatchRecord.from_row(row)) for row in rows]
 
 

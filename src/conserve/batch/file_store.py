@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from msgspec.structs import replace
 from sqlalchemy import and_, delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -66,7 +67,7 @@ class FileStore:
         query = select(files).where(files.c.id == file_id, *self._visible(tenant))
         row = None
         if FILE_ID.fullmatch(file_id):
-            row = (await connection.execute(query)).mappings().first()
+            row = (await connection.execute(query)).first()
         if row is None:
             raise NotFoundError(f"No such File object: {file_id[:100]!r}", param="file_id")
         return FileRecord.from_row(row)
@@ -94,7 +95,7 @@ class FileStore:
                 last = await self._file(connection, tenant, after)
                 query = query.where(later(columns, (last.created_at, last.id), descending))
             query = query.order_by(*(c.desc() if descending else c.asc() for c in columns))
-            rows = (await connection.execute(query.limit(limit + 1))).mappings().all()
+            rows = (await connection.execute(query.limit(limit + 1))).all()
         return [FileRecord.from_row(row) for row in rows[:limit]], len(rows) > limit
 
     async def content(self, tenant: str, file_id: str) -> tuple[FileRecord, AsyncIterator[bytes]]:

@@ -85,7 +85,7 @@ class JobStore:
         connection: AsyncConnection, batch_id: str, worker_id: str | None
     ) -> BatchRecord:
         query = select(batches).where(batches.c.id == batch_id, batches.c.owner == worker_id)
-        row = (await connection.execute(query.with_for_update())).mappings().first()
+        row = (await connection.execute(query.with_for_update())).first()
         if row is None:
             raise LeaseLostError(batch_id)
         return BatchRecord.from_row(row)

@@ -7,7 +7,6 @@ other.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
@@ -168,7 +167,7 @@ def _named(batch_id: str, named: Iterable[Line]) -> tuple[Any, Any]:
 
 def _select_lines() -> Select[Any]:
     """Rows that `Line` takes as they are."""
-    return select(*(lines.c[field.name] for field in fields(Line)))
+    return select(*(lines.c[name] for name in Line.__struct_fields__))
 
 
 def _by_batch(outcomes: Iterable[Outcome]) -> Iterator[tuple[str, list[Outcome]]]:

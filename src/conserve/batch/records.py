@@ -1,23 +1,24 @@
 """Rows of the store as the rest of the room sees them: what each was when a store read it.
 
-Times are seconds since the epoch.
+Times are seconds since the epoch. Structs, since every look at the order of batches makes a record
+of each live one, and a frozen dataclass of so many fields takes several times as long to make.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import RowMapping
+from msgspec import Struct
+from msgspec.structs import asdict
+from sqlalchemy import Row
 
 from conserve.batch.lifecycle import FileState, Status
 from conserve.batch.wire import LineErrorObject
 
 
-@dataclass(frozen=True, slots=True)
-class FileRecord:
+class FileRecord(Struct, frozen=True):
     """A file: the fields are the columns of `files`."""
 
     id: str
@@ -31,15 +32,16 @@ class FileRecord:
     state: FileState
 
     @classmethod
-    def from_row(cls, row: RowMapping) -> FileRecord:
-        return cls(**{**row, "state": FileState(row["state"])})
+    def from_row(cls, row: Row[Any]) -> FileRecord:
+        values = _by_column(row)
+        values["state"] = FileState(values["state"])
+        return cls(**values)
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
+class BatchRecord(Struct, frozen=True):
     """A batch: the fields are the columns of `batches`, and the defaults those of a new one."""
 
     id: str
@@ -90,14 +92,14 @@ class BatchRecord:
         return self.input_tokens + self.output_tokens
 
     @classmethod
-    def from_row(cls, row: RowMapping) -> BatchRecord:
-        metadata, errors = row["metadata"], row["errors"]
-        decoded = {
-            "status": Status(row["status"]),
-            "metadata": None if metadata is None else json.loads(metadata),
-            "errors": None if errors is None else _decode_errors(errors),
-        }
-        return cls(**{**row, **decoded})
+    def from_row(cls, row: Row[Any]) -> BatchRecord:
+        values = _by_column(row)
+        values["status"] = Status(values["status"])
+        if values["metadata"] is not None:
+            values["metadata"] = json.loads(values["metadata"])
+        if values["errors"] is not None:
+            values["errors"] = _decode_errors(values["errors"])
+        return cls(**values)
 
     def to_row(self) -> dict[str, Any]:
         encoded = {
@@ -105,6 +107,11 @@ class BatchRecord:
             "errors": None if self.errors is None else encode_errors(self.errors),
         }
         return {**asdict(self), **encoded}
+
+
+def _by_column(row: Row[Any]) -> dict[str, Any]:
+    """Many times as fast as the row's own mapping, which looks each name up in the result."""
+    return dict(zip(row._fields, row, strict=True))
 
 
 def encode_errors(errors: Iterable[LineErrorObject]) -> str:
@@ -116,8 +123,7 @@ def _decode_errors(text: str) -> tuple[LineErrorObject, ...]:
     return tuple(LineErrorObject(**error) for error in json.loads(text))
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """A line to run, and where its request stands in the input file. `line_no` counts from 1."""
 
     batch_id: str
@@ -128,8 +134,7 @@ class Line:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class LineEnd:
+class LineEnd(Struct, frozen=True):
     """What a line came to. `failed` and `payload` are None where it never ran."""
 
     line_no: int
