@@ -29,6 +29,7 @@ DOORS = {
     "RequestStatus": "vllm.v1.request",
     "SamplingParams": "vllm",
     "SupportsHMA": "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "VllmConfig": "vllm.config",
     "VLLM_VERSION": "vllm.version:__version__",
     "cpu_attn_reshape_and_cache": "vllm._custom_ops",
     "current_platform": "vllm.platforms",
@@ -67,6 +68,7 @@ METHODS = {
     ),
     "KVConnectorFactory": ("register_connector",),
     "SupportsHMA": ("request_finished_all_groups",),
+    "VllmConfig": ("compute_hash",),
 }  # fmt: skip
 """Methods that we call, override or wrap."""
 

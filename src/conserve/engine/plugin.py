@@ -1,11 +1,12 @@
 """vLLM's general plugin: hooks our scheduler into the engine process, and what it knows of a
-request into the API process's spans. Loaded by every process."""
+request into the API process's spans. Loaded by every process, workers too."""
 
 from __future__ import annotations
 
 from functools import wraps
 from typing import Any
 
+from conserve.engine.compile_hash import leave_out_settings
 from conserve.engine.queue import is_online
 from conserve.engine.tracing import say_more_in_spans
 
@@ -24,6 +25,7 @@ def register() -> None:
     core.preprocess_add_request = _watched(core.preprocess_add_request)
     _call_when_built(door.engine_core_module)
     say_more_in_spans(door.output_processor_module)
+    leave_out_settings(door.VllmConfig)
     # vLLM's MultiConnector finds the statistics of its children by their registered names.
     door.KVConnectorFactory.register_connector(CONNECTOR, CONNECTOR_MODULE, CONNECTOR)
 
