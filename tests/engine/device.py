@@ -9,6 +9,7 @@ the right output of a request, alone or not, is known in closed form.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,8 @@ class Device:
         self.slots: dict[tuple[int, int], int] = {}
         self.rows: dict[str, Row] = {}
         self.num_tokens_run = 0
+        self.num_accepted: Callable[[], int] = lambda: 0
+        """Of the drafts of one request and step, how many are what the model would say."""
 
     def run(self, output: Any, stop_at: int | None = None) -> Any:
         from vllm.v1.outputs import ModelRunnerOutput
@@ -76,7 +79,9 @@ class Device:
         for request_id, start, end in spans:
             row = self.rows[request_id]
             for position in range(start, end):
-                value = row.hash_at(position) if stop_at is None else HALF_WRITTEN
+                # Past the known tokens lie drafts, which may be wrong.
+                is_right = stop_at is None and position < len(row.tokens)
+                value = row.hash_at(position) if is_right else HALF_WRITTEN
                 self.slots[self._slot(row, position)] = value
         names = [name for name, _, _ in spans]
         if stop_at is not None:
@@ -105,20 +110,27 @@ class Device:
 
     def _forward(self, request_id: str, start: int, end: int) -> list[int]:
         row = self.rows[request_id]
-        for position in range(end):
+        known = min(end, len(row.tokens))
+        for position in range(known):
             found = self.slots.get(self._slot(row, position))
             if found != row.hash_at(position):
                 what = "half-written" if found == HALF_WRITTEN else "foreign or unwritten"
                 raise StaleReadError(f"{request_id} reads {what} KV at position {position}")
-        if end < len(row.tokens):
+        if known < len(row.tokens):
             return []
-        row.tokens.append(sample(row.hash_at(end - 1)))
-        return [row.tokens[-1]]
+        row.tokens.append(sample(row.hash_at(known - 1)))
+        for position in range(known, known + min(self.num_accepted(), end - known)):
+            self.slots[self._slot(row, position)] = row.hash_at(position)
+            row.tokens.append(sample(row.hash_at(position)))
+        return row.tokens[known:]
 
     def _spans(self, output: Any) -> list[tuple[str, int, int]]:
+        """(request, first position, one past the last). Under async scheduling a request's
+        computed tokens hold drafts of the step before, which this device has since refused."""
         cached = output.scheduled_cached_reqs
         starts = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         starts |= {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        starts = {name: min(n, len(self.rows[name].tokens) - 1) for name, n in starts.items()}
         return [
             (name, starts[name], starts[name] + count)
             for name, count in output.num_scheduled_tokens.items()

@@ -13,6 +13,8 @@ from conserve.engine.launch import vllm_arguments
 from conserve.engine.settings import EngineSettings
 
 BLOCK_SIZE = 4
+DRAFT = 7
+"""Stands for any token: the pretend device knows by itself which drafts are right."""
 TINY = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -47,8 +49,12 @@ def make_scheduler(
     async_scheduling: bool = False,
     settings: EngineSettings | None = None,
     their_connector: dict[str, Any] | None = None,
+    num_spec_tokens: int = 0,
 ) -> Any:
-    """A ConserveScheduler over a tiny Llama's configuration, as `conserve serve` configures it."""
+    """A ConserveScheduler over a tiny Llama's configuration, as `conserve serve` configures it.
+
+    num_spec_tokens: drafts a request and step, by n-grams.
+    """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import init_none_hash
@@ -71,6 +77,7 @@ def make_scheduler(
         block_size=BLOCK_SIZE,
         enforce_eager=True,
         kv_cache_memory_bytes=1 << 20,
+        speculative_config=_speculation(num_spec_tokens),
         **vllm_arguments(settings or EngineSettings(profile_seconds=0), their_connector),
     ).create_engine_config()
     config.scheduler_config.async_scheduling = async_scheduling
@@ -93,6 +100,12 @@ def make_scheduler(
         block_size=BLOCK_SIZE,
         log_stats=True,
     )
+
+
+def _speculation(num_tokens: int) -> dict[str, Any] | None:
+    if not num_tokens:
+        return None
+    return {"method": "ngram", "num_speculative_tokens": num_tokens, "prompt_lookup_max": 3}
 
 
 def make_request(
@@ -164,11 +177,22 @@ class Engine:
         self.num_stops += stopped
         result = self.device.run(output, stop_at=self.stop_layer() if stopped else None)
         self.scheduler.clock.now_s += self.step_s
-        for client in self.scheduler.update_from_output(output, result).values():
+        outputs = self.scheduler.update_from_output(output, result)
+        self._draft(output)
+        for client in outputs.values():
             for one in client.outputs:
                 self.outputs[one.request_id].extend(one.new_token_ids)
                 if one.finish_reason is not None:
                     self.finished.add(one.request_id)
+
+    def _draft(self, output: Any) -> None:
+        """What a draft model proposes, where the scheduler does not put placeholders instead."""
+        from vllm.v1.outputs import DraftTokenIds
+
+        num_tokens, names = self.scheduler.num_spec_tokens, list(output.num_scheduled_tokens)
+        if num_tokens and self.depth == 1:
+            drafts = [[DRAFT] * num_tokens for _ in names]
+            self.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
 
     def run(self, most_steps: int = 5000) -> int:
         """Until nothing is left to do; raises AssertionError where that never comes."""

@@ -69,6 +69,7 @@ STATE = {
     "scheduler": ["running", "waiting", "kv_holding_waiting", "requests", "connector",
         "kv_cache_manager", "block_size", "max_num_active_reqs", "max_num_running_reqs",
         "max_num_scheduled_tokens", "max_model_len", "num_spec_tokens", "log_stats",
+        "dynamic_sd_lookup", "num_sampled_tokens_per_step",
         "num_waiting_for_streaming_input", "has_mamba_layers", "is_encoder_decoder",
         "cache_config", "vllm_config", "_inflight_prefills",
         "finished_recving_kv_req_ids", "failed_recving_kv_req_ids", "kv_cache_config"],

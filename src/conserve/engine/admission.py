@@ -11,6 +11,7 @@ from conserve.core.plan import Plan
 from conserve.engine.door import RequestStatus
 from conserve.engine.queue import ClassQueue
 from conserve.engine.scheduler_view import SchedulerView
+from conserve.engine.speculation import part_of
 
 _BLOCKED = (
     RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR,
@@ -42,9 +43,10 @@ class Admission:
         self._scheduler = scheduler
         self._grants: Mapping[str, int] = NO_GRANTS
 
-    def num_granted(self, request: Any) -> int:
-        """Tokens that the request may have in this step."""
-        return self._grants.get(request.request_id, 0)
+    def num_allowed(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """Tokens that the request may have in this step, of those that vLLM wants for it."""
+        granted = self._grants.get(request.request_id, 0)
+        return part_of(granted, request, num_computed_tokens, num_new_tokens)
 
     @contextmanager
     def only(self, plan: Plan) -> Iterator[None]:

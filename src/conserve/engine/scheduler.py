@@ -72,7 +72,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self, request: Any, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
         """vLLM asks how many tokens a request may have, right before it allocates blocks."""
-        allowed = min(num_new_tokens, self.admission.num_granted(request))
+        allowed = self.admission.num_allowed(request, num_computed_tokens, num_new_tokens)
         return int(super()._reserve_prefill_lookahead(request, num_computed_tokens, allowed))
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:

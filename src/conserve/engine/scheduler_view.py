@@ -16,6 +16,10 @@ class SchedulerView(Protocol):
     kv_cache_manager: Any
     block_size: int
     num_spec_tokens: int
+    dynamic_sd_lookup: list[int] | None
+    """Drafts by the number of requests in a step; None where they are always as many."""
+    num_sampled_tokens_per_step: int
+    max_model_len: int
     max_num_active_reqs: int
     max_num_scheduled_tokens: int
     log_stats: bool

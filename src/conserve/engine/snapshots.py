@@ -12,6 +12,7 @@ from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.door import RequestStatus
 from conserve.engine.queue import is_online
 from conserve.engine.scheduler_view import SchedulerView
+from conserve.engine.speculation import with_drafts
 from conserve.engine.tracker import RequestTracker
 
 OFFLINE_HEAD = 32
@@ -81,7 +82,8 @@ class Snapshots:
     def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:
         schedulable = (r for r in requests if r.status in SCHEDULABLE)
         most_tokens = self._scheduler.max_num_scheduled_tokens
-        return self._tracker.waiting(schedulable, self._num_prefix_cached, most_tokens)
+        views = self._tracker.waiting(schedulable, self._num_prefix_cached, most_tokens)
+        return with_drafts(self._scheduler, views)
 
     def _num_prefix_cached(self, request: Any) -> int:
         """Tokens of a waiting request that vLLM will find computed when it admits it."""
