@@ -9,7 +9,7 @@ for pair in "$@"; do
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get > /dev/null; then
-    echo "test: ${missing[*]} missing and not to be installed here; the tests that need it skip" >&2
+    echo "test: the tests that need ${missing[*]} skip; with it they run (on Debian, as root: apt-get install ${missing[*]})" >&2
     exit 0
 fi
 echo "test: installing ${missing[*]} (once)"
