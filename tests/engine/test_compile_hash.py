@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 from collections.abc import Callable
@@ -45,8 +46,8 @@ def configure(tmp_path: Path) -> Configure:
 
 @pytest.fixture(autouse=True)
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the plugin leaves it in every process, for the length of a test."""
-    monkeypatch.setattr(VllmConfig, "compute_hash", VllmConfig.compute_hash)
+    """As the plugin leaves it in every process, this one perhaps too, for the length of a test."""
+    monkeypatch.setattr(VllmConfig, "compute_hash", inspect.unwrap(VllmConfig.compute_hash))
     leave_out_settings(VllmConfig)
 
 
@@ -85,5 +86,5 @@ def test_without_the_plugin_each_target_compiles_anew(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control: vLLM hashes all that lies there."""
-    monkeypatch.setattr(VllmConfig, "compute_hash", VllmConfig.compute_hash.__wrapped__)
+    monkeypatch.setattr(VllmConfig, "compute_hash", inspect.unwrap(VllmConfig.compute_hash))
     assert configure(EngineSettings()).compute_hash() != configure(LATE).compute_hash()
