@@ -19,12 +19,12 @@ from tests.contract.situation import (
     NUM_LAYERS,
     SAFEPOINT_LAYERS,
     Ask,
-    Decision,
     Seen,
     SeenStep,
     World,
-    copy_of,
+    does_something,
     in_order,
+    watched,
 )
 from tests.contract.timed_copies import TimedCopier, give_link
 from tests.engine.device import VOCABULARY, Device, expected_output
@@ -105,15 +105,9 @@ class TimedEngine(Engine):
         self.scheduler.connector.update_connector_output(self.device._reported())
 
     def _watch(self) -> None:
-        decide, self._counts = self.scheduler.driver.planner, dict[str, float]()
-
-        def watched(snapshot: Any, model: Any, settings: Any) -> Any:
-            before = copy_of(snapshot)
-            plan = decide(snapshot, model, settings)
-            self.seen.decisions.append(Decision(before, model, plan))
-            return plan
-
-        self.scheduler.driver.planner = watched
+        self._counts = dict[str, float]()
+        driver = self.scheduler.driver
+        driver.planner = watched(driver.planner, self.seen.decisions)
         connector = self.scheduler.connector
         self._hand_over = connector.get_kv_connector_stats
         connector.get_kv_connector_stats = self._keep_counts
@@ -145,7 +139,7 @@ class TimedEngine(Engine):
         grants = dict(output.num_scheduled_tokens)
         begin_s = start_s + self._begin_copies(output)
         end_s, layers = self._run(record, begin_s) if grants else (begin_s, None)
-        self._idle = not grants and not Decision(None, None, record.plan).does_something
+        self._idle = not grants and not does_something(record.plan)
         clock.now_s = end_s
         result = self.device.run(output, stop_at=layers)
         for client in self.scheduler.update_from_output(output, result).values():

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conserve.core.latency import LatencyModel
-from conserve.core.plan import Plan
-from conserve.core.settings import PolicySettings
-from conserve.core.snapshot import Snapshot
-from conserve.sim import schedulers
 from conserve.sim.cost import Machine
 from conserve.sim.engine import Engine
 from conserve.sim.request import SimRequest
+from conserve.sim.schedulers import ConserveScheduler
 from conserve.sim.step import Step
 from tests.contract.situation import (
     BLOCK_SIZE,
@@ -20,32 +16,18 @@ from tests.contract.situation import (
     SAFEPOINT_LAYERS,
     TOKEN_BYTES,
     Ask,
-    Decision,
     Seen,
     SeenStep,
     World,
-    copy_of,
     in_order,
+    watched,
 )
-
-
-class _Watched(schedulers.ConserveScheduler):
-    """The simulator's scheduler; what it is asked and answers is kept."""
-
-    decisions: list[Decision]
-
-    def decide(self, snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
-        before = copy_of(snapshot)
-        plan = schedulers.decide(snapshot, model, settings)
-        self.decisions.append(Decision(before, model, plan))
-        return plan
 
 
 def play(world: World, asks: Sequence[Ask]) -> Seen:
     seen = Seen({ask.name: ask for ask in asks})
-    scheduler = _Watched(COST, world.targets, world.policy)
-    scheduler.decisions = seen.decisions
-    scheduler.planner = scheduler.decide
+    scheduler = ConserveScheduler(COST, world.targets, world.policy)
+    scheduler.planner = watched(scheduler.planner, seen.decisions)
     machine = Machine(
         num_blocks=world.num_blocks,
         block_size=BLOCK_SIZE,
@@ -78,7 +60,7 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
         engine.submit(request)
     engine.run()
     seen.token_times_s = {r.request_id: r.token_times_s for r in requests}
-    seen.num_free_blocks = engine.state.pool.num_free_blocks
+    seen.num_free_blocks = engine.places.pool.num_free_blocks
     counters = engine.counters
     seen.computed_tokens = counters.computed_tokens - counters.dropped_tokens
     seen.recomputed_tokens = counters.recomputed_tokens

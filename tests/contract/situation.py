@@ -9,6 +9,7 @@ from typing import Any
 
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Plan
+from conserve.core.policy import Planner
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
 
@@ -63,8 +64,11 @@ class Decision:
 
     @property
     def does_something(self) -> bool:
-        plan = self.plan
-        return bool(plan.grants or plan.displace or plan.checkpoint or plan.restore)
+        return does_something(self.plan)
+
+
+def does_something(plan: Plan) -> bool:
+    return bool(plan.grants or plan.displace or plan.checkpoint or plan.restore)
 
 
 @dataclass(slots=True)
@@ -106,6 +110,18 @@ class Seen:
 
 
 Play = Callable[[World, Sequence[Ask]], Seen]
+
+
+def watched(planner: Planner, decisions: list[Decision]) -> Planner:
+    """The planner; what it is asked and answers is kept."""
+
+    def plan(snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
+        before = copy_of(snapshot)
+        planned = planner(snapshot, model, settings)
+        decisions.append(Decision(before, model, planned))
+        return planned
+
+    return plan
 
 
 def copy_of(snapshot: Snapshot) -> Snapshot:

@@ -65,7 +65,7 @@ def forget_the_stop(state: EngineState, step: Step) -> None:
     """The livelock rule never learns of a stop."""
     DROP(state, step)
     for name in step.grants:
-        state.live[name].num_stops = 0
+        state.places.live[name].num_stops = 0
 
 
 def forget_to_undo(state: EngineState, step: Step) -> None:

@@ -14,11 +14,11 @@ from conserve.core.snapshot import Targets
 from conserve.sim.arms import ARMS
 from conserve.sim.cost import Machine
 from conserve.sim.engine import Engine
+from conserve.sim.places import Places
 from conserve.sim.profiles import Profile
 from conserve.sim.request import Phase, SimRequest
 from conserve.sim.run import Outcome, Window, simulate
 from conserve.sim.schedulers import ConserveScheduler
-from conserve.sim.state import EngineState
 from conserve.sim.step import Step
 from conserve.workload import RequestPlan, Workload
 
@@ -36,8 +36,8 @@ WINDOW = Window(lead_in_s=2.0, duration_s=20.0, drain_s=60.0)
 
 
 def workload(seed: int, *, rate_rps: float = 3.0, in_flight: int = 20) -> Workload:
-    rng = Random(seed)
-    online, now_s = [], 0.0
+    rng, now_s = Random(seed), 0.0
+    online: list[RequestPlan] = []
     while (now_s := now_s + rng.expovariate(rate_rps)) < WINDOW.duration_s:
         lengths = rng.randint(8, 900), rng.randint(1, 40)
         online.append(RequestPlan(f"online-{len(online)}", True, now_s, *lengths))
@@ -77,28 +77,28 @@ class CheckedScheduler(ConserveScheduler):
 
     num_plans = 0
 
-    def plan(self, state: EngineState, now_s: float) -> Plan:
-        audit(state)
-        plan = super().plan(state, now_s)
-        check(self.snapshot(state, now_s), plan, self.model, self.settings)
+    def plan(self, places: Places, now_s: float) -> Plan:
+        audit(places)
+        plan = super().plan(places, now_s)
+        check(self.snapshot(places, now_s), plan, self.model, self.settings)
         self.num_plans += 1
         return plan
 
 
-def audit(state: EngineState) -> None:
+def audit(at: Places) -> None:
     """Blocks have one owner each, and every request is in the one place its phase says."""
-    pool, size = state.pool, state.machine.block_size
+    pool, size = at.pool, at.machine.block_size
     assert sum(pool.holdings.values()) + pool.num_free_blocks == pool.num_blocks
-    assert len(state.running) <= state.machine.max_running
-    holders = {r.request_id for r in (*state.running, *state.restoring, *state.holding)}
+    assert len(at.running) <= at.machine.max_running
+    holders = {r.request_id for r in (*at.running, *at.restoring, *at.holding)}
     assert set(pool.holdings) <= holders
     places = {
-        Phase.RUNNING: state.running,
-        Phase.RESTORING: state.restoring,
-        Phase.WAITING: [*state.holding, *state.waiting_online, *state.waiting_offline],
+        Phase.RUNNING: at.running,
+        Phase.RESTORING: at.restoring,
+        Phase.WAITING: [*at.holding, *at.waiting_online, *at.waiting_offline],
     }
-    assert sum(len(place) for place in places.values()) == len(state.live)
-    for request in state.live.values():
+    assert sum(len(place) for place in places.values()) == len(at.live)
+    for request in at.live.values():
         assert request in places[request.phase]
         assert request.num_blocks == pool.held_by(request.request_id)
         assert 0 <= request.num_computed_tokens <= request.num_tokens
@@ -109,8 +109,8 @@ def audit(state: EngineState) -> None:
             assert request.num_blocks >= blocks_for(request.num_computed_tokens, size)
         elif request.phase is Phase.WAITING:
             assert request.num_checkpointed_tokens == request.num_copying_tokens
-            assert not request.num_blocks or request in state.holding
-    assert state.num_online == sum(r.online for r in state.live.values())
+            assert not request.num_blocks or request in at.holding
+    assert at.num_online == sum(r.online for r in at.live.values())
 
 
 def submit_all(engine: Engine, work: Workload) -> list[SimRequest]:

@@ -53,8 +53,8 @@ def _drain(
     )
     requests = submit_all(engine, work)
     engine.run()
-    audit(engine.state)
-    assert not engine.state.live
+    audit(engine.places)
+    assert not engine.places.live
     for request in requests:
         assert request.phase is Phase.FINISHED
         assert len(request.token_times_s) == request.num_output_tokens
@@ -81,7 +81,7 @@ def test_every_request_finishes_and_every_token_is_accounted_for(
     assert counters.useful_tokens == needed
     assert scheduler.num_plans > 100
     assert counters.num_displaced > 0
-    assert engine.state.pool.num_free_blocks == SMALL.num_blocks
+    assert engine.places.pool.num_free_blocks == SMALL.num_blocks
 
 
 @pytest.mark.parametrize("by_class", [False, True])
@@ -99,7 +99,7 @@ class _Leaky(EngineState):
         step.producers.clear()
         super().drop(step)
         for request_id, tokens in step.grants.items():
-            self.live[request_id].num_computed_tokens += tokens
+            self.places.live[request_id].num_computed_tokens += tokens
 
 
 def test_a_stopped_step_that_leaves_a_trace_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +183,7 @@ def test_every_arm_runs_and_adds_up(arm: str) -> None:
 
 
 def test_checkpoints_spare_recomputing() -> None:
-    fields = {"num_blocks": 150, "max_running": 12}
-    without = run(1, **fields).counters
-    with_link = run(1, link_bytes_per_s=1e9, **fields).counters
+    without = run(1, num_blocks=150, max_running=12).counters
+    with_link = run(1, num_blocks=150, max_running=12, link_bytes_per_s=1e9).counters
     assert with_link.restored_tokens > 0
     assert with_link.recomputed_tokens < 0.2 * without.recomputed_tokens

@@ -9,7 +9,7 @@ import pytest
 
 from conserve.metrics import throughput
 from conserve.sim.arms import ARMS
-from conserve.sim.fleet import Fleet
+from conserve.sim.fleet import Fleet, Router
 from conserve.sim.harvest import WINDOW, HarvestCurve, HarvestPoint, measure
 from conserve.sim.profiles import Profile
 from conserve.sim.slots import Job, run_slots, separate_replicas
@@ -32,10 +32,10 @@ CURVE = HarvestCurve(
 
 
 @pytest.mark.parametrize("router", ["round-robin", "least-loaded"])
-def test_every_request_of_a_fleet_runs_on_one_replica_to_its_end(router: str) -> None:
+def test_every_request_of_a_fleet_runs_on_one_replica_to_its_end(router: Router) -> None:
     work = workload(5, rate_rps=9.0)
     work.offline[100:] = []
-    fleet = Fleet(3, ARMS["conserve"], PROFILE, TARGETS, router=router)  # type: ignore[arg-type]
+    fleet = Fleet(3, ARMS["conserve"], PROFILE, TARGETS, router=router)
     outcome = fleet.run(work, -2.0, 200.0)
     assert all(record.finished for record in outcome.records)
     assert len(outcome.records) == len(work.online) + 100
@@ -46,7 +46,7 @@ def test_every_request_of_a_fleet_runs_on_one_replica_to_its_end(router: str) ->
         counters.check()
         assert counters.num_steps > 0
     for engine in fleet._engines:
-        audit(engine.state)
+        audit(engine.places)
 
 
 def test_more_replicas_harvest_more() -> None:

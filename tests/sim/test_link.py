@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 import pytest
@@ -14,7 +14,8 @@ from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Snapshot
 from conserve.sim.engine import Engine
-from conserve.sim.link import HostLink
+from conserve.sim.link import HostLink, Load
+from conserve.sim.places import Places
 from conserve.sim.request import Phase, SimRequest
 from conserve.sim.schedulers import ConserveScheduler
 from conserve.sim.state import EngineState
@@ -48,7 +49,7 @@ def _link(bytes_per_s: float = SLOW) -> HostLink:
     return HostLink(replace(MACHINE, link_bytes_per_s=bytes_per_s))
 
 
-def _begin(link: HostLink, now_s: float) -> tuple[float, list[tuple[float, SimRequest]]]:
+def _begin(link: HostLink, now_s: float) -> tuple[float, list[Load]]:
     """A plan has been applied, and its step begins."""
     link.close_orders()
     return link.begin(now_s)
@@ -77,7 +78,9 @@ def test_copies_and_restores_go_one_after_the_other_in_whole_blocks() -> None:
     link.load(requests["c"], 32, 50)
     assert link.restore_queue_s == pytest.approx(32 / 2000)
     _, loads = _begin(link, 0.0)
-    assert loads == [(pytest.approx((48 + 16 + 32) / 2000), requests["c"])]
+    (load,) = loads
+    assert load.request is requests["c"]
+    assert load.done_s == pytest.approx((48 + 16 + 32) / 2000)
     link.loaded(requests["c"])
     assert link.restore_queue_s == 0.0
     assert link.num_restored_tokens == 18
@@ -146,23 +149,23 @@ class _Witness(CheckedScheduler):
         self.num_looks = self.num_held = self.most_owed = 0
         self.computed: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
 
-    def plan(self, state: EngineState, now_s: float) -> Plan:
-        state.link.advance(now_s)
-        for request in state.live.values():
+    def plan(self, places: Places, now_s: float) -> Plan:
+        places.link.advance(now_s)
+        for request in places.live.values():
             if landed := request.num_landed_tokens:
                 self.num_looks += 1
                 made_s = next(t for t, end in self.computed[request.request_id] if end >= landed)
                 assert made_s + self.least_s <= now_s + 1e-9, "it cannot have been carried yet"
-        for request in state.holding:
+        for request in places.holding:
             self.num_held += 1
             owed = request.num_lost_tokens - request.num_computed_tokens
             self.most_owed = max(self.most_owed, owed)
-        return super().plan(state, now_s)
+        return super().plan(places, now_s)
 
-    def snapshot(self, state: EngineState, now_s: float) -> Snapshot:
-        shown = super().snapshot(state, now_s)
+    def snapshot(self, places: Places, now_s: float) -> Snapshot:
+        shown = super().snapshot(places, now_s)
         views = (*shown.running, *shown.waiting_online, *shown.waiting_offline)
-        assert not set(views) & set(state.restoring)  # type: ignore[arg-type]
+        assert not set(views) & set(places.restoring)
         return shown
 
 
@@ -180,10 +183,10 @@ def _drain(
             self,
             plan: Plan,
             model: LatencyModel | None = None,
-            kept: object = (),
+            kept: Container[str] = (),
         ) -> Step:
-            step = super().apply(plan, model, kept)  # type: ignore[arg-type]
-            ends[id(step)] = {n: self.live[n].num_computed_tokens for n in step.grants}
+            step = super().apply(plan, model, kept)
+            ends[id(step)] = {n: self.places.live[n].num_computed_tokens for n in step.grants}
             return step
 
     def on_step(step: Step) -> None:
@@ -197,10 +200,10 @@ def _drain(
         engine = Engine(machine, COST, witness, async_scheduling=async_scheduling, on_step=on_step)
     submit_all(engine, work)
     engine.run()
-    audit(engine.state)
-    assert not engine.state.live
+    audit(engine.places)
+    assert not engine.places.live
     engine.link.advance(float("inf"))
-    assert engine.state.pool.num_free_blocks == SMALL.num_blocks
+    assert engine.places.pool.num_free_blocks == SMALL.num_blocks
     assert not engine.link.has_orders
     assert engine.link.restore_queue_s == 0.0
     assert engine.link.num_queued_tokens == 0
@@ -254,9 +257,9 @@ def test_a_link_too_slow_to_help_changes_nothing_that_is_computed() -> None:
 
 
 class _Audited(ConserveScheduler):
-    def plan(self, state: EngineState, now_s: float) -> Plan:
-        audit(state)
-        return super().plan(state, now_s)
+    def plan(self, places: Places, now_s: float) -> Plan:
+        audit(places)
+        return super().plan(places, now_s)
 
 
 def test_whoever_is_restored_may_have_to_give_the_blocks_back() -> None:
@@ -281,8 +284,8 @@ def test_whoever_is_restored_may_have_to_give_the_blocks_back() -> None:
     work.offline[100:] = []
     requests = submit_all(engine, work)
     engine.run()
-    audit(engine.state)
+    audit(engine.places)
     assert shown_again == [0] * 5
     assert all(request.phase is Phase.FINISHED for request in requests)
-    assert engine.state.pool.num_free_blocks == SMALL.num_blocks
+    assert engine.places.pool.num_free_blocks == SMALL.num_blocks
     engine.counters.check()

@@ -26,8 +26,14 @@ def _harvest(outcome: Outcome) -> float:
     return got.prompt_tps + got.output_tps
 
 
-def _total(figure: Callable[[Outcome], float], **options: object) -> float:
-    return sum(figure(run(seed, **options)) for seed in SEEDS)  # type: ignore[arg-type]
+def _total(
+    figure: Callable[[Outcome], float],
+    *,
+    arm: str = "conserve",
+    targets: Targets = TARGETS,
+    **fields: float,
+) -> float:
+    return sum(figure(run(seed, arm, targets=targets, **fields)) for seed in SEEDS)
 
 
 def _p99_s(figure: str) -> Callable[[Outcome], float]:
@@ -91,7 +97,6 @@ def test_the_arms_come_out_in_the_order_of_their_care(figure: str) -> None:
 
 
 def test_displacing_lets_online_requests_in() -> None:
-    fields = {"num_blocks": 150, "max_running": 8}
-    with_it = _total(_p99_s("ttft"), arm="conserve", **fields)
-    without = _total(_p99_s("ttft"), arm="conserve-no-displacement", **fields)
+    with_it = _total(_p99_s("ttft"), num_blocks=150, max_running=8)
+    without = _total(_p99_s("ttft"), arm="conserve-no-displacement", num_blocks=150, max_running=8)
     assert with_it < 0.8 * without

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
@@ -14,6 +15,9 @@ from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, RunningByClass, Snapshot
 from conserve.core.step import UNLIMITED, StepBuilder
 from conserve.core.stopping import best_offline_tokens
+
+Planner = Callable[[Snapshot, LatencyModel, PolicySettings], Plan]
+"""Whoever plans a step: `decide`, or what stands in its place for a profile or a test."""
 
 
 def decide(snapshot: Snapshot, model: LatencyModel, settings: PolicySettings | None = None) -> Plan:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from conserve.sim.cost import Clockwork, CostModel, Machine
 from conserve.sim.counters import Counters
 from conserve.sim.events import EventKind, EventQueue
+from conserve.sim.places import Places
 from conserve.sim.request import SimRequest
 from conserve.sim.schedulers import Scheduler
 from conserve.sim.state import EngineState
@@ -40,10 +41,9 @@ class Engine:
         """Time of the last event."""
         self.machine = machine
         self.scheduler = scheduler
-        self.state = EngineState(
-            machine, strict_classes=strict_classes, prefix_caching=prefix_caching
-        )
-        self.link = self.state.link
+        self.places = Places(machine, prefix_caching=prefix_caching)
+        self.state = EngineState(self.places, strict_classes=strict_classes)
+        self.link = self.places.link
         self._async = async_scheduling
         self._clockwork = Clockwork(cost, machine, seed)
         self._events = EventQueue()
@@ -62,7 +62,7 @@ class Engine:
 
     @property
     def counters(self) -> Counters:
-        counters = self.state.counters
+        counters = self.places.counters
         counters.checkpointed_tokens = self.link.num_checkpointed_tokens
         counters.restored_tokens = self.link.num_restored_tokens
         return counters
@@ -87,7 +87,7 @@ class Engine:
 
     def _arrival(self, request: object) -> None:
         assert isinstance(request, SimRequest)
-        self.state.arrive(request)
+        self.places.arrive(request)
         if self._running is None:
             self._decide_at(self.now_s + self.machine.gap_s)
         elif request.online:
@@ -97,7 +97,7 @@ class Engine:
                 self._consider_stop(step)
 
     def _consider_stop(self, step: Step) -> None:
-        if not self.scheduler.stops(self.state, step, self.now_s):
+        if not self.scheduler.stops(self.places, step, self.now_s):
             return
         if step is self._next:
             # It has not begun, and stops at its first look.
@@ -123,8 +123,8 @@ class Engine:
             self.state.drop(step)
         else:
             self.state.complete(step, self.now_s)
-        self.state.counters.busy_s += self.now_s - step.start_s
-        self.scheduler.ended(self.state, step, self.now_s)
+        self.places.counters.busy_s += self.now_s - step.start_s
+        self.scheduler.ended(self.places, step, self.now_s)
         if self._on_step:
             self._on_step(step)
         if self._on_finish and not step.stopped:
@@ -143,7 +143,7 @@ class Engine:
 
     def _restored(self, request: object) -> None:
         assert isinstance(request, SimRequest)
-        self.state.restored(request)
+        self.places.restored(request)
         if self._running is None:
             self._decide_at(self.now_s + self.machine.gap_s)
 
@@ -151,16 +151,16 @@ class Engine:
         self._decides = False
         in_flight = self._running
         if in_flight is not None and in_flight.stoppable:
-            self.scheduler.held_back(self.state, self.now_s)
+            self.scheduler.held_back(self.places, self.now_s)
             return
-        plan = self.scheduler.plan(self.state, self.now_s)
+        plan = self.scheduler.plan(self.places, self.now_s)
         if not (plan.grants or plan.displace or plan.restore or plan.checkpoint):
             return
         kept = in_flight.grants if in_flight and self.scheduler.keeps_in_flight else ()
-        before = self.state.counters.num_preempted, len(self.state.restoring)
+        before = self.places.counters.num_preempted, len(self.places.restoring)
         step = self.state.apply(plan, self.scheduler.model, kept)
         if not step.grants:
-            after = self.state.counters.num_preempted, len(self.state.restoring)
+            after = self.places.counters.num_preempted, len(self.places.restoring)
             if in_flight is None:
                 ready_s = self._begin_copies()
                 if plan.displace or after != before:

@@ -100,7 +100,7 @@ class Fleet:
     def _pick(self) -> int:
         if self._router == "round-robin":
             return sum(self._num_routed) % len(self._engines)
-        loads: Sequence[int] = [engine.state.num_online for engine in self._engines]
+        loads: Sequence[int] = [engine.places.num_online for engine in self._engines]
         least = min(loads)
         # Among equals in turn, or the first would get all requests of a quiet time.
         turn = sum(self._num_routed)

@@ -5,12 +5,35 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from conserve.core.blocks import blocks_cost
 from conserve.core.checkpointing import COPY_SHARE, copy_budget, copy_is_quicker, least_tail
 from conserve.core.latency import LatencyModel
 from conserve.sim.cost import Machine
 from conserve.sim.request import Phase, SimRequest
+
+
+@dataclass(slots=True, eq=False)
+class Copy:
+    """Of one request, to the host."""
+
+    request: SimRequest | None
+    """None if it does not count any more."""
+    end: int
+    """Leading tokens that it makes whole there."""
+    cost: int
+    """Tokens' worth of its blocks."""
+    done_s: float = math.inf
+    """When it will have arrived, once it is on the link."""
+
+
+class Load(NamedTuple):
+    """A restore that is on the link, and when it will be there."""
+
+    done_s: float
+    request: SimRequest
 
 
 class HostLink:
@@ -32,13 +55,12 @@ class HostLink:
         self.num_restored_tokens = 0
         self._block_size = machine.block_size
         self._token_s = 1 / tokens_per_s if tokens_per_s else 0.0
-        self._open: list[tuple[SimRequest, int, int]] = []
-        """What the plan that is being applied orders: (request, leading tokens that it makes
-        whole on the host, tokens' worth of blocks)."""
-        self._orders: list[tuple[SimRequest | None, int, int]] = []
-        """The same of a plan whose step has not begun; of nobody if it does not count any more."""
-        self._copies: deque[tuple[float, SimRequest | None, int, int]] = deque()
-        """The same on the link, behind the time when they will have arrived."""
+        self._open: list[Copy] = []
+        """What the plan that is being applied orders."""
+        self._orders: list[Copy] = []
+        """What a plan ordered whose step has not begun."""
+        self._copies: deque[Copy] = deque()
+        """What is on the link, in the order in which it will arrive."""
         self.num_queued_tokens = 0
         """Tokens' worth of all these."""
         self._loads: dict[SimRequest, int] = {}
@@ -73,15 +95,16 @@ class HostLink:
     def advance(self, now_s: float) -> None:
         """Note the copies that have arrived by now."""
         copies, running = self._copies, Phase.RUNNING
-        while copies and copies[0][0] <= now_s:
-            _, request, end, cost = copies.popleft()
-            self.num_queued_tokens -= cost
+        while copies and copies[0].done_s <= now_s:
+            copy = copies.popleft()
+            self.num_queued_tokens -= copy.cost
+            request = copy.request
             if request is None:
                 continue
-            self.num_checkpointed_tokens += end - request.num_landed_tokens
-            request.num_landed_tokens = end
+            self.num_checkpointed_tokens += copy.end - request.num_landed_tokens
+            request.num_landed_tokens = copy.end
             if request.phase is running:
-                request.num_checkpointed_tokens = end
+                request.num_checkpointed_tokens = copy.end
 
     # What the plan asks for
 
@@ -94,7 +117,7 @@ class HostLink:
             if end > start:
                 cost = blocks_cost(start - start % size, end, size)
                 request.num_copying_tokens = end
-                orders.append((request, end, cost))
+                orders.append(Copy(request, end, cost))
                 queued += cost
         self.num_queued_tokens += queued
 
@@ -126,13 +149,15 @@ class HostLink:
     def _drop(self, request: SimRequest) -> None:
         """The request's copies do not count any more. Those of a plan that has been applied are
         carried nevertheless, and the next plan's step waits for them."""
-        for i, (done_s, other, end, cost) in enumerate(self._copies):
-            if other is request:
-                self._copies[i] = done_s, None, end, cost
-                self._next_wait_s = max(self._next_wait_s, done_s)
-        self._orders = [(None if r is request else r, end, cost) for r, end, cost in self._orders]
-        self.num_queued_tokens -= sum(cost for r, _, cost in self._open if r is request)
-        self._open = [order for order in self._open if order[0] is not request]
+        for copy in self._copies:
+            if copy.request is request:
+                copy.request = None
+                self._next_wait_s = max(self._next_wait_s, copy.done_s)
+        for copy in self._orders:
+            if copy.request is request:
+                copy.request = None
+        self.num_queued_tokens -= sum(copy.cost for copy in self._open if copy.request is request)
+        self._open = [copy for copy in self._open if copy.request is not request]
         request.num_copying_tokens = request.num_landed_tokens
 
     def load(self, request: SimRequest, start: int, end: int) -> None:
@@ -157,24 +182,25 @@ class HostLink:
         self._wait_s = max(self._wait_s, self._next_wait_s)
         self._next_wait_s = -math.inf
 
-    def begin(self, now_s: float) -> tuple[float, list[tuple[float, SimRequest]]]:
+    def begin(self, now_s: float) -> tuple[float, list[Load]]:
         """Put the orders on the link, as their step begins. Returns when its forward may begin,
         which may write to blocks that were given away, and when which restores will be there."""
         ready_s, free_s = max(now_s, self._wait_s), max(now_s, self._free_s)
         copies, token_s, leaving = self._copies, self._token_s, self._leaving
         if leaving:
-            ready_s = max([ready_s, *(copy[0] for copy in copies if copy[1] in leaving)])
-        for request, end, cost in self._orders:
-            free_s += cost * token_s
-            copies.append((free_s, request, end, cost))
-            if request is None:
+            ready_s = max([ready_s, *(copy.done_s for copy in copies if copy.request in leaving)])
+        for copy in self._orders:
+            free_s += copy.cost * token_s
+            copy.done_s = free_s
+            if copy.request is None:
                 self._next_wait_s = max(self._next_wait_s, free_s)
-            elif request in leaving:
+            elif copy.request in leaving:
                 ready_s = max(ready_s, free_s)
+        copies.extend(self._orders)
         loads = []
         for request in self._load_orders:
             free_s += self._loads[request] * token_s
-            loads.append((free_s, request))
+            loads.append(Load(free_s, request))
         self._free_s, self._wait_s = free_s, ready_s
         self._orders.clear()
         self._load_orders.clear()

@@ -17,8 +17,7 @@ from conserve.sim.request import Phase, SimRequest
 
 
 class Places:
-    """Every change of a request's phase happens here, and so does every change of a block's owner
-    except the growth of running requests."""
+    """Every change of a request's phase and of a block's owner happens here."""
 
     def __init__(self, machine: Machine, *, prefix_caching: bool = True) -> None:
         self.machine = machine
@@ -76,12 +75,12 @@ class Places:
 
     # Out of the queue
 
-    def _has_room(self, request: SimRequest) -> bool:
+    def has_room(self, request: SimRequest) -> bool:
         """Whether a slot is free, and blocks for all known tokens of a waiting request."""
         need = blocks_for(request.num_tokens, self.machine.block_size) - request.num_blocks
         return self.num_free_slots > 0 and need <= self.pool.num_free_blocks
 
-    def _leave_queue(self, request: SimRequest) -> int:
+    def leave_queue(self, request: SimRequest) -> int:
         """Returns how many leading tokens it need not compute, as its blocks hold them."""
         if request.num_blocks:
             self.holding.remove(request)
@@ -97,13 +96,14 @@ class Places:
         self.counters.reclaimed_tokens += found * size
         return found * size
 
-    def _hold(self, request: SimRequest, end: int) -> None:
+    def hold(self, request: SimRequest, end: int) -> None:
+        """Blocks up to token `end`, from the free ones."""
         need = blocks_for(end, self.machine.block_size) - request.num_blocks
         if need > 0:
             self.pool.take(request.request_id, need)
             request.num_blocks += need
 
-    def _run(self, request: SimRequest) -> None:
+    def run(self, request: SimRequest) -> None:
         request.move(Phase.RUNNING)
         request.num_checkpointed_tokens = request.num_landed_tokens
         self.running.append(request)
@@ -111,12 +111,12 @@ class Places:
 
     # There and back
 
-    def _restore(self, request: SimRequest, end: int) -> bool:
+    def restore(self, request: SimRequest, end: int) -> bool:
         """Bring a waiting request's first tokens up to `end` back. False: there is no room."""
-        if not self._has_room(request):
+        if not self.has_room(request):
             return False
-        found = self._leave_queue(request)
-        self._hold(request, end)
+        found = self.leave_queue(request)
+        self.hold(request, end)
         self.link.load(request, found, end)
         request.num_computed_tokens = end
         request.move(Phase.RESTORING)
@@ -130,7 +130,7 @@ class Places:
         request.move(Phase.WAITING)
         insort_right(self.holding, request, key=lambda r: r.arrival_s)
 
-    def _evict(self, request: SimRequest, model: LatencyModel | None) -> None:
+    def evict(self, request: SimRequest, model: LatencyModel | None) -> None:
         """Free a running request's blocks; it waits again, where its arrival places it."""
         self.running.remove(request)
         if not request.online:
@@ -138,7 +138,7 @@ class Places:
         request.move(Phase.WAITING)
         self._wait_without_blocks(request)
 
-    def _give_back(self, request: SimRequest) -> None:
+    def give_back(self, request: SimRequest) -> None:
         """Take the blocks from a request that waits with them."""
         self.holding.remove(request)
         self._wait_without_blocks(request)
@@ -152,7 +152,7 @@ class Places:
         self.pool.free(request.request_id, num_remembered=computed // self.machine.block_size)
         request.num_blocks = request.num_computed_tokens = 0
 
-    def _finish(self, request: SimRequest) -> None:
+    def finish(self, request: SimRequest) -> None:
         if request.phase is Phase.RUNNING:
             self.running.remove(request)
             whole = request.num_computed_tokens // self.machine.block_size

@@ -9,12 +9,12 @@ from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.learning import Experience
 from conserve.core.plan import Mode, Plan
-from conserve.core.policy import decide
+from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
 from conserve.core.stopping import Arrivals, RunningStep, should_stop
+from conserve.sim.places import Places
 from conserve.sim.request import SimRequest
-from conserve.sim.state import EngineState
 from conserve.sim.step import Step
 
 QUEUE_HEAD = 32
@@ -33,20 +33,20 @@ class Scheduler(Protocol):
         """What it believes steps take; None where it believes nothing."""
         ...
 
-    def plan(self, state: EngineState, now_s: float) -> Plan: ...
+    def plan(self, places: Places, now_s: float) -> Plan: ...
 
-    def held_back(self, state: EngineState, now_s: float) -> None:
+    def held_back(self, places: Places, now_s: float) -> None:
         """In place of a plan, behind a step that may be stopped."""
 
     def predict_s(self, shape: StepShape) -> float:
         """What it believes a step takes; 0 where it believes nothing."""
         ...
 
-    def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
+    def stops(self, places: Places, step: Step, now_s: float) -> bool:
         """Whether to stop the stoppable step that runs, now that an online request has come."""
         ...
 
-    def ended(self, state: EngineState, step: Step, now_s: float) -> None:
+    def ended(self, places: Places, step: Step, now_s: float) -> None:
         """After the step's outcome has been applied."""
 
 
@@ -67,7 +67,7 @@ class ConserveScheduler:
         self.settings = settings or PolicySettings()
         self.can_stop = can_stop
         self.experience = Experience(model, mean_error=model.margin / 2)
-        self.planner = decide
+        self.planner: Planner = decide
         """The policy; a test looks on by putting its own in this place."""
         self._copy_tokens = 0
         self._error_sum = 0.0
@@ -82,29 +82,29 @@ class ConserveScheduler:
         """Mean of |predicted - actual| / actual over the whole steps so far; 0 before the first."""
         return self._error_sum / self._num_errors if self._num_errors else 0.0
 
-    def plan(self, state: EngineState, now_s: float) -> Plan:
-        self.held_back(state, now_s)
-        self._copy_tokens = state.link.copy_tokens(now_s)
-        plan = self.planner(self.snapshot(state, now_s), self.model, self.settings)
+    def plan(self, places: Places, now_s: float) -> Plan:
+        self.held_back(places, now_s)
+        self._copy_tokens = places.link.copy_tokens(now_s)
+        plan = self.planner(self.snapshot(places, now_s), self.model, self.settings)
         self.experience.decided(plan)
-        state.put_online_first()
+        places.put_online_first()
         return plan
 
-    def held_back(self, state: EngineState, now_s: float) -> None:
-        self.experience.schedules(now_s, online_resident=state.num_online > 0)
+    def held_back(self, places: Places, now_s: float) -> None:
+        self.experience.schedules(now_s, online_resident=places.num_online > 0)
 
-    def snapshot(self, state: EngineState, now_s: float) -> Snapshot:
-        machine, traffic, link = state.machine, self.experience.traffic, state.link
-        waiting_offline = [*state.holding, *islice(state.waiting_offline, QUEUE_HEAD)]
-        state.note_found(state.waiting_online)
-        state.note_found(waiting_offline)
+    def snapshot(self, places: Places, now_s: float) -> Snapshot:
+        machine, traffic, link = places.machine, self.experience.traffic, places.link
+        waiting_offline = [*places.holding, *islice(places.waiting_offline, QUEUE_HEAD)]
+        places.note_found(places.waiting_online)
+        places.note_found(waiting_offline)
         return Snapshot(
             now_s=now_s,
-            running=state.running,
-            waiting_online=state.waiting_online,
+            running=places.running,
+            waiting_online=places.waiting_online,
             waiting_offline=waiting_offline,
-            num_free_blocks=state.pool.num_free_blocks,
-            num_free_slots=state.num_free_slots,
+            num_free_blocks=places.pool.num_free_blocks,
+            num_free_slots=places.num_free_slots,
             block_size=machine.block_size,
             max_step_tokens=machine.max_step_tokens,
             targets=self.targets,
@@ -121,9 +121,9 @@ class ConserveScheduler:
     def predict_s(self, shape: StepShape) -> float:
         return self.model.predict_s(shape)
 
-    def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
+    def stops(self, places: Places, step: Step, now_s: float) -> bool:
         # Those that waited before lack room that this step does not give them.
-        waiting = [r for r in state.waiting_online if r.arrival_s > step.decided_s]
+        waiting = [r for r in places.waiting_online if r.arrival_s > step.decided_s]
         return should_stop(
             RunningStep(step.expected_start_s, step.predicted_s, step.online_shape, step.due_s),
             Arrivals(min(r.arrival_s for r in waiting), sum(r.num_tokens for r in waiting)),
@@ -133,7 +133,7 @@ class ConserveScheduler:
             patience=self.settings.patience,
         )
 
-    def ended(self, state: EngineState, step: Step, now_s: float) -> None:
+    def ended(self, places: Places, step: Step, now_s: float) -> None:
         if step.stopped:
             self.experience.stopped(now_s)
             return
@@ -159,17 +159,17 @@ class StockScheduler:
         self.by_class = by_class
         self.step_tokens = step_tokens
 
-    def plan(self, state: EngineState, now_s: float) -> Plan:
+    def plan(self, places: Places, now_s: float) -> Plan:
         plan = Plan(Mode.IDLE)
-        left = self.step_tokens or state.machine.max_step_tokens
-        for request in state.running:
+        left = self.step_tokens or places.machine.max_step_tokens
+        for request in places.running:
             tokens = min(request.num_tokens - request.num_computed_tokens, left)
             if tokens > 0:
                 left -= tokens
                 _add(plan, request, tokens)
-        slots, free = state.num_free_slots, state.pool.num_free_blocks
-        size = state.machine.block_size
-        for request in self._queue(state, slots):
+        slots, free = places.num_free_slots, places.pool.num_free_blocks
+        size = places.machine.block_size
+        for request in self._queue(places, slots):
             if not left or not slots:
                 break
             need = blocks_for(request.num_tokens, size)
@@ -180,17 +180,17 @@ class StockScheduler:
             free -= blocks_for(tokens, size)
             _add(plan, request, tokens)
         plan.num_offline_tokens = plan.shape.num_tokens - plan.num_online_tokens
-        plan.mode = _mode(plan, state)
+        plan.mode = _mode(plan, places)
         return plan
 
-    def held_back(self, state: EngineState, now_s: float) -> None:
+    def held_back(self, places: Places, now_s: float) -> None:
         """No stock step can be stopped."""
 
-    def _queue(self, state: EngineState, most: int) -> list[SimRequest]:
+    def _queue(self, places: Places, most: int) -> list[SimRequest]:
         """The first `most` waiting requests in the order of admission."""
         heads = [
-            *islice(state.waiting_online, most),
-            *islice(state.waiting_offline, most),
+            *islice(places.waiting_online, most),
+            *islice(places.waiting_offline, most),
         ]
         if not self.by_class:
             heads.sort(key=lambda r: r.arrival_s)
@@ -199,10 +199,10 @@ class StockScheduler:
     def predict_s(self, shape: StepShape) -> float:
         return 0.0
 
-    def stops(self, state: EngineState, step: Step, now_s: float) -> bool:
+    def stops(self, places: Places, step: Step, now_s: float) -> bool:
         return False
 
-    def ended(self, state: EngineState, step: Step, now_s: float) -> None:
+    def ended(self, places: Places, step: Step, now_s: float) -> None:
         """It learns nothing from steps."""
 
 
@@ -217,10 +217,10 @@ def _add(plan: Plan, request: RequestView, tokens: int) -> None:
         plan.num_online_tokens += tokens
 
 
-def _mode(plan: Plan, state: EngineState) -> Mode:
+def _mode(plan: Plan, places: Places) -> Mode:
     """For reading traces only: stock steps have no mode."""
     if not plan.grants:
         return Mode.IDLE
     if not plan.num_online_tokens:
         return Mode.OFFLINE
-    return Mode.ONLINE_PREFILL if state.waiting_online else Mode.ONLINE_DECODE
+    return Mode.ONLINE_PREFILL if places.waiting_online else Mode.ONLINE_DECODE

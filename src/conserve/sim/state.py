@@ -7,19 +7,18 @@ from collections.abc import Container, Iterable, Mapping
 from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Plan
-from conserve.sim.cost import Machine
 from conserve.sim.places import Places
 from conserve.sim.request import Phase, SimRequest
 from conserve.sim.step import Step
 
 
-class EngineState(Places):
-    """The engine between two events."""
+class EngineState:
+    """Carries plans out, and takes back or completes what they began. Requests and blocks are in
+    their `places`."""
 
-    def __init__(
-        self, machine: Machine, *, strict_classes: bool, prefix_caching: bool = True
-    ) -> None:
-        super().__init__(machine, prefix_caching=prefix_caching)
+    def __init__(self, places: Places, *, strict_classes: bool) -> None:
+        self.places = places
+        self.counters = places.counters
         self.strict_classes = strict_classes
         """Online before offline where blocks run out (vLLM's priority scheduling)."""
         self._stopped: set[str] = set()
@@ -41,11 +40,12 @@ class EngineState(Places):
         whose blocks cannot be freed now, as a step in flight writes them. `model` says whether
         what the host lacks of a request that loses its blocks is worth waiting for.
         """
+        places, grants = self.places, plan.grants
         self._kept, self._model = kept, model
         if plan.displace:
             self._displace(plan.displace)
         if plan.checkpoint:
-            self.link.order(plan.checkpoint, self.live)
+            places.link.order(plan.checkpoint, places.live)
         step = Step(
             plan.mode,
             shape=plan.shape,
@@ -54,32 +54,33 @@ class EngineState(Places):
             due_s=plan.due_s,
             predicted_s=plan.predicted_s,
         )
-        grants, num_preempted = plan.grants, self.counters.num_preempted
+        num_preempted = self.counters.num_preempted
         self._grant_running(step, grants)
         starts = len(step.grants) < len(grants) or plan.restore
         if starts and self.counters.num_preempted == num_preempted:
             self._admit_planned(plan, step)
-        self.link.close_orders()
+        places.link.close_orders()
         if step.grants != grants or self._surprised:
             self._surprised = False
-            step.sum_up(self.live)
+            step.sum_up(places.live)
         return step
 
     def _displace(self, names: Iterable[str]) -> None:
         # In running order, as in the engine: what is freed last is remembered longest.
         victims = set(names)
-        for request in [r for r in self.running if r.request_id in victims]:
+        for request in [r for r in self.places.running if r.request_id in victims]:
             if request.request_id not in self._kept:
-                self._evict(request, self._model)
+                self.places.evict(request, self._model)
                 self.counters.num_displaced += 1
-        for request in [r for r in self.holding if r.request_id in victims]:
-            self._give_back(request)
+        for request in [r for r in self.places.holding if r.request_id in victims]:
+            self.places.give_back(request)
 
     def _grant_running(self, step: Step, grants: Mapping[str, int]) -> None:
         """In running order, up to the first that finds no block."""
-        size, running, grant = self.machine.block_size, Phase.RUNNING, self._grant
+        places, running, grant = self.places, Phase.RUNNING, self._grant
+        size = places.machine.block_size
         granted, produces = step.grants, step.producers.append
-        for request in list(self.running):
+        for request in list(places.running):
             tokens = grants.get(request.request_id)
             if tokens is None or request.phase is not running:
                 continue
@@ -136,33 +137,33 @@ class EngineState(Places):
 
     def _grow(self, request: SimRequest, end: int, step: Step) -> bool:
         """Blocks up to token `end`; others yield theirs if none is free. False: it has to yield."""
-        need = blocks_for(end, self.machine.block_size) - request.num_blocks
-        while need > self.pool.num_free_blocks:
+        places = self.places
+        need = blocks_for(end, places.machine.block_size) - request.num_blocks
+        while need > places.pool.num_free_blocks:
             victim = self._lowest()
             if victim.request_id in self._kept:
                 return False
             if victim.request_id in step.grants:
                 self._revoke(step, victim)
-            self._evict(victim, self._model)
+            places.evict(victim, self._model)
             self.counters.num_preempted += 1
             if victim is request:
                 return False
-        self.pool.take(request.request_id, need)
-        request.num_blocks += need
+        places.hold(request, end)
         return True
 
     def _lowest(self) -> SimRequest:
         if not self.strict_classes:
-            return self.running[-1]
-        return max(self.running, key=lambda r: (not r.online, r.arrival_s))
+            return self.places.running[-1]
+        return max(self.places.running, key=lambda r: (not r.online, r.arrival_s))
 
     def _admit_planned(self, plan: Plan, step: Step) -> None:
         """Waiting requests that the plan starts or restores, up to the first that finds no room:
         in vLLM's order, which puts those that hold blocks first."""
-        restore, granted = plan.restore, step.grants
+        places, restore, granted = self.places, plan.restore, step.grants
         named = [name for name in (*plan.grants, *restore) if name not in granted]
-        waiting = [self.live[name] for name in named if self.live[name].phase is Phase.WAITING]
-        if restore or self.holding:
+        waiting = [r for name in named if (r := places.live[name]).phase is Phase.WAITING]
+        if restore or places.holding:
             waiting.sort(key=lambda r: (not r.num_blocks, not r.online, r.arrival_s))
         for request in waiting:
             name = request.request_id
@@ -170,22 +171,23 @@ class EngineState(Places):
                 admitted = self._admit(request, plan.grants[name], step)
             else:
                 # Once the step is full, vLLM looks at nobody else.
-                full = sum(step.grants.values()) >= self.machine.max_step_tokens
-                admitted = not full and self._restore(request, restore[name])
+                full = sum(step.grants.values()) >= places.machine.max_step_tokens
+                admitted = not full and places.restore(request, restore[name])
             if not admitted:
                 return
 
     def _admit(self, request: SimRequest, tokens: int, step: Step) -> bool:
         """Give a waiting request slot and blocks. False: there are not enough."""
-        if not self._has_room(request):
+        places = self.places
+        if not places.has_room(request):
             return False
-        found = self._leave_queue(request)
+        found = places.leave_queue(request)
         self._surprised |= request.num_computed_tokens != found
         request.num_computed_tokens = found
         tokens = min(tokens, request.num_tokens - found)
         self._surprised |= tokens == 1 and bool(request.token_times_s)
-        self._hold(request, found + tokens)
-        self._run(request)
+        places.hold(request, found + tokens)
+        places.run(request)
         self._grant(step, request, tokens, found + tokens)
         return True
 
@@ -197,13 +199,13 @@ class EngineState(Places):
             request.token_times_s.append(now_s)
             request.last_token_s = now_s
         for request in step.finishing:
-            self._finish(request)
+            self.places.finish(request)
             self._stopped.discard(request.request_id)
         if self._stopped:
             for request_id in self._stopped & step.grants.keys():
                 self._stopped.discard(request_id)
-                if request_id in self.live:
-                    self.live[request_id].num_stops = 0
+                if request_id in self.places.live:
+                    self.places.live[request_id].num_stops = 0
         total = step.shape.num_tokens
         self.counters.num_steps += 1
         self.counters.computed_tokens += total
@@ -215,7 +217,7 @@ class EngineState(Places):
         """A stopped step leaves no trace in any request but that it was stopped (P1)."""
         producers = set(step.producers)
         for request_id in step.grants:
-            request = self.live[request_id]
+            request = self.places.live[request_id]
             self._undo(step, request, produces=request in producers)
             request.num_stops += 1
             self._stopped.add(request_id)
