@@ -10,9 +10,10 @@ import pytest
 from conserve.core import invariants
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
-from conserve.core.policy import UNLIMITED, decide
+from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.core.step import UNLIMITED
 
 NOW_S = 100.0
 # One millisecond a token and ten a step: times can be read off token counts.

@@ -6,6 +6,7 @@ Each compares sums over seeds, since one changed decision changes all that follo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -26,14 +27,8 @@ def _harvest(outcome: Outcome) -> float:
     return got.prompt_tps + got.output_tps
 
 
-def _total(
-    figure: Callable[[Outcome], float],
-    *,
-    arm: str = "conserve",
-    targets: Targets = TARGETS,
-    **fields: float,
-) -> float:
-    return sum(figure(run(seed, arm, targets=targets, **fields)) for seed in SEEDS)
+def _total(figure: Callable[[Outcome], float], run_seed: Callable[[int], Outcome]) -> float:
+    return sum(figure(run_seed(seed)) for seed in SEEDS)
 
 
 def _p99_s(figure: str) -> Callable[[Outcome], float]:
@@ -52,7 +47,7 @@ def _p99_s(figure: str) -> Callable[[Outcome], float]:
 
 def test_tighter_tbt_targets_never_raise_harvest() -> None:
     harvests = [
-        _total(_harvest, targets=Targets(TARGETS.ttft_s, tbt_s))
+        _total(_harvest, partial(run, targets=Targets(TARGETS.ttft_s, tbt_s)))
         for tbt_s in (0.2, 0.1, 0.05, 0.025, 0.0125)
     ]
     for looser, tighter in pairwise(harvests):
@@ -69,7 +64,8 @@ def test_tbt_stays_within_its_target_where_one_step_can() -> None:
 
 def test_a_faster_link_never_hurts() -> None:
     harvests = [
-        _total(_harvest, link_bytes_per_s=rate, num_blocks=200) for rate in (0.0, 1e6, 1e7, 1e9)
+        _total(_harvest, partial(run, link_bytes_per_s=rate, num_blocks=200))
+        for rate in (0.0, 1e6, 1e7, 1e9)
     ]
     for slower, faster in pairwise(harvests):
         assert faster >= slower * (1 - NOISE)
@@ -77,26 +73,30 @@ def test_a_faster_link_never_hurts() -> None:
 
 
 def test_more_memory_never_hurts() -> None:
-    harvests = [_total(_harvest, num_blocks=blocks) for blocks in (150, 300, 600, 1200)]
+    harvests = [
+        _total(_harvest, partial(run, num_blocks=blocks)) for blocks in (150, 300, 600, 1200)
+    ]
     for smaller, larger in pairwise(harvests):
         assert larger >= smaller * (1 - NOISE)
 
 
 def test_a_faster_machine_lets_online_requests_wait_less() -> None:
-    slow = _total(_p99_s("ttft"), gap_s=0.02)
-    fast = _total(_p99_s("ttft"), gap_s=0.0)
+    slow = _total(_p99_s("ttft"), partial(run, gap_s=0.02))
+    fast = _total(_p99_s("ttft"), partial(run, gap_s=0.0))
     assert fast < slow
 
 
 @pytest.mark.parametrize("figure", ["ttft", "tbt"])
 def test_the_arms_come_out_in_the_order_of_their_care(figure: str) -> None:
-    alone = _total(_p99_s(figure), arm="online-only")
-    ours = _total(_p99_s(figure), arm="conserve")
-    careless = _total(_p99_s(figure), arm="fcfs")
+    alone = _total(_p99_s(figure), partial(run, arm="online-only"))
+    ours = _total(_p99_s(figure), partial(run, arm="conserve"))
+    careless = _total(_p99_s(figure), partial(run, arm="fcfs"))
     assert alone <= ours < careless
 
 
 def test_displacing_lets_online_requests_in() -> None:
-    with_it = _total(_p99_s("ttft"), num_blocks=150, max_running=8)
-    without = _total(_p99_s("ttft"), arm="conserve-no-displacement", num_blocks=150, max_running=8)
+    with_it = _total(_p99_s("ttft"), partial(run, num_blocks=150, max_running=8))
+    without = _total(
+        _p99_s("ttft"), partial(run, arm="conserve-no-displacement", num_blocks=150, max_running=8)
+    )
     assert with_it < 0.8 * without
