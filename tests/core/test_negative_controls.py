@@ -1,7 +1,8 @@
-"""Careless policies, each of which the invariants or the engine model must catch.
+"""Careless policies, each of which the invariants must catch.
 
 A property that no broken variant violates is a property nobody checks. Every variant here
-differs from the policy in one place; the policy itself passes every scene.
+differs from the policy in one place; the policy itself passes every scene. Those that only a
+whole run shows are in test_liveness.py.
 """
 
 from __future__ import annotations
@@ -9,19 +10,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 
 from conserve.core import invariants
 from conserve.core.invariants import InvariantError
 from conserve.core.latency import LatencyModel, StepShape
-from conserve.core.plan import Mode, Plan
+from conserve.core.plan import Plan
 from conserve.core.policy import Policy, decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
-from conserve.core.step import UNLIMITED
-from tests.core.engine_model import Engine, Job, LivelockError
+from tests.core.careless import (
+    DisplacesEverybody,
+    DisplacesForNobody,
+    DisplacesOnline,
+    ForgetsDisplaced,
+    ForgetsLeastProgress,
+    ForgetsOnlineMinimum,
+    GivesPromisedBlocksAway,
+    IgnoresTbt,
+    LongUnstoppable,
+    MoreSlots,
+    MoreTokens,
+    SkipsAnOnlineDecode,
+    StopsFirstTokens,
+    StopsForEver,
+    StopsFullSlack,
+    StretchesFirstTokens,
+    YieldsForNobody,
+    planner_of,
+)
 
 NOW_S = 100.0
 MODEL = LatencyModel(fixed=0.01, per_token=1e-3, margin=0.1)
@@ -142,186 +160,79 @@ SCENES = {
 }
 
 
-class IgnoresTbt(Policy):
-    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
-        return UNLIMITED if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
-
-
-class StretchesFirstTokens(Policy):
-    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
-        return slack_s if mode is Mode.ONLINE_PREFILL else super()._offline_limit_s(mode, slack_s)
-
-
-class SkipsAnOnlineDecode(Policy):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        del self.running.online_decodes[1:]
-
-
-class LongUnstoppable(Policy):
-    _may_stop = True
-
-
-class StopsForEver(Policy):
-    def _stoppable(self, mode: Mode, num_online: int) -> bool:
-        return not num_online and self.snapshot.can_stop
-
-
-class StopsFirstTokens(Policy):
-    def _stoppable(self, mode: Mode, num_online: int) -> bool:
-        return True
-
-
-class StopsFullSlack(Policy):
-    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
-        return slack_s if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
-
-
-def stop_when_due(plan: Plan, snapshot: Snapshot) -> None:
-    plan.due_s += 1.0
-
-
-class ForgetsDisplaced(Policy):
-    def _displace(self, promised: int) -> None:
-        super()._displace(promised)
-        self.forgotten = list(self.step.displaced)
-        self.step.displaced.clear()
-
-    def plan(self) -> Plan:
-        self.forgotten: list[str] = []
-        plan = super().plan()
-        plan.displace += self.forgotten
-        return plan
-
-
-class DisplacesEverybody(Policy):
-    def _displace(self, promised: int) -> None:
-        if self.snapshot.waiting_online:
-            self.step.release(self.running.offline, slots=True)
-
-
-class DisplacesForNobody(Policy):
-    def _grant_online_prefills(self, slack_s: float) -> None:
-        self.step.release(self.running.offline_decodes[:1], slots=True)
-
-
-class DisplacesOnline(Policy):
-    def _displace(self, promised: int) -> None:
-        super()._displace(promised)
-        if self.snapshot.waiting_online:
-            self.step.release(self.running.online_decodes[:1], slots=True)
-
-
-class YieldsForNobody(Policy):
-    def _release_held(self, num_blocks: int) -> None:
-        self.step.release(self.held, slots=False)
-
-
-class ForgetsLeastProgress(Policy):
-    def _grant_least(self) -> None:
-        pass
-
-
-class ForgetsOnlineMinimum(Policy):
-    def _grant_online(self, slack_s: float) -> None:
-        if slack_s > 0:
-            super()._grant_online(slack_s)
-
-
-class GivesPromisedBlocksAway(Policy):
-    def plan(self) -> Plan:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("conserve.core.policy.promised_blocks", lambda *_: 0)
-            return super().plan()
-
-
-class MoreSlots(Policy):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.step.slots_left += 100
-
-
-class MoreTokens(Policy):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.step.tokens_left += 100
-
-
 def of(policy: type[Policy]) -> Callable[[Snapshot], Plan]:
-    return lambda snapshot: policy(snapshot, MODEL, PolicySettings()).plan()
+    return lambda snapshot: planner_of(policy)(snapshot, MODEL, PolicySettings())
 
 
 def without_margin(snapshot: Snapshot) -> Plan:
     return decide(snapshot, replace(MODEL, margin=0.0))
 
 
-def altered(change: Callable[[Plan, Snapshot], None]) -> Callable[[Snapshot], Plan]:
+def altered(change: Callable[[Plan, Snapshot], Plan]) -> Callable[[Snapshot], Plan]:
     """The policy's plan with one thing wrong in it."""
-
-    def planner(snapshot: Snapshot) -> Plan:
-        plan = decide(snapshot, MODEL)
-        change(plan, snapshot)
-        return plan
-
-    return planner
+    return lambda snapshot: change(decide(snapshot, MODEL), snapshot)
 
 
-def shift_tokens(plan: Plan, snapshot: Snapshot) -> None:
-    plan.num_online_tokens += 1
-    plan.num_offline_tokens -= 1
+def stop_when_due(plan: Plan, snapshot: Snapshot) -> Plan:
+    return replace(plan, due_s=plan.due_s + 1.0)
 
 
-def miscount_floor(plan: Plan, snapshot: Snapshot) -> None:
-    plan.num_floor_tokens = plan.num_offline_tokens + 1
+def shift_tokens(plan: Plan, snapshot: Snapshot) -> Plan:
+    online, offline = plan.num_online_tokens, plan.num_offline_tokens
+    return replace(plan, num_online_tokens=online + 1, num_offline_tokens=offline - 1)
 
 
-def misshape(plan: Plan, snapshot: Snapshot) -> None:
+def miscount_floor(plan: Plan, snapshot: Snapshot) -> Plan:
+    return replace(plan, num_floor_tokens=plan.num_offline_tokens + 1)
+
+
+def misshape(plan: Plan, snapshot: Snapshot) -> Plan:
     shape = plan.shape
-    plan.shape = StepShape(shape.num_tokens, shape.attention_pairs + 1e6, shape.num_decodes)
+    wrong = StepShape(shape.num_tokens, shape.attention_pairs + 1e6, shape.num_decodes)
+    return replace(plan, shape=wrong)
 
 
-def mispredict(plan: Plan, snapshot: Snapshot) -> None:
-    plan.predicted_s *= 0.5
+def mispredict(plan: Plan, snapshot: Snapshot) -> Plan:
+    return replace(plan, predicted_s=plan.predicted_s * 0.5)
 
 
-def grant_stranger(plan: Plan, snapshot: Snapshot) -> None:
-    plan.grants["stranger"] = 1
+def grant_stranger(plan: Plan, snapshot: Snapshot) -> Plan:
+    return replace(plan, grants={**plan.grants, "stranger": 1})
 
 
-def grant_too_much(plan: Plan, snapshot: Snapshot) -> None:
-    for request_id in plan.grants:
-        plan.grants[request_id] += 1000
+def grant_too_much(plan: Plan, snapshot: Snapshot) -> Plan:
+    return replace(plan, grants={name: tokens + 1000 for name, tokens in plan.grants.items()})
 
 
-def grant_nothing(plan: Plan, snapshot: Snapshot) -> None:
-    for request_id in plan.grants:
-        plan.grants[request_id] = 0
+def grant_nothing(plan: Plan, snapshot: Snapshot) -> Plan:
+    return replace(plan, grants=dict.fromkeys(plan.grants, 0))
 
 
-def displace_waiting(plan: Plan, snapshot: Snapshot) -> None:
-    plan.displace += [view.request_id for view in snapshot.waiting_online]
+def displace_waiting(plan: Plan, snapshot: Snapshot) -> Plan:
+    waiting = (view.request_id for view in snapshot.waiting_online)
+    return replace(plan, displace=(*plan.displace, *waiting))
 
 
-def copy_too_much(plan: Plan, snapshot: Snapshot) -> None:
-    for request_id in plan.checkpoint:
-        plan.checkpoint[request_id] += 1
+def copy_too_much(plan: Plan, snapshot: Snapshot) -> Plan:
+    return replace(plan, checkpoint={name: end + 1 for name, end in plan.checkpoint.items()})
 
 
-def copy_online(plan: Plan, snapshot: Snapshot) -> None:
-    plan.checkpoint |= {view.request_id: 1 for view in snapshot.running if view.online}
+def copy_online(plan: Plan, snapshot: Snapshot) -> Plan:
+    online = {view.request_id: 1 for view in snapshot.running if view.online}
+    return replace(plan, checkpoint={**plan.checkpoint, **online})
 
 
-def restore_too_much(plan: Plan, snapshot: Snapshot) -> None:
-    for request_id in plan.restore:
-        plan.restore[request_id] += 1
+def restore_too_much(plan: Plan, snapshot: Snapshot) -> Plan:
+    return replace(plan, restore={name: end + 1 for name, end in plan.restore.items()})
 
 
-def restore_what_computes(plan: Plan, snapshot: Snapshot) -> None:
-    plan.restore |= {view.request_id: 64 for view in snapshot.running}
+def restore_what_computes(plan: Plan, snapshot: Snapshot) -> Plan:
+    computing = {view.request_id: 64 for view in snapshot.running}
+    return replace(plan, restore={**plan.restore, **computing})
 
 
-def claim_stoppable(plan: Plan, snapshot: Snapshot) -> None:
-    plan.stoppable = bool(plan.grants)
+def claim_stoppable(plan: Plan, snapshot: Snapshot) -> Plan:
+    return replace(plan, stoppable=bool(plan.grants))
 
 
 @dataclass
@@ -381,75 +292,3 @@ def test_a_careless_variant_is_caught(control: Control) -> None:
         except InvariantError as error:
             caught.append(str(error))
     assert any(re.search(control.message, message) for message in caught), caught
-
-
-class StarvesOffline(ForgetsLeastProgress):
-    def _grant_offline(self, limit_s: float, mode: Mode) -> None:
-        pass
-
-
-def engine_of(policy: type[Policy], **fields: object) -> Engine:
-    engine = Engine(
-        LatencyModel(fixed=0.01, per_token=1e-3),
-        num_blocks=40,
-        policy=lambda snapshot, model, settings: policy(snapshot, model, settings).plan(),
-        check=False,
-        **fields,  # type: ignore[arg-type]
-    )
-    engine.submit(Job(f"off-{i}", False, 0.0, prompt=200, output=4) for i in range(3))
-    return engine
-
-
-def intruder(engine: Engine, step_s: float) -> Job:
-    """Somebody arrives in the middle of every step that may be stopped."""
-    return Job(f"on-{engine.num_steps}", True, engine.now_s + step_s / 2, prompt=32, output=1)
-
-
-def finish_offline(engine: Engine) -> None:
-    def finished() -> bool:
-        return sum(not job.online for job in engine.finished) == 3
-
-    engine.run(max_steps=3000, until=finished)
-
-
-ADVERSE = {
-    "can_stop": True,
-    "adversary": intruder,
-    "settings": PolicySettings(patience=0.0, prefill_stretch=0.0),
-}
-
-
-def test_the_engine_model_catches_a_policy_that_stops_a_request_for_ever() -> None:
-    finish_offline(engine_of(Policy, **ADVERSE))
-    with pytest.raises(LivelockError, match="P0"):
-        finish_offline(engine_of(StopsForEver, **ADVERSE))
-
-
-def test_the_engine_model_catches_a_policy_without_least_progress() -> None:
-    slow = {"targets": Targets(ttft_s=0.01)}
-    finish_offline(engine_of(Policy, **slow))
-    with pytest.raises(LivelockError, match="P0"):
-        finish_offline(engine_of(ForgetsLeastProgress, **slow))
-
-
-def test_the_engine_model_catches_a_policy_that_grants_offline_work_nothing() -> None:
-    with pytest.raises(LivelockError, match="P0"):
-        finish_offline(engine_of(StarvesOffline))
-
-
-def test_the_engine_model_catches_promises_not_kept() -> None:
-    """A policy that gives promised blocks away makes the engine take them back."""
-    taken = {}
-    for step in (Policy, GivesPromisedBlocksAway):
-        engine = Engine(
-            LatencyModel(fixed=0.006, per_token=5e-5),
-            num_blocks=36,
-            max_step_tokens=200,
-            policy=lambda snapshot, model, settings, s=step: s(snapshot, model, settings).plan(),
-            check=False,
-        )
-        engine.submit(Job(f"off-{i}", False, 0.0, prompt=320, output=8) for i in range(8))
-        engine.run(max_steps=2000)
-        taken[step] = engine.num_taken
-    assert taken[Policy] == 0
-    assert taken[GivesPromisedBlocksAway] > 0

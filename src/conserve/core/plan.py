@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -20,18 +21,18 @@ class Mode(StrEnum):
     """No online request at all: the batch that harvests most."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. A request absent from `grants` computes nothing."""
+    """One step, which nobody changes. A request absent from `grants` computes nothing."""
 
     mode: Mode
-    grants: dict[str, int] = field(default_factory=dict)
+    grants: Mapping[str, int] = field(default_factory=dict)
     """request_id -> tokens it may compute, running and waiting requests alike."""
-    displace: list[str] = field(default_factory=list)
+    displace: Sequence[str] = ()
     """Offline requests whose blocks (and slots, if they run) go to others."""
-    checkpoint: dict[str, int] = field(default_factory=dict)
+    checkpoint: Mapping[str, int] = field(default_factory=dict)
     """request_id -> leading tokens whose KV is to be on the host or on its way there."""
-    restore: dict[str, int] = field(default_factory=dict)
+    restore: Mapping[str, int] = field(default_factory=dict)
     """request_id -> leading tokens of a waiting request to bring back into free blocks."""
     stoppable: bool = False
     """Nobody's first token is in it, and stopping it is not barred by the livelock rule."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
@@ -160,28 +161,20 @@ class StockScheduler:
         self.step_tokens = step_tokens
 
     def plan(self, places: Places, now_s: float) -> Plan:
-        plan = Plan(Mode.IDLE)
+        tokens = _StockTokens()
         left = self.step_tokens or places.machine.max_step_tokens
         for request in places.running:
-            tokens = min(request.num_tokens - request.num_computed_tokens, left)
-            if tokens > 0:
-                left -= tokens
-                _add(plan, request, tokens)
+            left -= tokens.grant(request, left)
         slots, free = places.num_free_slots, places.pool.num_free_blocks
         size = places.machine.block_size
         for request in self._queue(places, slots):
-            if not left or not slots:
-                break
             need = blocks_for(request.num_tokens, size)
-            if need > free:
+            if not left or not slots or need > free:
                 break
-            tokens = min(request.num_tokens, left)
-            slots, left = slots - 1, left - tokens
-            free -= blocks_for(tokens, size)
-            _add(plan, request, tokens)
-        plan.num_offline_tokens = plan.shape.num_tokens - plan.num_online_tokens
-        plan.mode = _mode(plan, places)
-        return plan
+            granted = tokens.grant(request, min(request.num_tokens, left))
+            slots, left = slots - 1, left - granted
+            free -= blocks_for(granted, size)
+        return tokens.plan(places)
 
     def held_back(self, places: Places, now_s: float) -> None:
         """No stock step can be stopped."""
@@ -206,21 +199,41 @@ class StockScheduler:
         """It learns nothing from steps."""
 
 
-def _add(plan: Plan, request: RequestView, tokens: int) -> None:
-    context = request.num_computed_tokens
-    if tokens == 1 and request.last_token_s is not None:
-        plan.shape.add_decode(tokens, context)
-    else:
-        plan.shape.add_prefill(tokens, context)
-    plan.grants[request.request_id] = tokens
-    if request.online:
-        plan.num_online_tokens += tokens
+@dataclass(slots=True)
+class _StockTokens:
+    """What a stock step has granted so far."""
 
+    grants: dict[str, int] = field(default_factory=dict)
+    shape: StepShape = field(default_factory=StepShape)
+    num_online: int = 0
 
-def _mode(plan: Plan, places: Places) -> Mode:
-    """For reading traces only: stock steps have no mode."""
-    if not plan.grants:
-        return Mode.IDLE
-    if not plan.num_online_tokens:
-        return Mode.OFFLINE
-    return Mode.ONLINE_PREFILL if places.waiting_online else Mode.ONLINE_DECODE
+    def grant(self, request: RequestView, most: int) -> int:
+        """Up to `most` of the tokens that it has left; returns how many."""
+        context = request.num_computed_tokens
+        tokens = min(request.num_tokens - context, most)
+        if tokens <= 0:
+            return 0
+        if tokens == 1 and request.last_token_s is not None:
+            self.shape.add_decode(tokens, context)
+        else:
+            self.shape.add_prefill(tokens, context)
+        self.grants[request.request_id] = tokens
+        self.num_online += tokens if request.online else 0
+        return tokens
+
+    def plan(self, places: Places) -> Plan:
+        return Plan(
+            mode=self._mode(places),
+            grants=self.grants,
+            shape=self.shape,
+            num_online_tokens=self.num_online,
+            num_offline_tokens=self.shape.num_tokens - self.num_online,
+        )
+
+    def _mode(self, places: Places) -> Mode:
+        """For reading traces only: stock steps have no mode."""
+        if not self.grants:
+            return Mode.IDLE
+        if not self.num_online:
+            return Mode.OFFLINE
+        return Mode.ONLINE_PREFILL if places.waiting_online else Mode.ONLINE_DECODE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from conserve.core.checkpointing import copy_is_quicker, least_tail
@@ -40,7 +40,7 @@ class Checkpointer:
         self.stats = stats if stats is not None else EngineStats()
         self.unusable = unusable
         """Why nothing is kept, here or on a worker; empty where checkpoints are kept."""
-        self.restoring: dict[str, int] = {}
+        self.restoring: Mapping[str, int] = {}
         """request_id -> leading tokens that the step under construction brings back."""
         self._incremental = incremental
         self._num_ranks = num_ranks

@@ -1,0 +1,130 @@
+"""Policies that differ from ours in one place each; a test must catch every one of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from conserve.core.latency import LatencyModel
+from conserve.core.plan import Mode, Plan
+from conserve.core.policy import Planner, Policy
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import Snapshot
+from conserve.core.step import UNLIMITED
+
+
+def planner_of(policy: type[Policy]) -> Planner:
+    def plan(snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
+        return policy(snapshot, model, settings).plan()
+
+    return plan
+
+
+class IgnoresTbt(Policy):
+    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
+        return UNLIMITED if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
+
+
+class StretchesFirstTokens(Policy):
+    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
+        return slack_s if mode is Mode.ONLINE_PREFILL else super()._offline_limit_s(mode, slack_s)
+
+
+class SkipsAnOnlineDecode(Policy):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        del self.running.online_decodes[1:]
+
+
+class LongUnstoppable(Policy):
+    _may_stop = True
+
+
+class StopsForEver(Policy):
+    def _stoppable(self, mode: Mode, num_online: int) -> bool:
+        return not num_online and self.snapshot.can_stop
+
+
+class StopsFirstTokens(Policy):
+    def _stoppable(self, mode: Mode, num_online: int) -> bool:
+        return True
+
+
+class StopsFullSlack(Policy):
+    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
+        return slack_s if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
+
+
+class ForgetsDisplaced(Policy):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.forgotten: list[str] = []
+
+    def _displace(self, promised: int) -> None:
+        super()._displace(promised)
+        self.forgotten = list(self.step.displaced)
+        self.step.displaced.clear()
+
+    def plan(self) -> Plan:
+        plan = super().plan()
+        return replace(plan, displace=(*plan.displace, *self.forgotten))
+
+
+class DisplacesEverybody(Policy):
+    def _displace(self, promised: int) -> None:
+        if self.snapshot.waiting_online:
+            self.step.release(self.running.offline, slots=True)
+
+
+class DisplacesForNobody(Policy):
+    def _grant_online_prefills(self, slack_s: float) -> None:
+        self.step.release(self.running.offline_decodes[:1], slots=True)
+
+
+class DisplacesOnline(Policy):
+    def _displace(self, promised: int) -> None:
+        super()._displace(promised)
+        if self.snapshot.waiting_online:
+            self.step.release(self.running.online_decodes[:1], slots=True)
+
+
+class YieldsForNobody(Policy):
+    def _release_held(self, num_blocks: int) -> None:
+        self.step.release(self.held, slots=False)
+
+
+class ForgetsLeastProgress(Policy):
+    def _grant_least(self) -> None:
+        pass
+
+
+class ForgetsOnlineMinimum(Policy):
+    def _grant_online(self, slack_s: float) -> None:
+        if slack_s > 0:
+            super()._grant_online(slack_s)
+
+
+class GivesPromisedBlocksAway(Policy):
+    def plan(self) -> Plan:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("conserve.core.policy.promised_blocks", lambda *_: 0)
+            return super().plan()
+
+
+class MoreSlots(Policy):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.step.slots_left += 100
+
+
+class MoreTokens(Policy):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.step.tokens_left += 100
+
+
+class StarvesOffline(ForgetsLeastProgress):
+    def _grant_offline(self, limit_s: float, mode: Mode) -> None:
+        pass
