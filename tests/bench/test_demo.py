@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import httpx
 import pytest
 from rich.console import Console
 
-from conserve.bench.demo import client as demo_client
 from conserve.bench.demo import texts as demo_texts
 from conserve.bench.demo.client import DemoClient, DemoError, Sample, Seen, Summary
+from conserve.bench.demo.conditions import Conditions
+from conserve.bench.demo.plan import DemoPlan
 from conserve.bench.demo.results import Period, Results, figures, table, write_results
-from conserve.bench.demo.run import DemoPlan
 from conserve.bench.demo.screen import Screen, rates, sparkline
+from conserve.bench.processors import Taken
+from conserve.bench.scale import REFERENCE
 from conserve.metrics.records import RequestRecord, read_records
 
 pytestmark = pytest.mark.anyio
@@ -28,6 +31,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+PLAN = DemoPlan()
+CONDITIONS = Conditions(PLAN, REFERENCE)
+PAGES = demo_texts.documents(PLAN.num_documents, PLAN.page_words)
 METRICS = """\
 conserve:computed_tokens_total{class="online",engine="0"} 12.0
 conserve:computed_tokens_total{class="offline",engine="0"} 340.0
@@ -67,18 +73,17 @@ class Endpoint:
 async def client_of(endpoint: Endpoint) -> tuple[DemoClient, Seen]:
     http = httpx.AsyncClient(transport=httpx.MockTransport(endpoint), base_url="http://test")
     seen = Seen()
-    return DemoClient(http, "m", seen), seen
+    return DemoClient(http, "m", seen, PLAN), seen
 
 
 async def test_every_document_is_summarised_as_a_flex_request() -> None:
     endpoint = Endpoint()
     client, seen = await client_of(endpoint)
-    documents = demo_texts.documents()
-    await client.summarise(documents)
-    assert {summary.document for summary in seen.summaries} == {d.name for d in documents}
+    await client.summarise(PAGES)
+    assert {summary.document for summary in seen.summaries} == {page.name for page in PAGES}
     assert {body["service_tier"] for body in endpoint.bodies} == {"flex"}
     assert {summary.summary for summary in seen.summaries} == {"One two three"}
-    assert endpoint.most_in_flight == demo_client.IN_FLIGHT
+    assert endpoint.most_in_flight == PLAN.in_flight
 
 
 async def test_a_chat_is_online_and_each_token_has_a_time() -> None:
@@ -96,7 +101,7 @@ async def test_a_failed_chat_is_recorded_and_a_failed_summary_ends_the_demo() ->
     await client.chat(iter(["why?"]), [0.0])
     assert seen.records[0].error == "HTTP 500: no"
     with pytest.raises(DemoError, match="HTTP 500"):
-        await client.summarise(demo_texts.documents())
+        await client.summarise(PAGES)
     with pytest.raises(DemoError, match="HTTP 500"):
         await client.warm_up(iter(["why?"]))
 
@@ -149,7 +154,7 @@ def test_a_period_without_an_answer_says_why() -> None:
 
 @pytest.fixture
 def results(seen: Seen, tmp_path: Path) -> Results:
-    return write_results(tmp_path, seen, PERIODS)
+    return write_results(tmp_path, seen, PERIODS, CONDITIONS)
 
 
 def test_every_file_is_left(results: Results, seen: Seen, tmp_path: Path) -> None:
@@ -157,13 +162,16 @@ def test_every_file_is_left(results: Results, seen: Seen, tmp_path: Path) -> Non
     assert json.loads(line)["summary"] == "Loops."
     kept = read_records(tmp_path / "requests.jsonl")
     assert [r.arrival_s for r in kept] == [r.arrival_s for r in seen.records]
-    assert json.loads((tmp_path / "figures.json").read_text())["together"]["num_summaries"] == 1
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert told["together"]["num_summaries"] == 1
+    assert (told["scale"], told["speed"]["prefill_tps"]) == (1.0, REFERENCE.prefill_tps)
+    assert (told["targets"], told["disturbance"]) == ({"ttft_s": 1.0, "tbt_s": 0.2}, "")
     assert results.picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_needs_no_counters(seen: Seen, tmp_path: Path) -> None:
     seen.samples = [Sample(0.0, 0.0, 0.0), Sample(1.0, 0.0, 0.0)]
-    assert write_results(tmp_path, seen, PERIODS).picture.is_file()
+    assert write_results(tmp_path, seen, PERIODS, CONDITIONS).picture.is_file()
 
 
 def test_the_table_holds_both_periods_and_the_ratio(results: Results) -> None:
@@ -172,6 +180,38 @@ def test_the_table_holds_both_periods_and_the_ratio(results: Results) -> None:
     assert "together" in text
     assert "400 ms" in text
     assert "2.4 times the tokens" in text
+    assert "scale 1: 2,400 prompt tokens a second" in " ".join(text.split())
+    assert "isturbed" not in text
+
+
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        (
+            replace(CONDITIONS, taken=(Taken(0.46), Taken(0.48, 0.04))),
+            "Disturbed: other programs took 46% of the processors while chat was alone, "
+            "52% beside summaries.",
+        ),
+        (
+            replace(CONDITIONS, taken=(Taken(0.01), Taken(0.02, 0.3))),
+            "Disturbed: other guests of the host took 1% of the processors while chat was alone, "
+            "32% beside summaries.",
+        ),
+        (
+            replace(CONDITIONS, gflops=(210.0, 90.0)),
+            "Disturbed: the machine itself computed 210 GFLOP/s before and 90 after.",
+        ),
+        (replace(CONDITIONS, taken=(Taken(0.04), Taken(0.03)), gflops=(200.0, 180.0)), ""),
+    ],
+)
+def test_what_was_disturbed_is_said_beside_the_figures(
+    conditions: Conditions, words: str, seen: Seen, tmp_path: Path
+) -> None:
+    results = write_results(tmp_path, seen, PERIODS, conditions)
+    text = " ".join(render(table(results)).split())
+    assert words in text
+    assert ("Disturbed" in text) == bool(words)
+    assert json.loads((tmp_path / "figures.json").read_text())["disturbance"] == words
 
 
 def render(shown: Any) -> str:
@@ -182,13 +222,18 @@ def render(shown: Any) -> str:
 
 
 def test_the_screen_shows_progress_on_a_terminal_and_phases_elsewhere(seen: Seen) -> None:
-    screen = Screen(seen, 79, Console(width=100, force_terminal=True))
+    screen = Screen(seen, Console(width=100, force_terminal=True))
+    screen.fit(CONDITIONS)
     screen.phase("chat alone", 0.0, 10.0)
     assert "1 of 79" in render(screen._picture(5.0))
     console = Console(width=100, force_terminal=False)
     with console.capture() as captured:
-        Screen(seen, 79, console).phase("warming up")
-    assert captured.get() == "demo: warming up\n"
+        Screen(seen, console).phase("warming up")
+        Screen(seen, console).fit(CONDITIONS)
+    phase, scale, fitting = captured.get().splitlines()
+    assert phase == "demo: warming up"
+    assert scale.startswith("demo: scale 1: 2,400 prompt tokens a second")
+    assert "bursts of 6 chats, 100 words in and 40 tokens out; targets 1,000 ms" in fitting
 
 
 def test_rates_are_differences_a_second() -> None:
@@ -203,23 +248,23 @@ def test_a_sparkline_is_a_share_of_its_top() -> None:
 
 
 def test_chat_comes_in_bursts_within_its_span() -> None:
-    plan = DemoPlan()
-    arrivals = plan.arrivals_s()
-    assert len(arrivals) == plan.chats
-    assert 0 <= arrivals[0] <= arrivals[-1] < plan.alone_s
+    arrivals = PLAN.arrivals_s()
+    assert len(arrivals) == PLAN.num_chats == 42
+    assert 0 <= arrivals[0] <= arrivals[-1] < PLAN.alone_s
     assert arrivals == DemoPlan().arrivals_s()
 
 
 def test_documents_are_cut_and_questions_differ() -> None:
-    documents = demo_texts.documents()
-    assert len(documents) >= 70
-    assert max(len(d.text.split()) for d in documents) <= demo_texts.MAX_WORDS
-    prompts = demo_texts.chat_prompts(1)
-    assert len({next(prompts) for _ in range(50)}) == 50
+    assert len(PAGES) == PLAN.num_documents
+    assert max(len(page.text.split()) for page in PAGES) <= PLAN.page_words
+    prompts = demo_texts.chat_prompts(1, 20)
+    asked = {next(prompts) for _ in range(50)}
+    assert len(asked) == 50
+    assert max(len(question.split()) for question in asked) < 50
 
 
-@pytest.mark.parametrize("field", ["alone_s", "together_s"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_a_period_of_no_time_is_refused(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=field):
-        DemoPlan(**{field: value})
+def test_where_there_is_more_time_than_pages_others_read_them_too() -> None:
+    many = demo_texts.documents(300, 50)
+    assert len(many) == 300
+    beginnings = {demo_texts.summary_prompt(page)[:40] for page in many}
+    assert len(beginnings) == max(page.reader for page in many) > 3

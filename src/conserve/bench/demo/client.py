@@ -12,13 +12,9 @@ from typing import Any
 
 import httpx
 
+from conserve.bench.demo.plan import DemoPlan
 from conserve.bench.demo.texts import Document, summary_prompt
 from conserve.metrics import CUT_OFF, RequestRecord
-
-CHAT_TOKENS = 40
-SUMMARY_TOKENS = 64
-IN_FLIGHT = 24
-SAMPLE_S = 1.0
 
 
 class DemoError(RuntimeError):
@@ -57,10 +53,11 @@ class Seen:
 class DemoClient:
     """Sends the demo's requests to one server. Its clock starts when it is made."""
 
-    def __init__(self, http: httpx.AsyncClient, model: str, seen: Seen) -> None:
+    def __init__(self, http: httpx.AsyncClient, model: str, seen: Seen, plan: DemoPlan) -> None:
         self._http = http
         self._model = model
         self._seen = seen
+        self._plan = plan
         self._zero_s = asyncio.get_running_loop().time()
 
     def now_s(self) -> float:
@@ -74,21 +71,21 @@ class DemoClient:
                 asked.create_task(self._question(next(prompts), when_s))
 
     async def summarise(self, documents: Sequence[Document]) -> None:
-        """Summarise every document, IN_FLIGHT at a time. Raises DemoError if one fails."""
+        """Summarise every document, `in_flight` at a time. Raises DemoError if one fails."""
         waiting = deque(documents)
 
         async def place() -> None:
             while waiting:
                 await self._summary(waiting.popleft())
 
-        await asyncio.gather(*(place() for _ in range(IN_FLIGHT)))
+        await asyncio.gather(*(place() for _ in range(self._plan.in_flight)))
 
     async def sample(self) -> None:
-        """Read the engine's counters every second until cancelled."""
+        """Read the engine's counters every `sample_s` until cancelled."""
         while True:
             with suppress(httpx.HTTPError):
                 await self.sample_once()
-            await asyncio.sleep(SAMPLE_S)
+            await asyncio.sleep(self._plan.sample_s)
 
     async def sample_once(self) -> None:
         text = (await self._http.get("/metrics")).text
@@ -105,13 +102,16 @@ class DemoClient:
     async def _question(self, prompt: str, arrival_s: float) -> None:
         record = RequestRecord(f"chat-{len(self._seen.records)}", online=True, arrival_s=arrival_s)
         self._seen.records.append(record)
-        await self._ask(record, prompt, CHAT_TOKENS, {})
+        await self._ask(record, prompt, self._plan.chat_tokens, {})
 
     async def _summary(self, document: Document) -> None:
         record = RequestRecord(document.name, online=False, arrival_s=self.now_s())
         self._seen.records.append(record)
         text = await self._ask(
-            record, summary_prompt(document), SUMMARY_TOKENS, {"service_tier": "flex"}
+            record,
+            summary_prompt(document),
+            self._plan.summary_tokens,
+            {"service_tier": "flex"},
         )
         if record.error:
             raise DemoError(f"the summary of {document.name!r} failed: {record.error}")

@@ -11,11 +11,12 @@ matplotlib.use("Agg")  # no display is needed, wherever this runs
 import matplotlib.pyplot as plt
 
 from conserve.bench.demo.client import Seen
+from conserve.bench.demo.conditions import Conditions
 from conserve.bench.demo.results import Period, Results
 from conserve.bench.demo.screen import rates
 
 ONLINE, OFFLINE, INK, FAINT = "#2563eb", "#f59e0b", "#1f2937", "#9ca3af"
-TARGET_S = 1.0
+WARNING = "#b91c1c"
 STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "text.color": INK,
@@ -45,7 +46,7 @@ def draw(results: Results, seen: Seen, periods: tuple[Period, Period]) -> None:
             layout="constrained",
         )
         _draw_flow(flow, seen, zero_s)
-        _draw_latency(latency, seen, zero_s)
+        _draw_latency(latency, seen, zero_s, results.conditions.plan.ttft_target_s)
         for axes in (flow, latency):
             _mark_periods(axes, periods, zero_s)
         for period, shown in zip(periods, (results.alone, results.together), strict=True):
@@ -63,8 +64,17 @@ def draw(results: Results, seen: Seen, periods: tuple[Period, Period]) -> None:
             x=0.01,
             ha="left",
         )
+        _say_conditions(figure, results.conditions)
         figure.savefig(results.picture, dpi=160)
         plt.close(figure)
+
+
+def _say_conditions(figure: Any, conditions: Conditions) -> None:
+    """Under everything: the scale, and who disturbed it."""
+    scale, disturbance = conditions.scale_in_words(), conditions.disturbance()
+    text = "\n".join(filter(None, [f"{scale[0].upper()}{scale[1:]}.", disturbance]))
+    colour = WARNING if disturbance else INK
+    figure.supxlabel(text, fontsize=9, color=colour, x=0.01, ha="left", linespacing=1.5)
 
 
 def _draw_flow(axes: Any, seen: Seen, zero_s: float) -> None:
@@ -80,20 +90,20 @@ def _draw_flow(axes: Any, seen: Seen, zero_s: float) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.86), frameon=False, reverse=True)
 
 
-def _draw_latency(axes: Any, seen: Seen, zero_s: float) -> None:
+def _draw_latency(axes: Any, seen: Seen, zero_s: float, target_s: float) -> None:
     """Each chat's time to first token, at the moment it came."""
     points = [(r.arrival_s - zero_s, r.ttft_s) for r in seen.records if r.online and r.ttft_s]
     axes.scatter(*zip(*points, strict=True), s=16, color=ONLINE, alpha=0.75, linewidths=0)
-    axes.axhline(TARGET_S, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+    axes.axhline(target_s, color=INK, linestyle=(0, (4, 3)), linewidth=1)
     axes.annotate(
         "target",
-        (1.0, TARGET_S),
+        (1.0, target_s),
         xycoords=("axes fraction", "data"),
         xytext=(-2, 3),
         textcoords="offset points",
         ha="right",
     )
-    axes.set_ylim(0, max(TARGET_S * 1.6, *(1.08 * ttft for _, ttft in points)))
+    axes.set_ylim(0, max(target_s * 1.6, *(1.08 * ttft for _, ttft in points)))
     axes.set_ylabel("first token of\neach chat (s)")
     axes.set_xlabel("seconds")
 

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from conserve.bench.demo.client import DemoError, Seen
+from conserve.bench.demo.conditions import Conditions
+from conserve.bench.processors import CpuTimes
 from conserve.metrics.percentiles import percentile
 from conserve.metrics.records import write_records
 from conserve.metrics.summary import throughput
@@ -17,11 +20,12 @@ from conserve.metrics.summary import throughput
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A span of the demo's clock, in seconds."""
+    """A span of the demo's clock, in seconds; cpu_times: as they stood at its two ends."""
 
     name: str
     start_s: float
     end_s: float
+    cpu_times: tuple[CpuTimes | None, CpuTimes | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +51,29 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Both periods, and where the files are."""
+    """Both periods, what they ran under, and where the files are."""
 
     alone: Figures
     together: Figures
+    conditions: Conditions
     summaries: Path
     picture: Path
 
 
-def write_results(folder: Path, seen: Seen, periods: tuple[Period, Period]) -> Results:
+def write_results(
+    folder: Path, seen: Seen, periods: tuple[Period, Period], conditions: Conditions
+) -> Results:
     """Write summaries, records, figures and picture into `folder`."""
     from conserve.bench.demo.picture import draw  # matplotlib takes a second to import
 
     alone, together = (figures(seen, period) for period in periods)
-    results = Results(alone, together, folder / "summaries.jsonl", folder / "demo.png")
+    files = folder / "summaries.jsonl", folder / "demo.png"
+    results = Results(alone, together, conditions, *files)
     lines = [json.dumps(asdict(summary), ensure_ascii=False) for summary in seen.summaries]
     results.summaries.write_text("".join(f"{line}\n" for line in lines))
     write_records(folder / "requests.jsonl", seen.records)
-    both = {"alone": asdict(alone), "together": asdict(together)}
-    (folder / "figures.json").write_text(json.dumps(both, indent=2) + "\n")
+    told = {**conditions.as_json(), "alone": asdict(alone), "together": asdict(together)}
+    (folder / "figures.json").write_text(json.dumps(told, indent=2) + "\n")
     draw(results, seen, periods)
     return results
 
@@ -111,6 +119,7 @@ ROWS: tuple[tuple[str, Callable[[Figures], str]], ...] = (
     ("offline tokens a second", lambda f: f"{f.offline_tps:,.0f}"),
     ("all tokens a second", lambda f: f"{f.total_tps:,.0f}"),
 )
+DISTURBED_STYLE = "bold red"
 SECTIONS_AFTER = (3, 5)
 
 
@@ -122,11 +131,14 @@ def table(results: Results) -> Table:
     """The figures side by side; tokens are prompt and output tokens together."""
     alone, together = results.alone, results.together
     ratio = together.total_tps / alone.total_tps
+    caption = Text(f"{ratio:.1f} times the tokens from the same machine", "bold green")
+    caption.append(f"\n{results.conditions.scale_in_words()}", "not bold default")
+    if disturbance := results.conditions.disturbance():
+        caption.append(f"\n{disturbance}", DISTURBED_STYLE)
     shown = Table(
         title="The same bursts of chat, without and with offline work",
-        caption=f"{ratio:.1f} times the tokens from the same machine",
+        caption=caption,
         title_style="bold",
-        caption_style="bold green",
     )
     shown.add_column("")
     shown.add_column(alone.name, justify="right")

@@ -4,124 +4,174 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import httpx
 
 from conserve.batch.connection import async_client_for
+from conserve.bench import machine
+from conserve.bench.client import LoadClient
 from conserve.bench.demo.client import DemoClient, DemoError, Seen
+from conserve.bench.demo.conditions import Conditions
+from conserve.bench.demo.plan import DemoPlan, Wanted, plan_for
 from conserve.bench.demo.results import Period, Results, write_results
 from conserve.bench.demo.screen import Screen
 from conserve.bench.demo.texts import chat_prompts, documents
+from conserve.bench.processors import CpuTimes, read_cpu_times, taken
+from conserve.bench.prompts import body_of
+from conserve.bench.scale import Speed, scale_of
 from conserve.bench.server import Server, ServerDiedError, free_port
-from conserve.workload.arrivals import Bursts
+from conserve.bench.speed import SpeedError, measure
 
+TOTAL_S = 345.0
+"""From the start of the first server to the end of the second period."""
 DRAIN_S = 2.0
 """Between the two periods, so that neither's last chats burden the other's first."""
 
 
 @dataclass(frozen=True, slots=True)
-class DemoPlan:
-    """How long each period lasts, in seconds, and how chat comes.
+class Subject:
+    """What is served. tokenizer: the model's folder. command(port, flags) starts its server."""
 
-    The second period ends when the last document is summarised, `together_s` at the latest.
-    Both periods repeat the same bursts, with different questions.
-    """
-
-    alone_s: float = 56.0
-    together_s: float = 168.0
-    chats: int = 42
-    burst_size: int = 6
-    seed: int = 7
-
-    def __post_init__(self) -> None:
-        for name in ("alone_s", "together_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name):g}")
-
-    def arrivals_s(self) -> list[float]:
-        """When chats come within one span of `alone_s`."""
-        bursts = Bursts(kind="bursts", num_requests=self.chats, burst_size=self.burst_size)
-        return bursts.times(Random(self.seed), self.alone_s)  # noqa: S311 - a schedule
+    model: str
+    tokenizer: str
+    command: Callable[[int, Sequence[str]], list[str]]
 
 
-def run_demo(
-    model: str, command: Callable[[int], list[str]], folder: Path, plan: DemoPlan
-) -> Results:
-    """Start the server, run both periods, leave every file in `folder`.
-
-    command(port) is how the server is started. Raises DemoError.
-    """
+def run_demo(subject: Subject, folder: Path, wanted: Wanted) -> Results:
+    """Start the server, fit the demo to the machine, run both periods, leave every file in
+    `folder`. Raises DemoError."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
     seen = Seen()
-    screen = Screen(seen, len(documents()))
-    try:
-        with screen, Server(command(port), {}, port, folder / "server.log") as server:
-            screen.phase(f"starting the server (its log: {folder / 'server.log'})")
+    with Screen(seen) as screen:
+        try:
+            return _Demo(subject, folder, wanted, seen, screen).run()
+        except (ServerDiedError, SpeedError) as error:
+            raise DemoError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Demo:
+    subject: Subject
+    folder: Path
+    wanted: Wanted
+    seen: Seen
+    screen: Screen
+
+    def run(self) -> Results:
+        """On one server, or where the usual targets are not for this machine on a second."""
+        started_s = time.monotonic()
+        with self._server() as server:
+            start_s = server.wait_until_healthy()
+            self.screen.phase("measuring this machine")
+            speed = asyncio.run(_measure(server.base_url, self.subject))
+            again_s = start_s if scale_of(speed) < 1 else 0.0
+            left_s = TOTAL_S - (time.monotonic() - started_s) - again_s
+            plan = plan_for(speed, left_s, self.wanted)
+            self.screen.fit(Conditions(plan, speed))
+            if plan.has_default_targets:
+                return self._periods(server, plan, speed)
+        flags = ["--slo-ttft-ms", f"{1000 * plan.ttft_target_s:g}"]
+        flags += ["--slo-tbt-ms", f"{1000 * plan.tbt_target_s:g}"]
+        with self._server(*flags) as server:
             server.wait_until_healthy()
-            periods = asyncio.run(_drive(server, model, seen, screen, plan))
-            screen.phase("ending the server")
-    except ServerDiedError as error:
-        raise DemoError(str(error)) from error
-    return write_results(folder, seen, periods)
+            return self._periods(server, plan, speed)
+
+    def _server(self, *flags: str) -> Server:
+        port, log = free_port(), self.folder / "server.log"
+        again = " again, with targets for this machine" if flags else ""
+        self.screen.phase(f"starting the server{again} (its log: {log})")
+        return Server(self.subject.command(port, flags), {}, port, log)
+
+    def _periods(self, server: Server, plan: DemoPlan, speed: Speed) -> Results:
+        before = machine.probe_gflops()
+        periods = asyncio.run(_drive(server, self.subject.model, self.seen, self.screen, plan))
+        after = machine.probe_gflops()
+        self.screen.phase("ending the server")
+        alone, together = (taken(*p.cpu_times, p.end_s - p.start_s) for p in periods)
+        conditions = Conditions(plan, speed, (alone, together), (before, after))
+        return write_results(self.folder, self.seen, periods, conditions)
+
+
+async def _measure(url: str, subject: Subject) -> Speed:
+    async with async_client_for(url, base_url=url, timeout=None) as http:
+        return await measure(LoadClient(http, body_of(subject.tokenizer, subject.model, "speed")))
 
 
 async def _drive(
     server: Server, model: str, seen: Seen, screen: Screen, plan: DemoPlan
 ) -> tuple[Period, Period]:
+    url = server.base_url
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with async_client_for(
-        server.base_url, base_url=server.base_url, timeout=120.0, limits=limits
-    ) as http:
-        client = DemoClient(http, model, seen)
-        prompts = chat_prompts(plan.seed)
+    # No request has a time limit of its own: the periods end, and what is under way with them.
+    async with async_client_for(url, base_url=url, timeout=None, limits=limits) as http:
+        client = DemoClient(http, model, seen, plan)
+        prompts = chat_prompts(plan.seed, plan.excerpt_words)
         screen.phase("warming up")
         await client.warm_up(prompts)
         sampling = asyncio.create_task(client.sample())
         refreshing = asyncio.create_task(screen.keep_fresh(client.now_s))
+        demo = _Periods(client, prompts, screen, plan, server.pid)
         try:
-            alone = await _alone(client, prompts, screen, plan)
+            alone = await demo.alone()
             await asyncio.sleep(DRAIN_S)
-            together = await _together(client, prompts, screen, plan)
+            together = await demo.together()
         finally:
             for task in (sampling, refreshing):
                 task.cancel()
             await asyncio.gather(sampling, refreshing, return_exceptions=True)
+        await asyncio.sleep(DRAIN_S)
     return alone, together
 
 
-async def _alone(
-    client: DemoClient, prompts: Iterator[str], screen: Screen, plan: DemoPlan
-) -> Period:
-    start_s = client.now_s()
-    screen.phase("chat alone", start_s, start_s + plan.alone_s)
-    await client.chat(prompts, [start_s + t for t in plan.arrivals_s()])
-    await asyncio.sleep(max(0.0, start_s + plan.alone_s - client.now_s()))
-    return Period("chat alone", start_s, client.now_s())
+@dataclass(frozen=True, slots=True)
+class _Periods:
+    client: DemoClient
+    prompts: Iterator[str]
+    screen: Screen
+    plan: DemoPlan
+    session: int
+    """Of the server's processes."""
 
-
-async def _together(
-    client: DemoClient, prompts: Iterator[str], screen: Screen, plan: DemoPlan
-) -> Period:
-    """Chat until the last document is summarised, or the time is over."""
-    start_s = client.now_s()
-    screen.phase("chat, and summaries in its idle time", start_s, start_s + plan.together_s)
-    spans = range(int(plan.together_s // plan.alone_s) + 1)
-    times = [start_s + k * plan.alone_s + t for k in spans for t in plan.arrivals_s()]
-    in_time = itertools.takewhile(lambda t: t < start_s + plan.together_s, times)
-    chatting = asyncio.create_task(client.chat(prompts, list(in_time)))
-    summarising = asyncio.create_task(client.summarise(documents()))
-    try:
+    async def alone(self) -> Period:
+        """Chat for its time; then what is not answered yet is waited for, with patience."""
+        start_s, cpu_times = self._begin("chat alone", self.plan.alone_s)
         with suppress(TimeoutError):
-            await asyncio.wait_for(summarising, plan.together_s)
-        end_s = client.now_s()
-    finally:
-        for task in (chatting, summarising):
-            task.cancel()
-        await asyncio.gather(chatting, summarising, return_exceptions=True)
-    return Period("chat + summaries", start_s, end_s)
+            async with asyncio.timeout(self.plan.alone_s + self.plan.patience_s):
+                await self.client.chat(self.prompts, self._arrivals_s(start_s, 1))
+        await asyncio.sleep(max(0.0, start_s + self.plan.alone_s - self.client.now_s()))
+        return self._end("chat alone", start_s, cpu_times)
+
+    async def together(self) -> Period:
+        """Chat until the last document is summarised, or the time is over."""
+        plan = self.plan
+        start_s, cpu_times = self._begin("chat, and summaries in its idle time", plan.together_s)
+        times = self._arrivals_s(start_s, int(plan.together_s // plan.alone_s) + 1)
+        in_time = itertools.takewhile(lambda t: t < start_s + plan.together_s, times)
+        chatting = asyncio.create_task(self.client.chat(self.prompts, list(in_time)))
+        pages = documents(plan.num_documents, plan.page_words)
+        summarising = asyncio.create_task(self.client.summarise(pages))
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(summarising, plan.together_s)
+            return self._end("chat + summaries", start_s, cpu_times)
+        finally:
+            for task in (chatting, summarising):
+                task.cancel()
+            await asyncio.gather(chatting, summarising, return_exceptions=True)
+
+    def _arrivals_s(self, start_s: float, num_spans: int) -> list[float]:
+        spans = (start_s + k * self.plan.alone_s for k in range(num_spans))
+        return [span_s + t for span_s in spans for t in self.plan.arrivals_s()]
+
+    def _begin(self, name: str, most_s: float) -> tuple[float, CpuTimes | None]:
+        start_s = self.client.now_s()
+        self.screen.phase(name, start_s, start_s + most_s)
+        return start_s, read_cpu_times(self.session)
+
+    def _end(self, name: str, start_s: float, cpu_times: CpuTimes | None) -> Period:
+        return Period(name, start_s, self.client.now_s(), (cpu_times, read_cpu_times(self.session)))

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conserve.bench.demo.client import Sample, Seen
+from conserve.bench.demo.conditions import Conditions
 from conserve.metrics.percentiles import percentile
 
 REFRESH_S = 0.5
@@ -27,9 +28,9 @@ ONLINE, OFFLINE = "dodger_blue1", "orange1"
 class Screen:
     """Live progress on a terminal; one line a phase elsewhere."""
 
-    def __init__(self, seen: Seen, num_documents: int, console: Console | None = None) -> None:
+    def __init__(self, seen: Seen, console: Console | None = None) -> None:
         self._seen = seen
-        self._num_documents = num_documents
+        self._num_documents = 0
         self._console = console or Console()
         self._live = Live(console=self._console, auto_refresh=True, refresh_per_second=4)
         self._phase = ""
@@ -58,6 +59,12 @@ class Screen:
             self._live.update(self._picture(start_s))
         else:
             self._console.print(f"demo: {name}", soft_wrap=True)
+
+    def fit(self, conditions: Conditions) -> None:
+        """Say what the machine gets; it stays to be read."""
+        self._num_documents = conditions.plan.num_documents
+        for text in (conditions.scale_in_words(), conditions.fitting_in_words()):
+            self._console.print(f"demo: {text}", soft_wrap=True, highlight=False)
 
     async def keep_fresh(self, now_s: Callable[[], float]) -> None:
         """Redraw until cancelled."""
@@ -88,7 +95,7 @@ class Screen:
         return bars
 
     def _flow(self) -> Table:
-        """Tokens a second of each class, one character a second."""
+        """Tokens a second of each class, one character a sample."""
         online, offline = rates(self._seen.samples[-HISTORY - 1 :])
         top = max((a + b for a, b in zip(online, offline, strict=True)), default=0.0)
         flow = Table.grid(padding=(0, 1))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from random import Random
-
-MAX_WORDS = 1000
-"""Of a document; the longest have several thousand, and a small model loses the thread."""
-EXCERPT_WORDS = 100
 
 QUESTIONS = (
     "I am reading this passage and do not follow it. What does it say, in simple words?",
@@ -20,19 +17,28 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One page of the documentation, cut to MAX_WORDS words."""
+    """The beginning of one page of the documentation, to be summarised for one reader."""
 
     name: str
     text: str
+    reader: int = 1
 
 
-def documents() -> list[Document]:
-    """The help topics that come with CPython, in an order that mixes short and long ones."""
+def documents(count: int, num_words: int) -> list[Document]:
+    """`count` help topics that come with CPython, each cut to `num_words` words, in an order that
+    mixes short and long ones. Where there are more to do than topics, other readers get the same.
+    """
+    pages = [Document(name, first_words(text, num_words)) for name, text in sorted(_topics())]
+    Random(1).shuffle(pages)  # noqa: S311 - an order, no secret
+    readers = itertools.count(1)
+    rounds = ([replace(page, reader=reader) for page in pages] for reader in readers)
+    return list(itertools.islice(itertools.chain.from_iterable(rounds), count))
+
+
+def _topics() -> Iterable[tuple[str, str]]:
     from pydoc_data.topics import topics
 
-    pages = [Document(name, first_words(text, MAX_WORDS)) for name, text in sorted(topics.items())]
-    Random(1).shuffle(pages)  # noqa: S311 - an order, no secret
-    return pages
+    return topics.items()
 
 
 def first_words(text: str, count: int) -> str:
@@ -50,17 +56,19 @@ def first_words(text: str, count: int) -> str:
 
 
 def summary_prompt(document: Document) -> str:
+    # What differs stands first, or the prefix cache would have the page already.
+    whom = f"You write for reader {document.reader}. " if document.reader > 1 else ""
     return (
-        "Summarise this page of Python's documentation in two sentences.\n\n"
+        f"{whom}Summarise this page of Python's documentation in two sentences.\n\n"
         f"{document.text}\n\nSummary in two sentences:"
     )
 
 
-def chat_prompts(seed: int) -> Iterator[str]:
-    """Questions of about 120 words without end, each about a passage of its own."""
+def chat_prompts(seed: int, excerpt_words: int) -> Iterator[str]:
+    """Questions without end, each about a passage of its own of so many words."""
     rng = Random(seed)  # noqa: S311 - a sample of texts, no secret
-    words = [word for page in documents() for word in page.text.split()]
+    words = [word for _, text in sorted(_topics()) for word in text.split()]
     while True:
-        start = rng.randrange(len(words) - EXCERPT_WORDS)
-        excerpt = " ".join(words[start : start + EXCERPT_WORDS])
+        start = rng.randrange(len(words) - excerpt_words)
+        excerpt = " ".join(words[start : start + excerpt_words])
         yield f"{rng.choice(QUESTIONS)}\n\n{excerpt}"
