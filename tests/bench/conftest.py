@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 
 class JumpingSelector(selectors.DefaultSelector):
@@ -95,3 +98,14 @@ def connect() -> Callable[[Any], httpx.AsyncClient]:
         return httpx.AsyncClient(transport=StreamingTransport(app), base_url="http://fake")
 
     return client
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with a tokenizer that knows a few plain words."""
+    words = ["Ġone", "Ġtwo", "Ġthree", "Ġfour", "no", "Ġ5"]
+    folder = tmp_path / "tiny-model"
+    folder.mkdir()
+    vocabulary = {word: index for index, word in enumerate(words)}
+    Tokenizer(WordLevel(vocabulary, unk_token="no")).save(str(folder / "tokenizer.json"))
+    return folder

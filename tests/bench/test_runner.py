@@ -13,8 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
 from conserve.bench import machine, runner
 from conserve.bench import plan as bench_plan
@@ -53,17 +51,6 @@ TABLE = {
         },
     },
 }
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A folder with a tokenizer that knows a few plain words."""
-    words = ["Ġone", "Ġtwo", "Ġthree", "Ġfour", "no", "Ġ5"]
-    folder = tmp_path / "tiny-model"
-    folder.mkdir()
-    vocabulary = {word: index for index, word in enumerate(words)}
-    Tokenizer(WordLevel(vocabulary, unk_token="no")).save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""An ASGI app that emits tokens on a schedule, as vLLM's /v1/completions streams them.
+"""An ASGI app that emits tokens on a schedule, as vLLM's /v1/completions streams them; chats are
+prompts of as many tokens as words.
 
 Also a program: `python token_server.py PORT [DIE_AFTER]` serves it with uvicorn, and ends itself
 without a word to anybody after DIE_AFTER completions. With `--data-dir FOLDER` as the last two
@@ -68,6 +69,8 @@ class TokenServer:
 
     async def _complete(self, receive: Any, send: Any) -> None:
         body = json.loads((await receive())["body"])
+        if messages := body.get("messages"):
+            body["prompt"] = messages[0]["content"].split()
         self.seen.append((_now_s(), body))
         if self.status != 200:
             await _respond(send, self.status, b'{"error": {"message": "no"}}')
@@ -109,7 +112,8 @@ class TokenServer:
     def _message(self, body: Body, num_tokens: int) -> str:
         prompt_tokens = len(body["prompt"]) + self.extra_prompt_tokens
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": num_tokens}
-        return json.dumps({"choices": [{"text": "x"}], "usage": usage})
+        choice = {"delta": {"content": "x "}} if "messages" in body else {"text": "x"}
+        return json.dumps({"choices": [choice], "usage": usage})
 
 
 def _now_s() -> float:

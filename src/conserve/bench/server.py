@@ -60,10 +60,10 @@ class Server:
     ) -> None:
         self.end()
 
-    def check(self) -> None:
-        """Raise ServerDiedError if the process has ended."""
-        code = self._process.poll()
-        if code is not None:
+    def check(self, grace_s: float = 0.0) -> None:
+        """Raise ServerDiedError if the process has ended, or does within `grace_s`."""
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(grace_s)
             raise ServerDiedError(f"the server ended with status {code}\n{self.log_end()}")
 
     def wait_until_healthy(self, timeout_s: float = START_LIMIT_S) -> float:

@@ -17,6 +17,8 @@ from conserve.bench.demo.screen import rates
 
 ONLINE, OFFLINE, INK, FAINT = "#2563eb", "#f59e0b", "#1f2937", "#9ca3af"
 WARNING = "#b91c1c"
+LINE = 0.035
+"""Of the height, for one line under the axes."""
 STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "text.color": INK,
@@ -70,11 +72,14 @@ def draw(results: Results, seen: Seen, periods: tuple[Period, Period]) -> None:
 
 
 def _say_conditions(figure: Any, conditions: Conditions) -> None:
-    """Under everything: the scale, and who disturbed it."""
-    scale, disturbance = conditions.scale_in_words(), conditions.disturbance()
-    text = "\n".join(filter(None, [f"{scale[0].upper()}{scale[1:]}.", disturbance]))
-    colour = WARNING if disturbance else INK
-    figure.supxlabel(text, fontsize=9, color=colour, x=0.01, ha="left", linespacing=1.5)
+    """Under everything: the scale, and what disturbed it."""
+    scale = conditions.scale_in_words()
+    lines = [(f"{scale[0].upper()}{scale[1:]}.", INK), (conditions.disturbance(), WARNING)]
+    shown = [(text, colour) for text, colour in lines if text]
+    room = LINE * len(shown)
+    figure.get_layout_engine().set(rect=(0, room, 1, 1 - room))
+    for index, (text, colour) in enumerate(shown, 1):
+        figure.text(0.01, room - LINE * index + 0.01, text, fontsize=9, color=colour)
 
 
 def _draw_flow(axes: Any, seen: Seen, zero_s: float) -> None:
