@@ -6,8 +6,7 @@ Time is the event loop's clock, so a test can drive it.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +14,13 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from conserve.bench.stream import STREAMED, messages, receive, refusal
 from conserve.metrics import CUT_OFF, RequestRecord
 from conserve.workload import RequestPlan, Workload
 
 Body = Callable[[RequestPlan], dict[str, Any]]
 """The JSON body of a request; what the client adds is how it is streamed."""
 
-STREAMED: Mapping[str, Any] = {
-    "stream": True,
-    # The count of tokens so far in every message: a message may carry several tokens.
-    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-}
 Counters = Callable[[], Awaitable[Mapping[str, float]]]
 """Counters that are not on the server's /metrics, as they stand."""
 
@@ -137,22 +132,15 @@ class LoadClient:
         """Receive the tokens of one request into `record`; returns what went wrong, or None."""
         body = {**self._body(plan), **STREAMED}
         async with self._http.stream("POST", "/v1/completions", json=body) as response:
-            if response.status_code != 200:
-                text = (await response.aread()).decode(errors="replace")
-                return f"HTTP {response.status_code}: {text[:300]}"
-            async for message in _messages(response):
+            if refused := await refusal(response):
+                return refused
+            async for message in messages(response):
                 if message is None:
                     return _mismatch(plan, record)
                 if "error" in message:
                     return f"in the stream: {message['error']}"
-                self._receive(message.get("usage") or {}, record)
+                receive(message, record, self._now_s())
         return f"the stream broke off after {record.num_output_tokens} tokens"
-
-    def _receive(self, usage: dict[str, Any], record: RequestRecord) -> None:
-        fresh = int(usage.get("completion_tokens", 0)) - record.num_output_tokens
-        record.token_times_s += [self._now_s()] * fresh
-        record.num_output_tokens += fresh
-        record.num_prompt_tokens = int(usage.get("prompt_tokens", record.num_prompt_tokens))
 
     async def _scrape_at(self, when_s: float, into: dict[str, float]) -> None:
         await self._sleep_until(when_s)
@@ -162,15 +150,6 @@ class LoadClient:
                 into.update(_counters(response.text))
             if self._other_counters is not None:
                 into.update(await self._other_counters())
-
-
-async def _messages(response: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:
-    """The JSON of each server-sent event; None for the last one."""
-    async for line in response.aiter_lines():
-        if line == "data: [DONE]":
-            yield None
-        elif line.startswith("data: "):
-            yield json.loads(line[6:])
 
 
 def _mismatch(plan: RequestPlan, record: RequestRecord) -> str | None:

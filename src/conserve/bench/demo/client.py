@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ import httpx
 
 from conserve.bench.demo.plan import DemoPlan
 from conserve.bench.demo.texts import Document, summary_prompt
+from conserve.bench.stream import STREAMED, messages, receive, refusal
 from conserve.metrics import CUT_OFF, RequestRecord
 
 
@@ -127,42 +127,29 @@ class DemoClient:
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": max_tokens,
             "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            **STREAMED,
             **fields,
         }
         parts: list[str] = []
         record.error = CUT_OFF
         try:
             async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    text = (await response.aread()).decode(errors="replace")
-                    record.error = f"HTTP {response.status_code}: {text[:300]}"
+                if refused := await refusal(response):
+                    record.error = refused
                     return ""
-                parts = [self._receive(m, record) async for m in _messages(response)]
+                parts = [self._receive(m, record) async for m in messages(response) if m]
             record.error = None
         except httpx.HTTPError as error:
             record.error = f"{type(error).__name__}: {error}"
         return "".join(parts)
 
     def _receive(self, message: dict[str, Any], record: RequestRecord) -> str:
-        usage = message.get("usage") or {}
-        fresh = int(usage.get("completion_tokens", 0)) - record.num_output_tokens
-        record.token_times_s += [self.now_s()] * fresh
-        record.num_output_tokens += fresh
-        record.num_prompt_tokens = int(usage.get("prompt_tokens", record.num_prompt_tokens))
+        """Count the tokens of a message; returns its text. Raises httpx.HTTPError."""
+        if "error" in message:
+            raise httpx.RemoteProtocolError(str(message["error"]))
+        receive(message, record, self.now_s())
         choices = message.get("choices") or []
         return (choices[0]["delta"].get("content") or "") if choices else ""
-
-
-async def _messages(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of each server-sent event."""
-    async for line in response.aiter_lines():
-        if line.startswith("data: {"):
-            message = json.loads(line[6:])
-            if "error" in message:
-                raise httpx.RemoteProtocolError(str(message["error"]))
-            yield message
 
 
 def _sample(at_s: float, text: str) -> Sample:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from conserve.bench.report.figures import Figures, read_figures
@@ -66,14 +65,6 @@ QUOTES: dict[str, Quote] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """A quoted number that its file does not bear out."""
-
-    document: Path
-    marker: str
-
-
 def publish_result(folder: Path, root: Path, name: str = "") -> list[str]:
     """Copy a result without its logs to benchmarks/results, under its scenario's name unless
     another is given, and fill every document in.
@@ -104,16 +95,6 @@ def fill_documents(root: Path) -> list[str]:
             document.write_text(after, encoding="utf-8")
             changed.append(f"filled in {document}")
     return changed
-
-
-def stale_quotes(root: Path) -> list[Stale]:
-    """Every place where a document and the result it quotes disagree. Raises ResultError."""
-    return [
-        Stale(document, found["open"])
-        for document in _documents(root)
-        for found in MARKED.finditer(document.read_text(encoding="utf-8"))
-        if _filled(found, root) != found[0]
-    ]
 
 
 def _documents(root: Path) -> list[Path]:
