@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from conserve.engine.checkpoint import disk, packing
 from conserve.engine.checkpoint.packing import Packing, UnknownLayoutError, write_token
 from conserve.engine.checkpoint.store import SlotStore
 from conserve.engine.door import cpu_attn_reshape_and_cache, current_platform
+from tests.engine.layers import CPU, FLASH, TRITON, attention_layer
 
 pytestmark = pytest.mark.engine
 
@@ -260,41 +260,36 @@ def test_kv_that_is_not_paged_by_block_is_refused() -> None:
 
 
 class TestPackingFor:
-    def layer(self, backend: str, isa: str = "") -> SimpleNamespace:
-        return SimpleNamespace(
-            attn_backend=SimpleNamespace(get_name=lambda: backend), isa=isa
-        )  # fmt: skip
-
     @pytest.mark.parametrize(
         ("backend", "isa", "expected"),
         [
-            ("FLASH_ATTN", "", packing.rows),
-            ("TRITON_ATTN", "", packing.rows),
-            ("CPU_ATTN", "vec", packing.cpu),
-            ("CPU_ATTN", "vec16", packing.cpu),
-            ("CPU_ATTN", "no such", packing.whole),
-            ("SOMEBODY_ELSES", "", packing.whole),
+            (FLASH, "", packing.rows),
+            (TRITON, "", packing.rows),
+            (CPU, "vec", packing.cpu),
+            (CPU, "vec16", packing.cpu),
+            (CPU, "no such", packing.whole),
+            ("somebody.Elses", "", packing.whole),
         ],
     )
     def test_by_backend(self, backend: str, isa: str, expected: Packing) -> None:
         plane = planes_in("LBHNC")[0]
-        assert packing.packing_for(self.layer(backend, isa), plane) is expected
+        assert packing.packing_for(attention_layer(backend, isa), plane) is expected
 
     @needs_amx
     def test_amx(self) -> None:
         plane = planes_in("LBHNC")[0]
-        assert packing.packing_for(self.layer("CPU_ATTN", "amx"), plane) is packing.cpu_amx
+        assert packing.packing_for(attention_layer(CPU, "amx"), plane) is packing.cpu_amx
 
     def test_a_kernel_that_packs_otherwise_is_noticed(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(packing.CPU_PACKINGS, "vec", packing.rows)
         plane = planes_in("LBHNC")[0]
-        assert packing.packing_for(self.layer("CPU_ATTN", "vec"), plane) is packing.whole
+        assert packing.packing_for(attention_layer(CPU, "vec"), plane) is packing.whole
 
     def test_quantised_kv_on_a_cpu_goes_by_whole_blocks(self) -> None:
         plane = planes_in("LBHNC", torch.uint8)[0]
-        assert packing.packing_for(self.layer("CPU_ATTN", "vec"), plane) is packing.whole
+        assert packing.packing_for(attention_layer(CPU, "vec"), plane) is packing.whole
 
 
 class TestDisk:

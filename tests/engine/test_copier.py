@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from conserve.engine.checkpoint.copy_queue import CopyQueue, num_bytes_of
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 from conserve.engine.checkpoint.workers import CheckpointWorker, packing_of_all, planes_of
 from conserve.engine.settings import EngineSettings
+from tests.engine.layers import FLASH, attention_layer
 
 pytestmark = pytest.mark.engine
 
@@ -282,10 +282,7 @@ def test_bytes_of_a_job_that_copies_some_tokens() -> None:
 
 def test_layers_that_pack_tokens_differently_are_copied_by_whole_blocks() -> None:
     kv = {"a": torch.zeros(4, 2, 32, 64), "b": torch.zeros(4, 2, 32, 64)}
-    rows, other = (
-        SimpleNamespace(attn_backend=type(name, (), {"get_name": staticmethod(lambda n=name: n)}))
-        for name in ("FLASH_ATTN", "SOMEBODY_ELSES")
-    )
+    rows, other = attention_layer(FLASH), attention_layer("somebody.Elses")
     assert packing_of_all(kv, {"a": rows, "b": rows, "c": object()}) is packing.rows
     assert packing_of_all(kv, {"a": rows, "b": other}) is packing.whole
     assert packing_of_all(kv, {}) is packing.whole

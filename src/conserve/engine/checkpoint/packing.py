@@ -22,11 +22,27 @@ from typing import Any, NamedTuple
 
 import torch
 
-from conserve.engine.door import cpu_attn_reshape_and_cache
+from conserve.engine.door import cpu_attn_reshape_and_cache, get_kv_quant_mode
 
-ROW_BACKENDS = ("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "TRITON_ATTN")
-"""Backends that keep one contiguous row of content a token and head."""
-CPU_BACKEND = "CPU_ATTN"
+BACKENDS = "vllm.v1.attention.backends"
+ROW_BACKENDS = (
+    f"{BACKENDS}.flash_attn.FlashAttentionBackend",
+    f"{BACKENDS}.flashinfer.FlashInferBackend",
+    f"{BACKENDS}.flex_attention.FlexAttentionBackend",
+    f"{BACKENDS}.triton_attn.TritonAttentionBackend",
+)
+"""Classes that keep one contiguous row of content a token and head. Not what derives from them,
+nor what others call by their names: that may shuffle a page (AITER's does)."""
+ROW_MODES = (
+    "NONE",
+    "FP8_PER_TENSOR",
+    "FP8_PER_TOKEN_HEAD",
+    "INT8_PER_TOKEN_HEAD",
+    "INT4_PER_TOKEN_HEAD",
+)
+"""How they may be quantised: scales lie in the row, or outside the cache. NVFP4's lie behind the
+data of a whole page."""
+CPU_BACKEND = f"{BACKENDS}.cpu_attn.CPUAttentionBackend"
 CPU_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 AMX_TILE = 16
 
@@ -99,9 +115,10 @@ CPU_PACKINGS: dict[str, Packing] = {"vec": cpu, "vec16": cpu, "amx": cpu_amx}
 def packing_for(layer: Any, plane: torch.Tensor) -> Packing:
     """What holds for an attention layer of vLLM's and its KV. On CPUs it depends on the
     instruction set of the kernel, which is asked. What is not known is copied by whole blocks."""
-    backend = layer.attn_backend.get_name()
+    backend = f"{layer.attn_backend.__module__}.{layer.attn_backend.__qualname__}"
     if backend in ROW_BACKENDS:
-        return rows
+        mode = get_kv_quant_mode(layer.kv_cache_dtype).name
+        return rows if mode in ROW_MODES else whole
     if backend != CPU_BACKEND or plane.dtype not in CPU_DTYPES:
         return whole
     isa = str(getattr(layer, "isa", ""))

@@ -9,6 +9,7 @@ from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.pool import HostPool
 from conserve.engine.door import (
     FullAttentionSpec,
+    MLAAttentionSpec,
     init_logger,
 )
 from conserve.engine.host_memory import available_bytes
@@ -91,7 +92,11 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
 
 
 def _is_plain(spec: Any) -> bool:
-    return isinstance(spec, FullAttentionSpec) and not getattr(spec, "sliding_window", None)
+    """One state a token, in blocks that are the request's alone until it ends. What derives from
+    these two keeps tokens otherwise: drops some, shares some, stores states of other kinds."""
+    if type(spec) not in (FullAttentionSpec, MLAAttentionSpec):
+        return False
+    return spec.tokens_per_state == 1 and not (spec.sliding_window or spec.attention_chunk_size)
 
 
 def slot_bytes_of(kv_cache_config: Any) -> int:
