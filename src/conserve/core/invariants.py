@@ -22,19 +22,57 @@ def check(
     snapshot: Snapshot, plan: Plan, model: LatencyModel, settings: PolicySettings | None = None
 ) -> None:
     """Raise InvariantError on the first property that `plan` breaks."""
-    settings = settings or PolicySettings()
-    views = (*snapshot.running, *snapshot.waiting_online, *snapshot.waiting_offline)
-    by_id = {view.request_id: view for view in views}
-    _check_grants(snapshot, plan, by_id)
-    _check_accounting(snapshot, plan, model, by_id)
-    _check_displacement(snapshot, plan, by_id)
-    _check_memory(snapshot, plan, by_id)
-    _check_checkpoints(snapshot, plan, by_id)
-    _check_stopping(snapshot, plan, by_id, model, settings)
-    if not settings.fixed_step_tokens:
-        _check_isolation(snapshot, plan, model, by_id, settings)
-        _check_unstoppable(snapshot, plan, model, settings)
-    _check_liveness(snapshot, plan)
+    case = _Case(snapshot, plan, model, settings or PolicySettings())
+    _check_grants(case)
+    _check_accounting(case)
+    _check_displacement(case)
+    _check_memory(case)
+    _check_checkpoints(case)
+    _check_stopping(case)
+    if not case.settings.fixed_step_tokens:
+        _check_isolation(case)
+        _check_unstoppable(case)
+    _check_liveness(case)
+
+
+class _Case:
+    """A plan beside the snapshot that it was made for."""
+
+    def __init__(
+        self, snapshot: Snapshot, plan: Plan, model: LatencyModel, settings: PolicySettings
+    ) -> None:
+        self.snapshot, self.plan, self.model, self.settings = snapshot, plan, model, settings
+        self.waiting = (*snapshot.waiting_online, *snapshot.waiting_offline)
+        self.by_id = {view.request_id: view for view in (*snapshot.running, *self.waiting)}
+        self.running = {view.request_id for view in snapshot.running}
+        self.starts = {*plan.grants, *plan.restore}
+        self.longest_s = plan.predicted_s * (1 + model.margin)
+
+    @property
+    def granted(self) -> list[RequestView]:
+        return [self.by_id[request_id] for request_id in self.plan.grants]
+
+    def runs(self, view: RequestView) -> bool:
+        return view.request_id in self.running
+
+    def decodes(self, view: RequestView) -> bool:
+        left = view.num_tokens - view.num_computed_tokens
+        return view.last_token_s is not None and left <= self.snapshot.decode_width
+
+    def lacking(self, view: RequestView) -> int:
+        return lacking_blocks(view, self.snapshot.block_size)
+
+    def promised(self, views: Iterable[RequestView]) -> int:
+        return promised_blocks(views, self.snapshot.block_size)
+
+    def shape_of(self, views: Iterable[RequestView]) -> StepShape:
+        """What the plan grants to `views`; whoever waits starts with a prefill."""
+        shape = StepShape()
+        for view in views:
+            decodes = self.runs(view) and self.decodes(view)
+            add = shape.add_decode if decodes else shape.add_prefill
+            add(self.plan.grants[view.request_id], view.num_computed_tokens)
+        return shape
 
 
 def _require(holds: bool, message: str) -> None:
@@ -42,160 +80,120 @@ def _require(holds: bool, message: str) -> None:
         raise InvariantError(message)
 
 
-def _check_grants(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
-    for request_id, tokens in plan.grants.items():
-        view = by_id.get(request_id)
+def _check_grants(case: _Case) -> None:
+    for request_id, tokens in case.plan.grants.items():
+        view = case.by_id.get(request_id)
         _require(view is not None, f"grant to unknown request {request_id}")
         assert view is not None
-        remaining = view.num_tokens - view.num_computed_tokens
-        _require(0 < tokens <= remaining, f"{request_id}: {tokens} of {remaining} tokens granted")
-    total = sum(plan.grants.values())
-    _require(total <= snapshot.max_step_tokens, f"{total} tokens in a step")
+        left = view.num_tokens - view.num_computed_tokens
+        _require(0 < tokens <= left, f"{request_id}: {tokens} of {left} tokens granted")
+    total = sum(case.plan.grants.values())
+    _require(total <= case.snapshot.max_step_tokens, f"{total} tokens in a step")
 
 
-def _check_accounting(
-    snapshot: Snapshot, plan: Plan, model: LatencyModel, by_id: dict[str, RequestView]
-) -> None:
+def _check_accounting(case: _Case) -> None:
     """P7: what the plan says of itself is what its grants add up to."""
-    online = sum(tokens for i, tokens in plan.grants.items() if by_id[i].online)
+    plan = case.plan
+    online = sum(plan.grants[view.request_id] for view in case.granted if view.online)
     offline = sum(plan.grants.values()) - online
     _require(
         (online, offline) == (plan.num_online_tokens, plan.num_offline_tokens),
         "P7: the plan's token counts disagree with its grants",
     )
     _require(0 <= plan.num_floor_tokens <= offline, "P7: more floor tokens than offline tokens")
-    shape = shape_of(snapshot, plan, (by_id[i] for i in plan.grants))
+    shape = case.shape_of(case.granted)
     _require(
         (shape.num_tokens, shape.num_decodes, shape.decode_context)
         == (plan.shape.num_tokens, plan.shape.num_decodes, plan.shape.decode_context)
         and math.isclose(shape.attention_pairs, plan.shape.attention_pairs, rel_tol=1e-9),
         "P7: the plan's shape disagrees with its grants",
     )
-    predicted_s = model.predict_s(shape)
+    predicted_s = case.model.predict_s(shape)
     _require(
         math.isclose(predicted_s, plan.predicted_s, rel_tol=1e-9, abs_tol=EPSILON),
         "P7: the predicted time is not the shape's",
     )
 
 
-def shape_of(snapshot: Snapshot, plan: Plan, views: Iterable[RequestView]) -> StepShape:
-    """The shape of what `plan` grants to `views`; whoever waits starts with a prefill."""
-    running = {view.request_id for view in snapshot.running}
-    shape = StepShape()
-    for view in views:
-        decodes = view.request_id in running and _decodes(view, snapshot)
-        add = shape.add_decode if decodes else shape.add_prefill
-        add(plan.grants[view.request_id], view.num_computed_tokens)
-    return shape
-
-
-def _decodes(view: RequestView, snapshot: Snapshot) -> bool:
-    remaining = view.num_tokens - view.num_computed_tokens
-    return view.last_token_s is not None and remaining <= snapshot.decode_width
-
-
-def _check_displacement(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
-    running = {view.request_id for view in snapshot.running}
+def _check_displacement(case: _Case) -> None:
     victims: list[RequestView] = []
     held: list[RequestView] = []
-    for request_id in plan.displace:
-        view = by_id[request_id]
-        _require(
-            request_id in running or view.num_blocks > 0,
-            f"{request_id} is displaced but neither runs nor holds blocks",
-        )
-        _require(not view.online, f"{request_id} is online and displaced")
-        _require(request_id not in plan.grants, f"{request_id} is displaced and granted tokens")
-        _require(request_id not in plan.restore, f"{request_id} is displaced and restored")
-        (victims if request_id in running else held).append(view)
-    _check_needless(snapshot, plan, victims, held)
+    for name in case.plan.displace:
+        view = case.by_id[name]
+        holds = case.runs(view) or view.num_blocks > 0
+        _require(holds, f"{name} is displaced but neither runs nor holds blocks")
+        _require(not view.online, f"{name} is online and displaced")
+        _require(name not in case.plan.grants, f"{name} is displaced and granted tokens")
+        _require(name not in case.plan.restore, f"{name} is displaced and restored")
+        (victims if case.runs(view) else held).append(view)
+    _check_needless(case, victims, held)
 
 
-def _check_needless(
-    snapshot: Snapshot, plan: Plan, victims: list[RequestView], held: list[RequestView]
-) -> None:
+def _check_needless(case: _Case, victims: list[RequestView], held: list[RequestView]) -> None:
     """Without any one of the victims, fewer waiting online requests could start; requests that
     hold blocks and do not run yield them to running ones as well, and to one that starts."""
+    snapshot = case.snapshot
     _require(bool(snapshot.waiting_online) or not victims, "displaced for nobody")
     freed = sum(v.num_blocks for v in (*victims, *held))
-    promised = promised_blocks((v for v in snapshot.running if v.online), snapshot.block_size)
-    blocks = snapshot.num_free_blocks - promised + freed
+    blocks = snapshot.num_free_blocks + freed
+    blocks -= case.promised(v for v in snapshot.running if v.online)
     slots = snapshot.num_free_slots + len(victims)
     for view in snapshot.waiting_online:
-        need = lacking_blocks(view, snapshot.block_size)
+        need = case.lacking(view)
         if need > blocks or slots < 1:
             break
         blocks, slots = blocks - need, slots - 1
     for victim in victims:
         needless = victim.num_blocks <= blocks and slots >= 1
         _require(not needless, f"{victim.request_id} is displaced needlessly")
-    gone, starts = {*plan.displace}, {*plan.grants, *plan.restore}
     spare = snapshot.num_free_blocks + freed
-    spare -= promised_blocks(
-        (v for v in snapshot.running if v.request_id not in gone), snapshot.block_size
-    )
-    waiting = (*snapshot.waiting_online, *snapshot.waiting_offline)
-    spare -= sum(lacking_blocks(v, snapshot.block_size) for v in waiting if v.request_id in starts)
+    spare -= case.promised(v for v in snapshot.running if v.request_id not in case.plan.displace)
+    spare -= sum(case.lacking(v) for v in case.waiting if v.request_id in case.starts)
     if held:
         needless = sum(view.num_blocks for view in held) <= min(blocks, spare)
         _require(not needless, f"{held[0].request_id} gives its blocks back needlessly")
 
 
-def _check_memory(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
-    waiting = (*snapshot.waiting_online, *snapshot.waiting_offline)
-    starts = {*plan.grants, *plan.restore}
-    admitted = [view for view in waiting if view.request_id in starts]
+def _check_memory(case: _Case) -> None:
+    snapshot, displaced = case.snapshot, case.plan.displace
+    admitted = [view for view in case.waiting if view.request_id in case.starts]
     if not admitted:
         return
     # Online requests may start on blocks promised to offline ones, never the reverse.
     offline = any(not view.online for view in admitted)
-    keep = [
-        view
-        for view in snapshot.running
-        if view.request_id not in plan.displace and (view.online or offline)
-    ]
-    need = sum(lacking_blocks(view, snapshot.block_size) for view in admitted)
-    need += promised_blocks(keep, snapshot.block_size)
-    free = snapshot.num_free_blocks + sum(by_id[i].num_blocks for i in plan.displace)
+    staying = [view for view in snapshot.running if view.request_id not in displaced]
+    need = sum(case.lacking(view) for view in admitted)
+    need += case.promised(view for view in staying if view.online or offline)
+    free = snapshot.num_free_blocks + sum(case.by_id[i].num_blocks for i in displaced)
     _require(need <= free, f"admitted into {free} free blocks, {need} needed")
-    running = {view.request_id for view in snapshot.running}
-    slots = snapshot.num_free_slots + len(running.intersection(plan.displace))
+    slots = snapshot.num_free_slots + len(case.running.intersection(displaced))
     _require(len(admitted) <= slots, f"admitted {len(admitted)} into {slots} slots")
 
 
-def _check_checkpoints(snapshot: Snapshot, plan: Plan, by_id: dict[str, RequestView]) -> None:
+def _check_checkpoints(case: _Case) -> None:
     """Only what is computed is copied, only what is copied is restored, and neither for all."""
-    running = {view.request_id for view in snapshot.running}
-    for request_id, end in plan.checkpoint.items():
-        view = by_id[request_id]
-        copied = not view.online and view.can_restore and request_id in running
+    for request_id, end in case.plan.checkpoint.items():
+        view = case.by_id[request_id]
+        copied = not view.online and view.can_restore and case.runs(view)
         _require(copied, f"{request_id} is not to be copied")
         _require(end <= view.num_computed_tokens, f"P2: {request_id} is copied past its KV")
-    for request_id, end in plan.restore.items():
-        view = by_id[request_id]
-        _require(request_id not in plan.grants, f"{request_id} is restored and granted tokens")
-        _require(request_id not in running, f"{request_id} runs and is restored")
-        _require(
-            view.num_computed_tokens < end <= view.num_checkpointed_tokens
-            and end < view.num_tokens,
-            f"P3: {request_id} restores {end} tokens",
-        )
+    for request_id, end in case.plan.restore.items():
+        view = case.by_id[request_id]
+        _require(request_id not in case.plan.grants, f"{request_id} is restored and granted tokens")
+        _require(not case.runs(view), f"{request_id} runs and is restored")
+        there = min(view.num_checkpointed_tokens, view.num_tokens - 1)
+        in_reach = view.num_computed_tokens < end <= there
+        _require(in_reach, f"P3: {request_id} restores {end} tokens")
 
 
-def _check_stopping(
-    snapshot: Snapshot,
-    plan: Plan,
-    by_id: dict[str, RequestView],
-    model: LatencyModel,
-    settings: PolicySettings,
-) -> None:
+def _check_stopping(case: _Case) -> None:
+    snapshot, plan, settings = case.snapshot, case.plan, case.settings
     if not plan.stoppable:
         return
     _require(snapshot.can_stop, "a stoppable step in an engine that cannot stop one")
-    running = {view.request_id for view in snapshot.running}
     due = []
-    for view in (by_id[request_id] for request_id in plan.grants):
-        decodes = view.request_id in running and _decodes(view, snapshot)
+    for view in case.granted:
+        decodes = case.runs(view) and case.decodes(view)
         _require(decodes or not view.online, "a stoppable step carries online prompts")
         _require(
             view.num_stops < settings.max_stops,
@@ -208,64 +206,54 @@ def _check_stopping(
     _require(plan.due_s <= min(due) + EPSILON, "P5: a stop may come when a token is due")
     share_s = (min(due) - snapshot.now_s) * settings.stoppable_slack_fill
     _require(
-        plan.predicted_s * (1 + model.margin) <= share_s + EPSILON,
+        case.longest_s <= share_s + EPSILON,
         "P5: a stop leaves online tokens too little of their slack",
     )
 
 
-def _check_isolation(
-    snapshot: Snapshot,
-    plan: Plan,
-    model: LatencyModel,
-    by_id: dict[str, RequestView],
-    settings: PolicySettings,
-) -> None:
+def _check_isolation(case: _Case) -> None:
     """P5: no offline token in a step predicted to break an online target."""
-    online = [by_id[i] for i in plan.grants if by_id[i].online]
+    snapshot, plan = case.snapshot, case.plan
+    online = [view for view in case.granted if view.online]
     if not online or not plan.num_offline_tokens or plan.num_floor_tokens:
         return
     room = snapshot.max_step_tokens - plan.num_online_tokens
     for view in snapshot.running:
-        left_out = view.online and view.request_id not in plan.grants and _decodes(view, snapshot)
+        left_out = view.online and view.request_id not in plan.grants and case.decodes(view)
         fits = 0 < view.num_tokens - view.num_computed_tokens <= room
         _require(not (left_out and fits), f"P5: {view.request_id} yields to offline tokens")
-    with_margin = 1 + model.margin
-    due = [v.last_token_s for v in online if v.last_token_s is not None and _decodes(v, snapshot)]
+    due = [v.last_token_s for v in online if v.last_token_s is not None and case.decodes(v)]
     if due:
         slack_s = min(due) + snapshot.targets.tbt_s - snapshot.now_s
         _require(
-            plan.predicted_s * with_margin <= slack_s + EPSILON,
+            case.longest_s <= slack_s + EPSILON,
             "P5: offline tokens in a step that breaks a TBT target",
         )
     if len(due) < len(online):
-        online_s = model.predict_s(shape_of(snapshot, plan, online))
+        online_s = case.model.predict_s(case.shape_of(online))
         _require(
-            plan.predicted_s <= online_s * (1 + settings.prefill_stretch) + EPSILON,
+            plan.predicted_s <= online_s * (1 + case.settings.prefill_stretch) + EPSILON,
             "P5: offline tokens stretch a step with a first token in it",
         )
 
 
-def _check_unstoppable(
-    snapshot: Snapshot, plan: Plan, model: LatencyModel, settings: PolicySettings
-) -> None:
+def _check_unstoppable(case: _Case) -> None:
     """An offline step that cannot be stopped is short, or one request's least progress."""
+    snapshot, plan, settings = case.snapshot, case.plan, case.settings
     if plan.stoppable or any(view.online for view in snapshot.running):
         return
     if plan.num_online_tokens or not plan.grants:
         return
-    if len(plan.grants) == 1:
-        least = max(settings.min_chunk, snapshot.decode_width)
-        if plan.num_offline_tokens <= least:
-            return
+    least = max(settings.min_chunk, snapshot.decode_width)
+    if len(plan.grants) == 1 and plan.num_offline_tokens <= least:
+        return
     limit_s = snapshot.targets.ttft_s * settings.unstoppable_share
-    _require(
-        plan.predicted_s * (1 + model.margin) <= limit_s + EPSILON,
-        "a long offline step that cannot be stopped",
-    )
+    _require(case.longest_s <= limit_s + EPSILON, "a long offline step that cannot be stopped")
 
 
-def _check_liveness(snapshot: Snapshot, plan: Plan) -> None:
+def _check_liveness(case: _Case) -> None:
     """P0, one step of it: work that can run does not wait for ever behind nothing."""
+    snapshot, plan = case.snapshot, case.plan
     runnable = [v for v in snapshot.running if v.num_tokens > v.num_computed_tokens]
     if any(v.online for v in runnable):
         _require(plan.num_online_tokens > 0, "P0: running online requests and no online token")
@@ -273,9 +261,7 @@ def _check_liveness(snapshot: Snapshot, plan: Plan) -> None:
         _require(bool(plan.grants), "P0: running requests and an empty step")
     if snapshot.running:
         return
-    head = (*snapshot.waiting_online, *snapshot.waiting_offline)[:1]
-    for view in head:
-        fits = lacking_blocks(view, snapshot.block_size) <= snapshot.num_free_blocks
+    for view in case.waiting[:1]:
+        fits = case.lacking(view) <= snapshot.num_free_blocks
         if fits and snapshot.num_free_slots and view.num_tokens > view.num_computed_tokens:
-            started = view.request_id in plan.grants or view.request_id in plan.restore
-            _require(started, f"P0: {view.request_id} waits for nothing")
+            _require(view.request_id in case.starts, f"P0: {view.request_id} waits for nothing")

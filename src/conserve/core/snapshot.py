@@ -104,11 +104,9 @@ class RunningByClass:
     def of(cls, snapshot: Snapshot) -> RunningByClass:
         width, running = snapshot.decode_width, cls([], [], [], [])
         for request in snapshot.running:
+            left = request.num_tokens - request.num_computed_tokens
             # A prompt whose last token is all that is left still owes its first token.
-            decodes = (
-                request.last_token_s is not None
-                and request.num_tokens - request.num_computed_tokens <= width
-            )
+            decodes = request.last_token_s is not None and left <= width
             if request.online:
                 (running.online_decodes if decodes else running.online_prefills).append(request)
             else:
