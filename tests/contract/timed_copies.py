@@ -8,7 +8,7 @@ from typing import Any
 
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 from tests.contract.situation import TOKEN_BYTES
-from tests.engine.copies import PretendStore
+from tests.engine.copies import PretendStore, rank_is_ready
 from tests.engine.device import Device
 
 
@@ -83,5 +83,6 @@ def give_link(scheduler: Any, device: Device, tokens_per_s: float) -> TimedCopie
     copier = TimedCopier(device, scheduler.clock, tokens_per_s)
     connector.worker_side.copies.copier = copier
     device.connector = connector
+    rank_is_ready(scheduler)
     scheduler.checkpointer.bandwidth.measured(tokens_per_s * TOKEN_BYTES)
     return copier

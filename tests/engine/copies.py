@@ -87,6 +87,12 @@ class CheckedCopies(BlockCopies):
             raise ForeignCopyError(f"job {number} of {sent.request.request_id}: block {block}")
 
 
+def rank_is_ready(scheduler: Any) -> None:
+    """What a rank reports once it has its pool."""
+    keeper = scheduler.checkpointer
+    keeper.take(Report(pools=[keeper.pool.num_slots]))
+
+
 class Ranks:
     """Devices that run every step together, their outputs aggregated as vLLM does it."""
 

@@ -37,6 +37,7 @@ def engine(groups: Any = None, **changes: Any) -> Any:
     values = {
         "block_size": 16,
         "has_mamba_layers": False,
+        "needs_kv_cache_zeroing": False,
         "is_encoder_decoder": False,
         "num_speculative_tokens": 0,
         "runner_type": "generate",

@@ -131,7 +131,7 @@ def round_trip(name: str, cuts: list[int], used: Packing | None = None) -> None:
     whole_block = filled(name)
     planes = planes_in(order, dtype)
     store = SlotStore(planes, num_slots=3, packing=used or right)
-    store._bytes(2).fill_(85)  # not what an earlier store left in the same memory
+    store.slots.bytes_of(2).fill_(85)  # not what an earlier store left in the same memory
     for start, stop in zip([0, *cuts], cuts, strict=False):
         grow(name, planes, 1, range(start, stop))
         assert store.write([1], [2], [(start, stop)]) == set()
@@ -199,7 +199,8 @@ def test_tensors_of_inference_mode_are_copied_by_a_thread_outside_it(tmp_path: P
         planes = planes_in("LBHNC")
         for plane in planes:
             plane.copy_(torch.rand(plane.shape))
-        store = SlotStore(planes, 1, 1, tmp_path, packing=packing.cpu, checksums=True)
+        file = disk.map_file(tmp_path, SlotStore.slot_bytes(planes))
+        store = SlotStore(planes, 1, file, packing=packing.cpu, checksums=True)
     results = []
 
     def copy() -> None:
@@ -297,15 +298,14 @@ class TestDisk:
         planes = planes_in("LBHNC")
         for plane in planes:
             plane.copy_(torch.rand(plane.shape))
-        store = SlotStore(
-            planes, num_slots=1, num_disk_slots=2, folder=folder, packing=packing.cpu, **more
-        )
+        file = disk.try_map(folder, 2 * SlotStore.slot_bytes(planes))
+        store = SlotStore(planes, 1, file, packing=packing.cpu, **more)
         return store, planes
 
     @pytest.mark.parametrize("checksums", [False, True])
     def test_bytes_survive_the_way_down_and_back(self, tmp_path: Path, checksums: bool) -> None:
         store, planes = self.store(tmp_path / "new", checksums=checksums)
-        assert store.num_disk_slots == 2
+        assert store.slots.num_disk_slots == 2
         assert store.write([1], [0]) == set()
         assert store.move([(0, 1), (1, 2)]) == set()
         assert store.write([3], [0]) == set()
@@ -359,7 +359,7 @@ class TestDisk:
 def assert_goes_on_without_disk(
     store: SlotStore, planes: list[torch.Tensor], said: list[str]
 ) -> None:
-    assert store.num_disk_slots == 0
+    assert store.slots.num_disk_slots == 0
     assert len(said) == 1
     assert "--checkpoint-dir" in said[0]
     assert "\n" not in said[0]
@@ -405,7 +405,7 @@ class TestFaults:
         store = SlotStore(planes, num_slots=3, packing=packing.cpu, checksums=True)
         assert store.write([1, 2], [0, 1], [(0, 5), (0, 7)]) == set()
         assert store.read([0, 1], [3, 4]) == set()
-        store._bytes(0)[100] ^= 1
+        store.slots.bytes_of(0)[100] ^= 1
         assert store.read([0, 1], [3, 4]) == {0}
         assert store.read([2], [3]) == {2}, "a slot that nobody wrote was trusted"
         assert len(warnings_said) == 1

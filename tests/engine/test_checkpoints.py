@@ -20,7 +20,14 @@ from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.door import RequestStatus
 from conserve.engine.settings import EngineSettings
-from tests.engine.copies import CheckedCopies, DawdlingCopier, ForeignCopyError, PretendStore, Ranks
+from tests.engine.copies import (
+    CheckedCopies,
+    DawdlingCopier,
+    ForeignCopyError,
+    PretendStore,
+    Ranks,
+    rank_is_ready,
+)
 from tests.engine.device import VOCABULARY, Device, StaleReadError, expected_output
 from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
@@ -74,6 +81,7 @@ def worker_half(scheduler: Any, device: Device, pace: int, fail: Any) -> Conserv
     )
     copies = CheckedCopies(PretendStore(device, fail), scheduler, device)
     connector.worker_side.copies.copier = DawdlingCopier(copies, random.Random(pace), pace)
+    rank_is_ready(scheduler)
     return connector
 
 

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
-import torch
-
-from conserve.engine.checkpoint import packing
 from conserve.engine.checkpoint.copier import BlockCopies, ThreadCopier
 from conserve.engine.checkpoint.copy_queue import CopyQueue, num_bytes_of
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
-from conserve.engine.checkpoint.workers import CheckpointWorker, packing_of_all, planes_of
-from conserve.engine.settings import EngineSettings
-from tests.engine.layers import FLASH, attention_layer
 
 pytestmark = pytest.mark.engine
 
@@ -203,95 +196,8 @@ def test_reports_of_ranks_add_up() -> None:
     assert (total.lost_slots, total.bytes_per_s) == ({4}, 7.0)
 
 
-def caches(num_blocks: int = 6) -> dict[str, torch.Tensor]:
-    chance = torch.Generator().manual_seed(1)
-    return {f"layers.{i}": torch.rand((num_blocks, 2, 4, 8), generator=chance) for i in range(3)}
-
-
-def worker(kv_caches: dict[str, torch.Tensor], **settings: Any) -> CheckpointWorker:
-    made = CheckpointWorker(EngineSettings(**settings), num_blocks=6)
-    made.register(kv_caches, {})
-    return made
-
-
-def test_a_block_goes_out_and_comes_back_elsewhere() -> None:
-    """Through the real store and thread."""
-    kv = caches()
-    copies = worker(kv)
-    wanted = {name: cache[2].clone() for name, cache in kv.items()}
-    copies.begin_step(Orders(num_slots=4, jobs=[store(1, (2, 3))], wait=[1]))
-    for cache in kv.values():
-        cache[2] = 0.0
-    copies.begin_step(Orders(num_slots=4, jobs=[Job(2, False, [5], [3])], wait=[2]))
-    assert all(torch.equal(kv[name][5], wanted[name]) for name in kv)
-    report = copies.report()
-    assert report is not None
-    assert set(report.ended) == {1, 2}
-    assert report.bytes_per_s > 0, "measured at start"
-    copies.close()
-
-
-def test_kv_made_in_inference_mode_is_copied_by_the_thread() -> None:
-    """As vLLM makes it, and as the forward in which the first orders come makes the slots."""
-    with torch.inference_mode():
-        kv = caches()
-        wanted = {name: cache[2].clone() for name, cache in kv.items()}
-        copies = worker(kv)
-        copies.begin_step(Orders(num_slots=4, jobs=[store(1, (2, 3))], wait=[1]))
-    copies.begin_step(Orders(num_slots=4, jobs=[Job(2, False, [5], [3])], wait=[2]))
-    report = copies.report()
-    assert report is not None
-    assert not any(ended.failed_slots for ended in report.ended.values())
-    assert all(torch.equal(kv[name][5], wanted[name]) for name in kv)
-    copies.close()
-
-
-def test_a_worker_that_cannot_keep_anything_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from conserve.engine.checkpoint import workers
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise MemoryError("no room for the slots")
-
-    monkeypatch.setattr(workers, "SlotStore", refuse)
-    copies = worker(caches())
-    copies.begin_step(Orders(num_slots=4, jobs=[store(1, (2, 3))]))
-    report = copies.report()
-    assert report is not None
-    assert report.unusable == "no room for the slots"
-    copies.begin_step(Orders(num_slots=4))
-    assert copies.report() is None
-    copies.close()
-
-
-def test_layers_that_share_memory_are_one_plane() -> None:
-    kv = caches()
-    kv["again"] = kv["layers.0"]
-    split = {"one": torch.zeros((12, 2, 2, 8))}
-    assert len(planes_of(kv, 6)) == 3
-    assert planes_of(split, 6)[0].shape == (6, 2, 2, 2, 8)
-
-
 def test_bytes_of_a_job_that_copies_some_tokens() -> None:
     """Blocks of 10 tokens and 80 bytes; the second is copied in part."""
     job = Job(1, True, [4, 5, 6], [0, 1, 2], [(0, 10), (3, 5), (0, 1)])
     assert [num_bytes_of(job, n, 80, 10) for n in range(4)] == [0, 80, 96, 104]
     assert num_bytes_of(store(2, (4, 0), (5, 1)), 1, 80, 10) == 80
-
-
-def test_layers_that_pack_tokens_differently_are_copied_by_whole_blocks() -> None:
-    kv = {"a": torch.zeros(4, 2, 32, 64), "b": torch.zeros(4, 2, 32, 64)}
-    rows, other = attention_layer(FLASH), attention_layer("somebody.Elses")
-    assert packing_of_all(kv, {"a": rows, "b": rows, "c": object()}) is packing.rows
-    assert packing_of_all(kv, {"a": rows, "b": other}) is packing.whole
-    assert packing_of_all(kv, {}) is packing.whole
-
-
-def test_kv_of_other_kinds_is_not_looked_at_while_nothing_is_to_be_copied() -> None:
-    """Recurrent layers register lists of tensors."""
-    copies = CheckpointWorker(EngineSettings(), num_blocks=6)
-    copies.register({"mamba": [torch.zeros(3)]}, {})
-    copies.begin_step(Orders())
-    assert copies.report() is None
-    copies.close()

@@ -129,6 +129,7 @@ def _measure(engine_core: Any, seconds: float) -> Profile | None:
     driver = engine_core.scheduler.driver
     bench = ProfileBench(engine_core, seconds)
     policy, driver.planner = driver.planner, bench.plan
+    driver.keeper.checkpointer.hold_still = True
     try:
         bench.run(CPU_REACH if current_platform.is_cpu() else GPU_REACH)
     except Exception:  # whatever a model, a kernel or a worker raises
@@ -136,6 +137,7 @@ def _measure(engine_core: Any, seconds: float) -> Profile | None:
         bench.abandon()
     finally:
         driver.planner = policy
+        driver.keeper.checkpointer.hold_still = False
     _clear(bench)
     return _fit(bench)
 

@@ -37,13 +37,11 @@ DOORS = {
     "engine_core_module": "vllm.v1.engine.core:",
     "get_cgroup_memory_limit": "vllm.utils.cpu_resource_utils",
     "get_cgroup_memory_usage": "vllm.utils.cpu_resource_utils",
-    "get_accelerator_view_from_cpu_tensor": "vllm.utils.torch_utils",
     "get_kv_quant_mode": "vllm.v1.kv_cache_interface",
     "get_kv_transfer_group": "vllm.distributed.kv_transfer",
     "has_kv_transfer_group": "vllm.distributed.kv_transfer",
     "group_kernel_blocks": "vllm.v1.kv_cache_interface",
     "init_logger": "vllm.logger",
-    "pin_tensor": "vllm.v1.simple_kv_offload.cuda_mem_ops",
     "output_processor_module": "vllm.v1.engine.output_processor:",
 }
 """Our name -> module, module:name where vLLM's name differs, or module: for itself."""

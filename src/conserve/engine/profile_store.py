@@ -54,8 +54,10 @@ def identity(vllm_config: Any) -> dict[str, Any]:
 def _device_name() -> str:
     import torch
 
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
+    from conserve.engine import cuda
+
+    if name := cuda.device_name():
+        return name
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
     isa = torch.backends.cpu.get_cpu_capability()
     return f"{name}, {isa}, {len(os.sched_getaffinity(0))} cores"

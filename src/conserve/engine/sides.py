@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from conserve.engine.checkpoint.checkpointer import Checkpointer
-from conserve.engine.checkpoint.sizes import make_checkpointer, no_checkpoints
+from conserve.engine.checkpoint.sizes import PoolSize, make_checkpointer, no_checkpoints
 from conserve.engine.checkpoint.workers import CheckpointWorker
+from conserve.engine.cuda import make_event
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.safepoints import Safepoints
 from conserve.engine.settings import EngineSettings
@@ -46,12 +45,12 @@ class WorkerSide:
     @classmethod
     def of(cls, vllm_config: Any, kv_cache_config: Any) -> WorkerSide:
         settings = EngineSettings.of(vllm_config.additional_config)
-        num_blocks = getattr(kv_cache_config, "num_blocks", 0)
-        return cls(_safepoints(vllm_config, settings), CheckpointWorker(settings, num_blocks))
+        size = PoolSize.of(vllm_config, kv_cache_config, settings)
+        copies = CheckpointWorker(settings, size, kv_cache_config.num_blocks)
+        return cls(_safepoints(vllm_config, settings), copies)
 
 
 def _safepoints(vllm_config: Any, settings: EngineSettings) -> Safepoints:
     flag = StopFlag(flag_name(vllm_config), rank_timeout_s=settings.rank_timeout_s)
     on_cuda = vllm_config.device_config.device_type == "cuda"
-    make_event = torch.cuda.Event if on_cuda else None
-    return Safepoints(flag, vllm_config.parallel_config.rank, make_event)
+    return Safepoints(flag, vllm_config.parallel_config.rank, make_event if on_cuda else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from conserve.core.checkpointing import COPY_SHARE, copy_budget
 
 NEWEST_WEIGHT = 0.2
@@ -19,6 +21,7 @@ class Bandwidth:
         self._token_bytes = token_bytes
         self._budget_bytes_per_s = bytes_per_s
         self._store_bytes_per_s = self._load_bytes_per_s = bytes_per_s
+        self._slowest_bytes_per_s = math.inf
         self._last_s: float | None = None
 
     @property
@@ -38,8 +41,9 @@ class Bandwidth:
         return int(copy_budget(now_s - last_s, rate / self._token_bytes, num_queued_tokens))
 
     def measured(self, bytes_per_s: float) -> None:
-        """What the slowest rank found when it had made its pool."""
-        self._store_bytes_per_s = self._load_bytes_per_s = bytes_per_s
+        """What a rank found when it had made its pool. The slowest counts."""
+        self._slowest_bytes_per_s = min(self._slowest_bytes_per_s, bytes_per_s)
+        self._store_bytes_per_s = self._load_bytes_per_s = self._slowest_bytes_per_s
 
     def loaded(self, num_bytes: float, seconds: float) -> None:
         """A restore brought so many bytes to one rank."""

@@ -40,6 +40,10 @@ class Checkpointer:
         self.stats = stats if stats is not None else EngineStats()
         self.unusable = unusable
         """Why nothing is kept, here or on a worker; empty where checkpoints are kept."""
+        self.hold_still = False
+        """Set while steps are timed."""
+        self._pools: list[int] = []
+        """Slots on the ranks whose pool is there."""
         self.restoring: Mapping[str, int] = {}
         """request_id -> leading tokens that the step under construction brings back."""
         self._incremental = incremental
@@ -50,6 +54,11 @@ class Checkpointer:
         self._loaded: list[tuple[str, bool]] = []
         self._refused: dict[str, int] = {}
         """request_id -> used slots when the pool had no room for it."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Every rank has its pool. Until then nothing is copied."""
+        return not self.unusable and len(self._pools) >= self._num_ranks
 
     # What the policy sees
 
@@ -87,11 +96,11 @@ class Checkpointer:
         """What the bandwidth budget allows to be queued now, in tokens. Call once a step."""
         queued = self.under_way.num_slots(store=True) * self.pool.block_size
         tokens = self.bandwidth.earned_tokens(now_s, queued)
-        return tokens if self._incremental and not self.unusable else 0
+        return tokens if self._incremental and self.is_ready else 0
 
     @property
     def restore_tokens_per_s(self) -> float:
-        return 0.0 if self.unusable else self.bandwidth.load_tokens_per_s
+        return self.bandwidth.load_tokens_per_s if self.is_ready else 0.0
 
     @property
     def restore_queue_s(self) -> float:
@@ -150,7 +159,7 @@ class Checkpointer:
         copied = -(-lacking // size) * size if lacking else 0
         rate = self.bandwidth.store_tokens_per_s
         wait = not self._incremental or copy_is_quicker(copied, lacking, covered, model, rate)
-        if lacking and wait and not self.unusable:
+        if lacking and wait and self.is_ready:
             self.checkpoint(request, computed, block_ids, worth)
             self._orders.wait.extend(s.job.number for s in self.under_way.of(name, store=True))
             return
@@ -229,8 +238,8 @@ class Checkpointer:
 
     def take_orders(self) -> Orders:
         orders, self._orders = self._orders, Orders()
-        orders.num_slots = 0 if self.unusable else self.pool.num_slots
-        orders.num_disk_slots = self.pool.num_disk_slots
+        orders.num_slots = self.pool.num_slots if self.is_ready else 0
+        orders.hold_still = self.hold_still
         return orders
 
     def take(self, report: Report) -> None:
@@ -243,8 +252,8 @@ class Checkpointer:
             logger.warning(
                 "ConServe: no checkpoints, displaced requests recompute: %s", report.unusable
             )
-        if report.bytes_per_s:
-            self.bandwidth.measured(report.bytes_per_s)
+        if report.pools:
+            self._made(report.pools, report.bytes_per_s)
         if report.wait_s:
             self.stats.observe("copy_wait_seconds", report.wait_s)
         if report.lost_slots:
@@ -253,6 +262,17 @@ class Checkpointer:
             sent = self.under_way.get(number)
             if sent is not None:
                 self._ended(sent, ended)
+
+    def _made(self, pools: list[int], bytes_per_s: float) -> None:
+        """Some ranks have made their pools, and the slowest of them copies so fast."""
+        if self.is_ready:
+            return
+        self._pools += pools
+        if bytes_per_s:
+            self.bandwidth.measured(bytes_per_s)
+        least = min(self._pools)
+        if self.is_ready and least < self.pool.num_slots:
+            self.pool = HostPool(least, self.pool.block_size, self.pool.num_disk_slots)
 
     def _ended(self, sent: Sent, ended: Ended) -> None:
         sent.ended.add(ended)

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import torch
 
+from conserve.engine.door import init_logger
+
+logger = init_logger("vllm.conserve")
+
 
 def map_file(folder: Path, num_bytes: int) -> torch.Tensor:
     """`num_bytes` of a file in `folder`, as one flat tensor of bytes.
@@ -22,6 +26,20 @@ def map_file(folder: Path, num_bytes: int) -> torch.Tensor:
     with tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
         return torch.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=torch.int8)
+
+
+def try_map(folder: Path, num_bytes: int) -> torch.Tensor | None:
+    """The same, or one warning: there is no disk tier then."""
+    try:
+        return map_file(folder, num_bytes)
+    except OSError as error:
+        logger.warning(
+            "ConServe: --checkpoint-dir %s cannot hold %d bytes (%s): no checkpoints on disk",
+            folder,
+            num_bytes,
+            error.strerror or error,
+        )
+        return None
 
 
 def why_unusable(folder: Path, num_bytes: int) -> str:

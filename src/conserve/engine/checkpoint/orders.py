@@ -25,7 +25,9 @@ class Orders:
     everything that was queued before, drops what is to be dropped, and waits."""
 
     num_slots: int = 0
-    num_disk_slots: int = 0
+    """Of the pool, on every rank; 0 while nothing is kept, or not yet."""
+    hold_still: bool = False
+    """Steps are being timed: go on making the pool when they are over."""
     drop: list[int] = field(default_factory=list)
     """Jobs not to be begun, nor gone on with: their blocks are about to change hands."""
     moves: list[tuple[int, int]] = field(default_factory=list)
@@ -65,8 +67,10 @@ class Report(KVConnectorWorkerMetadata):  # type: ignore[misc]
     """Slots that a move failed to fill."""
     wait_s: float = 0.0
     """How long forwards waited for copies."""
+    pools: list[int] = field(default_factory=list)
+    """Slots of a pool that is there, reported once by each rank."""
     bytes_per_s: float = 0.0
-    """Speed of copies to the host, measured at start; 0 if it was reported before."""
+    """Speed of copies to the host, measured with it."""
     unusable: str = ""
     """Why this worker can keep no checkpoints; nothing else matters then."""
 
@@ -75,12 +79,11 @@ class Report(KVConnectorWorkerMetadata):  # type: ignore[misc]
             self.ended.setdefault(number, Ended(num_ranks=0)).add(theirs)
         self.lost_slots |= other.lost_slots
         self.wait_s = max(self.wait_s, other.wait_s)
+        self.pools += other.pools
         speeds = [speed for speed in (self.bytes_per_s, other.bytes_per_s) if speed]
         self.bytes_per_s = min(speeds, default=0.0)
         self.unusable = self.unusable or other.unusable
         return self
 
     def is_empty(self) -> bool:
-        return not (
-            self.ended or self.lost_slots or self.wait_s or self.bytes_per_s or self.unusable
-        )
+        return self == Report()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from conserve.engine.checkpoint.bandwidth import Bandwidth
@@ -22,31 +23,46 @@ DEFAULT_DEVICES = 4
 """At most this many times the KV cache itself, by default."""
 
 
+@dataclass(frozen=True)
+class PoolSize:
+    """Of one rank. Scheduler and workers work it out by themselves; what they agree on in the end
+    is the least that a worker could get."""
+
+    num_slots: int = 0
+    num_disk_slots: int = 0
+    slot_bytes: int = 0
+    why_none: str = ""
+
+    @classmethod
+    def of(cls, vllm_config: Any, kv_cache_config: Any, settings: EngineSettings) -> PoolSize:
+        reason = why_no_checkpoints(vllm_config, kv_cache_config, settings)
+        if reason:
+            return cls(why_none=reason)
+        slot_bytes = slot_bytes_of(kv_cache_config)
+        block_bytes = slot_bytes * vllm_config.parallel_config.world_size
+        device_bytes = kv_cache_config.num_blocks * block_bytes
+        pool_bytes = settings.checkpoint_bytes or default_bytes(device_bytes)
+        if pool_bytes < block_bytes:
+            size = f"checkpoint_bytes ({pool_bytes})"
+            return cls(why_none=f"{size} holds not one block of {slot_bytes} bytes")
+        disk_bytes = settings.checkpoint_dir_bytes if settings.checkpoint_dir else 0
+        return cls(pool_bytes // block_bytes, disk_bytes // block_bytes, slot_bytes)
+
+
 def make_checkpointer(
     vllm_config: Any, kv_cache_config: Any, settings: EngineSettings, stats: EngineStats
 ) -> Checkpointer:
     """The scheduler's half of checkpoints; one that keeps none says why in a log line."""
-    reason = why_no_checkpoints(vllm_config, kv_cache_config, settings)
-    if reason:
-        return no_checkpoints(reason)
-    slot_bytes = slot_bytes_of(kv_cache_config)
+    size = PoolSize.of(vllm_config, kv_cache_config, settings)
+    if size.why_none:
+        return no_checkpoints(size.why_none)
     num_ranks = vllm_config.parallel_config.world_size
-    block_bytes = slot_bytes * num_ranks
-    device_bytes = kv_cache_config.num_blocks * block_bytes
-    pool_bytes = settings.checkpoint_bytes or default_bytes(device_bytes)
-    if pool_bytes < block_bytes:
-        return no_checkpoints(
-            f"checkpoint_bytes ({pool_bytes}) holds not one block of {slot_bytes} bytes"
-        )
-    pool = HostPool(
-        pool_bytes // block_bytes,
-        kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size,
-        settings.checkpoint_dir_bytes // block_bytes if settings.checkpoint_dir else 0,
-    )
-    _report(pool, settings, block_bytes)
+    block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+    pool = HostPool(size.num_slots, block_size, size.num_disk_slots)
+    _report(pool, settings, size.slot_bytes * num_ranks)
     return Checkpointer(
         pool,
-        Bandwidth(slot_bytes / pool.block_size, settings.checkpoint_bytes_per_s),
+        Bandwidth(size.slot_bytes / pool.block_size, settings.checkpoint_bytes_per_s),
         num_ranks=num_ranks,
         incremental=settings.checkpoint == "incremental",
         stats=stats,
@@ -77,9 +93,10 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
     reasons = (
         (settings.checkpoint == "off", "switched off (checkpoint: off)"),
         (kv_cache_config.has_mamba_layers, "recurrent state is no plain KV cache"),
+        (kv_cache_config.needs_kv_cache_zeroing, "vLLM writes to blocks before it asks us"),
         (len(groups) != 1, "layers in several KV cache groups are not covered"),
         (
-            any(not _is_plain(group.kv_cache_spec) for group in groups),
+            not all(_is_plain(spec) for group in groups for spec in _layer_specs(group)),
             "layers without full attention (sliding windows, say) are not covered",
         ),
         (model.is_encoder_decoder, "encoder-decoder models are not covered"),
@@ -99,10 +116,17 @@ def _is_plain(spec: Any) -> bool:
     return spec.tokens_per_state == 1 and not (spec.sliding_window or spec.attention_chunk_size)
 
 
+def _layer_specs(group: Any) -> list[Any]:
+    """A worker is told of each layer where they differ in width, the scheduler of one of them."""
+    spec = group.kv_cache_spec
+    several = getattr(spec, "kv_cache_specs", {})
+    return list(several.values()) or [spec] * len(group.layer_names)
+
+
 def slot_bytes_of(kv_cache_config: Any) -> int:
     """Bytes of one block of all layers on one rank."""
     (group,) = kv_cache_config.kv_cache_groups
-    return len(group.layer_names) * int(group.kv_cache_spec.page_size_bytes)
+    return sum(int(spec.page_size_bytes) for spec in _layer_specs(group))
 
 
 def default_bytes(device_bytes: int) -> int:

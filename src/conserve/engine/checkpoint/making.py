@@ -1,0 +1,162 @@
+"""How a rank's pool comes into being, on a CPU and on CUDA."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from conserve.engine.checkpoint import disk
+from conserve.engine.checkpoint.copier import BlockCopies, Copier, ThreadCopier
+from conserve.engine.checkpoint.copy_queue import CopyQueue
+from conserve.engine.checkpoint.device import Device
+from conserve.engine.checkpoint.packing import Packing, packing_for, whole
+from conserve.engine.checkpoint.pinned import PinnedMemory, Pinning
+from conserve.engine.checkpoint.rows import BlockRows
+from conserve.engine.checkpoint.sizes import PoolSize
+from conserve.engine.checkpoint.slots import HostSlots
+from conserve.engine.checkpoint.store import SlotStore
+from conserve.engine.checkpoint.streams import StreamCopier, StreamCopies, staging_buffers
+from conserve.engine.door import group_kernel_blocks
+from conserve.engine.settings import EngineSettings
+
+MEASURED_SLOTS = 8
+"""Blocks copied to measure how fast a CPU copies."""
+
+
+class Pool(NamedTuple):
+    """What there is once it is made."""
+
+    slots: HostSlots
+    copier: Copier
+    bytes_per_s: float
+    """Of copies to the host."""
+
+
+class Making(Protocol):
+    """A pool on its way. Making one raises what `workers.CANNOT` names."""
+
+    def finished(self) -> Pool | None:
+        """The pool, once it is there; asked until then. Raises likewise."""
+
+    def hold(self, *, still: bool) -> None:
+        """Disturb nothing meanwhile."""
+
+    def close(self) -> None:
+        """Give back what was taken. Nothing copies any more."""
+
+
+class CpuMaking:
+    """Memory of a CPU comes into being as it is written to: there is nothing to wait for."""
+
+    def __init__(
+        self,
+        planes: Sequence[torch.Tensor],
+        size: PoolSize,
+        settings: EngineSettings,
+        packing: Packing,
+    ) -> None:
+        file = _disk_tier(SlotStore.slot_bytes(planes), size, settings)
+        self._store = SlotStore(
+            planes, size.num_slots, file, packing=packing, checksums=settings.checkpoint_verify
+        )
+
+    def finished(self) -> Pool:
+        store = self._store
+        queue = CopyQueue(store.slots.slot_bytes, store.block_size)
+        bytes_per_s = self._measure()
+        return Pool(store.slots, ThreadCopier(BlockCopies(queue, store)), bytes_per_s)
+
+    def _measure(self) -> float:
+        """The slots hold nothing yet."""
+        slots = list(range(min(MEASURED_SLOTS, self._store.slots.num_slots)))
+        for _ in range(2):
+            started_s = time.perf_counter()
+            self._store.write([0] * len(slots), slots)
+        num_bytes = len(slots) * self._store.slots.slot_bytes
+        return num_bytes / max(time.perf_counter() - started_s, 1e-9)
+
+    def hold(self, *, still: bool) -> None:
+        """Nothing goes on by itself."""
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class StreamDevice(Device[Any], Pinning, Protocol):
+    """One that copies by streams, from and to memory that it has pinned."""
+
+
+class StreamMaking:
+    """Staging buffers at once, while the device has room; memory of the host in the background."""
+
+    def __init__(
+        self,
+        planes: Sequence[torch.Tensor],
+        size: PoolSize,
+        settings: EngineSettings,
+        device: StreamDevice,
+    ) -> None:
+        self._settings, self._device = settings, device
+        self._rows = BlockRows(planes)
+        self._file = _disk_tier(self._rows.slot_bytes, size, settings)
+        self._staging = staging_buffers(device, self._rows.slot_bytes)
+        self._pinned = PinnedMemory(size.num_slots, self._rows.slot_bytes, device)
+
+    def finished(self) -> Pool | None:
+        pinned = self._pinned
+        if not pinned.is_ready:
+            return None
+        if not len(pinned.memory):
+            raise MemoryError(pinned.why_not)
+        slots = HostSlots(
+            pinned.memory,
+            pinned.slot_bytes,
+            self._file,
+            slots_per_section=pinned.slots_per_section,
+            checksums=self._settings.checkpoint_verify,
+        )
+        queue = CopyQueue(pinned.slot_bytes)
+        copies = StreamCopies(queue, self._rows, slots, self._device, self._staging)
+        bytes_per_s = copies.measure()
+        return Pool(slots, StreamCopier(copies), bytes_per_s)
+
+    def hold(self, *, still: bool) -> None:
+        self._pinned.hold(still=still)
+
+    def close(self) -> None:
+        self._pinned.close()
+
+
+def _disk_tier(slot_bytes: int, size: PoolSize, settings: EngineSettings) -> torch.Tensor | None:
+    if not size.num_disk_slots:
+        return None
+    return disk.try_map(Path(settings.checkpoint_dir), size.num_disk_slots * slot_bytes)
+
+
+def planes_of(kv_caches: Mapping[str, Any], num_blocks: int) -> list[torch.Tensor]:
+    """vLLM's caches as [num_blocks, ...] views, layers that share memory once. vLLM registers
+    [blocks, heads, tokens, content] a layer; blocks may be split into several for the kernel."""
+    planes = {
+        (cache.data_ptr(), tuple(cache.shape)): group_kernel_blocks(cache, num_blocks)
+        for cache in kv_caches.values()
+    }
+    return list(planes.values())
+
+
+def packing_of_all(kv_caches: Mapping[str, Any], layers: Mapping[str, Any]) -> Packing:
+    """How tokens lie in every layer's blocks, if that is the same in all of them; by whole
+    blocks otherwise."""
+    found = {
+        (layer.attn_backend, getattr(layer, "isa", ""), cache.dtype, cache.shape[1:]): (
+            layer,
+            cache,
+        )
+        for name, cache in kv_caches.items()
+        if (layer := layers.get(name)) is not None and hasattr(layer, "attn_backend")
+    }
+    packings = {packing_for(layer, cache) for layer, cache in found.values()}
+    return packings.pop() if len(packings) == 1 else whole

@@ -1,0 +1,123 @@
+"""Memory of the host that a device copies from and to by itself, made in the background.
+
+Pinning takes a second for a few GB, and tens of seconds for what a large pool asks for. It is done
+in a thread of its own, section by section, from when vLLM has made its KV caches, beside its
+compiling and capturing; between sections the thread can be told to hold still.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import time
+from contextlib import suppress
+from threading import Event, Thread
+from typing import Protocol
+
+import torch
+
+from conserve.engine.door import init_logger
+
+logger = init_logger("vllm.conserve")
+
+SECTION_BYTES = 256 << 20
+"""Tenths of a second of pinning, in which the driver may hold up others."""
+
+
+class Pinning(Protocol):
+    """Of a device, called by one thread; `pin` begins at a page of memory and ends at one."""
+
+    def prepare_thread(self) -> None: ...
+    def pin(self, address: int, num_bytes: int) -> None:
+        """Raises MemoryError."""
+
+    def unpin(self, address: int) -> None: ...
+
+
+class PinnedMemory:
+    """Room for `num_slots` slots of `slot_bytes`, or as much of it as can be had. `is_ready` once
+    nothing more comes; what there is by then is `memory`, pinned in sections of
+    `slots_per_section`."""
+
+    def __init__(self, num_slots: int, slot_bytes: int, pinning: Pinning) -> None:
+        """Raises MemoryError where there is no address space for it."""
+        self.slot_bytes = slot_bytes
+        self.slots_per_section = _slots_per_section(slot_bytes)
+        self.why_not = ""
+        """Why it is less than was asked for."""
+        self.is_ready = False
+        self._pinning = pinning
+        self._all = _reserve(num_slots * slot_bytes)
+        self._num_bytes = num_slots * slot_bytes
+        self._pinned: list[int] = []
+        """Addresses of sections."""
+        self._may_go_on = Event()
+        self._may_go_on.set()
+        self._closed = False
+        self._thread = Thread(target=self._run, name="conserve-pinning", daemon=True)
+        self._thread.start()
+
+    @property
+    def memory(self) -> torch.Tensor:
+        num_bytes = len(self._pinned) * self.slots_per_section * self.slot_bytes
+        return self._all[: min(num_bytes, self._num_bytes)]
+
+    def hold(self, *, still: bool) -> None:
+        """Pin nothing while steps are timed."""
+        if still:
+            self._may_go_on.clear()
+        else:
+            self._may_go_on.set()
+
+    def close(self) -> None:
+        """Unpin all of it. Nothing may be copying."""
+        self._closed = True
+        self._may_go_on.set()
+        self._thread.join()
+        for address in self._pinned:
+            self._pinning.unpin(address)
+        self._pinned = []
+
+    def _run(self) -> None:
+        started_s = time.monotonic()
+        try:
+            self._pinning.prepare_thread()
+            self._pin_all()
+        except Exception as error:  # the engine goes on with what there is
+            self.why_not = str(error) or type(error).__name__
+        if not self._closed:
+            logger.info(
+                "ConServe: %.2f GiB of host memory pinned for checkpoints, in %.1f s%s",
+                len(self.memory) / 2**30,
+                time.monotonic() - started_s,
+                f"; no more could be had: {self.why_not}" if self.why_not else "",
+            )
+        self.is_ready = True
+
+    def _pin_all(self) -> None:
+        section_bytes = self.slots_per_section * self.slot_bytes
+        for start in range(0, len(self._all), section_bytes):
+            self._may_go_on.wait()
+            if self._closed:
+                return
+            address = self._all.data_ptr() + start
+            self._pinning.pin(address, min(section_bytes, len(self._all) - start))
+            self._pinned.append(address)
+
+
+def _slots_per_section(slot_bytes: int) -> int:
+    """Sections begin and end between slots and between pages: no page is pinned twice."""
+    least = math.lcm(slot_bytes, mmap.PAGESIZE)
+    return least // slot_bytes * max(1, SECTION_BYTES // least)
+
+
+def _reserve(num_bytes: int) -> torch.Tensor:
+    """Whole pages, which come into being when they are pinned."""
+    whole = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    try:
+        pages = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, ValueError, OverflowError) as error:
+        raise MemoryError(f"--checkpoint-bytes: no {num_bytes} bytes of memory") from error
+    with suppress(OSError):  # a kernel without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.int8)

@@ -1,0 +1,89 @@
+"""Everything that we ask of `torch.cuda`: no other module of ours names it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+
+from conserve.engine.safepoints import DeviceEvent
+
+
+def make_event() -> DeviceEvent:
+    """One that bounds the host's run-ahead; waiting for it costs the least latency."""
+    return torch.cuda.Event()  # type: ignore[no-any-return]
+
+
+def device_name() -> str:
+    """What is measured here; empty without a CUDA device."""
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
+
+
+RELAXED = 2
+"""CU_STREAM_CAPTURE_MODE_RELAXED."""
+
+
+class CudaStream:
+    """`checkpoint.device.Stream`."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+
+    def submit(self, work: Callable[[], None]) -> None:
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            work()
+
+    def record(self) -> torch.cuda.Event:
+        # Whoever waits for it sleeps: a spinning thread would take the interpreter from the
+        # one that queues the forward.
+        event = torch.cuda.Event(enable_timing=True, blocking=True)
+        event.record(self._stream)
+        return event
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        self._stream.wait_event(event)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+
+class CudaDevice:
+    """`checkpoint.device.Device`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def compute_stream(self) -> CudaStream:
+        return CudaStream(torch.cuda.current_stream(self._device))
+
+    def side_stream(self) -> CudaStream:
+        # No priority is below the one that vLLM's own stream has; what is queued on this one is
+        # short on the multiprocessors, and long only on the copy engines.
+        lowest, _ = torch.cuda.Stream.priority_range()
+        return CudaStream(torch.cuda.Stream(self._device, priority=lowest))
+
+    def empty(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.int8, device=self._device)
+
+    def seconds(self, begun: torch.cuda.Event, done: torch.cuda.Event) -> float:
+        return float(begun.elapsed_time(done)) / 1e3
+
+    # Pinned memory, `checkpoint.pinned.Pinning`
+
+    def prepare_thread(self) -> None:
+        torch.cuda.set_device(self._device)
+        # vLLM captures CUDA graphs meanwhile, in the mode that forbids any other thread what may
+        # have to wait for the device, unless that thread says it knows.
+        with suppress(OSError, AttributeError):
+            mode = ctypes.c_int(RELAXED)
+            ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+
+    def pin(self, address: int, num_bytes: int) -> None:
+        error = torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)
+        if error.value:
+            raise MemoryError(f"cudaHostRegister of {num_bytes} bytes: {error}")
+
+    def unpin(self, address: int) -> None:
+        torch.cuda.cudart().cudaHostUnregister(address)

@@ -1,0 +1,314 @@
+"""How a rank's pool comes to be: when vLLM has made its KV, beside what is timed, or not at all."""
+
+from __future__ import annotations
+
+import mmap
+import random
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+
+from conserve.engine.checkpoint import making, packing, pinned, workers
+from conserve.engine.checkpoint.bandwidth import Bandwidth
+from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.making import StreamMaking, packing_of_all, planes_of
+from conserve.engine.checkpoint.orders import Job, Orders, Report
+from conserve.engine.checkpoint.pinned import PinnedMemory
+from conserve.engine.checkpoint.pool import HostPool
+from conserve.engine.checkpoint.sizes import PoolSize
+from conserve.engine.checkpoint.workers import CheckpointWorker
+from conserve.engine.settings import EngineSettings
+from tests.engine.layers import FLASH, attention_layer
+from tests.engine.stream_device import StandInDevice
+
+pytestmark = pytest.mark.engine
+
+LONG_S = 30.0
+"""No test waits as long unless it fails."""
+NUM_SLOTS = 4
+SIZE = PoolSize(NUM_SLOTS, slot_bytes=3 * 2 * 4 * 8 * 4)
+
+
+def caches(num_blocks: int = 6) -> dict[str, torch.Tensor]:
+    chance = torch.Generator().manual_seed(1)
+    return {f"layers.{i}": torch.rand((num_blocks, 2, 4, 8), generator=chance) for i in range(3)}
+
+
+def worker(kv_caches: dict[str, torch.Tensor], **settings: Any) -> CheckpointWorker:
+    made = CheckpointWorker(EngineSettings(**settings), SIZE, num_blocks=6)
+    made.register(kv_caches, {})
+    return made
+
+
+def store(number: int, block: int, slot: int) -> Job:
+    return Job(number, True, [block], [slot])
+
+
+def test_a_cpus_pool_is_reported_with_the_first_step() -> None:
+    copies = worker(caches())
+    assert copies.report() is None
+    copies.begin_step(Orders())
+    report = copies.report()
+    assert report is not None
+    assert report.pools == [NUM_SLOTS]
+    assert report.bytes_per_s > 0, "measured at start"
+    assert copies.report() is None
+    copies.close()
+
+
+def test_a_block_goes_out_and_comes_back_elsewhere() -> None:
+    """Through the real store and thread, with KV as vLLM makes it: in inference mode."""
+    with torch.inference_mode():
+        kv = caches()
+        wanted = {name: cache[2].clone() for name, cache in kv.items()}
+        copies = worker(kv)
+        copies.begin_step(Orders(num_slots=4, jobs=[store(1, 2, 3)], wait=[1]))
+        for cache in kv.values():
+            cache[2] = 0.0
+    copies.begin_step(Orders(num_slots=4, jobs=[Job(2, False, [5], [3])], wait=[2]))
+    assert all(torch.equal(kv[name][5], wanted[name]) for name in kv)
+    made, report = copies.report(), copies.report()
+    assert made is not None
+    assert report is not None
+    assert set(report.ended) == {1, 2}
+    assert not any(ended.failed_slots for ended in report.ended.values())
+    copies.close()
+
+
+def test_a_worker_that_cannot_keep_anything_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError("no room for the slots")
+
+    monkeypatch.setattr(making, "SlotStore", SimpleNamespace(slot_bytes=lambda planes: 8))
+    monkeypatch.setattr(workers, "CpuMaking", refuse)
+    copies = worker(caches())
+    report = copies.report()
+    assert report is not None
+    assert report.unusable == "no room for the slots"
+    copies.begin_step(Orders(num_slots=4))
+    assert copies.report() is None
+    copies.close()
+
+
+def test_kv_of_other_kinds_is_not_looked_at() -> None:
+    """Recurrent layers register lists of tensors. The scheduler, which may have been told less of
+    the layers, hears of it."""
+    copies = CheckpointWorker(EngineSettings(), PoolSize(why_none="recurrent"), num_blocks=6)
+    copies.register({"mamba": [torch.zeros(3)]}, {})
+    copies.begin_step(Orders())
+    report = copies.report()
+    assert report is not None
+    assert report.unusable == "recurrent"
+    assert copies.report() is None
+    copies.close()
+
+
+# Pinned memory
+
+
+class PretendPinning:
+    """Pins a section whenever it may; writes down what is pinned."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.pinned: list[tuple[int, int]] = []
+        self.may_pin = threading.Semaphore(0)
+        self.asked = threading.Semaphore(0)
+        self._fails_at = fails_at
+
+    def prepare_thread(self) -> None:
+        assert threading.current_thread().name == "conserve-pinning"
+
+    def pin(self, address: int, num_bytes: int) -> None:
+        self.asked.release()
+        assert self.may_pin.acquire(timeout=LONG_S)
+        if len(self.pinned) == self._fails_at:
+            raise MemoryError("the driver has had enough")
+        self.pinned.append((address, num_bytes))
+
+    def unpin(self, address: int) -> None:
+        self.pinned.remove(next(one for one in self.pinned if one[0] == address))
+
+
+class PinningDevice(PretendPinning, StandInDevice):
+    """The stand-in, with memory to be pinned."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        PretendPinning.__init__(self, fails_at)
+        StandInDevice.__init__(self, random.Random(1))
+
+
+@pytest.fixture(autouse=True)
+def small_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "SECTION_BYTES", 2 * mmap.PAGESIZE)
+
+
+def made_ready(memory: PinnedMemory) -> PinnedMemory:
+    memory._thread.join(LONG_S)
+    assert memory.is_ready
+    return memory
+
+
+def test_memory_is_pinned_in_sections_of_whole_slots_and_pages() -> None:
+    pinning = PretendPinning()
+    pinning.may_pin.release(100)
+    memory = made_ready(PinnedMemory(20, 1000, pinning))
+    assert memory.slots_per_section * 1000 % mmap.PAGESIZE == 0
+    assert len(memory.memory) == 20 * 1000
+    ends = 0
+    for address, num_bytes in pinning.pinned:
+        assert address % mmap.PAGESIZE == num_bytes % mmap.PAGESIZE == 0
+        assert address >= ends, "no page twice"
+        ends = address + num_bytes
+    assert ends >= memory.memory.data_ptr() + 20 * 1000
+    memory.close()
+    assert not pinning.pinned
+
+
+class NotedEvent(threading.Event):
+    """Says when somebody looks at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked_at = threading.Semaphore(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.looked_at.release()
+        return super().wait(timeout)
+
+
+def test_nothing_is_pinned_while_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = NotedEvent()
+    pinning = PretendPinning()
+    with monkeypatch.context() as patch:
+        patch.setattr(pinned, "Event", lambda: go_on)
+        memory = PinnedMemory(8, mmap.PAGESIZE, pinning)
+    assert pinning.asked.acquire(timeout=LONG_S)
+    memory.hold(still=True)
+    pinning.may_pin.release(100)
+    for _ in range(2):
+        assert go_on.looked_at.acquire(timeout=LONG_S)
+    assert len(pinning.pinned) == 1, "another section was begun"
+    assert not memory.is_ready
+    memory.hold(still=False)
+    assert len(made_ready(memory).memory) == 8 * mmap.PAGESIZE
+    memory.close()
+
+
+def test_what_could_be_pinned_before_a_failure_is_the_pool() -> None:
+    pinning = PretendPinning(fails_at=3)
+    pinning.may_pin.release(100)
+    memory = made_ready(PinnedMemory(20, mmap.PAGESIZE, pinning))
+    assert memory.why_not == "the driver has had enough"
+    assert len(memory.memory) == 3 * 2 * mmap.PAGESIZE
+    memory.close()
+    assert not pinning.pinned
+
+
+def test_an_engine_that_ends_meanwhile_gives_back_what_it_has() -> None:
+    pinning = PretendPinning()
+    memory = PinnedMemory(20, mmap.PAGESIZE, pinning)
+    assert pinning.asked.acquire(timeout=LONG_S)
+    pinning.may_pin.release()
+    closing = threading.Thread(target=memory.close)
+    closing.start()
+    pinning.may_pin.release(100)
+    closing.join(LONG_S)
+    assert not closing.is_alive()
+    assert not pinning.pinned
+
+
+def test_an_address_space_that_is_too_small_names_the_flag() -> None:
+    with pytest.raises(MemoryError, match="--checkpoint-bytes"):
+        PinnedMemory(1 << 60, 4096, PretendPinning())
+
+
+def on_streams(device: PinningDevice, kv: dict[str, torch.Tensor]) -> CheckpointWorker:
+    copies = CheckpointWorker(EngineSettings(), SIZE, num_blocks=6)
+    copies._making = StreamMaking(list(kv.values()), SIZE, EngineSettings(), device)
+    return copies
+
+
+def test_a_devices_pool_is_reported_when_it_is_pinned_and_not_while_steps_are_timed() -> None:
+    device, kv = PinningDevice(), caches()
+    copies = on_streams(device, kv)
+    copies.begin_step(Orders())
+    assert copies.report() is None, "it is on its way"
+    device.may_pin.release(100)
+    made_ready(copies._making._pinned)  # type: ignore[union-attr]
+    copies.begin_step(Orders(hold_still=True))
+    assert copies.report() is None, "the link is not measured meanwhile"
+    copies.begin_step(Orders())
+    report = copies.report()
+    assert report is not None
+    assert report.pools == [NUM_SLOTS]
+    copies.begin_step(Orders(num_slots=4, jobs=[store(1, 2, 3)], wait=[1]))
+    copies.begin_step(Orders(num_slots=4, jobs=[Job(2, False, [5], [3])], wait=[2]))
+    device.finish()
+    assert all(torch.equal(cache[5], cache[2]) for cache in kv.values())
+    copies.close()
+    assert not device.pinned
+
+
+def test_a_device_with_nothing_pinned_keeps_nothing() -> None:
+    device = PinningDevice(fails_at=0)
+    copies = on_streams(device, caches())
+    device.may_pin.release(100)
+    made_ready(copies._making._pinned)  # type: ignore[union-attr]
+    copies.begin_step(Orders())
+    report = copies.report()
+    assert report is not None
+    assert report.unusable == "the driver has had enough"
+    copies.close()
+
+
+# The scheduler
+
+
+def checkpointer(num_ranks: int) -> Checkpointer:
+    return Checkpointer(HostPool(10, 4, 7), Bandwidth(16.0, 1e6), num_ranks=num_ranks)
+
+
+def test_nothing_is_copied_before_every_rank_has_its_pool() -> None:
+    keeper = checkpointer(num_ranks=2)
+    keeper.copy_tokens(1.0)
+    assert keeper.copy_tokens(1.1) == 0
+    assert keeper.restore_tokens_per_s == 0.0
+    assert keeper.take_orders().num_slots == 0
+    keeper.take(Report(pools=[10], bytes_per_s=2e6))
+    assert keeper.copy_tokens(1.2) == 0
+    keeper.take(Report(pools=[10], bytes_per_s=3e6))
+    assert keeper.copy_tokens(1.3) > 0
+    assert keeper.restore_tokens_per_s == 2e6 / 16, "the slowest rank's"
+    assert keeper.take_orders().num_slots == 10
+
+
+def test_the_pool_is_as_large_as_the_smallest_of_the_ranks() -> None:
+    keeper = checkpointer(num_ranks=2)
+    keeper.take(Report(pools=[10]).aggregate(Report(pools=[6])))
+    assert keeper.take_orders().num_slots == keeper.pool.num_slots == 6
+    assert keeper.pool.num_disk_slots == 7
+
+
+# What is looked at of vLLM's KV
+
+
+def test_layers_that_share_memory_are_one_plane() -> None:
+    kv = caches()
+    kv["again"] = kv["layers.0"]
+    split = {"one": torch.zeros((12, 2, 2, 8))}
+    assert len(planes_of(kv, 6)) == 3
+    assert planes_of(split, 6)[0].shape == (6, 2, 2, 2, 8)
+
+
+def test_layers_that_pack_tokens_differently_are_copied_by_whole_blocks() -> None:
+    kv = {"a": torch.zeros(4, 2, 32, 64), "b": torch.zeros(4, 2, 32, 64)}
+    rows, other = attention_layer(FLASH), attention_layer("somebody.Elses")
+    assert packing_of_all(kv, {"a": rows, "b": rows, "c": object()}) is packing.rows
+    assert packing_of_all(kv, {"a": rows, "b": other}) is packing.whole
+    assert packing_of_all(kv, {}) is packing.whole

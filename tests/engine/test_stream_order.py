@@ -1,0 +1,199 @@
+"""P2, P3, P4 on a device that keeps CUDA's order of things and no other (`stream_device.py`).
+
+The copies are the real ones (`streams.py`), under the real scheduler, beside forwards, bursts,
+restores, stops and cancellations.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from conserve.engine.checkpoint import streams
+from conserve.engine.checkpoint.streams import StreamCopies
+from conserve.engine.connector import ConserveConnector
+from conserve.engine.settings import EngineSettings
+from tests.engine.copies import hashes_of, rank_is_ready
+from tests.engine.device import StaleReadError
+from tests.engine.engine import BLOCK_SIZE, make_scheduler
+from tests.engine.stream_device import StandInEvent, StandInStream
+from tests.engine.streamed import NUM_LAYERS, AheadEngine, StreamedDevice
+from tests.engine.test_checkpoints import FAST, SLOT_BYTES, run_bursts, totals_of
+
+pytestmark = pytest.mark.engine
+
+MakeEngine = Callable[..., AheadEngine]
+BLOCK_BYTES = NUM_LAYERS * BLOCK_SIZE * 8
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeEngine]:
+    made: list[Any] = []
+
+    def make(
+        depth: int = 2,
+        *,
+        seed: int = 1,
+        blocks_a_piece: int = 2,
+        num_slots: int = 512,
+        **options: Any,
+    ) -> AheadEngine:
+        monkeypatch.setattr(streams, "BUFFER_BYTES", blocks_a_piece * BLOCK_BYTES)
+        settings = EngineSettings(
+            profile_seconds=0,
+            checkpoint_bytes=num_slots * SLOT_BYTES,
+            checkpoint_bytes_per_s=FAST,
+        )
+        scheduler = make_scheduler(
+            tmp_path, settings=settings, async_scheduling=depth > 1, num_blocks=26, **options
+        )
+        made.append(scheduler)
+        chance = random.Random(seed)
+        device = StreamedDevice(26, depth, chance)
+        device.give_copies(worker_half(scheduler), num_slots)
+        engine = AheadEngine(scheduler, device, depth=depth)
+        engine.stop_layer = lambda: chance.randrange(NUM_LAYERS)
+        return engine
+
+    yield make
+    for scheduler in made:
+        scheduler.shutdown()
+
+
+def worker_half(scheduler: Any) -> ConserveConnector:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+
+    rank_is_ready(scheduler)
+    return ConserveConnector(
+        scheduler.vllm_config, KVConnectorRole.WORKER, scheduler.kv_cache_config
+    )
+
+
+def stop_some(engine: AheadEngine, seed: int) -> None:
+    chance = random.Random(seed)
+    engine.stop = lambda step: chance.random() < 0.4
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize("seed", range(6))
+def test_displaced_requests_come_back_as_they_were(
+    make_engine: MakeEngine, depth: int, seed: int
+) -> None:
+    engine = make_engine(depth, seed=seed, blocks_a_piece=1 + seed % 4)
+    totals = totals_of(engine)
+    run_bursts(engine, seed)
+    assert totals["displaced_requests"] > 0
+    assert totals["restored_tokens memory"] > 0
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize("shared", [0, 13], ids=["distinct", "shared-prefix"])
+@pytest.mark.parametrize("seed", range(6))
+def test_stops_and_cancels_beside_copies(
+    make_engine: MakeEngine, depth: int, shared: int, seed: int
+) -> None:
+    engine = make_engine(depth, seed=seed, blocks_a_piece=1 + seed % 4)
+    stop_some(engine, seed)
+    run_bursts(engine, seed, shared=shared, cancel=True)
+    assert engine.num_stops > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_pool_keeps_some(make_engine: MakeEngine, seed: int) -> None:
+    run_bursts(make_engine(seed=seed, num_slots=14), seed)
+
+
+# Negative controls
+
+
+def forget_waits_on(name: str) -> Callable[[AheadEngine, pytest.MonkeyPatch], None]:
+    def forget(engine: AheadEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine.device.streams.forgets.add(name)
+
+    return forget
+
+
+def gather_beside_the_forward(engine: AheadEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies that a forward waits for are on the wrong stream."""
+    real = StreamCopies._carry_out
+
+    def carry_out(self: StreamCopies, work: Any, gathers: Any) -> None:
+        real(self, work, self._gathers)
+
+    def release(self: StreamCopies, numbers: set[int], compute: Any) -> None:
+        while (work := self.queue.next(self._num_blocks, urgent_only=True)) is not None:
+            self._carry_out(work, compute)
+
+    monkeypatch.setattr(StreamCopies, "_carry_out", carry_out)
+    monkeypatch.setattr(StreamCopies, "_release", release)
+
+
+def scatter_beside_the_copy(engine: AheadEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load's blocks are filled on another stream than the one that fills its buffer."""
+    copies = engine.device.copies
+    submit = StandInStream.submit
+
+    def elsewhere(self: StandInStream, work: Any) -> None:
+        scatters = "scatter" in getattr(work, "__code__", work).co_names
+        submit(copies._gathers if scatters else self, work)
+
+    monkeypatch.setattr(StandInStream, "submit", elsewhere)
+
+
+def say_done_early(engine: AheadEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies count as done when they are queued."""
+    monkeypatch.setattr(StandInEvent, "query", lambda self: True)
+    monkeypatch.setattr(StandInStream, "can_go_on", _can_go_on)
+    monkeypatch.setattr(engine.device.streams, "seconds", lambda begun, done: 1.0)
+
+
+def _can_go_on(self: StandInStream) -> bool:
+    head = self.queue[0] if self.queue else None
+    return head is not None and not (
+        isinstance(head, tuple) and head[0] == "wait" and not head[1].passed_at
+    )
+
+
+def resolve_stopped_steps_early(engine: AheadEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.device.resolves_early = True
+
+
+@pytest.mark.parametrize(
+    "careless",
+    [
+        pytest.param(forget_waits_on("compute"), id="forwards wait for no gather"),
+        pytest.param(forget_waits_on("gathers"), id="gathers wait for no forward and no buffer"),
+        pytest.param(forget_waits_on("copies"), id="copies wait for no gather"),
+        gather_beside_the_forward,
+        scatter_beside_the_copy,
+        say_done_early,
+        resolve_stopped_steps_early,
+    ],
+)
+def test_a_careless_order_is_caught(
+    make_engine: MakeEngine, careless: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_some() -> None:
+        for seed in range(8):
+            engine = make_engine(seed=seed)
+            stop_some(engine, seed)
+            with monkeypatch.context() as patch:
+                careless(engine, patch)
+                run_bursts(engine, seed)
+
+    with pytest.raises(StaleReadError):
+        run_some()
+
+
+def test_hashes_are_those_of_the_pretend_device() -> None:
+    """What the tensors hold is what the other tests' device compares with."""
+    from tests.engine.device import Row
+
+    row = Row([3, 5, 8], [])
+    assert [row.hash_at(i) for i in range(3)] == hashes_of([3, 5, 8])
