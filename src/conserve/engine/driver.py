@@ -12,7 +12,7 @@ from typing import Any
 
 from conserve.core.learning import Experience
 from conserve.core.plan import Mode, Plan
-from conserve.core.policy import decide
+from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
 from conserve.engine.admission import promote
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
@@ -48,7 +48,7 @@ class Driver:
     notes: TraceNotes
 
     def __post_init__(self) -> None:
-        self.planner: Callable[..., Plan] = decide
+        self.planner: Planner = decide
         """The policy; the start-up profile puts its own script here for a while."""
         self.steps = StepsInFlight()
         self._gauges = Gauges(self.scheduler, self.stats)
