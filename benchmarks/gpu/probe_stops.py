@@ -103,7 +103,7 @@ def response(probe: Probe) -> dict[str, Any]:
 
 def _watch_ends(probe: Probe) -> dict[str, float]:
     ends: dict[str, float] = {}
-    unwinding = probe.worker._unwinding
+    unwinding = probe.worker._steps.unwinding
     finish = unwinding.finish
 
     def watched() -> Any:

@@ -107,7 +107,7 @@ def generate(llm: Any, texts: Texts) -> Texts:
 
 def break_the_end(worker: Any) -> None:
     """The negative control: a stopped step that leaves a trace in the runner."""
-    unwinding, runner = worker._unwinding, worker.model_runner
+    unwinding, runner = worker._steps.unwinding, worker.model_runner
     finish = unwinding.finish
 
     def careless() -> Any:

@@ -12,11 +12,11 @@ pytest.importorskip("vllm")
 
 import torch
 
-from conserve.engine import worker as worker_module
+from conserve.engine import stoppable as stoppable_module
 from conserve.engine.flag import StopFlag
 from conserve.engine.safepoints import Safepoints, StopStep
+from conserve.engine.stoppable import StoppableSteps
 from conserve.engine.stopped import StoppedOutput
-from conserve.engine.worker import StoppableWorker
 
 pytestmark = pytest.mark.engine
 
@@ -112,10 +112,21 @@ class VllmWorker:
         return self.model_runner.sample_tokens(grammar_output)
 
 
-class Worker(StoppableWorker, VllmWorker):
+class Worker(VllmWorker):
     """As ConserveGPUWorker is built."""
 
     flag: StopFlag
+    _steps = StoppableSteps()
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        super().initialize_from_config(kv_cache_config)
+        self._steps = StoppableSteps.of(self)
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        return self._steps.execute(super().execute_model, scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        return self._steps.sample(super().sample_tokens, grammar_output)
 
 
 def step(number: int, *, stoppable: bool = True, finished: tuple[str, ...] = ()) -> Any:
@@ -132,9 +143,9 @@ def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     flag = StopFlag(f"test-unwind-{request.param}")
     flag.reset()
     ours = SimpleNamespace(safepoints=Safepoints(flag, rank=0))
-    monkeypatch.setattr(worker_module, "has_kv_transfer_group", lambda: True)
-    monkeypatch.setattr(worker_module, "get_kv_transfer_group", lambda: ours)
-    monkeypatch.setattr(worker_module, "find_ours", lambda group: group)
+    monkeypatch.setattr(stoppable_module, "has_kv_transfer_group", lambda: True)
+    monkeypatch.setattr(stoppable_module, "get_kv_transfer_group", lambda: ours)
+    monkeypatch.setattr(stoppable_module, "find_ours", lambda group: group)
     model = SimpleNamespace(get_hidden_size=lambda: HIDDEN, dtype=torch.float32)
     config = SimpleNamespace(use_v2_model_runner=request.param == "v2", model_config=model)
     runner = (RunnerV2 if request.param == "v2" else RunnerV1)(ours)
@@ -185,7 +196,7 @@ def test_layers_done_are_those_before_the_stop(
 
 
 def test_without_our_connector_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "has_kv_transfer_group", lambda: False)
+    monkeypatch.setattr(stoppable_module, "has_kv_transfer_group", lambda: False)
 
     def execute_model(scheduler_output: Any) -> None:
         raise StopStep(1)

@@ -12,8 +12,8 @@ SCHEDULER = "conserve.engine.scheduler.ConserveScheduler"
 CONNECTOR = "ConserveConnector"
 CONNECTOR_MODULE = "conserve.engine.connector"
 MULTI = "MultiConnector"
-CPU_WORKER = "conserve.engine.worker.ConserveCPUWorker"
-GPU_WORKER = "conserve.engine.worker.ConserveGPUWorker"
+CPU_WORKER = "conserve.engine.cpu_worker.ConserveCPUWorker"
+GPU_WORKER = "conserve.engine.gpu_worker.ConserveGPUWorker"
 
 
 def vllm_arguments(

@@ -1,0 +1,25 @@
+"""`--worker-cls` on CUDA platforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conserve.engine.door import GPUWorker
+from conserve.engine.stoppable import StoppableSteps
+
+
+class ConserveGPUWorker(GPUWorker):  # type: ignore[misc]
+    """vLLM's, whose steps may be stopped."""
+
+    _steps = StoppableSteps()
+
+    def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().initialize_from_config(*args, **kwargs)
+        self._steps = StoppableSteps.of(self)
+        return result
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        return self._steps.execute(super().execute_model, scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        return self._steps.sample(super().sample_tokens, grammar_output)
