@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.config.offload import OffloadConfig, PrefetchOffloadConfig, UVAOffloadConfig
+from vllm.v1 import kv_cache_interface
+
 from conserve.engine import capabilities
 from conserve.engine.capabilities import (
+    REWRITTEN,
     layers_between_safepoints,
     passes_safepoints,
     why_not_stoppable,
@@ -39,10 +44,36 @@ def scheduler(*, num_layers: int = 32, **changes: Any) -> Any:
         "enabled": False,
         "runner_type": "generate",
         "get_num_layers": lambda parallel: num_layers,
+        "diffusion_config": None,
+        "engram_config": None,
+        "hisparse_config": None,
+        "offload_config": OffloadConfig(),
+        "prefill_context_parallel_size": 1,
+        "enable_eplb": False,
+        "enable_elastic_ep": False,
+        "enable_fault_tolerance": False,
+        "kv_cache_groups": [SimpleNamespace(kv_cache_spec=cache_of("FullAttentionSpec"))],
     } | changes
     part = SimpleNamespace(**values)
     part.parallel_config = part.model_config = part.vllm_config = part.aux_output_config = part
+    part.attention_config = part.kv_cache_config = part
     return part
+
+
+def cache_of(name: str, tokens_per_state: int = 1) -> Any:
+    """A kind of KV cache of vLLM's, without its sizes."""
+    spec = object.__new__(getattr(kv_cache_interface, name))
+    if tokens_per_state != 1:
+        object.__setattr__(spec, "tokens_per_state", tokens_per_state)
+    return spec
+
+
+def groups(*specs: Any) -> list[Any]:
+    return [SimpleNamespace(kv_cache_spec=spec) for spec in specs]
+
+
+def prefetching(**options: Any) -> OffloadConfig:
+    return OffloadConfig(prefetch=PrefetchOffloadConfig(offload_group_size=8), **options)
 
 
 @pytest.mark.parametrize("worker", [CPU_WORKER, GPU_WORKER])
@@ -67,12 +98,54 @@ def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
         ({"ec_transfer_config": object()}, "encoder output"),
         ({"enabled": True}, "auxiliary output"),
         ({"runner_type": "pooling"}, "pooling"),
+        ({"diffusion_config": object()}, "canvas"),
+        ({"engram_config": object()}, "n-gram layers"),
+        ({"hisparse_config": object()}, "between host and device"),
+        ({"offload_config": prefetching()}, "weights of the next layers"),
+        ({"offload_config": prefetching(offload_backend="prefetch")}, "weights of the next layers"),
+        ({"prefill_context_parallel_size": 2}, "several ranks"),
+        ({"enable_eplb": True}, "experts move"),
+        ({"enable_elastic_ep": True}, "come and go"),
+        ({"enable_fault_tolerance": True}, "ranks that fail"),
     ],
     ids=str,
 )
 def test_each_obstacle_is_named(change: dict[str, Any], words: str) -> None:
     reason = why_not_stoppable(scheduler(**change), EngineSettings(), has_connector=True)
     assert words in reason
+
+
+def test_weights_that_are_read_where_they_lie_leave_nothing_behind() -> None:
+    uva = OffloadConfig(uva=UVAOffloadConfig(cpu_offload_gb=4))
+    chosen = OffloadConfig(uva=uva.uva, offload_backend="uva")
+    for offload in (uva, chosen):
+        engine = scheduler(offload_config=offload)
+        assert why_not_stoppable(engine, EngineSettings(), has_connector=True) == ""
+
+
+def test_every_kind_of_cache_is_one_that_may_be_written_twice_or_not() -> None:
+    """By vLLM's own list. Rings and states beside the tokens do not survive it."""
+    kinds = {
+        name
+        for name, kind in inspect.getmembers(kv_cache_interface, inspect.isclass)
+        if issubclass(kind, kv_cache_interface.KVCacheSpec)
+    }
+    for name in kinds - {"UniformTypeKVCacheSpecs"}:
+        engine = scheduler(kv_cache_groups=groups(cache_of("FullAttentionSpec"), cache_of(name)))
+        reason = why_not_stoppable(engine, EngineSettings(), has_connector=True)
+        assert (reason == "") is (name in REWRITTEN), name
+    assert set(REWRITTEN) < kinds
+
+
+def test_layers_of_a_common_group_are_each_looked_at() -> None:
+    together = cache_of("UniformTypeKVCacheSpecs")
+    layers = {"one": cache_of("MLAAttentionSpec"), "two": cache_of("MLAAttentionSpec", 4)}
+    object.__setattr__(together, "kv_cache_specs", layers)
+    engine = scheduler(kv_cache_groups=groups(together))
+    reason = why_not_stoppable(engine, EngineSettings(), has_connector=True)
+    assert "written twice" in reason, "several tokens make one state"
+    layers.pop("two")
+    assert why_not_stoppable(engine, EngineSettings(), has_connector=True) == ""
 
 
 def test_settings_and_the_missing_connector_are_named() -> None:

@@ -21,7 +21,9 @@ def demo(
     ] = None,
     together_s: Annotated[
         float | None,
-        typer.Option(help="Seconds of chat with offline work, at most. [default: 168, less on some]"),
+        typer.Option(
+            help="Seconds of chat with offline work, at most. [default: 168, less on some]"
+        ),
     ] = None,
 ) -> None:
     """Summarise documents in the idle time of a chat, on the default model."""

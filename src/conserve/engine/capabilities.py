@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from conserve.engine.door import current_platform
@@ -13,31 +14,95 @@ CPU_RESPONSE_S = 0.1
 GPU_RESPONSE_S = 0.005
 
 
+Reasons = Iterator[tuple[bool, str]]
+"""(whether it holds, what to say of it)"""
+
+
 def why_not_stoppable(
     scheduler: SchedulerView, settings: EngineSettings, *, has_connector: bool
 ) -> str:
     """The reason why no step may be stopped between layers, or nothing if steps may be."""
     config = scheduler.vllm_config
-    parallel = config.parallel_config
-    reasons = (
-        (settings.stop == "off", "switched off (stop: off)"),
-        (not has_connector, "no ConserveConnector is configured (use `conserve serve`)"),
-        (not str(parallel.worker_cls).startswith("conserve."), "the worker class is not ours"),
-        (parallel.pipeline_parallel_size > 1, "pipeline stages run different layers"),
-        (parallel.nnodes > 1, "the stop flag reaches one host only"),
-        (scheduler.has_mamba_layers, "recurrent state is updated in place, layer by layer"),
-        (config.model_config.runner_type == "pooling", "a pooling model samples no tokens"),
-        (scheduler.is_encoder_decoder, "encoder-decoder models are not covered"),
-        (scheduler.num_spec_tokens > 0, "draft models keep state of their own"),
-        (
-            parallel.data_parallel_size > 1 and config.model_config.is_moe,
-            "layers of other replicas wait for those of this one",
-        ),
-        (parallel.use_ubatching, "two halves of a batch run in two threads"),
-        (config.ec_transfer_config is not None, "encoder output from elsewhere is not covered"),
-        (config.aux_output_config.enabled, "auxiliary output is recorded step by step"),
+    reasons = chain(
+        _of_start(config, settings, has_connector),
+        _of_model(scheduler),
+        _of_state(scheduler),
+        _of_ranks(config),
     )
     return next((reason for holds, reason in reasons if holds), "")
+
+
+def _of_start(config: Any, settings: EngineSettings, has_connector: bool) -> Reasons:
+    """How the engine was started."""
+    ours = str(config.parallel_config.worker_cls).startswith("conserve.")
+    yield settings.stop == "off", "switched off (stop: off)"
+    yield not has_connector, "no ConserveConnector is configured (use `conserve serve`)"
+    yield not ours, "the worker class is not ours"
+
+
+def _of_model(scheduler: SchedulerView) -> Reasons:
+    """What a step of the model is: it must end in a token that can be left out."""
+    config = scheduler.vllm_config
+    yield config.model_config.runner_type == "pooling", "a pooling model samples no tokens"
+    yield scheduler.is_encoder_decoder, "encoder-decoder models are not covered"
+    yield config.diffusion_config is not None, "a canvas is refined from step to step"
+    yield config.ec_transfer_config is not None, "encoder output from elsewhere is not covered"
+    yield config.aux_output_config.enabled, "auxiliary output is recorded step by step"
+
+
+def _of_state(scheduler: SchedulerView) -> Reasons:
+    """What a forward leaves to the next one, other than KV that is written again."""
+    config, caches = scheduler.vllm_config, _caches(scheduler.kv_cache_config)
+    yield scheduler.has_mamba_layers, "recurrent state is updated in place, layer by layer"
+    yield (
+        any(type(one).__name__ not in REWRITTEN or one.tokens_per_state != 1 for one in caches),
+        "a cache of this kind may not survive being written twice",
+    )
+    yield scheduler.num_spec_tokens > 0, "draft models keep state of their own"
+    yield config.engram_config is not None, "n-gram layers remember tokens beside the cache"
+    yield _prefetches_weights(config.offload_config), "weights of the next layers are on their way"
+    hisparse = config.attention_config.hisparse_config
+    yield hisparse is not None, "pages move between host and device within a forward"
+
+
+def _of_ranks(config: Any) -> Reasons:
+    """What else must stop at the same layer, or moves weights behind the forward."""
+    parallel = config.parallel_config
+    alone = parallel.data_parallel_size == 1 or not config.model_config.is_moe
+    yield parallel.pipeline_parallel_size > 1, "pipeline stages run different layers"
+    yield parallel.nnodes > 1, "the stop flag reaches one host only"
+    yield not alone, "layers of other replicas wait for those of this one"
+    yield parallel.prefill_context_parallel_size > 1, "parts of one prompt on several ranks"
+    yield parallel.use_ubatching, "two halves of a batch run in two threads"
+    yield parallel.enable_eplb, "experts move from rank to rank, by what forwards have counted"
+    yield parallel.enable_elastic_ep, "ranks of experts come and go"
+    yield parallel.enable_fault_tolerance, "ranks that fail are replaced between steps"
+
+
+REWRITTEN = (
+    "FullAttentionSpec",
+    "MLAAttentionSpec",
+    "SlidingWindowSpec",
+    "ChunkedLocalAttentionSpec",
+    "SinkFullAttentionSpec",
+)
+"""Kinds of KV cache where a position has a place of its own until its block is freed: a step that
+runs again writes over what it wrote, and reads nothing that it wrote over."""
+
+
+def _caches(kv_cache_config: Any) -> Iterator[Any]:
+    """What every layer's cache is, in vLLM's words."""
+    for group in kv_cache_config.kv_cache_groups:
+        spec = group.kv_cache_spec
+        yield from getattr(spec, "kv_cache_specs", {"all": spec}).values()
+
+
+def _prefetches_weights(offload: Any) -> bool:
+    """As vLLM's `create_offloader` chooses. The buffers go round: a forward that is not run to
+    its end leaves other layers' weights in them, for the next one to compute with."""
+    if offload.offload_backend == "auto":
+        return bool(offload.prefetch.offload_group_size > 0)
+    return bool(offload.offload_backend == "prefetch")
 
 
 def passes_safepoints(vllm_config: Any, grants: Mapping[str, int]) -> bool:

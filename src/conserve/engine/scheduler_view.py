@@ -13,6 +13,7 @@ class SchedulerView(Protocol):
     vllm_config: Any
     connector: Any
     """Its KV connector, or None."""
+    kv_cache_config: Any
     kv_cache_manager: Any
     block_size: int
     num_spec_tokens: int
