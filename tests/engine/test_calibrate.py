@@ -247,6 +247,22 @@ def test_every_sample_is_a_step_that_ran(
     assert not core.scheduler.requests
 
 
+def test_replicas_whose_forwards_are_collective_take_no_step_of_their_own(
+    make_core: MakeCore, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With experts spread over data-parallel replicas; of a dense model each is on its own."""
+    config_class = type(make_core().scheduler.vllm_config.model_config)
+    for is_moe, runs in ((True, False), (False, True)):
+        monkeypatch.setattr(config_class, "is_moe", is_moe)
+        core = make_core()
+        core.scheduler.vllm_config.parallel_config.data_parallel_size = 2
+        calibrate(core)
+        assert (core.engine.num_steps > 0) is runs
+        assert any("would wait for the other replicas" in line for line in log.lines) is not runs
+        assert not core.scheduler.requests
+        log.lines.clear()
+
+
 def test_a_kept_profile_needs_no_step(make_core: MakeCore, log: Log, tmp_path: Path) -> None:
     folder = tmp_path / "profiles"
     calibrate(make_core(profile_dir=str(folder)))

@@ -15,6 +15,7 @@ from conserve.core.calibration import (
 )
 from conserve.core.latency import StepShape
 from conserve.engine import profile_store
+from conserve.engine.capabilities import waits_for_replicas
 from conserve.engine.door import current_platform, init_logger
 from conserve.engine.others import OthersShare
 from conserve.engine.profile_bench import ProfileBench
@@ -41,8 +42,7 @@ def calibrate(engine_core: Any) -> None:
     path = profile_store.path_of(settings.profile_dir, config) if settings.profile_dir else None
     profile = _load(path) if path else None
     origin = f"from {path}"
-    generates = config.model_config.runner_type == "generate" and not config.is_mm_encoder_only
-    if profile is None and settings.profile_seconds > 0 and generates:
+    if profile is None and settings.profile_seconds > 0 and _may_run_steps(config):
         started, others = time.monotonic(), OthersShare()
         profile = _measure(engine_core, settings.profile_seconds)
         origin = f"measured in {time.monotonic() - started:.1f} s"
@@ -53,6 +53,15 @@ def calibrate(engine_core: Any) -> None:
         return
     scheduler.experience.recalibrator = Recalibrator(profile.model, profile.mean_error)
     _report(scheduler, profile, origin)
+
+
+def _may_run_steps(config: Any) -> bool:
+    """How many there are depends on this process's clock: none where others would have to take
+    as many. Those replicas learn while they serve."""
+    if waits_for_replicas(config):
+        logger.info("ConServe: no start-up profile: steps would wait for the other replicas")
+        return False
+    return bool(config.model_config.runner_type == "generate" and not config.is_mm_encoder_only)
 
 
 def _load(path: Any) -> Profile | None:

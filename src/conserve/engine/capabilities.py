@@ -68,15 +68,21 @@ def _of_state(scheduler: SchedulerView) -> Reasons:
 def _of_ranks(config: Any) -> Reasons:
     """What else must stop at the same layer, or moves weights behind the forward."""
     parallel = config.parallel_config
-    alone = parallel.data_parallel_size == 1 or not config.model_config.is_moe
     yield parallel.pipeline_parallel_size > 1, "pipeline stages run different layers"
     yield parallel.nnodes > 1, "the stop flag reaches one host only"
-    yield not alone, "layers of other replicas wait for those of this one"
+    yield waits_for_replicas(config), "layers of other replicas wait for those of this one"
     yield parallel.prefill_context_parallel_size > 1, "parts of one prompt on several ranks"
     yield parallel.use_ubatching, "two halves of a batch run in two threads"
     yield parallel.enable_eplb, "experts move from rank to rank, by what forwards have counted"
     yield parallel.enable_elastic_ep, "ranks of experts come and go"
     yield parallel.enable_fault_tolerance, "ranks that fail are replaced between steps"
+
+
+def waits_for_replicas(vllm_config: Any) -> bool:
+    """Whether every forward is one of all data-parallel replicas together, as experts that are
+    spread over them make it: a step that some take and others do not waits for ever."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    return bool(parallel.data_parallel_size > 1 and model.is_moe)
 
 
 REWRITTEN = (
