@@ -19,8 +19,8 @@ from conserve.bench.demo.conditions import Conditions
 from conserve.bench.demo.plan import DemoPlan
 from conserve.bench.demo.results import Period, Results, figures, table, write_results
 from conserve.bench.demo.screen import Screen, rates, sparkline
-from conserve.bench.processors import Taken
 from conserve.bench.scale import REFERENCE
+from conserve.metrics.processors import Taken
 from conserve.metrics.records import RequestRecord, read_records
 
 pytestmark = pytest.mark.anyio

@@ -22,8 +22,6 @@ from conserve.metrics import CUT_OFF
 SLOW = Speed(84.0, 8.0, 36.0)
 LAPTOP = Speed(500.0, 20.0, 73.0)
 FAST = Speed(24_000.0, 200.0, 2_500.0)
-NOBODY = 4_000_001
-"""A session without processes."""
 
 
 @dataclass
@@ -80,7 +78,7 @@ def both_periods(in_virtual_time: Any, connect: Any) -> Any:
             client = DemoClient(http, "m", seen, plan)
             prompts = chat_prompts(plan.seed, plan.excerpt_words)
             screen = Screen(seen, Console(quiet=True))
-            demo = _Periods(client, prompts, screen, plan, NOBODY)
+            demo = _Periods(client, prompts, screen, plan)
             return seen, await demo.alone(), await demo.together()
 
     return lambda server, plan: in_virtual_time(main(server, plan))

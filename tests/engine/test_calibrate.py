@@ -23,6 +23,7 @@ from conserve.engine.calibrate import calibrate
 from conserve.engine.profile_script import Reach
 from conserve.engine.settings import EngineSettings
 from conserve.engine.steps import GENERIC_MODEL
+from conserve.metrics.processors import NOTHING, Taken
 from tests.engine.device import Device
 from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
@@ -107,22 +108,13 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
-class OthersHad:
-    """Stands in for the look at the processors."""
-
-    share = 0.0
-
-    def since_start(self) -> float:
-        return self.share
-
-
 MakeCore = Callable[..., Core]
 
 
 @pytest.fixture
 def make_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeCore]:
     made: list[Any] = []
-    monkeypatch.setattr(module, "OthersShare", OthersHad)
+    monkeypatch.setattr(module, "taken", lambda *_: NOTHING)
 
     def make(
         depth: int = 1,
@@ -400,14 +392,14 @@ def test_few_samples_give_a_rough_model_and_not_a_guess(
 def test_a_disturbed_profile_serves_and_is_not_kept(
     make_core: MakeCore, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OthersHad, "share", 0.4)
+    monkeypatch.setattr(module, "taken", lambda *_: Taken(others=0.4))
     folder = tmp_path / "profiles"
     core = make_core(profile_dir=str(folder))
     calibrate(core)
     assert "others had 40 % of the processors" in log.warnings[0]
     assert_recovers(core.scheduler.experience.model, SHAPES)
     assert not folder.exists()
-    monkeypatch.setattr(OthersHad, "share", 0.0)
+    monkeypatch.setattr(module, "taken", lambda *_: NOTHING)
     calibrate(make_core(profile_dir=str(folder)))
     assert stored(folder)
 

@@ -17,11 +17,11 @@ from conserve.core.latency import StepShape
 from conserve.engine import profile_store
 from conserve.engine.capabilities import waits_for_replicas
 from conserve.engine.door import current_platform, init_logger
-from conserve.engine.others import OthersShare
 from conserve.engine.profile_bench import ProfileBench
 from conserve.engine.profile_script import CPU_REACH, GPU_REACH
 from conserve.engine.profile_store import Profile, UnreadableProfileError
 from conserve.engine.steps import GENERIC_MODEL
+from conserve.metrics.processors import Taken, read_cpu_times, taken
 
 logger = init_logger("vllm.conserve")
 
@@ -43,11 +43,12 @@ def calibrate(engine_core: Any) -> None:
     profile = _load(path) if path else None
     origin = f"from {path}"
     if profile is None and settings.profile_seconds > 0 and _may_run_steps(config):
-        started, others = time.monotonic(), OthersShare()
+        started, before = time.monotonic(), read_cpu_times()
         profile = _measure(engine_core, settings.profile_seconds)
-        origin = f"measured in {time.monotonic() - started:.1f} s"
+        seconds = time.monotonic() - started
+        origin = f"measured in {seconds:.1f} s"
         if profile is not None and path is not None:
-            origin += _keep(path, config, profile, others.since_start())
+            origin += _keep(path, config, profile, taken(before, read_cpu_times(), seconds))
     if profile is None:
         logger.warning("ConServe: no latency profile; starting from a generic one")
         return
@@ -72,15 +73,15 @@ def _load(path: Any) -> Profile | None:
         return None
 
 
-def _keep(path: Any, config: Any, profile: Profile, others_share: float) -> str:
+def _keep(path: Any, config: Any, profile: Profile, disturbed: Taken) -> str:
     """Save a profile that is worth it; says so."""
-    shared = current_platform.is_cpu() and others_share > MOST_KEPT_SHARE
+    shared = current_platform.is_cpu() and disturbed.share > MOST_KEPT_SHARE
     if shared or profile.mean_error > WORST_KEPT_ERROR:
         logger.warning(
             "ConServe: the latency profile is not kept, and measured again at the next start: "
             "its mean error is %.0f %%, and others had %.0f %% of the processors meanwhile",
             100 * profile.mean_error,
-            100 * others_share,
+            100 * disturbed.share,
         )
         return ""
     try:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conserve.bench.demo.plan import DemoPlan
-from conserve.bench.processors import NOTHING, Taken
 from conserve.bench.scale import Speed
+from conserve.metrics.processors import NOTHING, Taken
 
 NOTICED = 0.1
 """Of the processors: less is what an idle desktop takes for itself."""

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from conserve.bench.demo.client import DemoError, Seen
 from conserve.bench.demo.conditions import Conditions
-from conserve.bench.processors import CpuTimes
 from conserve.metrics.percentiles import percentile
+from conserve.metrics.processors import CpuTimes
 from conserve.metrics.records import write_records
 from conserve.metrics.summary import throughput
 

@@ -21,11 +21,11 @@ from conserve.bench.demo.plan import DemoPlan, Wanted, plan_for
 from conserve.bench.demo.results import Period, Results, write_results
 from conserve.bench.demo.screen import Screen
 from conserve.bench.demo.texts import chat_prompts, documents
-from conserve.bench.processors import CpuTimes, read_cpu_times, taken
 from conserve.bench.prompts import body_of
 from conserve.bench.scale import Speed, scale_of
 from conserve.bench.server import Server, ServerDiedError, free_port
 from conserve.bench.speed import SpeedError, measure
+from conserve.metrics.processors import CpuTimes, read_cpu_times, taken
 
 TOTAL_S = 345.0
 """From the start of the first server to the end of the second period."""
@@ -121,7 +121,7 @@ async def _drive(
         await client.warm_up(prompts)
         sampling = asyncio.create_task(client.sample())
         refreshing = asyncio.create_task(screen.keep_fresh(client.now_s))
-        demo = _Periods(client, prompts, screen, plan, server.pid)
+        demo = _Periods(client, prompts, screen, plan)
         try:
             alone = await demo.alone()
             await asyncio.sleep(DRAIN_S)
@@ -140,8 +140,6 @@ class _Periods:
     prompts: Iterator[str]
     screen: Screen
     plan: DemoPlan
-    session: int
-    """Of the server's processes."""
 
     async def alone(self) -> Period:
         """Chat for its time; then what is not answered yet is waited for, with patience."""
@@ -177,7 +175,7 @@ class _Periods:
     def _begin(self, name: str, most_s: float) -> tuple[float, CpuTimes | None]:
         start_s = self.client.now_s()
         self.screen.phase(name, start_s, start_s + most_s)
-        return start_s, read_cpu_times(self.session)
+        return start_s, read_cpu_times()
 
     def _end(self, name: str, start_s: float, cpu_times: CpuTimes | None) -> Period:
-        return Period(name, start_s, self.client.now_s(), (cpu_times, read_cpu_times(self.session)))
+        return Period(name, start_s, self.client.now_s(), (cpu_times, read_cpu_times()))

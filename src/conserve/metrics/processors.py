@@ -6,6 +6,7 @@ Read from /proc; where that tells nothing, nothing is said.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,8 @@ PROC = Path("/proc")
 WORKING = (0, 1, 2, 5, 6)
 """Columns of a CPU's line in /proc/stat: user, nice, system, irq, softirq."""
 STEAL = 7
-SESSION, USER, SYSTEM = 3, 11, 12
-"""Fields of /proc/PID/stat behind the name: the session, and ticks spent in both modes."""
+PARENT, USER, SYSTEM = 1, 11, 12
+"""Fields of /proc/PID/stat behind the name: the parent, and ticks spent in both modes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class Taken:
 NOTHING = Taken()
 
 
-def read_cpu_times(session: int, proc: Path = PROC) -> CpuTimes | None:
-    """The times as they stand; ours are those of this process and of every process of `session`."""
+def read_cpu_times(proc: Path = PROC) -> CpuTimes | None:
+    """The times as they stand; ours are this process's and those of all that descend from it."""
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
     try:
         lines = [line.split() for line in (proc / "stat").read_text().splitlines()]
@@ -55,7 +56,7 @@ def read_cpu_times(session: int, proc: Path = PROC) -> CpuTimes | None:
         stolen = sum(row[STEAL] for row in columns)
     except (OSError, ValueError, IndexError):
         return None
-    return CpuTimes(working * tick_s, _own_ticks(session, proc) * tick_s, stolen * tick_s)
+    return CpuTimes(working * tick_s, _own_ticks(proc) * tick_s, stolen * tick_s)
 
 
 def taken(before: CpuTimes | None, after: CpuTimes | None, seconds: float) -> Taken:
@@ -68,14 +69,20 @@ def taken(before: CpuTimes | None, after: CpuTimes | None, seconds: float) -> Ta
     return Taken(max(0.0, others_s / whole_s), max(0.0, stolen_s / whole_s))
 
 
-def _own_ticks(session: int, proc: Path) -> int:
-    ticks = 0
+def _own_ticks(proc: Path) -> int:
+    children, ticks = defaultdict(list), {}
     for stat in proc.glob("[0-9]*/stat"):
         try:
             # A program's name may hold spaces and brackets.
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has ended
-        if int(fields[SESSION]) == session or int(stat.parent.name) == os.getpid():
-            ticks += int(fields[USER]) + int(fields[SYSTEM])
-    return ticks
+        pid = int(stat.parent.name)
+        children[int(fields[PARENT])].append(pid)
+        ticks[pid] = int(fields[USER]) + int(fields[SYSTEM])
+    total, ours = 0, [os.getpid()]
+    while ours:
+        pid = ours.pop()
+        total += ticks.get(pid, 0)
+        ours += children[pid]
+    return total
