@@ -18,7 +18,8 @@ def blocks_cost(first: int, end: int, block_size: int) -> int:
 
 def lacking_blocks(request: RequestView, block_size: int) -> int:
     """Blocks a request needs beyond its own for all its known tokens."""
-    return max(0, blocks_for(request.num_tokens, block_size) - request.num_blocks)
+    lacking = -(-request.num_tokens // block_size) - request.num_blocks
+    return lacking if lacking > 0 else 0
 
 
 def promised_blocks(running: Iterable[RequestView], block_size: int) -> int:

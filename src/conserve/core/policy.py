@@ -270,4 +270,4 @@ class Policy:
             return bounded and self._may_stop
         worn = self.settings.max_stops
         views = (*self.snapshot.running, *self.snapshot.waiting_offline)
-        return not any(r.num_stops >= worn for r in views if self.step.has(r))
+        return self._may_stop or not any(r.num_stops >= worn for r in views if self.step.has(r))

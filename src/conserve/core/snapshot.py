@@ -91,7 +91,7 @@ class Snapshot:
     """How long the restores under way will take."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunningByClass:
     """The running requests of a snapshot, each in one list, in the order in which they run."""
 
@@ -102,16 +102,23 @@ class RunningByClass:
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> RunningByClass:
-        width, running = snapshot.decode_width, cls([], [], [], [])
+        width = snapshot.decode_width
+        # Local names, since this is a good part of a decision's time.
+        online_decodes: list[RequestView] = []
+        online_prefills: list[RequestView] = []
+        offline_decodes: list[RequestView] = []
+        offline_prefills: list[RequestView] = []
         for request in snapshot.running:
-            left = request.num_tokens - request.num_computed_tokens
             # A prompt whose last token is all that is left still owes its first token.
-            decodes = request.last_token_s is not None and left <= width
+            decodes = (
+                request.last_token_s is not None
+                and request.num_tokens - request.num_computed_tokens <= width
+            )
             if request.online:
-                (running.online_decodes if decodes else running.online_prefills).append(request)
+                (online_decodes if decodes else online_prefills).append(request)
             else:
-                (running.offline_decodes if decodes else running.offline_prefills).append(request)
-        return running
+                (offline_decodes if decodes else offline_prefills).append(request)
+        return cls(online_decodes, online_prefills, offline_decodes, offline_prefills)
 
     @property
     def online(self) -> list[RequestView]:

@@ -85,19 +85,23 @@ class StepBuilder:
     def start(self, request: RequestView, reserve: int, limit_s: float, at_least: int = 0) -> int:
         """A waiting request's first chunk, if a slot, its blocks and `reserve` more are free;
         returns its size."""
-        if not self._has_room(request, reserve):
+        need = lacking_blocks(request, self._block_size)
+        if self.slots_left < 1 or need + reserve > self.blocks_left:
             return 0
         granted = self.grant_prefill(request, limit_s, at_least)
         if granted:
-            self._admit(request)
+            self.slots_left -= 1
+            self.blocks_left -= need
         return granted
 
     def restore(self, request: RequestView, num_tokens: int, reserve: int) -> bool:
         """Bring a waiting request's checkpoint back, on the same terms as `start`."""
-        if not self._has_room(request, reserve):
+        need = lacking_blocks(request, self._block_size)
+        if self.slots_left < 1 or need + reserve > self.blocks_left:
             return False
         self.restores[request.request_id] = num_tokens
-        self._admit(request)
+        self.slots_left -= 1
+        self.blocks_left -= need
         return True
 
     def release(self, requests: Iterable[RequestView], *, slots: bool) -> None:
@@ -106,11 +110,3 @@ class StepBuilder:
             self.displaced[request.request_id] = request
             self.blocks_left += request.num_blocks
             self.slots_left += slots
-
-    def _has_room(self, request: RequestView, reserve: int) -> bool:
-        need = lacking_blocks(request, self._block_size) + reserve
-        return self.slots_left > 0 and need <= self.blocks_left
-
-    def _admit(self, request: RequestView) -> None:
-        self.slots_left -= 1
-        self.blocks_left -= lacking_blocks(request, self._block_size)

@@ -120,6 +120,7 @@ def best_offline_tokens(
 ) -> int:
     """`best_step_tokens` of a step that has every offline decode, and prompts behind them."""
     decodes = running.offline_decodes
+    num_decodes = len(decodes)
     context = max((r.num_computed_tokens for r in running.offline_prefills), default=0)
     decode_context = sum(r.num_computed_tokens for r in decodes)
     decode_tokens = sum(r.num_tokens - r.num_computed_tokens for r in decodes)
@@ -127,7 +128,7 @@ def best_offline_tokens(
     def predict_s(num_tokens: int) -> float:
         chunk = max(0, num_tokens - decode_tokens)
         pairs = chunk * (context + chunk / 2)
-        return model.predict_s(StepShape(num_tokens, pairs, len(decodes), decode_context))
+        return model.predict_s(StepShape(num_tokens, pairs, num_decodes, decode_context))
 
     return best_step_tokens(
         predict_s, interruption_rate, min(most, max(decode_tokens, least)), most
