@@ -115,7 +115,11 @@ def test_a_line_of_a_batch_is_named(label: str, request_id: str, found: Any) -> 
 
 def test_only_the_requests_own_span_gets_its_notes() -> None:
     made: list[dict[str, Any]] = []
-    module = SimpleNamespace(instrument_manual=lambda **span: made.append(span))
+
+    def instrument_manual(span_name: str, attributes: dict[str, Any] | None = None) -> None:
+        made.append({"span_name": span_name, "attributes": attributes})
+
+    module = SimpleNamespace(instrument_manual=instrument_manual)
 
     class OutputProcessor:
         def do_tracing(self, engine_core_output: Any, req_state: Any, stats: Any) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 from conserve.engine.queue import is_online
@@ -86,8 +87,10 @@ def say_more_in_spans(module: Any) -> None:
             _notes.reset(token)
 
     @wraps(instrument_manual)
-    def with_notes(*args: Any, attributes: dict[str, Any], **others: Any) -> Any:
-        return instrument_manual(*args, attributes={**attributes, **_notes.get()}, **others)
+    def with_notes(*args: Any, **kwargs: Any) -> Any:
+        call = signature(instrument_manual).bind(*args, **kwargs)
+        call.arguments["attributes"] = {**(call.arguments.get("attributes") or {}), **_notes.get()}
+        return instrument_manual(*call.args, **call.kwargs)
 
     module.OutputProcessor.do_tracing = noted
     module.instrument_manual = with_notes
