@@ -78,6 +78,9 @@ class StandInDevice:
         self.compute = StandInStream(self, "compute")
         self.streams = [self.compute]
 
+    def prepare_thread(self) -> None:
+        """A thread is as good as another."""
+
     def compute_stream(self) -> StandInStream:
         return self.compute
 

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conserve.engine.checkpoint import disk, packing
-from conserve.engine.checkpoint.packing import Packing, UnknownLayoutError, write_token
+from conserve.engine.checkpoint.packing import Packing, Part, UnknownLayoutError, write_token
 from conserve.engine.checkpoint.store import SlotStore
 from conserve.engine.door import cpu_attn_reshape_and_cache, current_platform
 from tests.engine.layers import CPU, FLASH, TRITON, attention_layer
@@ -80,8 +80,13 @@ def write_cpu(isa: str, plane: torch.Tensor, block: int, token: int, content: to
     cpu_attn_reshape_and_cache(*new, *views, torch.tensor([block * TOKENS + token]), isa)
 
 
+def rows(pages: torch.Tensor) -> list[Part]:
+    """A layout that keeps one contiguous row of content a token and head."""
+    return [Part(pages, 3, 1)]
+
+
 LAYOUTS: dict[str, tuple[str, torch.dtype, Writer, Packing]] = {
-    **{name: (name, torch.bfloat16, write_row, packing.rows) for name in ORDERS},
+    **{name: (name, torch.bfloat16, write_row, rows) for name in ORDERS},
     "cpu bf16": ("LBHNC", torch.bfloat16, partial(write_cpu, "vec"), packing.cpu),
     "cpu f16": ("LBHNC", torch.float16, partial(write_cpu, "vec16"), packing.cpu),
     "cpu f32": ("LBHNC", torch.float32, partial(write_cpu, "vec"), packing.cpu),
@@ -153,9 +158,9 @@ def test_tokens_come_back_as_they_were(name: str, cuts: list[int]) -> None:
 @pytest.mark.parametrize(
     ("name", "careless"),
     [
-        ("cpu bf16", packing.rows),
+        ("cpu bf16", rows),
         ("cpu bf16", packing.cpu_amx),
-        pytest.param("cpu amx", packing.rows, marks=needs_amx),
+        pytest.param("cpu amx", rows, marks=needs_amx),
         pytest.param("cpu amx", packing.cpu, marks=needs_amx),
     ],
 )
@@ -222,7 +227,7 @@ def test_blocks_of_several_kernel_pages() -> None:
         plane.copy_(torch.rand(plane.shape))
     before = [plane.clone() for plane in kernel_blocks]
     planes = [plane.unflatten(0, (BLOCKS // 2, 2)) for plane in kernel_blocks]
-    store = SlotStore(planes, num_slots=2, packing=packing.rows)
+    store = SlotStore(planes, num_slots=2, packing=rows)
     assert SlotStore.slot_bytes(planes) == 2 * LAYERS * HEADS * TOKENS * CONTENT * 2
     assert store.write([1], [1], [(3, TOKENS + 7)]) == set()
     assert store.read([1], [0], [(3, TOKENS + 7)]) == set()
@@ -239,7 +244,7 @@ def test_layers_of_two_shapes_share_a_slot() -> None:
     for plane in planes:
         plane.copy_(torch.rand(plane.shape))
     before = [plane.clone() for plane in planes]
-    store = SlotStore(planes, num_slots=2, packing=packing.rows)
+    store = SlotStore(planes, num_slots=2, packing=rows)
     assert store.write([1], [1], [(0, 9)]) == store.read([1], [4], [(0, 9)]) == set()
     for plane, was in zip(planes, before, strict=True):
         assert torch.equal(plane[4][:, :9], was[1][:, :9])
@@ -264,8 +269,8 @@ class TestPackingFor:
     @pytest.mark.parametrize(
         ("backend", "isa", "expected"),
         [
-            (FLASH, "", packing.rows),
-            (TRITON, "", packing.rows),
+            (FLASH, "", packing.whole),
+            (TRITON, "", packing.whole),
             (CPU, "vec", packing.cpu),
             (CPU, "vec16", packing.cpu),
             (CPU, "no such", packing.whole),
@@ -284,7 +289,7 @@ class TestPackingFor:
     def test_a_kernel_that_packs_otherwise_is_noticed(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(packing.CPU_PACKINGS, "vec", packing.rows)
+        monkeypatch.setitem(packing.CPU_PACKINGS, "vec", rows)
         plane = planes_in("LBHNC")[0]
         assert packing.packing_for(attention_layer(CPU, "vec"), plane) is packing.whole
 

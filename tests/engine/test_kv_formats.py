@@ -1,5 +1,5 @@
-"""Every form in which vLLM keeps KV, by vLLM's own lists, and what copies make of it: rows of
-tokens, whole blocks, or nothing at all."""
+"""Every form in which vLLM keeps KV, by vLLM's own lists, and what copies make of it: whole
+blocks, parts of them where a CPU kernel's layout is known, or nothing at all."""
 
 from __future__ import annotations
 
@@ -20,30 +20,32 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, KVQuantMode
 
 from conserve.engine.checkpoint.packing import (
     CPU_BACKEND,
-    ROW_BACKENDS,
-    ROW_MODES,
-    is_right,
     packing_for,
-    rows,
     whole,
 )
+from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.sizes import why_no_checkpoints
 from conserve.engine.settings import EngineSettings
-from tests.engine.layers import FLASH, attention_layer
+from tests.engine.layers import attention_layer
 
 pytestmark = pytest.mark.engine
 
-IN_ROWS = {
+DATA_TYPES = {
     "auto", "float16", "bfloat16",
     "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla",  # scales of a whole layer, or inside
-    "int4_per_token_head", "int8_per_token_head", "fp8_per_token_head",  # scales in the row
-}  # fmt: skip
-IN_WHOLE_BLOCKS = {
+    "int4_per_token_head", "int8_per_token_head", "fp8_per_token_head",  # scales beside a token
     "nvfp4", "nvfp4_4over6",  # scales behind the data of a page
     "nvfp4_ds_mla", "ultraquant_4bit",
     "turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc",
 }  # fmt: skip
-"""Of a backend that keeps rows: how the data type changes that."""
+"""Of each, a block's page holds all that it takes to read its tokens again, but for what a layer
+has once and for all."""
+QUANT_MODES = {
+    "NONE", "FP8_PER_TENSOR",
+    "FP8_PER_TOKEN_HEAD", "INT8_PER_TOKEN_HEAD", "INT4_PER_TOKEN_HEAD",
+    "NVFP4", "NVFP4_DS_MLA", "ULTRAQUANT_4BIT",
+    "TURBOQUANT_K8V4", "TURBOQUANT_4BIT_NC", "TURBOQUANT_K3V4_NC", "TURBOQUANT_3BIT_NC",
+}  # fmt: skip
 
 COPIED = {"FullAttentionSpec", "MLAAttentionSpec"}
 REFUSED = {
@@ -65,32 +67,18 @@ REFUSED = {
 }
 
 
-def test_every_data_type_of_a_cache_is_placed() -> None:
-    assert set(get_args(CacheDType)) == IN_ROWS | IN_WHOLE_BLOCKS
-    plane = torch.zeros(4, 2, 16, 64)
-    for name in get_args(CacheDType):
-        expected = rows if name in IN_ROWS else whole
-        for backend in ROW_BACKENDS:
-            found = packing_for(attention_layer(backend, kv_cache_dtype=name), plane)
-            assert found is expected, (backend, name)
+def test_every_data_type_of_a_cache_has_been_looked_at() -> None:
+    assert set(get_args(CacheDType)) == DATA_TYPES
+    assert {mode.name for mode in KVQuantMode} == QUANT_MODES
 
 
-def test_every_way_to_quantise_is_placed() -> None:
-    placed = {
-        "NVFP4", "NVFP4_DS_MLA", "ULTRAQUANT_4BIT",
-        "TURBOQUANT_K8V4", "TURBOQUANT_4BIT_NC", "TURBOQUANT_K3V4_NC", "TURBOQUANT_3BIT_NC",
-    }  # fmt: skip
-    assert {mode.name for mode in KVQuantMode} == placed | set(ROW_MODES)
-
-
-def test_every_backend_that_is_not_known_goes_by_whole_blocks() -> None:
+def test_every_backend_but_that_of_cpus_goes_by_whole_blocks() -> None:
     """By its class, not by the name that it gives itself: AITER's page is shuffled and it calls
     itself FLASH_ATTN."""
-    known = {*ROW_BACKENDS, CPU_BACKEND}
     paths = {str(one.value) for one in AttentionBackendEnum if one.value}
-    assert known < paths, "one of ours is gone"
+    assert CPU_BACKEND in paths, "ours is gone"
     plane = torch.zeros(4, 2, 16, 64)
-    for path in paths - known:
+    for path in paths - {CPU_BACKEND}:
         assert packing_for(attention_layer(path, called="FLASH_ATTN"), plane) is whole, path
 
 
@@ -137,17 +125,15 @@ def test_of_the_kinds_that_are_copied_those_that_keep_every_token(name: str) -> 
         assert "without full attention" in reason(attention(name, **other)), other
 
 
-def write_nvfp4(block: torch.Tensor, token: int) -> None:
-    """A token of one side where vLLM's own views place it: data, and scales."""
-    for view in nvfp4_split_data_scale(block.unsqueeze(0)):
-        view[0, :, token].view(torch.uint8).fill_(1)
-
-
-def test_nvfp4_pages_are_no_rows() -> None:
-    """A row of 64 + 8 bytes in the page's shape is not where a token's bytes lie."""
-    shape = (2, 16, 72)
-    assert not is_right(rows, shape, torch.uint8, write_nvfp4)
-    assert is_right(whole, shape, torch.uint8, write_nvfp4)
-    plane = torch.zeros(4, *shape, dtype=torch.uint8)
-    flash = FLASH.replace("flash_attn.FlashAttention", "flashinfer.FlashInfer")
-    assert packing_for(attention_layer(flash, kv_cache_dtype="nvfp4"), plane) is whole
+def test_an_nvfp4_page_goes_with_its_scales() -> None:
+    """Data and scales where vLLM's own views place them."""
+    pages = torch.zeros(4, 2, 16, 72, dtype=torch.uint8)
+    for value, view in enumerate(nvfp4_split_data_scale(pages)):
+        view[1].view(torch.uint8).fill_(value + 1)
+    copies = BlockRows([pages])
+    staged = torch.zeros((1, copies.slot_bytes), dtype=torch.int8)
+    copies.gather([1], staged)
+    copies.scatter(staged, [3])
+    for value, view in enumerate(nvfp4_split_data_scale(pages)):
+        assert view[3].view(torch.uint8).eq(value + 1).all()
+    assert not pages[[0, 2]].any()

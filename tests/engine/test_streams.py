@@ -12,11 +12,12 @@ pytest.importorskip("vllm")
 import torch
 
 from conserve.engine.checkpoint import streams
+from conserve.engine.checkpoint.copier import StreamCopier
 from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.slots import HostSlots
-from conserve.engine.checkpoint.streams import StreamCopier, StreamCopies, staging_buffers
+from conserve.engine.checkpoint.streams import StreamCopies, staging_buffers
 from tests.engine.stream_device import StandInDevice
 
 pytestmark = pytest.mark.engine

@@ -55,6 +55,14 @@ class CudaDevice:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
+    def prepare_thread(self) -> None:
+        torch.cuda.set_device(self._device)
+        # vLLM may be capturing CUDA graphs meanwhile, in the mode that forbids all other threads
+        # what may have to wait for the device, unless a thread says that it knows.
+        with suppress(OSError, AttributeError):
+            mode = ctypes.c_int(RELAXED)
+            ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+
     def compute_stream(self) -> CudaStream:
         return CudaStream(torch.cuda.current_stream(self._device))
 
@@ -71,14 +79,6 @@ class CudaDevice:
         return float(begun.elapsed_time(done)) / 1e3
 
     # Pinned memory, `checkpoint.pinned.Pinning`
-
-    def prepare_thread(self) -> None:
-        torch.cuda.set_device(self._device)
-        # vLLM captures CUDA graphs meanwhile, in the mode that forbids any other thread what may
-        # have to wait for the device, unless that thread says it knows.
-        with suppress(OSError, AttributeError):
-            mode = ctypes.c_int(RELAXED)
-            ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
     def pin(self, address: int, num_bytes: int) -> None:
         error = torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)

@@ -37,7 +37,6 @@ DOORS = {
     "engine_core_module": "vllm.v1.engine.core:",
     "get_cgroup_memory_limit": "vllm.utils.cpu_resource_utils",
     "get_cgroup_memory_usage": "vllm.utils.cpu_resource_utils",
-    "get_kv_quant_mode": "vllm.v1.kv_cache_interface",
     "get_kv_transfer_group": "vllm.distributed.kv_transfer",
     "has_kv_transfer_group": "vllm.distributed.kv_transfer",
     "group_kernel_blocks": "vllm.v1.kv_cache_interface",

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from conserve.engine.checkpoint.copy_queue import CopyQueue, Moves, Piece
 from conserve.engine.checkpoint.orders import Orders, Report
+from conserve.engine.checkpoint.streams import StreamCopies
 from conserve.engine.door import init_logger
 
 logger = init_logger("vllm.conserve")
@@ -73,15 +74,41 @@ def attempt(copy: Callable[[], set[int]], slots: Sequence[int]) -> set[int]:
         return set(slots)
 
 
-class ThreadCopier:
-    """For CPUs: one thread of its own, off the forward's critical path."""
+class BesideTheForward:
+    """A thread that works while there is something to copy."""
 
-    def __init__(self, copies: BlockCopies, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._copies, self._queue = copies, copies.queue
-        self._clock = clock
+    def __init__(
+        self, queue: CopyQueue, prepare: Callable[[], None], work: Callable[[], None]
+    ) -> None:
+        """`prepare` is called in the thread first, `work` while the queue has any."""
+        self._queue, self._prepare, self._work = queue, prepare, work
         self._closed = False
         self._thread = Thread(target=self._run, name="conserve-copier", daemon=True)
         self._thread.start()
+
+    def close(self) -> None:
+        with self._queue.changed:
+            self._closed = True
+            self._queue.changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        self._prepare()
+        queue = self._queue
+        while True:
+            with queue.changed:
+                queue.changed.wait_for(lambda: queue.has_work() or self._closed)
+                if self._closed:
+                    return
+            self._work()
+
+
+class ThreadCopier:
+    """For CPUs: copies in a thread, off the forward's critical path."""
+
+    def __init__(self, copies: BlockCopies, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._queue, self._clock = copies.queue, clock
+        self._thread = BesideTheForward(copies.queue, _leave_the_forwards_core, copies.advance)
 
     def begin_step(self, orders: Orders) -> None:
         queue = self._queue
@@ -96,20 +123,29 @@ class ThreadCopier:
         return self._queue.take_report()
 
     def close(self) -> None:
-        with self._queue.changed:
-            self._closed = True
-            self._queue.changed.notify_all()
-        self._thread.join()
+        self._thread.close()
 
-    def _run(self) -> None:
-        _leave_the_forwards_core()
-        queue = self._queue
-        while True:
-            with queue.changed:
-                queue.changed.wait_for(lambda: queue.has_work() or self._closed)
-                if self._closed:
-                    return
-            self._copies.advance()
+
+class StreamCopier:
+    """For devices with streams: a thread that keeps them busy."""
+
+    def __init__(self, copies: StreamCopies) -> None:
+        self._copies = copies
+        self._thread = BesideTheForward(copies.queue, copies.prepare_thread, self._pump)
+
+    def begin_step(self, orders: Orders) -> None:
+        self._copies.begin_step(orders)
+
+    def report(self) -> Report | None:
+        return self._copies.report()
+
+    def close(self) -> None:
+        self._thread.close()
+        self._copies.close()
+
+    def _pump(self) -> None:
+        if not self._copies.pump():
+            self._copies.wait_for_room()
 
 
 def _leave_the_forwards_core() -> None:

@@ -42,6 +42,9 @@ class Stream(Protocol[AnEvent]):
 
 
 class Device(Protocol[AnEvent]):
+    def prepare_thread(self) -> None:
+        """Call in a thread of one's own before anything else is asked of the device there."""
+
     def compute_stream(self) -> Stream[AnEvent]:
         """The one that the calling thread's forwards are queued on."""
 

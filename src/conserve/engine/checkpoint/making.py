@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from conserve.engine.checkpoint import disk
-from conserve.engine.checkpoint.copier import BlockCopies, Copier, ThreadCopier
+from conserve.engine.checkpoint.copier import BlockCopies, Copier, StreamCopier, ThreadCopier
 from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.device import Device
 from conserve.engine.checkpoint.packing import Packing, packing_for, whole
@@ -19,7 +19,7 @@ from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.sizes import PoolSize
 from conserve.engine.checkpoint.slots import HostSlots
 from conserve.engine.checkpoint.store import SlotStore
-from conserve.engine.checkpoint.streams import StreamCopier, StreamCopies, staging_buffers
+from conserve.engine.checkpoint.streams import StreamCopies, staging_buffers
 from conserve.engine.door import group_kernel_blocks
 from conserve.engine.settings import EngineSettings
 

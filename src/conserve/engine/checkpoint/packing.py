@@ -1,9 +1,9 @@
-"""Where the KV of a token range lies inside a block, for each layout that vLLM 0.32 uses.
+"""Where the KV of a token range lies inside a block, for each layout that vLLM's CPU kernels use.
+On other devices blocks are copied whole (rows.py).
 
 vLLM hands every layer's KV as [num_blocks, num_kv_heads, block_size, content], whatever the
 order in memory, but the last two axes do not always mean what they say:
 
-    rows      [heads, token, K and V]                 FlashAttention and the other GPU backends
     cpu       [heads, [K: dim, token] [V: token, dim]]         CPU kernels; keys are transposed
     cpu_amx   K and V in tiles of 16 tokens                    CPU kernels with AMX
     whole     unknown: only the block as a whole can be addressed
@@ -22,26 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from conserve.engine.door import cpu_attn_reshape_and_cache, get_kv_quant_mode
+from conserve.engine.door import cpu_attn_reshape_and_cache
 
 BACKENDS = "vllm.v1.attention.backends"
-ROW_BACKENDS = (
-    f"{BACKENDS}.flash_attn.FlashAttentionBackend",
-    f"{BACKENDS}.flashinfer.FlashInferBackend",
-    f"{BACKENDS}.flex_attention.FlexAttentionBackend",
-    f"{BACKENDS}.triton_attn.TritonAttentionBackend",
-)
-"""Classes that keep one contiguous row of content a token and head. Not what derives from them,
-nor what others call by their names: that may shuffle a page (AITER's does)."""
-ROW_MODES = (
-    "NONE",
-    "FP8_PER_TENSOR",
-    "FP8_PER_TOKEN_HEAD",
-    "INT8_PER_TOKEN_HEAD",
-    "INT4_PER_TOKEN_HEAD",
-)
-"""How they may be quantised: scales lie in the row, or outside the cache. NVFP4's lie behind the
-data of a whole page."""
 CPU_BACKEND = f"{BACKENDS}.cpu_attn.CPUAttentionBackend"
 CPU_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 AMX_TILE = 16
@@ -67,10 +50,6 @@ class Part(NamedTuple):
 
 Packing = Callable[[torch.Tensor], list[Part]]
 """Pages [pages, layers, heads, tokens, content] -> their parts. Raises UnknownLayoutError."""
-
-
-def rows(pages: torch.Tensor) -> list[Part]:
-    return [Part(pages, 3, 1)]
 
 
 def whole(pages: torch.Tensor) -> list[Part]:
@@ -113,12 +92,9 @@ CPU_PACKINGS: dict[str, Packing] = {"vec": cpu, "vec16": cpu, "amx": cpu_amx}
 
 
 def packing_for(layer: Any, plane: torch.Tensor) -> Packing:
-    """What holds for an attention layer of vLLM's and its KV. On CPUs it depends on the
+    """What holds for an attention layer of vLLM's and its KV on a CPU. It depends on the
     instruction set of the kernel, which is asked. What is not known is copied by whole blocks."""
     backend = f"{layer.attn_backend.__module__}.{layer.attn_backend.__qualname__}"
-    if backend in ROW_BACKENDS:
-        mode = get_kv_quant_mode(layer.kv_cache_dtype).name
-        return rows if mode in ROW_MODES else whole
     if backend != CPU_BACKEND or plane.dtype not in CPU_DTYPES:
         return whole
     isa = str(getattr(layer, "isa", ""))

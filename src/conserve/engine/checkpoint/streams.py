@@ -145,6 +145,10 @@ class StreamCopies:
 
     # The thread beside it
 
+    def prepare_thread(self) -> None:
+        """Call first."""
+        self._device.prepare_thread()
+
     def pump(self) -> bool:
         """Queue one piece, or do a step's moves. False where there is nothing to do, or no staging
         buffer is free."""
@@ -259,36 +263,3 @@ class StreamCopies:
         self._copies.synchronize()
         self._retire()
         return {slot for slot in slots if not self._slots.is_intact(slot)}
-
-
-class StreamCopier:
-    """`StreamCopies` with the thread that keeps the streams busy."""
-
-    def __init__(self, copies: StreamCopies) -> None:
-        self._copies, self._queue = copies, copies.queue
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="conserve-copier", daemon=True)
-        self._thread.start()
-
-    def begin_step(self, orders: Orders) -> None:
-        self._copies.begin_step(orders)
-
-    def report(self) -> Report | None:
-        return self._copies.report()
-
-    def close(self) -> None:
-        with self._queue.changed:
-            self._closed = True
-            self._queue.changed.notify_all()
-        self._thread.join()
-        self._copies.close()
-
-    def _run(self) -> None:
-        queue = self._queue
-        while True:
-            with queue.changed:
-                queue.changed.wait_for(lambda: queue.has_work() or self._closed)
-                if self._closed:
-                    return
-            if not self._copies.pump():
-                self._copies.wait_for_room()
