@@ -1,18 +1,18 @@
-"""The host link: pinned copies on a side stream, how fast, and what they do to a step."""
+"""The host link: how fast, plainly and by the product's own copies; what those do to a step."""
 
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from contextlib import nullcontext
 from typing import Any
 
+import probe_checkpoints
 import torch
 from probe import Probe
+from probe_checkpoints import Link
 
 ON_CUDA = torch.cuda.is_available()
-BLOCK_TOKENS = 16
 NUM_PAIRS = 20
 DIRECTIONS = ("to_host", "to_device")
 
@@ -30,9 +30,12 @@ def measure(probe: Probe) -> dict[str, Any]:
         for direction in DIRECTIONS
         for piece in (1 << 15, 1 << 18, 1 << 21, num_bytes)
     ]
-    gathered = _gathered(device, host) if ON_CUDA else None
-    effect = [_effect(probe, device, host, direction) for direction in DIRECTIONS]
-    return {"rates": rates, "gathered_to_host": gathered, "effect": effect}
+    del device, host
+    link = Link(probe)
+    checkpoints = probe_checkpoints.measure(link)
+    effect = [_effect(probe, link, direction) for direction in DIRECTIONS]
+    link.close()
+    return {"rates": rates, "checkpoints": checkpoints, "effect": effect}
 
 
 def _stream() -> Any:
@@ -65,34 +68,14 @@ def _rate(device: torch.Tensor, host: torch.Tensor, direction: str, piece: int) 
     return len(device) / statistics.median(times)
 
 
-def _gathered(device: torch.Tensor, host: torch.Tensor) -> dict[str, float]:
-    """Scattered blocks of 32 KiB gathered on the device, then one bulk copy."""
-    blocks = device.view(-1, 1 << 15)
-    chosen = torch.randperm(len(blocks), device="cuda")[: len(blocks) // 4]
-    out = torch.empty(len(chosen), 1 << 15, dtype=torch.uint8, device="cuda")
-    target = host[: out.numel()].view_as(out)
-    times = []
-    with _stream():
-        for _ in range(5):
-            _settle()
-            started = time.perf_counter()
-            torch.index_select(blocks, 0, chosen, out=out)
-            target.copy_(out, non_blocking=True)
-            _settle()
-            times.append(time.perf_counter() - started)
-    return {"piece_bytes": 1 << 15, "bytes_per_s": out.numel() / statistics.median(times)}
-
-
-def _effect(
-    probe: Probe, device: torch.Tensor, host: torch.Tensor, direction: str
-) -> dict[str, Any]:
+def _effect(probe: Probe, link: Link, direction: str) -> dict[str, Any]:
     """The same prefill and decode steps with and without copies going on all the while."""
     size = min(2048, probe.most_tokens, probe.longest)
     residents = [probe.prefill(min(128, probe.most_tokens)) for _ in range(8)]
     times: dict[str, list[float]] = {}
     for pair in range(NUM_PAIRS + 1):
         for busy in (False, True) if pair % 2 else (True, False):
-            with _copying(device, host, direction) if busy else nullcontext():
+            with link.busy(store=direction == "to_host") if busy else nullcontext():
                 name = probe.add(size)
                 prefill_s = probe.step({name: size})[1]
                 probe.drop([name])
@@ -111,27 +94,3 @@ def _effect(
         for kind in ("prefill", "decode")
     }
     return {"direction": direction, "num_tokens": size, **times, "slowdown": slower}
-
-
-class _copying:  # noqa: N801 - used as a context
-    """Copies 64 MiB after another on a stream of its own until left."""
-
-    def __init__(self, device: torch.Tensor, host: torch.Tensor, direction: str) -> None:
-        part = min(1 << 26, len(device))
-        self._arguments = (device[:part], host[:part], direction, part)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        with _stream():
-            while not self._over.is_set():
-                _copy(*self._arguments)
-                _settle()
-                time.sleep(0)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()

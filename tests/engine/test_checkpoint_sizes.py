@@ -26,9 +26,8 @@ def group(kind: str = "FullAttentionSpec", **more: Any) -> Any:
     import torch
     from vllm.v1 import kv_cache_interface
 
-    spec = getattr(kv_cache_interface, kind)(
-        block_size=16, num_kv_heads=2, head_size=16, dtype=torch.float32, **more
-    )
+    fields = {"block_size": 16, "num_kv_heads": 2, "head_size": 16, "dtype": torch.float32}
+    spec = getattr(kv_cache_interface, kind)(**fields | more)
     return SimpleNamespace(kv_cache_spec=spec, layer_names=["one", "two"])
 
 
@@ -70,6 +69,7 @@ def test_a_plain_cache_is_covered() -> None:
     ("change", "words"),
     [
         ({"has_mamba_layers": True}, "recurrent state"),
+        ({"needs_kv_cache_zeroing": True}, "clears new blocks"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"num_speculative_tokens": 2}, "draft models"),
         ({"runner_type": "pooling"}, "pooling"),
@@ -87,6 +87,15 @@ def test_caches_that_are_not_plain() -> None:
     windows = [group("SlidingWindowSpec", sliding_window=64)]
     assert "without full attention" in reason(engine(windows))
     assert "without full attention" in reason(engine([group(sliding_window=64)]))
+
+
+def test_layers_of_several_widths_are_counted_each() -> None:
+    """A worker is told of every layer; the scheduler of one."""
+    specs = {name: group(num_kv_heads=n).kv_cache_spec for name, n in (("one", 2), ("two", 6))}
+    several = SimpleNamespace(kv_cache_specs=specs)
+    part = engine([SimpleNamespace(kv_cache_spec=several, layer_names=["one", "two"])])
+    assert reason(part) == ""
+    assert sizes.slot_bytes_of(part) == 4096 + 3 * 4096
 
 
 def test_switched_off_and_without_our_connector() -> None:

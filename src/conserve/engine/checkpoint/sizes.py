@@ -93,7 +93,10 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
     reasons = (
         (settings.checkpoint == "off", "switched off (checkpoint: off)"),
         (kv_cache_config.has_mamba_layers, "recurrent state is no plain KV cache"),
-        (kv_cache_config.needs_kv_cache_zeroing, "vLLM writes to blocks before it asks us"),
+        (
+            kv_cache_config.needs_kv_cache_zeroing,
+            "vLLM clears new blocks before copies out of them can be waited for",
+        ),
         (len(groups) != 1, "layers in several KV cache groups are not covered"),
         (
             not all(_is_plain(spec) for group in groups for spec in _layer_specs(group)),
