@@ -84,6 +84,8 @@ STATE = {
         "parallel_config", "scheduler_config", "use_v2_model_runner", "is_mm_encoder_only",
         "compilation_config", "ec_transfer_config", "aux_output_config", "device_config",
         "num_speculative_tokens"],
+    "scheduler.vllm_config.scheduler_config": ["enable_chunked_prefill", "async_scheduling",
+        "disable_chunked_mm_input"],
     "scheduler.vllm_config.device_config": ["device_type"],
     "scheduler.vllm_config.aux_output_config": ["enabled"],
     "scheduler.vllm_config.compilation_config": ["cudagraph_mode", "max_cudagraph_capture_size"],
@@ -97,7 +99,7 @@ STATE = {
     "scheduler.vllm_config.observability_config": ["otlp_traces_endpoint"],
     "request": ["request_id", "priority", "arrival_time", "status", "num_tokens",
         "num_computed_tokens", "num_tokens_with_spec", "num_output_placeholders",
-        "num_in_flight_tokens", "is_prefill_chunk", "is_finished", "block_hashes",
+        "num_in_flight_tokens", "mm_features", "is_prefill_chunk", "is_finished", "block_hashes",
         "trace_headers"],
 }  # fmt: skip
 """Where we look -> the attributes that must be there."""

@@ -8,10 +8,10 @@ from itertools import chain
 from typing import Any
 
 from conserve.core.plan import Plan
+from conserve.engine.cutting import part_of
 from conserve.engine.door import RequestStatus
 from conserve.engine.queue import ClassQueue
 from conserve.engine.scheduler_view import SchedulerView
-from conserve.engine.speculation import part_of
 
 _BLOCKED = (
     RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR,
@@ -46,7 +46,7 @@ class Admission:
     def num_allowed(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         """Tokens that the request may have in this step, of those that vLLM wants for it."""
         granted = self._grants.get(request.request_id, 0)
-        return part_of(granted, request, num_computed_tokens, num_new_tokens)
+        return part_of(granted, self._scheduler, request, num_computed_tokens, num_new_tokens)
 
     @contextmanager
     def only(self, plan: Plan) -> Iterator[None]:

@@ -127,7 +127,8 @@ class Driver:
     # When vLLM has scheduled
 
     def scheduled(self, record: StepRecord, output: Any) -> None:
-        """Record what the step really holds. It may be less than planned, never more."""
+        """Record what the step really holds. It may be less than planned, and more only where
+        a grant cannot be cut."""
         requests, num_scheduled = self.scheduler.requests, output.num_scheduled_tokens
         decode_width = self.snapshots.decode_width
         shapes = self.tracker.shape_of(num_scheduled, requests, decode_width)
