@@ -13,8 +13,8 @@ from tests.engine.device import Device
 
 
 class TimedCopier:
-    """Carries whole blocks in the order of the orders. What has begun goes on to its end, wanted
-    or not, as on a CUDA stream. `waited_s` is how long the step's forward has to wait."""
+    """Carries whole blocks in the order of the orders, each to its end, wanted or not, as the
+    simulator's link does. `waited_s` is how long the step's forward has to wait."""
 
     def __init__(self, device: Device, clock: Callable[[], float], tokens_per_s: float) -> None:
         self.store = PretendStore(device)

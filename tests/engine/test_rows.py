@@ -65,6 +65,13 @@ def test_layers_of_two_widths() -> None:
     there_and_back([*planes, *(plane[..., : CONTENT // 2].contiguous() for plane in planes)])
 
 
+def test_layers_of_two_widths_in_one_allocation() -> None:
+    memory = torch.rand(3 * BLOCKS * HEADS * TOKENS * CONTENT)
+    wide, narrow = memory.split([2 * len(memory) // 3, len(memory) // 3])
+    shape = (BLOCKS, HEADS, TOKENS, CONTENT)
+    there_and_back([wide.view(*shape[:3], 2 * CONTENT), narrow.view(shape)])
+
+
 def test_an_allocation_that_holds_more_than_kv() -> None:
     """A page may be padded, and what is read and written is the page alone."""
     memory = torch.rand((LAYERS, BLOCKS, HEADS * TOKENS * CONTENT + 8))

@@ -37,8 +37,9 @@ class Load(NamedTuple):
 
 
 class HostLink:
-    """One queue for both directions, carried at `link_bytes_per_s`, as the engine's copier on CUDA
-    has it: what is on the link is carried to its end, whoever still wants it.
+    """One queue for both directions, carried at `link_bytes_per_s`. Stricter than the engine, in
+    which forwards wait for less: what is on the link is carried in its order to its end, whoever
+    still wants it.
 
     Orders of a plan begin with its step (`begin`). Whole blocks are carried. The host pool is
     unbounded; a step is slowed down only by the copies that it has to wait for. Without a link

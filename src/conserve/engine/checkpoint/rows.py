@@ -21,7 +21,7 @@ WORDS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 @dataclass(frozen=True)
 class _Memory:
-    """One allocation, seen as rows."""
+    """Layers in one allocation, which is seen as rows."""
 
     rows: torch.Tensor
     """[rows, words in a row], over the whole allocation."""
@@ -87,23 +87,27 @@ def _bytes_of(memory: _Memory) -> int:
 
 
 def _by_allocation(planes: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Layers that share one KV count once."""
-    groups: dict[int, dict[int, torch.Tensor]] = {}
+    """Layers of one allocation whose blocks are equally far apart. Layers that share one KV count
+    once."""
+    groups: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
     for plane in planes:
         if plane.dim() < 2:
             raise UnknownLayoutError(f"KV of shape {tuple(plane.shape)} is not paged by block")
-        groups.setdefault(plane.untyped_storage().data_ptr(), {})[plane.data_ptr()] = plane
+        where = (plane.untyped_storage().data_ptr(), _block_stride(plane))
+        groups.setdefault(where, {})[plane.data_ptr()] = plane
     if not groups:
         raise UnknownLayoutError("there is no KV")
     return [[layers[at] for at in sorted(layers)] for layers in groups.values()]
 
 
+def _block_stride(plane: torch.Tensor) -> int:
+    """In bytes."""
+    return int(plane.stride(0) * plane.element_size())
+
+
 def _memory_of(planes: list[torch.Tensor]) -> _Memory:
-    """planes: in one allocation."""
-    strides = {plane.stride(0) * plane.element_size() for plane in planes}
-    if len(strides) != 1:
-        raise UnknownLayoutError("layers of one allocation have blocks at several distances")
-    (block_stride,) = strides
+    """planes: a group of `_by_allocation`."""
+    block_stride = _block_stride(planes[0])
     runs = [run for plane in planes for run in _runs(plane)]
     row_bytes = math.gcd(block_stride, *(number for run in runs for number in run))
     word = next(word for word in WORDS if row_bytes % word.itemsize == 0)
