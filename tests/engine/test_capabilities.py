@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from conserve.engine.capabilities import (
     REWRITTEN,
     layers_between_safepoints,
     passes_safepoints,
+    refuse_several_schedules,
     why_not_stoppable,
 )
 from conserve.engine.launch import CPU_WORKER, GPU_WORKER
@@ -146,6 +148,19 @@ def test_layers_of_a_common_group_are_each_looked_at() -> None:
     assert "written twice" in reason, "several tokens make one state"
     layers.pop("two")
     assert why_not_stoppable(engine, EngineSettings(), has_connector=True) == ""
+
+
+def test_ranks_that_schedule_by_themselves_are_refused() -> None:
+    for backend, world_size, refused in (
+        ("external_launcher", 2, True),
+        ("external_launcher", 1, False),
+        ("mp", 2, False),
+        (None, 2, False),
+    ):
+        engine = scheduler(distributed_executor_backend=backend, world_size=world_size)
+        context = pytest.raises(ValueError, match="'mp' or 'ray'") if refused else nullcontext()
+        with context:
+            refuse_several_schedules(engine.vllm_config)
 
 
 def test_settings_and_the_missing_connector_are_named() -> None:

@@ -85,6 +85,17 @@ def waits_for_replicas(vllm_config: Any) -> bool:
     return bool(parallel.data_parallel_size > 1 and model.is_moe)
 
 
+def refuse_several_schedules(vllm_config: Any) -> None:
+    """Raises ValueError where every rank is to make the same schedule by itself: ours depends on
+    the clock, so ranks would run different steps and wait for each other for ever."""
+    parallel = vllm_config.parallel_config
+    if parallel.distributed_executor_backend == "external_launcher" and parallel.world_size > 1:
+        raise ValueError(
+            "distributed_executor_backend 'external_launcher' has every rank schedule by itself, "
+            "and ConServe's schedules depend on each one's clock; use 'mp' or 'ray'"
+        )
+
+
 REWRITTEN = (
     "FullAttentionSpec",
     "MLAAttentionSpec",

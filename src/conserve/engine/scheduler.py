@@ -8,6 +8,7 @@ from typing import Any
 
 from conserve.core.learning import Experience
 from conserve.engine.admission import Admission
+from conserve.engine.capabilities import refuse_several_schedules
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import scheduler_side
 from conserve.engine.door import AsyncScheduler
@@ -32,6 +33,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.waiting, self.kv_holding_waiting = ClassQueue(), ClassQueue()
         config, clock = self.vllm_config, self.clock
+        refuse_several_schedules(config)
         self.settings = settings = EngineSettings.of(config.additional_config)
         side = scheduler_side(self.connector)
         self.stats, self.checkpointer = side.stats, side.checkpointer
