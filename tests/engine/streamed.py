@@ -89,10 +89,13 @@ class StreamedDevice:
         self._inputs: list[list[Span]] = [[] for _ in range(depth)]
         self._num_steps = 0
 
-    def give_copies(self, connector: Any, num_slots: int) -> None:
+    def give_copies(self, connector: Any, num_slots: int, num_disk_slots: int = 0) -> None:
         rows = BlockRows(list(self.kv))
-        memory = torch.full((num_slots * rows.slot_bytes,), 85, dtype=torch.int8)
-        slots = HostSlots(memory, rows.slot_bytes)
+        memory, file = (
+            torch.full((number * rows.slot_bytes,), 85, dtype=torch.int8)
+            for number in (num_slots, num_disk_slots)
+        )
+        slots = HostSlots(memory, rows.slot_bytes, file if num_disk_slots else None)
         queue, staging = CopyQueue(rows.slot_bytes), staging_buffers(self.streams, rows.slot_bytes)
         self.copies = StreamCopies(queue, rows, slots, self.streams, staging)
         self.connector = connector

@@ -41,13 +41,18 @@ def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
         *,
         seed: int = 1,
         blocks_a_piece: int = 2,
+        mode: str = "incremental",
         num_slots: int = 512,
+        num_disk_slots: int = 0,
         **options: Any,
     ) -> AheadEngine:
         monkeypatch.setattr(streams, "BUFFER_BYTES", blocks_a_piece * BLOCK_BYTES)
         settings = EngineSettings(
             profile_seconds=0,
+            checkpoint=mode,
             checkpoint_bytes=num_slots * SLOT_BYTES,
+            checkpoint_dir=str(tmp_path) if num_disk_slots else "",
+            checkpoint_dir_bytes=num_disk_slots * SLOT_BYTES,
             checkpoint_bytes_per_s=FAST,
         )
         scheduler = make_scheduler(
@@ -56,7 +61,7 @@ def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
         made.append(scheduler)
         chance = random.Random(seed)
         device = StreamedDevice(26, depth, chance)
-        device.give_copies(worker_half(scheduler), num_slots)
+        device.give_copies(worker_half(scheduler), num_slots, num_disk_slots)
         engine = AheadEngine(scheduler, device, depth=depth)
         engine.stop_layer = lambda: chance.randrange(NUM_LAYERS)
         return engine
@@ -105,8 +110,29 @@ def test_stops_and_cancels_beside_copies(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_small_pool_keeps_some(make_engine: MakeEngine, seed: int) -> None:
-    run_bursts(make_engine(seed=seed, num_slots=14), seed)
+def test_whole_requests_are_copied_when_they_are_displaced(
+    make_engine: MakeEngine, seed: int
+) -> None:
+    """More than all staging buffers hold, and the forward right behind."""
+    engine = make_engine(seed=seed, mode="swap", blocks_a_piece=1)
+    totals = totals_of(engine)
+    run_bursts(engine, seed)
+    assert totals["restored_tokens memory"] > 0
+
+
+@pytest.mark.parametrize("num_disk_slots", [0, 200])
+@pytest.mark.parametrize("seed", [0, 3, 4, 5])
+def test_a_small_pool_keeps_some_and_a_disk_more(
+    make_engine: MakeEngine, seed: int, num_disk_slots: int
+) -> None:
+    """Slots move to the disk at once, while copies are on the streams, and are filled again."""
+    engine = make_engine(seed=seed, num_slots=6, num_disk_slots=num_disk_slots)
+    totals = totals_of(engine)
+    run_bursts(engine, seed)
+    assert totals["restored_tokens memory"] > 0
+    if num_disk_slots:
+        assert totals["checkpoint_evictions demoted"] > 0
+        assert totals["restored_tokens disk"] > 0
 
 
 # Negative controls
