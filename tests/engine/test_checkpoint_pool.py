@@ -239,6 +239,16 @@ class TestDisk:
         assert slots_of(pool, "d") == slots_of(pool, "a")[:1]
 
 
+def test_a_request_with_a_copy_in_flight_outlives_a_refusal() -> None:
+    pool = HostPool(1, SIZE)
+    assert pool.grow("a", 0, [], Worth(1.0))
+    pool.pin("a")
+    assert not pool.grow("a", 2 * SIZE, hashes([1] * 8), Worth(1.0))
+    pool.unpin("a")
+    pool.drop("a")
+    assert pool.get("a") is None
+
+
 def test_a_disk_that_failed_gets_no_more() -> None:
     pool = HostPool(1, SIZE, num_disk_slots=4)
     for name, worth in (("a", 1.0), ("b", 10.0)):

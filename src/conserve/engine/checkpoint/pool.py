@@ -127,7 +127,7 @@ class HostPool:
         return True
 
     def _refuse(self, entry: Entry) -> bool:
-        if not entry.slots:
+        if not entry.slots and not entry.num_pins:
             del self._entries[entry.request_id]
         else:
             self._advance(entry, entry.num_tokens)
