@@ -178,11 +178,16 @@ def test_a_forward_waits_for_no_load_that_has_nothing_to_do_with_it() -> None:
     long = Job(1, False, list(range(500)), list(range(500)))
     copier.begin_step(Orders(jobs=[long, store(2, (600, 600))]))
     assert slots.begun.wait(LONG_S)
-    copier.begin_step(Orders(drop=[2], wait=[2]))
-    assert not slots.done, "the gate is shut: waiting for the load would last for ever"
+    orders = Orders(drop=[2], wait=[2])
+    forward = threading.Thread(target=copier.begin_step, args=(orders,), daemon=True)
+    forward.start()
+    forward.join(LONG_S)
+    assert not forward.is_alive(), "it waits for the load, whose gate is shut"
+    assert not slots.done
     report = copier.report()
     assert report is not None
     assert report.ended == {2: Ended(dropped=True)}
+    copier.begin_step(Orders(drop=[1]))
     slots.gate.set()
     copier.close()
 
