@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,3 +58,30 @@ def test_a_forbidden_import_is_seen(
     result = lint_imports(tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"{importer} -> {imported}" in result.stdout
+
+
+def circle(package: str) -> list[str]:
+    """Modules that import each other, imports in functions and for type checkers included; none
+    where there is no such circle."""
+    graph = grimp.build_graph(package, cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circle("conserve") == []
+
+
+def test_a_circle_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: also where one of the imports is in a function."""
+    package = tmp_path / "roundabout"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "left.py").write_text("from roundabout import right\n")
+    (package / "right.py").write_text("def later():\n    from roundabout import left\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert set(circle("roundabout")) == {"roundabout.left", "roundabout.right"}

@@ -16,8 +16,9 @@ from rich.console import Console
 from conserve.bench.demo import texts as demo_texts
 from conserve.bench.demo.client import DemoClient, DemoError, Sample, Seen, Summary
 from conserve.bench.demo.conditions import Conditions
+from conserve.bench.demo.figures import Period, Results, figures
 from conserve.bench.demo.plan import DemoPlan
-from conserve.bench.demo.results import Period, Results, figures, table, write_results
+from conserve.bench.demo.results import table, write_results
 from conserve.bench.demo.screen import Screen, rates, sparkline
 from conserve.bench.scale import REFERENCE
 from conserve.metrics.processors import Taken

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from conserve.bench.demo.client import DemoClient, Seen
+from conserve.bench.demo.figures import Period, figures
 from conserve.bench.demo.plan import DemoPlan, Wanted, plan_for
-from conserve.bench.demo.results import Period, figures
 from conserve.bench.demo.run import _Periods
 from conserve.bench.demo.screen import Screen
 from conserve.bench.demo.texts import chat_prompts

@@ -16,9 +16,10 @@ from conserve.batch.rules import ModelLimits
 from conserve.batch.settings import BatchSettings
 from conserve.server.batches.routes import batch_service
 from conserve.server.dashboard.access import Guard
-from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.collector import Collector
 from conserve.server.dashboard.messages import Facts, Summary
 from conserve.server.dashboard.routes import attach_dashboard
+from conserve.server.dashboard.status import Status
 from conserve.server.series import narrowed
 
 KEYS = ["first-key", "second-key"]

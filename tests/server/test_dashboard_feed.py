@@ -13,10 +13,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.collector import Collector
 from conserve.server.dashboard.feed import stream
 from conserve.server.dashboard.messages import Batches, Bye, Hello, Message, Tick, encode
 from conserve.server.dashboard.routes import KINDS, page_files
+from conserve.server.dashboard.status import Status
 from conserve.server.dashboard.terminal import messages_in
 from tests.server.dashboard_world import KEYS, Series, guarded_app, said
 from tests.server.vllms_app import Engine, engine_config, started, vllms_app

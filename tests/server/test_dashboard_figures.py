@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.collector import Collector
 from conserve.server.dashboard.history import COARSE_POINTS, FINE_POINTS, History
 from conserve.server.dashboard.messages import Point
+from conserve.server.dashboard.status import Status
 from conserve.server.series import Change, change, merge, read
 from tests.server.dashboard_world import Series, said
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 
 from conserve.bench.demo.client import Seen
 from conserve.bench.demo.conditions import Conditions
-from conserve.bench.demo.results import Period, Results
+from conserve.bench.demo.figures import Period, Results
 from conserve.bench.demo.screen import rates
 
 ONLINE, OFFLINE, INK, FAINT = "#2563eb", "#f59e0b", "#1f2937", "#9ca3af"

@@ -17,8 +17,9 @@ from conserve.bench import machine
 from conserve.bench.client import LoadClient
 from conserve.bench.demo.client import DemoClient, DemoError, Seen
 from conserve.bench.demo.conditions import Conditions
+from conserve.bench.demo.figures import Period, Results
 from conserve.bench.demo.plan import DemoPlan, Wanted, plan_for
-from conserve.bench.demo.results import Period, Results, write_results
+from conserve.bench.demo.results import write_results
 from conserve.bench.demo.screen import Screen
 from conserve.bench.demo.texts import chat_prompts, documents
 from conserve.bench.prompts import body_of

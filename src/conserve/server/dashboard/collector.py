@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from conserve.server.dashboard.events import Events
 from conserve.server.dashboard.history import History
 from conserve.server.dashboard.messages import Facts, Summary
+from conserve.server.dashboard.status import Status
 from conserve.server.dashboard.summary import summarise
 from conserve.server.series import Reading, Registry, change, read
 
@@ -19,21 +19,6 @@ logger = logging.getLogger(__name__)
 EVERY_S = 1.0
 MOST_COST = 0.005
 """Share of one CPU that looking may take; a look that costs more is taken less often."""
-
-
-@dataclass(slots=True)
-class Status:
-    """What the process knows of itself: `draining` once it has been told to stop."""
-
-    draining: bool = False
-    engine_dead: Callable[[], bool] = lambda: False
-    leaving: Callable[[], bool] = lambda: False
-    """Whether connections must end now, for the server to stop."""
-
-    def drain(self, timeout_s: float | None) -> float | None:
-        """To be called before the engine is shut down; takes none of its time."""
-        self.draining = True
-        return timeout_s
 
 
 class Collector:

@@ -17,9 +17,10 @@ from conserve.engine.launch import CONNECTOR, MULTI
 from conserve.engine.settings import EngineSettings
 from conserve.server.batches.routes import service_of
 from conserve.server.dashboard.access import Guard
-from conserve.server.dashboard.collector import Collector, Status
+from conserve.server.dashboard.collector import Collector
 from conserve.server.dashboard.messages import Facts
 from conserve.server.dashboard.routes import attach_dashboard
+from conserve.server.dashboard.status import Status
 from conserve.server.keys import api_keys
 from conserve.server.lifespan import LifespanMiddleware, running
 from conserve.server.series import narrowed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from conserve.server.dashboard.events import count
 from conserve.server.dashboard.history import COARSE_S, RECENT_S, History
@@ -21,10 +20,8 @@ from conserve.server.dashboard.messages import (
     Summary,
     Yields,
 )
+from conserve.server.dashboard.status import Status
 from conserve.server.series import CLASSES, Change, Latencies, Reading, merge
-
-if TYPE_CHECKING:
-    from conserve.server.dashboard.collector import Status
 
 NO_FIGURES = (
     "This server exports no figures of ConServe's engine: it runs with --disable-log-stats, or "
