@@ -190,13 +190,18 @@ def test_the_table_holds_both_periods_and_the_ratio(results: Results) -> None:
     [
         (
             replace(CONDITIONS, taken=(Taken(0.46), Taken(0.48, 0.04))),
-            "Disturbed: other programs took 46% of the processors while chat was alone, "
-            "52% beside summaries.",
+            "Disturbed: other programs took 0% of the processors while the speed was measured, "
+            "46% while chat was alone, 52% beside summaries.",
+        ),
+        (
+            replace(CONDITIONS, measuring=Taken(0.5)),
+            "Disturbed: other programs took 50% of the processors while the speed was measured, "
+            "0% while chat was alone, 0% beside summaries.",
         ),
         (
             replace(CONDITIONS, taken=(Taken(0.01), Taken(0.02, 0.3))),
-            "Disturbed: other guests of the host took 1% of the processors while chat was alone, "
-            "32% beside summaries.",
+            "Disturbed: other guests of the host took 0% of the processors while the speed was "
+            "measured, 1% while chat was alone, 32% beside summaries.",
         ),
         (
             replace(CONDITIONS, gflops=(210.0, 90.0)),

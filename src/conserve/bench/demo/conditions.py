@@ -17,11 +17,13 @@ DRIFT = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """taken: what others took of the processors in the two periods. gflops: how fast the machine
+    """measuring, taken: what others took of the processors while the speed was measured, and in
+    the two periods. gflops: how fast the machine
     multiplied matrices before the first and after the second; 0 where it is not known."""
 
     plan: DemoPlan
     speed: Speed
+    measuring: Taken = NOTHING
     taken: tuple[Taken, Taken] = (NOTHING, NOTHING)
     gflops: tuple[float, float] = (0.0, 0.0)
 
@@ -40,11 +42,12 @@ class Conditions:
     def disturbance(self) -> str:
         """One sentence, empty where nothing was noticed."""
         parts = []
-        alone, together = self.taken
-        if max(alone.share, together.share) >= NOTICED:
+        spans = (self.measuring, *self.taken)
+        if max(span.share for span in spans) >= NOTICED:
+            measuring, alone, together = (f"{span.share:.0%}" for span in spans)
             parts.append(
-                f"{_who(self.taken)} took {alone.share:.0%} of the processors while chat was "
-                f"alone, {together.share:.0%} beside summaries"
+                f"{_who(spans)} took {measuring} of the processors while the speed was measured, "
+                f"{alone} while chat was alone, {together} beside summaries"
             )
         before, after = self.gflops
         if before and after and max(before, after) > DRIFT * min(before, after):
@@ -63,6 +66,7 @@ class Conditions:
                 "batch_tps": round(self.speed.batch_tps, 1),
             },
             "targets": {"ttft_s": self.plan.ttft_target_s, "tbt_s": self.plan.tbt_target_s},
+            "taken_while_measuring": round(self.measuring.share, 3),
             "taken_by_others": [round(taken.share, 3) for taken in self.taken],
             "gflops": [round(value, 1) for value in self.gflops],
             "disturbance": self.disturbance(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -19,6 +20,7 @@ ONLINE, OFFLINE, INK, FAINT = "#2563eb", "#f59e0b", "#1f2937", "#9ca3af"
 WARNING = "#b91c1c"
 LINE = 0.035
 """Of the height, for one line under the axes."""
+LINE_LENGTH = 150
 STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "text.color": INK,
@@ -74,8 +76,8 @@ def draw(results: Results, seen: Seen, periods: tuple[Period, Period]) -> None:
 def _say_conditions(figure: Any, conditions: Conditions) -> None:
     """Under everything: the scale, and what disturbed it."""
     scale = conditions.scale_in_words()
-    lines = [(f"{scale[0].upper()}{scale[1:]}.", INK), (conditions.disturbance(), WARNING)]
-    shown = [(text, colour) for text, colour in lines if text]
+    shown = [(f"{scale[0].upper()}{scale[1:]}.", INK)]
+    shown += [(line, WARNING) for line in wrap(conditions.disturbance(), LINE_LENGTH)]
     room = LINE * len(shown)
     figure.get_layout_engine().set(rect=(0, room, 1, 1 - room))
     for index, (text, colour) in enumerate(shown, 1):

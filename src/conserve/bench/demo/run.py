@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -26,7 +26,7 @@ from conserve.bench.prompts import body_of
 from conserve.bench.scale import Speed, scale_of
 from conserve.bench.server import Server, ServerDiedError, free_port
 from conserve.bench.speed import SpeedError, measure
-from conserve.metrics.processors import CpuTimes, read_cpu_times, taken
+from conserve.metrics.processors import CpuTimes, Taken, read_cpu_times, taken
 
 TOTAL_S = 345.0
 """From the start of the first server to the end of the second period."""
@@ -71,18 +71,19 @@ class _Demo:
         with self._server() as server:
             start_s = server.wait_until_healthy()
             self.screen.phase("measuring this machine")
-            speed = asyncio.run(_measure(server.base_url, self.subject))
+            speed, measuring = self._measured(server)
             again_s = start_s if scale_of(speed) < 1 else 0.0
             left_s = TOTAL_S - (time.monotonic() - started_s) - again_s
             plan = plan_for(speed, left_s, self.wanted)
-            self.screen.fit(Conditions(plan, speed))
+            conditions = Conditions(plan, speed, measuring)
+            self.screen.fit(conditions)
             if plan.has_default_targets:
-                return self._periods(server, plan, speed)
+                return self._periods(server, conditions)
         flags = ["--slo-ttft-ms", f"{1000 * plan.ttft_target_s:g}"]
         flags += ["--slo-tbt-ms", f"{1000 * plan.tbt_target_s:g}"]
         with self._server(*flags) as server:
             server.wait_until_healthy()
-            return self._periods(server, plan, speed)
+            return self._periods(server, conditions)
 
     def _server(self, *flags: str) -> Server:
         port, log = free_port(), self.folder / "server.log"
@@ -90,18 +91,25 @@ class _Demo:
         self.screen.phase(f"starting the server{again} (its log: {log})")
         return Server(self.subject.command(port, flags), {}, port, log)
 
-    def _periods(self, server: Server, plan: DemoPlan, speed: Speed) -> Results:
+    def _measured(self, server: Server) -> tuple[Speed, Taken]:
+        """The speed, and what others took of the processors meanwhile."""
+        started_s, before = time.monotonic(), read_cpu_times()
+        speed = asyncio.run(_measure(server.base_url, self.subject))
+        return speed, taken(before, read_cpu_times(), time.monotonic() - started_s)
+
+    def _periods(self, server: Server, conditions: Conditions) -> Results:
         before = machine.probe_gflops()
+        model, plan = self.subject.model, conditions.plan
         try:
-            periods = asyncio.run(_drive(server, self.subject.model, self.seen, self.screen, plan))
+            periods = asyncio.run(_drive(server, model, self.seen, self.screen, plan))
         except DemoError:
             server.check(DYING_S)  # a dead server's log says more than a broken connection
             raise
         after = machine.probe_gflops()
         self.screen.phase("ending the server")
         alone, together = (taken(*p.cpu_times, p.end_s - p.start_s) for p in periods)
-        conditions = Conditions(plan, speed, (alone, together), (before, after))
-        return write_results(self.folder, self.seen, periods, conditions)
+        ended = replace(conditions, taken=(alone, together), gflops=(before, after))
+        return write_results(self.folder, self.seen, periods, ended)
 
 
 async def _measure(url: str, subject: Subject) -> Speed:
