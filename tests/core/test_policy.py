@@ -439,6 +439,21 @@ class TestStoppableSteps:
         settings = PolicySettings(fixed_step_tokens=512)
         assert not plan_for(scene, settings=settings).stoppable
 
+    @pytest.mark.parametrize(("gap_s", "stoppable"), [(0.0, True), (0.007, True), (0.008, False)])
+    def test_nor_a_short_one_that_costs_a_long_gap(self, gap_s: float, stoppable: bool) -> None:
+        """A tenth of the 75 ms that it takes."""
+        beside = decoding("on", True, ago_s=0.05)
+        scene = snapshot(beside, offline=self.backlog, can_stop=True, stop_gap_s=gap_s)
+        plan = plan_for(scene)
+        assert plan.predicted_s == pytest.approx(0.075)
+        assert plan.stoppable is stoppable
+
+    def test_but_one_too_long_for_whoever_arrives_whatever_the_gap(self) -> None:
+        scene = snapshot(offline=self.backlog, can_stop=True, stop_gap_s=0.5)
+        plan = plan_for(scene)
+        assert plan.predicted_s > 0.1, "a tenth of the TTFT target"
+        assert plan.stoppable
+
     def test_nor_one_in_an_engine_that_cannot_stop(self) -> None:
         assert not plan_for(snapshot(decoding("off", False))).stoppable
 
@@ -521,6 +536,7 @@ class TestSettings:
             ("stoppable_slack_fill", -0.1, "stoppable_slack_fill"),
             ("patience", 2, "patience"),
             ("unstoppable_share", -1, "unstoppable_share"),
+            ("stop_gap_share", 1.5, "stop_gap_share"),
             ("max_stops", -1, "max_stops must be at least 0, not -1"),
             ("min_chunk", 0, "min_chunk must be at least 1, not 0"),
             ("fixed_step_tokens", -5, "fixed_step_tokens"),

@@ -64,6 +64,20 @@ def _drain(
     return engine
 
 
+@pytest.mark.parametrize("gap_s", [0.0, 0.0005, 0.003])
+def test_the_gap_behind_a_stoppable_step_is_learned(gap_s: float) -> None:
+    scheduler = CheckedScheduler(COST, TARGETS)
+    machine = replace(MACHINE, gap_s=gap_s)
+    _drain(scheduler, 1, machine, async_scheduling=True)
+    assert scheduler.experience.stop_gap_s == pytest.approx(gap_s, rel=1e-3)
+
+
+def test_a_gap_behind_every_step_is_no_price_of_stops() -> None:
+    scheduler = CheckedScheduler(COST, TARGETS)
+    _drain(scheduler, 1, replace(MACHINE, gap_s=0.003))
+    assert scheduler.experience.stop_gap_s == 0.0
+
+
 @pytest.mark.parametrize("link", [0.0, 2e6, 1e9])
 @pytest.mark.parametrize("async_scheduling", [False, True])
 @pytest.mark.parametrize("seed", [1, 2, 3])

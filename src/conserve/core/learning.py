@@ -14,6 +14,12 @@ LONGEST_IDLE_S = 1.0
 """An engine without work has nothing to tell: a longer pause counts as this one."""
 
 
+LONGEST_GAP_S = 0.02
+"""Of what the device waits behind a step that can be stopped: more is somebody else's doing."""
+GAP_WEIGHT = 0.1
+"""Of the newest gap in their average, once there are as many as this makes."""
+
+
 class Lesson(NamedTuple):
     """A step that ran to its end: what it took, and what had been predicted. In seconds."""
 
@@ -27,6 +33,9 @@ class Experience:
     def __init__(self, model: LatencyModel, mean_error: float) -> None:
         self.recalibrator = Recalibrator(model, mean_error)
         self.traffic = TrafficEstimate()
+        self.stop_gap_s = 0.0
+        """What the device stands idle behind a step that can be stopped, on average."""
+        self._num_gaps = 0
         self._last_end_s = -math.inf
         self._last_schedule_s: float | None = None
         self._last_mode = Mode.IDLE
@@ -54,18 +63,29 @@ class Experience:
             self.traffic.interrupted()
         self._last_mode = plan.mode
 
-    def stopped(self, now_s: float) -> None:
+    def resumed(self, launched_s: float) -> None:
+        """A step's forward was launched behind one that could be stopped, with work waiting:
+        nothing could be decided ahead of its end. Call before that step's own end is told."""
+        gap_s = min(max(launched_s - self._last_end_s, 0.0), LONGEST_GAP_S)
+        self._num_gaps += 1
+        self.stop_gap_s += max(GAP_WEIGHT, 1 / self._num_gaps) * (gap_s - self.stop_gap_s)
+
+    def stopped(self, ended_s: float) -> None:
         """A step ended before its time, and teaches nothing."""
-        self._last_end_s = now_s
+        self._last_end_s = ended_s
 
     def ended(
-        self, shape: StepShape, num_offline_tokens: int, started_s: float, now_s: float
+        self, shape: StepShape, num_offline_tokens: int, started_s: float, ended_s: float
     ) -> Lesson | None:
-        """A whole step's output is in. Steps overlap under async scheduling: its own time starts
-        when the one before it ended. None if there is nothing to learn from it."""
-        seconds = now_s - max(started_s, self._last_end_s)
-        self._last_end_s = now_s
-        if not shape.num_tokens or seconds <= 0:
+        """A whole step is done, decided at `started_s`. Steps overlap under async scheduling: its
+        own time starts when the one before it ended. None if there is nothing to learn from it:
+        an empty one takes no time of the device, and is read whenever the scheduler comes to it.
+        """
+        if not shape.num_tokens:
+            return None
+        seconds = ended_s - max(started_s, self._last_end_s)
+        self._last_end_s = ended_s
+        if seconds <= 0:
             return None
         lesson = Lesson(seconds, self.model.predict_s(shape))
         self.recalibrator.observe(shape, seconds)

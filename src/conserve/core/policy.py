@@ -264,6 +264,8 @@ class Policy:
     def _stoppable(self, mode: Mode, num_online: int) -> bool:
         if self.step.shape.num_tokens == num_online or not self.snapshot.can_stop:
             return False  # nothing in it to stop, or no way to
+        if not self._worth_the_gap():
+            return False
         if num_online:
             # Of a fixed number of tokens, nothing bounds how much of the slack it fills.
             bounded = mode is Mode.ONLINE_DECODE and not self.settings.fixed_step_tokens
@@ -271,3 +273,14 @@ class Policy:
         worn = self.settings.max_stops
         views = (*self.snapshot.running, *self.snapshot.waiting_offline)
         return self._may_stop or not any(r.num_stops >= worn for r in views if self.step.has(r))
+
+    def _worth_the_gap(self) -> bool:
+        """Whether the step is long beside what the device stands idle behind it if it can be
+        stopped, or too long for one that cannot be."""
+        if not self.snapshot.stop_gap_s:
+            return True
+        predicted_s = self.model.predict_s(self.step.shape)
+        longest_s = self.snapshot.targets.ttft_s * self.settings.unstoppable_share
+        if predicted_s * (1 + self.model.margin) > longest_s:
+            return True
+        return self.snapshot.stop_gap_s <= predicted_s * self.settings.stop_gap_share

@@ -25,6 +25,10 @@ class PolicySettings:
     """Share of the TTFT target an arrival may wait for a step that could be stopped."""
     unstoppable_share: float = 0.1
     """Longest offline step that cannot be stopped, as a share of the TTFT target."""
+    stop_gap_share: float = 0.1
+    """Most of a stoppable step's time that the device may stand idle behind it. Where the gap is
+    more, a step that is short enough to be left alone cannot be stopped, and the next is decided
+    while it runs."""
     max_stops: int = 3
     """After this many stops in a row a request's next step is not stopped."""
     min_chunk: int = 32
@@ -41,6 +45,7 @@ class PolicySettings:
             "stoppable_slack_fill",
             "patience",
             "unstoppable_share",
+            "stop_gap_share",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")

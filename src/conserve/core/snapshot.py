@@ -81,6 +81,9 @@ class Snapshot:
     """Share of recent step time spent on offline tokens, in [0, 1]."""
     can_stop: bool = False
     """Whether a running step can be stopped between layers."""
+    stop_gap_s: float = 0.0
+    """What the device stands idle behind a step that can be stopped: the next cannot be decided
+    ahead of its end. 0 where that holds for every step."""
     copy_tokens: int = 0
     """Tokens' worth of KV that may be queued for the host in this step."""
     copy_tail: int = 1

@@ -71,6 +71,10 @@ class ConserveScheduler:
         self.planner: Planner = decide
         """The policy; a test looks on by putting its own in this place."""
         self._copy_tokens = 0
+        self._held_back = False
+        """Whether nothing was decided while a step ran, only because it could be stopped."""
+        self._ran_empty = False
+        """Whether that was so behind the last step, with requests left to run."""
         self._error_sum = 0.0
         self._num_errors = 0
 
@@ -84,7 +88,7 @@ class ConserveScheduler:
         return self._error_sum / self._num_errors if self._num_errors else 0.0
 
     def plan(self, places: Places, now_s: float) -> Plan:
-        self.held_back(places, now_s)
+        self.experience.schedules(now_s, online_resident=places.num_online > 0)
         self._copy_tokens = places.link.copy_tokens(now_s)
         plan = self.planner(self.snapshot(places, now_s), self.model, self.settings)
         self.experience.decided(plan)
@@ -92,6 +96,7 @@ class ConserveScheduler:
         return plan
 
     def held_back(self, places: Places, now_s: float) -> None:
+        self._held_back = True
         self.experience.schedules(now_s, online_resident=places.num_online > 0)
 
     def snapshot(self, places: Places, now_s: float) -> Snapshot:
@@ -113,6 +118,7 @@ class ConserveScheduler:
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,
             can_stop=self.can_stop,
+            stop_gap_s=self.experience.stop_gap_s,
             copy_tokens=self._copy_tokens,
             copy_tail=link.copy_tail,
             restore_tokens_per_s=link.tokens_per_s,
@@ -135,6 +141,10 @@ class ConserveScheduler:
         )
 
     def ended(self, places: Places, step: Step, now_s: float) -> None:
+        if self._ran_empty:
+            self.experience.resumed(step.start_s)
+        self._ran_empty = self._held_back and bool(places.running)
+        self._held_back = False
         if step.stopped:
             self.experience.stopped(now_s)
             return
