@@ -12,6 +12,7 @@ from typing import Any
 
 from conserve.core.calibration import Recalibrator
 from conserve.engine.settings import EngineSettings
+from conserve.engine.step_times import StepTimes
 from conserve.engine.steps import StepRecord
 from tests.contract.situation import (
     BLOCK_SIZE,
@@ -28,7 +29,7 @@ from tests.contract.situation import (
 )
 from tests.contract.timed_copies import TimedCopier, give_link
 from tests.engine.device import VOCABULARY, Device, expected_output
-from tests.engine.engine import Engine, make_request, make_scheduler
+from tests.engine.engine import Engine, InFlight, make_request, make_scheduler
 
 MOST_TURNS = 20_000
 
@@ -84,13 +85,18 @@ class TimedEngine(Engine):
             if self.scheduler.has_requests() or self._queue:
                 self._idle = False
                 self.step()
-                if self._idle and not any(o.total_num_scheduled_tokens for o, _ in self._queue):
+                if self._idle and not any(
+                    one.output.total_num_scheduled_tokens for one in self._queue
+                ):
                     self._pass_time()
             elif self._coming:
                 clock.now_s = self._coming[0].arrival_s
             else:
                 return self._close()
         raise AssertionError(f"{self.scheduler.get_num_unfinished_requests()} requests remain")
+
+    def _some_tokens_in_flight(self) -> bool:
+        return any(flight.output.total_num_scheduled_tokens for flight in self._queue)
 
     def _pass_time(self) -> None:
         """Where all that is left to do waits for a load, until that is over or somebody comes."""
@@ -133,7 +139,12 @@ class TimedEngine(Engine):
                 )
             )
 
-    def _finish(self, output: Any, record: StepRecord) -> None:
+    def _dispatch(self, output: Any, record: StepRecord) -> StepTimes:
+        """The workers are processes of their own, and the engine goes on beside them."""
+        return StepTimes(self.scheduler.clock(), math.nan)
+
+    def _finish(self, flight: InFlight) -> None:
+        output, record, _ = flight
         clock = self.scheduler.clock
         start_s = clock()
         grants = dict(output.num_scheduled_tokens)
@@ -142,6 +153,7 @@ class TimedEngine(Engine):
         self._idle = not grants and not does_something(record.plan)
         clock.now_s = end_s
         result = self.device.run(output, stop_at=layers)
+        result.step_times = StepTimes(start_s, end_s)
         for client in self.scheduler.update_from_output(output, result).values():
             for one in client.outputs:
                 self.outputs[one.request_id].extend(one.new_token_ids)

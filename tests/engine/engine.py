@@ -7,12 +7,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from conserve.engine.launch import vllm_arguments
 from conserve.engine.settings import EngineSettings
+from conserve.engine.step_times import StepTimes
 
 BLOCK_SIZE = 4
+IDLE_S = 1e-3
+"""vLLM's nap where it has requests and nothing to run."""
 DRAFT = 7
 """Stands for any token: the pretend device knows by itself which drafts are right."""
 TINY = {
@@ -127,9 +130,21 @@ def make_request(
     )
 
 
+class InFlight(NamedTuple):
+    """A step whose output has not been read."""
+
+    output: Any
+    record: Any
+    times: StepTimes
+
+
 @dataclass
 class Engine:
     """vLLM's two step loops (`step`, `step_with_batch_queue`) around scheduler and device.
+
+    The device works its steps off one after the other, and the clock shows the host's time. The
+    worker is in the engine's own process, as it is by default on one GPU: in a step that may be
+    stopped the host keeps close to the device, and comes back from it when it is over.
 
     `stop` decides for every stoppable step whether its forward is stopped; by default that is
     what the shared flag says.
@@ -146,7 +161,14 @@ class Engine:
     outputs: dict[str, list[int]] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     num_stops: int = 0
-    _queue: deque[tuple[Any, Any]] = field(default_factory=deque)
+    num_launched: int = 0
+    prepare_s: float = 0.0
+    """The host takes this long from a decision to the first layer."""
+    tail_s: float = 0.0
+    """What the device has still queued when the host comes back from a step that may be stopped."""
+    _queue: deque[Any] = field(default_factory=deque)
+    """`InFlight`, oldest first."""
+    _device_free_s: float = 0.0
 
     def add(self, request: Any) -> None:
         self.outputs[request.request_id] = []
@@ -154,20 +176,46 @@ class Engine:
 
     def step(self) -> bool:
         """One turn of the loop; whether a forward ran or was waited for."""
+        num_launched = self.num_launched
+        waited = self.step_fn()
+        if self.num_launched == num_launched and self.scheduler.has_requests():
+            self.scheduler.clock.now_s += IDLE_S
+        return waited
+
+    def step_fn(self) -> bool:
+        """As `EngineCore.step_fn`: without the nap."""
         if len(self._queue) < self.depth and self.scheduler.has_requests():
             output = self.scheduler.schedule()
             record = self.scheduler.driver.steps.newest
-            self._queue.append((output, record))
+            self._queue.append(InFlight(output, record, self._dispatch(output, record)))
             goes_on = output.total_num_scheduled_tokens or self.scheduler.has_requests()
             if len(self._queue) < self.depth and goes_on:
                 return True
         if not self._queue:
             return False
-        output, record = self._queue.popleft()
-        self._finish(output, record)
-        return bool(output.total_num_scheduled_tokens)
+        flight = self._queue.popleft()
+        self._finish(flight)
+        return bool(flight.output.total_num_scheduled_tokens)
 
-    def _finish(self, output: Any, record: Any) -> None:
+    def seconds(self, record: Any) -> float:
+        """What the device takes for a step."""
+        return self.step_s
+
+    def _dispatch(self, output: Any, record: Any) -> StepTimes:
+        """Queue a step. Its times are known here; nobody is told before its output is read."""
+        clock = self.scheduler.clock
+        if not output.total_num_scheduled_tokens:
+            return StepTimes(clock.now_s, clock.now_s)
+        self.num_launched += 1
+        clock.now_s += self.prepare_s
+        launched_s = clock.now_s
+        self._device_free_s = max(launched_s, self._device_free_s) + self.seconds(record)
+        if record.plan.stoppable:
+            clock.now_s = max(clock.now_s, self._device_free_s - self.tail_s)
+        return StepTimes(launched_s, self._device_free_s)
+
+    def _finish(self, flight: InFlight) -> None:
+        output, record, times = flight
         stopped = False
         if record.plan.stoppable and output.total_num_scheduled_tokens:
             if self.stop is not None:
@@ -176,7 +224,8 @@ class Engine:
                 stopped = self.scheduler.stopper.flag.is_raised_for(record.number)
         self.num_stops += stopped
         result = self.device.run(output, stop_at=self.stop_layer() if stopped else None)
-        self.scheduler.clock.now_s += self.step_s
+        result.step_times = times
+        self.scheduler.clock.now_s = max(self.scheduler.clock.now_s, times.ended_s)
         outputs = self.scheduler.update_from_output(output, result)
         self._draft(output)
         for client in outputs.values():

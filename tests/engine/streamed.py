@@ -20,9 +20,10 @@ from conserve.engine.checkpoint.orders import Orders, Report
 from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.slots import HostSlots
 from conserve.engine.checkpoint.streams import StreamCopies, staging_buffers
+from conserve.engine.step_times import StepTimes, TimedOutput
 from conserve.engine.stopped import StoppedOutput
 from tests.engine.device import Row, StaleReadError, sample
-from tests.engine.engine import BLOCK_SIZE, Engine
+from tests.engine.engine import BLOCK_SIZE, IDLE_S, Engine
 from tests.engine.stream_device import StandInDevice, StandInEvent
 
 NUM_LAYERS = 3
@@ -49,6 +50,19 @@ class InFlight:
     connector_output: Any
     done: StandInEvent
     sampled: list[list[int]] = field(default_factory=list)
+
+
+@dataclass
+class StandInMark:
+    """`step_times.Mark`, on a device without a clock."""
+
+    event: StandInEvent
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+    def passed_s(self) -> float:
+        return 0.0
 
 
 @dataclass
@@ -82,8 +96,6 @@ class StreamedDevice:
         self.streams = StandInDevice(chance)
         self.connector: Any = None
         self.copies: Any = None
-        self.resolves_early = False
-        """Careless: a stopped step's output does not wait for the device."""
         self._chance = chance
         self._rows: dict[str, Row] = {}
         self._inputs: list[list[Span]] = [[] for _ in range(depth)]
@@ -124,10 +136,10 @@ class StreamedDevice:
         """The step's output, when the device is done with it."""
         from vllm.v1.outputs import ModelRunnerOutput
 
-        if flight.stop_at is None or not self.resolves_early:
-            flight.done.synchronize()
         if flight.stop_at is not None:
-            return StoppedOutput.of(flight.names, flight.stop_at, flight.connector_output)
+            stopped = StoppedOutput.of(flight.names, flight.stop_at, flight.connector_output)
+            return TimedOutput(stopped, 0.0, StandInMark(flight.done)).get_output()
+        flight.done.synchronize()
         return ModelRunnerOutput(
             req_ids=flight.names,
             req_id_to_index={name: i for i, name in enumerate(flight.names)},
@@ -227,7 +239,9 @@ class AheadEngine(Engine):
         return bool(output.total_num_scheduled_tokens)
 
     def _deliver(self, output: Any, result: Any) -> None:
-        self.scheduler.clock.now_s += self.step_s
+        clock, launched_s = self.scheduler.clock, self.scheduler.clock.now_s
+        clock.now_s += self.step_s if output.total_num_scheduled_tokens else IDLE_S
+        result.step_times = StepTimes(launched_s, clock.now_s)
         for client in self.scheduler.update_from_output(output, result).values():
             for one in client.outputs:
                 self.outputs[one.request_id].extend(one.new_token_ids)

@@ -111,3 +111,56 @@ def test_a_thread_says_which_device_it_works_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     cuda.CudaDevice(DEVICE).prepare_thread()
     assert devices == [DEVICE]
+
+
+class Timeline:
+    """Two streams' events on the device's clock, in ms; the host's clock beside it, in seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ms, self.waited_for = 0.0, list[Any]()
+        """`now_ms`: how far the device is. What is queued on the current stream ends at 40 ms."""
+        timeline = self
+
+        class Event:
+            def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
+                assert enable_timing, "its time is asked for"
+                self.at_ms = 0.0
+
+            def record(self, stream: Any = None) -> None:
+                self.at_ms = 40.0 if stream is None else timeline.now_ms
+
+            def query(self) -> bool:
+                return timeline.now_ms >= self.at_ms
+
+            def synchronize(self) -> None:
+                timeline.waited_for.append(self)
+                timeline.now_ms = max(timeline.now_ms, self.at_ms)
+
+            def elapsed_time(self, other: Any) -> float:
+                assert self.query(), "asked for before it was passed"
+                assert other.query(), "asked for before it was passed"
+                return float(other.at_ms - self.at_ms)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "Stream", object)
+        monkeypatch.setattr(cuda, "time", SimpleNamespace(time=lambda: 100 + self.now_ms / 1e3))
+
+
+def test_a_mark_says_when_the_device_passed_it_however_late_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timeline = Timeline(monkeypatch)
+    mark = cuda.CudaMarks()()
+    assert mark.passed_s() == 100.0, "not yet: the present"
+    assert not timeline.waited_for
+    for now_ms in (40.0, 55.0, 400.0):
+        timeline.now_ms = now_ms
+        assert mark.passed_s() == pytest.approx(100.040)
+
+
+def test_a_mark_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline = Timeline(monkeypatch)
+    mark = cuda.CudaMarks()()
+    mark.wait()
+    assert timeline.now_ms == 40.0
+    assert mark.passed_s() == pytest.approx(100.040)

@@ -61,6 +61,7 @@ ARGUMENTS = {
     "KVConnectorBase_V1.get_kv_connector_stats": [],
     "KVConnectorBase_V1.build_kv_connector_stats": ["data"],
     "SupportsHMA.request_finished_all_groups": ["request", "block_ids"],
+    "AsyncModelRunnerOutput.get_output": [],
     "VllmConfig.compute_hash": ["include_version"],
 }
 """Class.method -> the parameters after `self` that we give or take, in order."""

@@ -23,7 +23,7 @@ from tests.engine.copies import hashes_of, rank_is_ready
 from tests.engine.device import StaleReadError
 from tests.engine.engine import BLOCK_SIZE, make_scheduler
 from tests.engine.stream_device import StandInEvent, StandInStream
-from tests.engine.streamed import NUM_LAYERS, AheadEngine, StreamedDevice
+from tests.engine.streamed import NUM_LAYERS, AheadEngine, StandInMark, StreamedDevice
 from tests.engine.test_checkpoints import FAST, SLOT_BYTES, run_bursts, totals_of
 
 pytestmark = pytest.mark.engine
@@ -187,7 +187,7 @@ def _can_go_on(self: StandInStream) -> bool:
 
 
 def resolve_stopped_steps_early(engine: AheadEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine.device.resolves_early = True
+    monkeypatch.setattr(StandInMark, "wait", lambda self: None)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ pytest.importorskip("vllm")
 import torch
 
 from conserve.engine import stoppable as stoppable_module
+from conserve.engine.door import AsyncModelRunnerOutput, ModelRunnerOutput
 from conserve.engine.flag import StopFlag
 from conserve.engine.safepoints import Safepoints, StopStep
+from conserve.engine.step_times import StepClock
 from conserve.engine.stoppable import StoppableSteps
 from conserve.engine.stopped import StoppedOutput
 
@@ -60,6 +62,13 @@ class Runner:
         return torch.ones(positions.shape[-1], HIDDEN)
 
 
+class SampledAhead(AsyncModelRunnerOutput):  # type: ignore[misc]
+    """As V2 gives it: tokens that are still on their way to the host."""
+
+    def get_output(self) -> Any:
+        return ModelRunnerOutput(["a", "b"], {"a": 0, "b": 1}, [[7], [7]])
+
+
 class RunnerV1(Runner):
     kv_connector_output: Any = None
 
@@ -74,10 +83,10 @@ class RunnerV1(Runner):
         assert hidden.shape == (5, HIDDEN)
         self.execute_model_state = hidden
 
-    def sample_tokens(self, grammar_output: Any) -> str:
+    def sample_tokens(self, grammar_output: Any) -> Any:
         assert self.execute_model_state is not None
         self.execute_model_state, self.advanced = None, self.advanced + 1
-        return "sampled"
+        return ModelRunnerOutput(["a", "b"], {"a": 0, "b": 1}, [[7], [7]])
 
 
 class RunnerV2(Runner):
@@ -88,13 +97,13 @@ class RunnerV2(Runner):
         self.kv_connector.finish_forward()
         self.execute_model_state = (hidden, scheduler_output.finished_req_ids)
 
-    def sample_tokens(self, grammar_output: Any) -> str | None:
+    def sample_tokens(self, grammar_output: Any) -> Any:
         if self.execute_model_state is None:
             return None
         (_, finished), self.execute_model_state = self.execute_model_state, None
         self.advanced += 1
         self.kv_connector.post_forward(finished)
-        return "sampled"
+        return SampledAhead()
 
 
 class VllmWorker:
@@ -142,7 +151,8 @@ def step(number: int, *, stoppable: bool = True, finished: tuple[str, ...] = ())
 def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     flag = StopFlag(f"test-unwind-{request.param}")
     flag.reset()
-    ours = SimpleNamespace(safepoints=Safepoints(flag, rank=0))
+    side = SimpleNamespace(clock=StepClock())
+    ours = SimpleNamespace(safepoints=Safepoints(flag, rank=0), worker_side=side)
     monkeypatch.setattr(stoppable_module, "has_kv_transfer_group", lambda: True)
     monkeypatch.setattr(stoppable_module, "get_kv_transfer_group", lambda: ours)
     monkeypatch.setattr(stoppable_module, "find_ours", lambda group: group)
@@ -159,14 +169,14 @@ def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 def test_a_step_left_alone_goes_its_usual_way(worker: Any) -> None:
     for stoppable in (True, False):
         assert worker.execute_model(step(1, stoppable=stoppable)) is None
-        assert worker.sample_tokens(None) == "sampled"
+        assert worker.sample_tokens(None).get_output().sampled_token_ids == [[7], [7]]
     assert worker.model_runner.advanced == 2
 
 
 def test_a_stopped_step_samples_nothing_and_ends_the_connectors_step(worker: Any) -> None:
     worker.flag.raise_for(7)
     assert worker.execute_model(step(7, finished=("gone",))) is None
-    output = worker.sample_tokens(None)
+    output = worker.sample_tokens(None).get_output()
     assert isinstance(output, StoppedOutput)
     assert output.layers_done == 0
     assert output.req_ids == ["a", "b"]
@@ -182,7 +192,8 @@ def test_the_step_after_a_stopped_one_is_a_step_like_any(worker: Any) -> None:
     worker.flag.raise_for(7)
     for number, sampled in ((7, False), (8, True), (9, True)):
         worker.execute_model(step(number))
-        assert (worker.sample_tokens(None) == "sampled") is sampled
+        tokens = worker.sample_tokens(None).get_output().sampled_token_ids
+        assert tokens == ([[7], [7]] if sampled else [[], []])
     assert worker.model_runner.advanced == 2
 
 
@@ -192,7 +203,7 @@ def test_layers_done_are_those_before_the_stop(
     safepoints = worker.model_runner.ours.safepoints
     monkeypatch.setattr(safepoints, "_decide", lambda number, layer: layer == 4)
     worker.execute_model(step(1))
-    assert worker.sample_tokens(None).layers_done == 4
+    assert worker.sample_tokens(None).get_output().layers_done == 4
 
 
 def test_without_our_connector_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,3 +145,8 @@ def layers_between_safepoints(
     num_layers = vllm_config.model_config.get_num_layers(vllm_config.parallel_config)
     layer_s = predicted_s / max(1, num_layers)
     return max(1, min(num_layers // 4, int(response_s / 2 / layer_s))) if layer_s > 0 else 1
+
+
+def runs_workers_inside(vllm_config: Any) -> bool:
+    """Whether the engine's own thread runs the forward: vLLM's default on one GPU."""
+    return bool(vllm_config.parallel_config.distributed_executor_backend == "uni")

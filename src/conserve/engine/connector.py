@@ -77,6 +77,7 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
+        self.worker_side.clock.launches()
         step = connector_metadata.stoppable_step
         if step is not None:
             self.worker_side.safepoints.begin(step, connector_metadata.every)

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 DOORS = {
+    "AsyncModelRunnerOutput": "vllm.v1.outputs",
     "AsyncScheduler": "vllm.v1.core.sched.async_scheduler",
     "CPUWorker": "vllm.v1.worker.cpu_worker",
     "EngineCore": "vllm.v1.engine.core",
@@ -46,6 +47,7 @@ DOORS = {
 """Our name -> module, module:name where vLLM's name differs, or module: for itself."""
 
 METHODS = {
+    "AsyncModelRunnerOutput": ("get_output",),
     "AsyncScheduler": (
         "schedule", "update_from_output", "add_request", "finish_requests",
         "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead", "_preempt_request",

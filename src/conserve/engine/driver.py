@@ -22,6 +22,7 @@ from conserve.engine.queue import is_online
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.snapshots import OFFLINE_HEAD, Snapshots
 from conserve.engine.stats import EngineStats
+from conserve.engine.step_times import times_of
 from conserve.engine.steps import StepRecord, StepsInFlight, learn
 from conserve.engine.stopped import StoppedOutput
 from conserve.engine.stopper import Stopper
@@ -46,6 +47,8 @@ class Driver:
     keeper: CheckpointKeeper
     stopper: Stopper
     notes: TraceNotes
+    dispatch_blocks: bool
+    """Whether the engine itself runs the forward, and reads no output before it is back."""
 
     def __post_init__(self) -> None:
         self.planner: Planner = decide
@@ -54,6 +57,10 @@ class Driver:
         self._gauges = Gauges(self.scheduler, self.stats)
         self._num_held_back = 0
         self._last_stopped = False
+        self._held_back = False
+        """Whether nothing was decided while a step ran, only because it could be stopped."""
+        self._ran_empty = False
+        """Whether that was so behind the last step, with requests left to run."""
 
     def came(self, request: Any) -> None:
         """A request is about to enter vLLM's scheduler; more input of one that is there counts
@@ -84,6 +91,7 @@ class Driver:
         """Whether to schedule nothing now: behind a stoppable step (async scheduling), or when
         an online request is on its way from the input thread and will be here at once."""
         if any(step.plan.stoppable for step in self.steps):
+            self._held_back = True
             return True
         monitor = self.stopper.monitor
         if monitor.num_pending and (self._last_stopped or not self.snapshots.online_resident()):
@@ -98,7 +106,12 @@ class Driver:
         snapshot = self.snapshots.take(now_s, can_stop=self.stopper.may_plan)
         plan = self.planner(snapshot, self.experience.model, self.settings)
         self.stats.count("decision_seconds", self.clock() - now_s)
-        return self.stopper.narrowed(plan)
+        plan = self.stopper.narrowed(plan)
+        if plan.stoppable and self.dispatch_blocks and any(step.ends for step in self.steps):
+            # The host keeps close to the device in it: tokens of the step in flight would be
+            # read when this one is nearly over.
+            return Plan(Mode.IDLE)
+        return plan
 
     def _displace(self, plan: Plan, now_s: float) -> None:
         if not plan.displace:
@@ -151,6 +164,7 @@ class Driver:
     def computed(self, scheduler_output: Any, model_runner_output: Any) -> StepRecord:
         """Account for the oldest step, or undo it, before vLLM reads its output."""
         record, computed = self.steps.end(), scheduler_output.num_scheduled_tokens
+        record.times = times_of(model_runner_output, self.clock())
         asked = self.stopper.monitor.step_ended() if record.plan.stoppable else None
         self._last_stopped = isinstance(model_runner_output, StoppedOutput)
         if not self._last_stopped:
@@ -171,13 +185,24 @@ class Driver:
             for one in client.outputs:
                 if one.new_token_ids:
                     self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
-        if self._last_stopped:
-            self.experience.stopped(now_s)
-        else:
-            learn(self.experience, record, now_s, self.stats)
+        self._learn(record)
         self._gauge(now_s)
         hand_over(self.scheduler.connector, self.stats, outputs)
         self.tracker.drop_finished(self.scheduler.requests)
+
+    def _learn(self, record: StepRecord) -> None:
+        """From when the device was done with a step: this clock shows when it was read."""
+        if not record.shape.num_tokens:
+            return
+        assert record.times is not None
+        if self._ran_empty:
+            self.experience.resumed(record.times.launched_s)
+        self._ran_empty = self._held_back and bool(self.scheduler.running)
+        self._held_back = False
+        if self._last_stopped:
+            self.experience.stopped(record.times.ended_s)
+        else:
+            learn(self.experience, record, record.times.ended_s, self.stats)
 
     def _gauge(self, now_s: float) -> None:
         self._gauges.look(now_s)

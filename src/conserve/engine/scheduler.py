@@ -8,7 +8,7 @@ from typing import Any
 
 from conserve.core.learning import Experience
 from conserve.engine.admission import Admission
-from conserve.engine.capabilities import refuse_several_schedules
+from conserve.engine.capabilities import refuse_several_schedules, runs_workers_inside
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import scheduler_side
 from conserve.engine.door import AsyncScheduler
@@ -58,6 +58,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             keeper=self.keeper,
             stopper=self.stopper,
             notes=TraceNotes(config.observability_config.otlp_traces_endpoint is not None),
+            dispatch_blocks=runs_workers_inside(config),
         )
         end_with_parent()
 

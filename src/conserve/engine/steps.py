@@ -11,6 +11,7 @@ from conserve.core.learning import Experience
 from conserve.core.plan import Plan
 from conserve.core.stopping import RunningStep
 from conserve.engine.stats import EngineStats
+from conserve.engine.step_times import StepTimes
 from conserve.engine.stopped import Before
 
 GENERIC_MODEL = LatencyModel(fixed=0.02, per_token=1e-3, margin=0.2)
@@ -33,6 +34,8 @@ class StepRecord:
     before: dict[str, Before] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)
     """request_id -> its computed tokens once this step is done."""
+    times: StepTimes | None = None
+    """When the device began and ended it, once its output is in."""
 
     def running(self, begins_s: float, predicted_s: float) -> RunningStep:
         return RunningStep(begins_s, predicted_s, self.plan.online_shape, self.plan.due_s)
@@ -72,10 +75,10 @@ class StepsInFlight:
         return len(self._records)
 
 
-def learn(experience: Experience, record: StepRecord, now_s: float, stats: EngineStats) -> None:
+def learn(experience: Experience, record: StepRecord, ended_s: float, stats: EngineStats) -> None:
     """A step's output is in, and the step was not stopped."""
     num_offline = record.offline_shape.num_tokens
-    lesson = experience.ended(record.shape, num_offline, record.started_s, now_s)
+    lesson = experience.ended(record.shape, num_offline, record.started_s, ended_s)
     if lesson is None:
         return
     stats.count("steps", 1, str(record.plan.mode))

@@ -1,0 +1,90 @@
+"""When a worker's device began and ended a step: said with its output, which may be read late.
+
+vLLM's single-process executor reads the output of one step while it is busy with the forward of
+the next; what the scheduler's clock shows then says nothing about the step that was read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from conserve.engine.door import AsyncModelRunnerOutput
+from conserve.engine.stopped import StoppedOutput
+
+
+class StepTimes(NamedTuple):
+    """In seconds of the wall clock, as vLLM's arrival times are."""
+
+    launched_s: float
+    """When the host began to queue the forward. A device that is still busy begins it later."""
+    ended_s: float
+    """When the device was done."""
+
+
+class Mark(Protocol):
+    """A point in the queue of a device."""
+
+    def wait(self) -> None:
+        """Let the host wait until the device has passed it."""
+
+    def passed_s(self) -> float:
+        """When the device passed it; the present time where it has not yet."""
+
+
+class HostMark:
+    """Of a device that the host waits for anyway: it is passed when it is made."""
+
+    def __init__(self) -> None:
+        self._passed_s = time.time()
+
+    def wait(self) -> None:
+        """Nothing is queued."""
+
+    def passed_s(self) -> float:
+        return self._passed_s
+
+
+class StepClock:
+    """One worker's."""
+
+    def __init__(self, make_mark: Callable[[], Mark] = HostMark) -> None:
+        self._make_mark = make_mark
+        self._launched_s = 0.0
+
+    def launches(self) -> None:
+        """Call right before a forward is queued."""
+        self._launched_s = time.time()
+
+    def timed(self, output: Any) -> TimedOutput:
+        """Call when all of a step is queued, with vLLM's output of it or ours of a stopped one."""
+        return TimedOutput(output, self._launched_s, self._make_mark())
+
+
+class TimedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
+    """A step's output, with its times once it is resolved.
+
+    A stopped step resolves when the device has passed the stop. Nothing else would wait for that:
+    no token of it is copied to the host, and the runners take a step whose output is there for
+    one whose staging buffers they may fill again.
+    """
+
+    def __init__(self, output: Any, launched_s: float, end: Mark) -> None:
+        self._output, self._launched_s, self._end = output, launched_s, end
+
+    def get_output(self) -> Any:
+        output = self._output
+        if isinstance(output, AsyncModelRunnerOutput):
+            output = output.get_output()
+        if isinstance(output, StoppedOutput):
+            self._end.wait()
+        output.step_times = StepTimes(self._launched_s, self._end.passed_s())
+        return output
+
+
+def times_of(output: Any, now_s: float) -> StepTimes:
+    """What came with a step's output. A worker of vLLM's own says nothing, and its steps cannot
+    be stopped: its output is read when it is there."""
+    times: StepTimes = getattr(output, "step_times", StepTimes(now_s, now_s))
+    return times
