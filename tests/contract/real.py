@@ -84,7 +84,7 @@ class TimedEngine(Engine):
             self._take_arrivals()
             if self.scheduler.has_requests() or self._queue:
                 self._idle = False
-                self.step()
+                self.step_fn()
                 if self._idle and not any(
                     one.output.total_num_scheduled_tokens for one in self._queue
                 ):

@@ -186,6 +186,7 @@ class Engine:
         """As `EngineCore.step_fn`: without the nap."""
         if len(self._queue) < self.depth and self.scheduler.has_requests():
             output = self.scheduler.schedule()
+            self.num_launched += bool(output.total_num_scheduled_tokens)
             record = self.scheduler.driver.steps.newest
             self._queue.append(InFlight(output, record, self._dispatch(output, record)))
             goes_on = output.total_num_scheduled_tokens or self.scheduler.has_requests()
@@ -206,7 +207,6 @@ class Engine:
         clock = self.scheduler.clock
         if not output.total_num_scheduled_tokens:
             return StepTimes(clock.now_s, clock.now_s)
-        self.num_launched += 1
         clock.now_s += self.prepare_s
         launched_s = clock.now_s
         self._device_free_s = max(launched_s, self._device_free_s) + self.seconds(record)
