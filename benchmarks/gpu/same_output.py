@@ -3,9 +3,11 @@
     python benchmarks/gpu/same_output.py --runner v2 --scheduling async --graphs --out FILE
 
 A small random Llama in one process. Every request is answered alone, then all together without a
-stop, then all together with stops at random layers of random steps. In float32 the three must be
-equal. On a CPU Model Runner V2 needs the `triton` package on the path: its kernels run in Triton's
-interpreter, which takes CPU tensors. `--careless` breaks the end of a stopped step on purpose.
+stop, then all together with stops at random layers of random steps. Together there are fewer slots
+than requests, and the online ones among them come while offline ones hold them all. In float32 the
+three must be equal. On a CPU Model Runner V2 needs the `triton` package on the path: its kernels
+run in Triton's interpreter, which takes CPU tensors. `--careless` breaks the end of a stopped step
+on purpose.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections import Counter, deque
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +24,8 @@ from typing import Any
 from models import write_random_llama
 
 NUM_ROUNDS, NUM_REQUESTS, NUM_OUTPUT = 3, 10, 12
+STEPS_BETWEEN = 8
+"""From one online request to the next."""
 STOP_CHANCE = 0.25
 """At each safepoint of a stoppable step."""
 
@@ -75,7 +80,7 @@ def build(options: argparse.Namespace, folder: Path) -> Any:
         skip_tokenizer_init=True,
         max_model_len=512,
         max_num_batched_tokens=128,
-        max_num_seqs=6,
+        max_num_seqs=3,
         dtype=options.dtype,
         kv_cache_memory_bytes=1 << 25,
         async_scheduling=options.scheduling == "async",
@@ -93,16 +98,43 @@ def texts_of(rng: Random) -> Texts:
     return [common + text if i % 3 == 0 else text for i, text in enumerate(own)]
 
 
-def generate(llm: Any, texts: Texts) -> Texts:
-    """Greedy token ids of offline requests."""
+def generate(engine: Any, texts: Texts) -> Texts:
+    """Greedy token ids. Every third request is online, and comes when the others have run for some
+    steps: one of them is displaced."""
     from vllm import SamplingParams
 
     params = SamplingParams(
         max_tokens=NUM_OUTPUT, temperature=0.0, ignore_eos=True, detokenize=False
     )
-    requests = [{"prompt_token_ids": text} for text in texts]
-    answers = llm.generate(requests, params, priority=[1] * len(texts), use_tqdm=False)
-    return [list(answer.outputs[0].token_ids) for answer in answers]
+
+    def add(number: int, priority: int) -> None:
+        prompt = {"prompt_token_ids": texts[number]}
+        engine.add_request(str(number), prompt, params, priority=priority)
+
+    online = deque(number for number in range(len(texts)) if number % 3 == 1)
+    for number in set(range(len(texts))) - set(online):
+        add(number, 1)
+    answers: dict[str, list[int]] = {}
+    while online or engine.has_unfinished_requests():
+        for _ in range(STEPS_BETWEEN):
+            done = [answer for answer in engine.step() if answer.finished]
+            answers |= {answer.request_id: list(answer.outputs[0].token_ids) for answer in done}
+        if online:
+            add(online.popleft(), 0)
+    return [answers[str(number)] for number in range(len(texts))]
+
+
+def counted(stats: Any) -> Counter[str]:
+    """What the engine counts from here on, by the names of its figures."""
+    counts: Counter[str] = Counter()
+    count = stats.count
+
+    def noted(name: str, amount: float = 1.0, label: str = "") -> None:
+        counts[name] += int(amount)
+        count(name, amount, label)
+
+    stats.count = noted
+    return counts
 
 
 def break_the_end(worker: Any) -> None:
@@ -133,8 +165,11 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     llm = build(options, folder)
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
-    core = llm.llm_engine.engine_core.engine_core
-    config = llm.llm_engine.vllm_config
+    engine = llm.llm_engine
+    core = engine.engine_core.engine_core
+    config, counts = engine.vllm_config, counted(core.scheduler.stats)
+    # Steps this small are no longer than what is between them; they are to be stopped all the same.
+    core.scheduler.experience.resumed = lambda launched_s: None
     if options.careless:
         break_the_end(core.model_executor.driver_worker.worker)
     rng, layers = Random(options.seed), []
@@ -154,11 +189,11 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         texts = texts_of(rng)
         found = []
         safepoints._decide = never
-        found.append([generate(llm, [text])[0] for text in texts])
+        found.append([generate(engine, [text])[0] for text in texts])
         for decide in (never, at_random):
             safepoints._decide = decide
             core.scheduler.reset_prefix_cache()
-            found.append(generate(llm, texts))
+            found.append(generate(engine, texts))
         for alone, together, stopped in zip(*found, strict=True):
             same["alone"] += alone == stopped
             same["together"] += alone == together
@@ -172,6 +207,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "can_stop": core.scheduler.stopper.can_stop,
         "num_stops": len(layers),
         "stopped_at_layers": sorted(set(layers)),
+        "displaced_requests": counts["displaced_requests"],
+        "restored_tokens": counts["restored_tokens"],
         "requests": same["of"],
         "equal_with_stops": same["alone"],
         "equal_without_stops": same["together"],
