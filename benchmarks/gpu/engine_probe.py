@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/engine_probe.py --model FOLDER --out DIR --parts steps,overhead
 
-Parts, each a file in DIR as soon as it is measured: steps, overhead, response, copies.
+Parts, each a file in DIR as soon as it is measured: steps, belief, overhead, response, copies.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import probe_belief
 import probe_copies
 import probe_steps
 import probe_stops
 from probe import Probe
 
 PARTS: dict[str, tuple[float, Callable[[Probe], dict[str, Any]]]] = {
-    "steps": (0.45, probe_steps.measure),
+    "steps": (0.4, probe_steps.measure),
+    "belief": (0.05, probe_belief.measure),
     "overhead": (0.25, probe_stops.overhead),
     "response": (0.2, probe_stops.response),
     "copies": (0.1, probe_copies.measure),
