@@ -11,6 +11,9 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.engine
 
 TWO_RANKS = {"tensor_parallel_size": 2}
+PLAIN = {"TORCHDYNAMO_DISABLE": "1"}
+"""On a processor with AVX2 only, torch 2.13 compiles the mask of a vocabulary that is split among
+ranks wrongly: stock vLLM ends with an index out of range."""
 
 
 def assert_ranks_agree(stops: dict[str, list[tuple[int, int]]]) -> None:
@@ -28,7 +31,7 @@ def check(played: Any) -> None:
 
 
 def test_both_stop_at_the_same_layer_and_answers_stay(play: Any) -> None:
-    played = play(options=TWO_RANKS, rounds=2)
+    played = play(PLAIN, options=TWO_RANKS, rounds=2)
     check(played)
     stops = played.stops["leader"]
     assert len(stops) > 25
@@ -39,7 +42,7 @@ def test_both_stop_at_the_same_layer_and_answers_stay(play: Any) -> None:
 def test_a_rank_that_ignores_the_flag_is_caught(play: Any) -> None:
     """A negative control: rank 1 hears the word and goes on. Its next collective meets rank 0's
     of another step."""
-    patience = {"VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "5"}
+    patience = {**PLAIN, "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "5"}
     played = play(patience, options=TWO_RANKS, rounds=1, careless="follower", limit_s=90)
     assert played.stops["leader"]
     with pytest.raises(AssertionError):
@@ -50,6 +53,7 @@ def test_a_rank_that_ignores_the_flag_is_caught(play: Any) -> None:
 def test_a_rank_that_waits_in_vain_says_so(play: Any) -> None:
     """A negative control: rank 0 stops and tells nobody."""
     played = play(
+        PLAIN,
         options=TWO_RANKS,
         rounds=1,
         careless="leader",
