@@ -18,8 +18,8 @@ DRIFT = 1.25
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """measuring, taken: what others took of the processors while the speed was measured, and in
-    the two periods. gflops: how fast the machine
-    multiplied matrices before the first and after the second; 0 where it is not known."""
+    the two periods. gflops: how fast the machine multiplied matrices before the first server was
+    started and after the second period; 0 where it is not known."""
 
     plan: DemoPlan
     speed: Speed
