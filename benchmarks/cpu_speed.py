@@ -39,9 +39,15 @@ def main() -> None:
     for machine, environment in MACHINES.items():
         for dtype in DTYPES:
             row: dict[str, Any] = {"processor": machine, "dtype": dtype}
-            rows.append(row | asdict(speed_of(dtype, environment)))
+            speed = asdict(speed_of(dtype, environment))
+            rows.append(row | {name: round(tps, 1) for name, tps in speed.items()})
             print(json.dumps(rows[-1]))
-    told = {"machine": describe_machine(), "gflops": probe_gflops(), "model": NAME, "rows": rows}
+    told = {
+        "machine": describe_machine(),
+        "gflops": round(probe_gflops(), 1),
+        "model": NAME,
+        "rows": rows,
+    }
     OUT.write_text(json.dumps(told, indent=1) + "\n")
 
 
