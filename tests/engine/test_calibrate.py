@@ -353,6 +353,10 @@ def test_a_step_that_fails_ends_nothing_and_names_its_cause(
     (error,) = log.errors
     assert "the kernel wants larger heads" in error
     scheduler = core.scheduler
+    pool = scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+    assert len(pool.cached_block_hash_to_block) == 0
+    assert scheduler.processed_step_seq == scheduler.sched_step_seq
     assert (scheduler.experience.model == GENERIC_MODEL) == (first < 7)
     assert not scheduler.requests
     assert not scheduler.driver.steps

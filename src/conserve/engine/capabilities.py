@@ -70,6 +70,8 @@ def _of_ranks(config: Any) -> Reasons:
     parallel = config.parallel_config
     yield parallel.pipeline_parallel_size > 1, "pipeline stages run different layers"
     yield parallel.nnodes > 1, "the stop flag reaches one host only"
+    ray = parallel.distributed_executor_backend == "ray"
+    yield ray, "Ray's workers may be on other hosts, and call the model runner themselves"
     yield waits_for_replicas(config), "layers of other replicas wait for those of this one"
     yield parallel.prefill_context_parallel_size > 1, "parts of one prompt on several ranks"
     yield parallel.use_ubatching, "two halves of a batch run in two threads"

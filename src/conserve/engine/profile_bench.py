@@ -176,3 +176,6 @@ class ProfileBench:
         if queue is not None:
             queue.clear()
         self.scheduler.driver.steps.forget()
+        # vLLM keeps the blocks of a step until its output is read.
+        self.scheduler.processed_step_seq = self.scheduler.sched_step_seq
+        self.scheduler._drain_deferred_frees()

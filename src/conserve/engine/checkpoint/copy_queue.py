@@ -171,9 +171,6 @@ class CopyQueue:
         with self.changed:
             self._report.wait_s += seconds
 
-    def measured(self, bytes_per_s: float) -> None:
-        self._report.bytes_per_s = bytes_per_s
-
     def take_report(self) -> Report | None:
         """What has ended since the last call, if anything."""
         with self.changed:
