@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from conserve.core.blocks import blocks_cost
 from conserve.core.checkpointing import COPY_SHARE, copy_budget, copy_is_quicker, least_tail
@@ -15,9 +16,9 @@ from conserve.sim.cost import Machine
 from conserve.sim.request import Phase, SimRequest
 
 
-@dataclass(slots=True, eq=False)
-class Copy:
-    """Of one request, to the host."""
+class Copy(Struct, eq=False):
+    """Of one request, to the host. A struct, which is made in a third of a dataclass's time: there
+    are some in every step."""
 
     request: SimRequest | None
     """None if it does not count any more."""
