@@ -187,7 +187,7 @@ class Engine:
         if len(self._queue) < self.depth and self.scheduler.has_requests():
             output = self.scheduler.schedule()
             self.num_launched += bool(output.total_num_scheduled_tokens)
-            record = self.scheduler.driver.steps.newest
+            record = list(self.scheduler.driver.steps)[-1]
             self._queue.append(InFlight(output, record, self._dispatch(output, record)))
             goes_on = output.total_num_scheduled_tokens or self.scheduler.has_requests()
             if len(self._queue) < self.depth and goes_on:

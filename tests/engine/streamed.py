@@ -223,7 +223,7 @@ class AheadEngine(Engine):
         scheduler, queue = self.scheduler, self._queue
         if len(queue) < self.depth and scheduler.has_requests():
             output = scheduler.schedule()
-            record = scheduler.driver.steps.newest
+            record = list(scheduler.driver.steps)[-1]
             stops = bool(record.plan.stoppable and self.stop and self.stop(record.number))
             stops = stops and bool(output.total_num_scheduled_tokens)
             self.num_stops += stops

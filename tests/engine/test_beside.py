@@ -172,7 +172,7 @@ def test_such_a_step_is_not_announced_and_the_next_is_planned_short(beside: Engi
     ours, theirs = output.kv_connector_metadata.metadata
     assert theirs.keep == {"off": 10}
     assert ours.stoppable_step is None
-    assert not driver.steps.newest.plan.stoppable
+    assert not list(driver.steps)[-1].plan.stoppable
     beside.scheduler.update_from_output(output, beside.device.run(output))
     output = beside.scheduler.schedule()
     assert not output.kv_connector_metadata.metadata[1].keep

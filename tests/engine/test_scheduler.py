@@ -251,7 +251,7 @@ def test_an_arrival_raises_the_flag_of_the_running_step(make_engine: MakeEngine)
     for i, prompt in enumerate(prompts(3, 4)):
         engine.add(make_request(f"off{i}", prompt, 4, online=False, arrival_s=i * 0.001))
     output = engine.scheduler.schedule()
-    record = engine.scheduler.driver.steps.newest
+    record = list(engine.scheduler.driver.steps)[-1]
     assert record.plan.stoppable
     assert not engine.scheduler.stopper.flag.is_raised_for(record.number)
     engine.scheduler.monitor.arrived("on", engine.scheduler.clock.now_s, 8)

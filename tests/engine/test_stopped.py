@@ -41,7 +41,7 @@ def stop_while(engine: Engine, happening: Callable[[], object]) -> None:
     for i, (name, prompt) in enumerate(PROMPTS.items()):
         engine.add(make_request(name, prompt, 4, online=False, arrival_s=float(i)))
     output = engine.scheduler.schedule()
-    assert engine.scheduler.driver.steps.newest.plan.stoppable
+    assert list(engine.scheduler.driver.steps)[-1].plan.stoppable
     assert set(output.num_scheduled_tokens) == set(PROMPTS)
     result = engine.device.run(output, stop_at=2)
     happening()

@@ -100,7 +100,7 @@ def audit(at: Places) -> None:
     assert sum(len(place) for place in places.values()) == len(at.live)
     for request in at.live.values():
         assert request in places[request.phase]
-        assert request.num_blocks == pool.held_by(request.request_id)
+        assert request.num_blocks == pool.holdings.get(request.request_id, 0)
         assert 0 <= request.num_computed_tokens <= request.num_tokens
         known = max(request.num_computed_tokens, request.num_lost_tokens)
         assert 0 <= request.num_landed_tokens <= request.num_copying_tokens <= known

@@ -63,11 +63,6 @@ class StepsInFlight:
         """Their output never comes: the engine failed under them."""
         self._records.clear()
 
-    @property
-    def newest(self) -> StepRecord:
-        """Raises IndexError where there is none."""
-        return self._records[-1]
-
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self._records)
 

@@ -30,9 +30,6 @@ class BlockPool:
         self._remembered: OrderedDict[str, int] = OrderedDict()
         self._num_blank = num_blocks
 
-    def held_by(self, owner: str) -> int:
-        return self._held.get(owner, 0)
-
     @property
     def holdings(self) -> dict[str, int]:
         return dict(self._held)
