@@ -142,17 +142,17 @@ def test_a_deadline_is_a_duration_or_a_time_ahead() -> None:
 
 def test_the_window_grows_with_results_and_halves_once_an_overload() -> None:
     clock = FakeClock(0)
-    window = InFlightWindow(40)
+    window = InFlightWindow(40, clock)
     assert window.limit == FIRST
     for _ in range(100):
         window.on_result()
     assert window.limit == 40
     for _ in range(10):
-        window.on_overload(clock())
+        window.on_overload()
     assert window.limit == 20
     for _ in range(20):
         clock.advance(HOLD_S)
-        window.on_overload(clock())
+        window.on_overload()
     assert window.limit == 1
     assert InFlightWindow(4).limit == 4
 

@@ -67,7 +67,7 @@ def make_scheduler(
     from conserve.engine.scheduler import ConserveScheduler
 
     class Timed(ConserveScheduler):
-        clock = FakeClock()
+        clock = wall_clock = FakeClock()
 
     model = TINY | {"max_position_embeddings": max_model_len}
     (folder / "config.json").write_text(json.dumps(model))

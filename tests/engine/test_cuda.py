@@ -143,7 +143,9 @@ class Timeline:
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "Stream", object)
-        monkeypatch.setattr(cuda, "time", SimpleNamespace(time=lambda: 100 + self.now_ms / 1e3))
+        monkeypatch.setattr(
+            cuda, "time", SimpleNamespace(monotonic=lambda: 100 + self.now_ms / 1e3)
+        )
 
 
 def test_a_mark_says_when_the_device_passed_it_however_late_it_is_asked(

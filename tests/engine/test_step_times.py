@@ -7,6 +7,7 @@ may be stopped is dispatched when it is nearly over.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,7 +220,7 @@ def test_a_stopped_step_resolves_when_the_device_has_passed_the_stop() -> None:
     assert len(queue.waited_for) == 1
     assert isinstance(resolved, StoppedOutput)
     assert resolved.layers_done == 3
-    assert times_of(resolved, now_s=0.0).ended_s == 100.5
+    assert times_of(resolved, decided_s=0.0, now_s=200.0).ended_s == 100.5
 
 
 def test_tokens_wait_for_nothing_but_themselves() -> None:
@@ -241,15 +242,25 @@ def test_an_output_that_is_read_late_says_when_its_step_ended() -> None:
     queue.now_s = 101.0
     made[0].passes()
     queue.now_s = 107.0
-    assert times_of(output.get_output(), now_s=107.0).ended_s == 101.0
+    assert times_of(output.get_output(), decided_s=0.0, now_s=107.0).ended_s == 101.0
 
 
 def test_times_of_a_worker_without_a_queue_are_the_hosts() -> None:
-    clock = StepClock(HostMark)
+    clock, decided_s = StepClock(HostMark), time.monotonic()
     clock.launches()
-    times = times_of(clock.timed(output_of("a")).get_output(), now_s=0.0)
-    assert 0 < times.launched_s <= times.ended_s
+    output = clock.timed(output_of("a")).get_output()
+    times = times_of(output, decided_s, time.monotonic())
+    assert times == output.step_times
+    assert decided_s <= times.launched_s <= times.ended_s
 
 
 def test_an_output_that_says_nothing_ended_when_it_was_read() -> None:
-    assert times_of(output_of("a"), now_s=5.0) == StepTimes(5.0, 5.0)
+    assert times_of(output_of("a"), decided_s=4.0, now_s=5.0) == StepTimes(5.0, 5.0)
+
+
+@pytest.mark.parametrize("said", [StepTimes(3.9, 4.5), StepTimes(4.1, 5.1), StepTimes(4.6, 4.5)])
+def test_a_clock_of_another_machine_says_nothing(said: StepTimes) -> None:
+    """No step is launched before it is decided, nor ends after it is read."""
+    output = output_of("a")
+    output.step_times = said
+    assert times_of(output, decided_s=4.0, now_s=5.0) == StepTimes(5.0, 5.0)

@@ -26,7 +26,6 @@ class Request:
 
     request_id: str
     priority: int = 0
-    arrival_time: float = 100.0
     num_tokens: int = 10
     num_computed_tokens: int = 0
     num_output_placeholders: int = 0
@@ -42,8 +41,8 @@ class Request:
 @pytest.fixture
 def tracker() -> RequestTracker:
     tracker = RequestTracker(block_size=4)
-    tracker.add(Request("on"))
-    tracker.add(Request("off", priority=1))
+    tracker.add(Request("on"), 100.0)
+    tracker.add(Request("off", priority=1), 100.0)
     return tracker
 
 
@@ -112,14 +111,14 @@ def test_waiting_views_know_what_the_prefix_cache_has(tracker: RequestTracker) -
 def test_a_waiting_request_that_holds_restored_blocks_shows_them_out_of_reach_too(
     tracker: RequestTracker,
 ) -> None:
-    tracker.add(Request("held", 1, num_tokens=30, num_computed_tokens=24))
-    requests = [Request("off", 1, num_tokens=30), Request("held", 1, 100.0, 30, 24)]
+    tracker.add(Request("held", 1, num_tokens=30, num_computed_tokens=24), 100.0)
+    requests = [Request("off", 1, num_tokens=30), Request("held", 1, 30, 24)]
     views = tracker.waiting(requests, lambda request: request.num_computed_tokens, most_tokens=2)
     assert [(v.num_computed_tokens, v.num_blocks > 0) for v in views] == [(0, False), (24, True)]
 
 
 def test_shapes_tell_decodes_from_prefills_and_classes_apart(tracker: RequestTracker) -> None:
-    tracker.add(Request("decode", priority=1))
+    tracker.add(Request("decode", priority=1), 100.0)
     tracker.emitted("decode", 1, 101.0, EngineStats())
     requests = {
         "on": Request("on", num_computed_tokens=6),
@@ -153,7 +152,7 @@ def test_computing_the_same_again_is_recomputed(tracker: RequestTracker) -> None
 def test_a_name_that_comes_again_is_a_new_request(tracker: RequestTracker) -> None:
     stats = EngineStats()
     tracker.computed({"off": 8}, {"off": 8}, stats)
-    tracker.add(Request("off", priority=1))
+    tracker.add(Request("off", priority=1), 100.0)
     tracker.computed({"off": 8}, {"off": 8}, stats)
     assert "recomputed_tokens" not in stats.data
 
@@ -170,7 +169,7 @@ def test_stops_in_a_row_are_counted(tracker: RequestTracker) -> None:
 
 def test_finished_requests_are_forgotten_in_bulk(tracker: RequestTracker) -> None:
     for i in range(100):
-        tracker.add(Request(f"r{i}"))
+        tracker.add(Request(f"r{i}"), 100.0)
         tracker.computed({f"r{i}": 1}, {f"r{i}": 1}, EngineStats())
     tracker.drop_finished({"on": None, "r7": None})
     assert tracker.get("r7") is not None

@@ -64,7 +64,7 @@ class Dispatcher:
         self._worker_id = worker_id
         self._leases = stores.leases
         self._batches = stores.batches
-        self._harvest = HarvestMeter(worker_id, stores.harvest, clock)
+        self._harvest = HarvestMeter(worker_id, stores.harvest)
         self._contents = stores.contents
         self._executor = executor
         self._served = served
@@ -209,7 +209,7 @@ class Dispatcher:
         """Try again after a while; or keep the failure, when the tries are used up."""
         now = self._clock()
         if reply is not None and reply.status_code in OVERLOAD:
-            self._window.on_overload(now)
+            self._window.on_overload()
             return Postponed(line, now + retry_delay_s(0), counted=False)
         if line.attempts + 1 < self._settings.max_attempts:
             return Postponed(line, now + retry_delay_s(line.attempts), counted=True)

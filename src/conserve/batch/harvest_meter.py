@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 
 from conserve.batch.deadlines import RecentHarvest
@@ -16,7 +17,9 @@ EVERY_S = 1.0
 class HarvestMeter:
     """Raises StoreUnavailableError."""
 
-    def __init__(self, worker_id: str, store: HarvestStore, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, worker_id: str, store: HarvestStore, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._worker_id = worker_id
         self._store = store
         self._clock = clock

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 
 FIRST = 16
 BACKOFF = 0.5
@@ -17,7 +19,8 @@ class InFlightWindow:
     nor refills; one that refuses a line halves it.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._most = most
         self._limit = float(min(FIRST, most))
         self._held_until_s = -math.inf
@@ -29,7 +32,8 @@ class InFlightWindow:
     def on_result(self) -> None:
         self._limit = min(float(self._most), self._limit + 1.0)
 
-    def on_overload(self, now_s: float) -> None:
+    def on_overload(self) -> None:
+        now_s = self._clock()
         if now_s < self._held_until_s:
             return
         self._held_until_s = now_s + HOLD_S

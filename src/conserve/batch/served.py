@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 
 from conserve.batch.errors import StoreUnavailableError
@@ -18,7 +19,7 @@ FRESH_S = 10.0
 class Served:
     """What the executor says of its models, asked for when needed and remembered for a while."""
 
-    def __init__(self, executor: Executor, clock: Callable[[], float]) -> None:
+    def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
         self._executor = executor
         self._clock = clock
         self._models: Mapping[str, ModelLimits] | None = {}

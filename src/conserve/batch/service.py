@@ -46,7 +46,7 @@ class BatchService:
         self._clock = clock
         self._executor = executor
         self.stores = Stores(settings, clock)
-        self._served = Served(executor, clock)
+        self._served = Served(executor)
         self._worker = Worker(
             self.stores,
             settings,

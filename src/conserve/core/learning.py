@@ -49,9 +49,9 @@ class Experience:
         self._last_mode = Mode.IDLE
 
     def schedules(self, now_s: float, *, online_resident: bool) -> None:
-        """Call before a step is decided. A wall clock may have been set back."""
+        """Call before a step is decided."""
         if self._last_schedule_s is not None:
-            elapsed_s = min(max(now_s - self._last_schedule_s, 0.0), LONGEST_IDLE_S)
+            elapsed_s = min(now_s - self._last_schedule_s, LONGEST_IDLE_S)
             self.traffic.spent(elapsed_s, online_resident=online_resident)
         self._last_schedule_s = now_s
 

@@ -117,8 +117,8 @@ class CudaMark:
 
     def passed_s(self) -> float:
         if not self._event.query():
-            return time.time()
+            return time.monotonic()
         now = torch.cuda.Event(enable_timing=True)
         now.record(self._idle)
         now.synchronize()
-        return time.time() - float(self._event.elapsed_time(now)) / 1e3
+        return time.monotonic() - float(self._event.elapsed_time(now)) / 1e3

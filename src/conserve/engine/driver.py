@@ -62,11 +62,11 @@ class Driver:
         self._ran_empty = False
         """Whether that was so behind the last step, with requests left to run."""
 
-    def came(self, request: Any) -> None:
+    def came(self, request: Any, arrived_s: float) -> None:
         """A request is about to enter vLLM's scheduler; more input of one that is there counts
         for nothing."""
         if request.request_id not in self.scheduler.requests:
-            self.tracker.add(request)
+            self.tracker.add(request, arrived_s)
             self.notes.came(request)
             self.stats.count("requests", label="online" if is_online(request) else "offline")
 
@@ -164,7 +164,7 @@ class Driver:
     def computed(self, scheduler_output: Any, model_runner_output: Any) -> StepRecord:
         """Account for the oldest step, or undo it, before vLLM reads its output."""
         record, computed = self.steps.end(), scheduler_output.num_scheduled_tokens
-        record.times = times_of(model_runner_output, self.clock())
+        record.times = times_of(model_runner_output, record.started_s, self.clock())
         asked = self.stopper.monitor.step_ended() if record.plan.stoppable else None
         self._last_stopped = isinstance(model_runner_output, StoppedOutput)
         if not self._last_stopped:

@@ -36,10 +36,11 @@ def _watched(preprocess: Any) -> Any:
     @wraps(preprocess)
     def preprocess_add_request(self: Any, request: Any) -> Any:
         result = preprocess(self, request)
-        monitor = getattr(self.scheduler, "monitor", None)
-        if monitor is not None and is_online(result[0]):
-            arrived = result[0]
-            monitor.arrived(arrived.request_id, arrived.arrival_time, arrived.num_tokens)
+        scheduler, arrived = self.scheduler, result[0]
+        monitor = getattr(scheduler, "monitor", None)
+        if monitor is not None and is_online(arrived):
+            arrived_s = scheduler.arrived_s(arrived)
+            monitor.arrived(arrived.request_id, arrived_s, arrived.num_tokens)
         return result
 
     return preprocess_add_request

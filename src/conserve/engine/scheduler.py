@@ -8,6 +8,7 @@ from typing import Any
 
 from conserve.core.learning import Experience
 from conserve.engine.admission import Admission
+from conserve.engine.arrival import arrived_s
 from conserve.engine.capabilities import refuse_several_schedules, runs_workers_inside
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import scheduler_side
@@ -26,8 +27,10 @@ from conserve.engine.tracker import RequestTracker
 class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
     """Online requests first, offline requests in the slack. See docs/design/engine.md."""
 
-    clock: Callable[[], float] = staticmethod(time.time)
-    """Seconds. The wall clock, since vLLM's arrival times are."""
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+    """Seconds. Durations are measured with it alone: the wall clock may be set at any moment."""
+    wall_clock: Callable[[], float] = staticmethod(time.time)
+    """Seconds. vLLM's arrival times are of this one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,8 +89,12 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
 
     # Requests
 
+    def arrived_s(self, request: Any) -> float:
+        """When it arrived, by `clock`."""
+        return arrived_s(request, self.clock(), self.wall_clock())
+
     def add_request(self, request: Any) -> None:
-        self.driver.came(request)
+        self.driver.came(request, self.arrived_s(request))
         super().add_request(request)
         self.monitor.taken(request.request_id)
 

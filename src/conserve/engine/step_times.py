@@ -15,7 +15,7 @@ from conserve.engine.stopped import StoppedOutput
 
 
 class StepTimes(NamedTuple):
-    """In seconds of the wall clock, as vLLM's arrival times are."""
+    """In seconds of the machine's monotonic clock, which all of its processes share."""
 
     launched_s: float
     """When the host began to queue the forward. A device that is still busy begins it later."""
@@ -37,7 +37,7 @@ class HostMark:
     """Of a device that the host waits for anyway: it is passed when it is made."""
 
     def __init__(self) -> None:
-        self._passed_s = time.time()
+        self._passed_s = time.monotonic()
 
     def wait(self) -> None:
         """Nothing is queued."""
@@ -55,7 +55,7 @@ class StepClock:
 
     def launches(self) -> None:
         """Call right before a forward is queued."""
-        self._launched_s = time.time()
+        self._launched_s = time.monotonic()
 
     def timed(self, output: Any) -> TimedOutput:
         """Call when all of a step is queued, with vLLM's output of it or ours of a stopped one."""
@@ -83,8 +83,13 @@ class TimedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         return output
 
 
-def times_of(output: Any, now_s: float) -> StepTimes:
-    """What came with a step's output. A worker of vLLM's own says nothing, and its steps cannot
-    be stopped: its output is read when it is there."""
-    times: StepTimes = getattr(output, "step_times", StepTimes(now_s, now_s))
+def times_of(output: Any, decided_s: float, now_s: float) -> StepTimes:
+    """What came with the output of a step that was decided at `decided_s` and is read now.
+
+    A worker of vLLM's own says nothing, and what one on another machine says is of a clock that
+    has nothing to do with ours: such a step ended when its output was read.
+    """
+    times: StepTimes | None = getattr(output, "step_times", None)
+    if times is None or not decided_s <= times.launched_s <= times.ended_s <= now_s:
+        return StepTimes(now_s, now_s)
     return times

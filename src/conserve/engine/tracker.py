@@ -30,11 +30,11 @@ class RequestTracker:
         self._high_water: dict[str, int] = {}
         """Most tokens a request ever had computed: less than that again is recomputed."""
 
-    def add(self, request: Any) -> None:
+    def add(self, request: Any, arrived_s: float) -> None:
         self._views[request.request_id] = RequestView(
             request_id=request.request_id,
             online=is_online(request),
-            arrival_s=request.arrival_time,
+            arrival_s=arrived_s,
             num_tokens=request.num_tokens,
             can_restore=comes_back(request),
         )

@@ -6,7 +6,6 @@ Works in `conserve serve` and, by name, under plain vLLM:
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from conserve.server.dashboard.collector import Collector
 from conserve.server.dashboard.messages import Facts
 from conserve.server.dashboard.routes import attach_dashboard
 from conserve.server.dashboard.status import Status
+from conserve.server.dashboard.steady import steady_clock
 from conserve.server.keys import api_keys
 from conserve.server.lifespan import LifespanMiddleware, running
 from conserve.server.series import narrowed
@@ -44,15 +44,16 @@ async def _dashboard(app: FastAPI) -> AsyncIterator[None]:
         leaving=lambda: bool(getattr(getattr(app.state, "server", None), "should_exit", False)),
     )
     registry = narrowed(door.metrics_registry())
-    about = facts(args, engine.vllm_config, has_batches=service is not None)
-    collector = Collector(registry, about, status, time.time)
+    clock = steady_clock()
+    about = facts(args, engine.vllm_config, clock(), has_batches=service is not None)
+    collector = Collector(registry, about, status, clock)
     attach_dashboard(app, collector, Guard(api_keys(args)), service)
     async with running(collector.run(), "conserve-dashboard"):
         with before_shutdown(engine, status.drain):
             yield
 
 
-def facts(args: Any, config: Any, *, has_batches: bool) -> Facts:
+def facts(args: Any, config: Any, started_s: float, *, has_batches: bool) -> Facts:
     from conserve.server import door
 
     settings = EngineSettings.of(config.additional_config)
@@ -64,7 +65,7 @@ def facts(args: Any, config: Any, *, has_batches: bool) -> Facts:
         version=door.version(),
         ttft_target_s=settings.slo_ttft_s,
         tbt_target_s=settings.slo_tbt_s,
-        started_s=time.time(),
+        started_s=started_s,
         num_processes=parallel._api_process_count,
         num_engines=parallel.data_parallel_size,
         has_figures=carrier in (CONNECTOR, MULTI) and not args.disable_log_stats,
