@@ -49,10 +49,12 @@ async def post_file(run: Running, name: str, content: bytes, **fields: str) -> h
         ("a", b"\x89PNG\r\n\x1a\n\0\0", {}, 400, "binary_file", "file"),
         ("a", b"x" * 5001, {}, 413, "file_too_large", "file"),
         ("a", b"x" * 100_000, {}, 413, "file_too_large", "file"),
-        ("../a", b"x", {}, 400, "invalid_filename", "file"),
-        ("/etc/passwd", b"x", {}, 400, "invalid_filename", "file"),
-        ("a\\b", b"x", {}, 400, "invalid_filename", "file"),
+        ("a", "{}".encode("utf-16"), {}, 400, "invalid_encoding", "file"),
+        ("a", "{}".encode("utf-16-be"), {}, 400, "invalid_encoding", "file"),
+        ("a", "{}".encode("utf-32"), {}, 400, "invalid_encoding", "file"),
         ("..", b"x", {}, 400, "invalid_filename", "file"),
+        ("a/..", b"x", {}, 400, "invalid_filename", "file"),
+        ("a/", b"x", {}, 400, "invalid_filename", "file"),
         ("é" * 200, b"x", {}, 400, "invalid_filename", "file"),
         ("a", b"x", {"expires_after[seconds]": "3600"}, 400, "invalid_value", "expires_after"),
         (
@@ -82,9 +84,38 @@ async def test_a_bad_upload_is_refused_and_leaves_nothing(
         nothing_left(settings)
 
 
+async def test_the_file_s_encoding_is_named(settings: BatchSettings) -> None:
+    async with running(settings) as run:
+        response = await post_file(run, "a", numbered(1).decode().encode("utf-16"))
+        assert "it is UTF-16" in response.json()["error"]["message"]
+
+
 FORM = "multipart/form-data; boundary=b"
 HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 PURPOSE = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ('filename="data/in.jsonl"', "in.jsonl"),
+        ('filename="../in.jsonl"', "in.jsonl"),
+        ('filename="/home/someone/in.jsonl"', "in.jsonl"),
+        (r'filename="C:\jobs\in.jsonl"', "in.jsonl"),
+        (r'filename="jobs\in.jsonl"', "in.jsonl"),
+        (r'filename="\\host\share\in.jsonl"', "in.jsonl"),
+        ("filename=in.jsonl; filename*=utf-8''in.jsonl", "in.jsonl"),
+        ("filename*=UTF-8''caf%C3%A9.jsonl", "café.jsonl"),
+        ("filename*=UTF-8''..%2F..%2Fetc%2Fin.jsonl", "in.jsonl"),
+    ],
+)
+async def test_of_a_path_the_name_is_kept(settings: BatchSettings, place: str, name: str) -> None:
+    head = HEAD.replace(b'filename="a"', place.encode())
+    async with running(settings) as run:
+        body = PURPOSE + head + numbered(1) + b"\r\n--b--\r\n"
+        response = await run.http.post("/v1/files", content=body, headers={"content-type": FORM})
+        assert response.status_code == 200, response.text
+        assert response.json()["filename"] == name
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conserve.batch.first_line import first_model
 from conserve.batch.outcome import offline_body
 from conserve.batch.prefix import prefix_key
 from conserve.batch.request_line import body_of
@@ -63,6 +65,60 @@ def test_the_index_points_at_every_line(
         assert sent == {**row["body"], "service_tier": "flex", "priority": 3}
 
 
+MARK = b"\xef\xbb\xbf"
+FIRST, SECOND = (json.dumps(line(name)).encode() for name in ("a", "b"))
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        MARK + FIRST + b"\n" + SECOND,
+        MARK + b"\r\n" + FIRST + b"\r\n" + SECOND + b"\r\n",
+        MARK + FIRST + b"\n" + MARK + SECOND + b"\n",
+        FIRST + b"\r\n" + SECOND + b"\r\n\x1a",
+        FIRST + b"\n" + SECOND + b"\x1a",
+        b"\n \t\r\n" + FIRST + b"\n\n\n" + SECOND + b"\n\n",
+        b"  " + FIRST + b"\n\t" + SECOND + b" \n",
+    ],
+)
+def test_what_other_programs_write_around_lines_is_read_over(content: bytes, step: int) -> None:
+    found, validation = index(content, step=step)
+    assert validation.errors == []
+    assert validation.num_lines == 2
+    assert [content[one.offset : one.offset + one.length] for one in found] == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_encoding_is_named_once(encoding: str) -> None:
+    (error,) = validate([numbered(3).decode().encode(encoding)], RULES).errors
+    name = "UTF-32" if encoding == "utf-32" else "UTF-16"
+    assert error.message == f"The file is {name}, as PowerShell writes it; save it as UTF-8."
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("step", [1, 10_000])
+@pytest.mark.parametrize("head", [b"", MARK, MARK + b"\r\n", b"\n \r\n"])
+async def test_the_first_line_is_found_behind_what_is_read_over(head: bytes, step: int) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        content = head + FIRST + b"\n" + SECOND
+        for start in range(0, len(content), step):
+            yield content[start : start + step]
+
+    assert await first_model(chunks(), 10_000) == MODEL
+
+
+def test_whole_numbers_may_be_spelt_as_floats() -> None:
+    body = {"max_tokens": 24.0, "n": 2.0, "max_completion_tokens": 30.0}
+    found = validate([jsonl([line("a", body=body)])], RULES)
+    assert found.errors == []
+    plain = {"max_tokens": 24, "n": 2, "max_completion_tokens": 30}
+    assert (
+        found.estimated_tokens == validate([jsonl([line("a", body=plain)])], RULES).estimated_tokens
+    )
+    assert isinstance(found.estimated_tokens, int)
+
+
 @given(st.binary(max_size=300), st.integers(1, 50))
 def test_any_bytes_are_refused_without_a_crash(content: bytes, step: int) -> None:
     found, validation = index(content, step=step)
@@ -86,7 +142,11 @@ def test_any_bytes_are_refused_without_a_crash(content: bytes, step: int) -> Non
         ({"body": {"background": True}}, "background_not_supported", "body.background"),
         ({"body": {"n": 0}}, "invalid_value", "body.n"),
         ({"body": {"n": 1.5}}, "invalid_request", "body.n"),
+        ({"body": {"max_tokens": 24.5}}, "invalid_request", "body.max_tokens"),
+        ({"body": {"max_tokens": "24"}}, "invalid_request", "body.max_tokens"),
+        ({"body": {"max_tokens": True}}, "invalid_request", "body.max_tokens"),
         ({"body": {"max_tokens": 101}}, "invalid_value", "body.max_tokens"),
+        ({"body": {"max_tokens": 1e300}}, "invalid_value", "body.max_tokens"),
         ({"body": {"max_completion_tokens": -1}}, "invalid_value", "body.max_completion_tokens"),
     ],
 )

@@ -19,6 +19,9 @@ UTF8_STEP = 65_536
 # A field the line does not have.
 NOTHING = msgspec.Raw()
 
+Count = int | float | None
+"""A whole number. 24.0 is one: it is how JavaScript and pandas may spell 24."""
+
 
 class Body(msgspec.Struct):
     model: str
@@ -27,11 +30,11 @@ class Body(msgspec.Struct):
     input: msgspec.Raw = NOTHING
     stream: bool | None = None
     background: bool | None = None
-    n: int | None = None
+    n: Count = None
     echo: bool | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
+    max_tokens: Count = None
+    max_completion_tokens: Count = None
+    max_output_tokens: Count = None
 
 
 class RequestLine(msgspec.Struct):
@@ -101,23 +104,31 @@ def check_body(body: Body, rules: Rules, limits: ModelLimits) -> int:
         if getattr(body, name):
             message = f"{name} must not be true in a batch; results come in the output file."
             raise BadLineError(f"{name}_not_supported", message, f"body.{name}")
-    _check_range(body, "n", MAX_N)
+    num_choices = _count(body, "n", MAX_N) or 1
     # A completion of nothing but its prompt, with logprobs, is how texts are scored.
     scores = body.echo and rules.endpoint == "/v1/completions" and body.max_tokens == 0
-    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        if not (scores and name == "max_tokens"):
-            _check_range(body, name, limits.max_model_len)
+    asked = [
+        _count(body, name, limits.max_model_len)
+        for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")
+        if not (scores and name == "max_tokens")
+    ]
     if rules.endpoint == "/v1/embeddings":
         return 0
-    asked = body.max_completion_tokens or body.max_output_tokens or body.max_tokens
-    return (asked or rules.default_output_tokens) * (body.n or 1)
+    return next(filter(None, asked), rules.default_output_tokens) * num_choices
 
 
-def _check_range(body: Body, name: str, most: int | None) -> None:
+def _count(body: Body, name: str, most: int | None) -> int | None:
+    """The field as a whole number within its bounds, or None where the line leaves it out."""
     value = getattr(body, name)
-    if value is not None and (value < 1 or (most is not None and value > most)):
+    if value is None:
+        return None
+    if value != int(value):
+        message = f"{name} must be a whole number."
+        raise BadLineError("invalid_request", message, f"body.{name}")
+    if value < 1 or (most is not None and value > most):
         bounds = f"from 1 to {most}" if most is not None else "1 or more"
         raise BadLineError("invalid_value", f"{name} must be {bounds}.", f"body.{name}")
+    return int(value)
 
 
 def body_of(line: bytes) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from conserve.batch.jsonl import num_lead_bytes, request_in, why_not_utf8
 from conserve.batch.prefix import prefix_key
 from conserve.batch.request_line import (
     PROMPT_FIELD,
@@ -48,12 +49,15 @@ class Validation:
     _offset: int = 0
     _rest: bytearray = field(default_factory=bytearray)
     _skipping: bool = False
+    _unreadable: bool = False
     _seen: set[bytes] = field(default_factory=set)
 
     @property
     def done_early(self) -> bool:
-        """Nothing that follows can change the answer: the file has too many lines, or errors."""
-        return self.num_lines > self.rules.max_lines or self.num_errors >= MAX_ERRORS
+        """Nothing that follows can change the answer: the file has too many lines, or errors, or
+        is no text that can be read."""
+        too_many = self.num_lines > self.rules.max_lines or self.num_errors >= MAX_ERRORS
+        return self._unreadable or too_many
 
     def feed(self, chunk: bytes) -> Iterator[LineIndex]:
         """Good lines that end in this chunk."""
@@ -90,7 +94,12 @@ class Validation:
         self._rest.clear()
         self._line_no += 1
         too_long, self._skipping = self._skipping, False
-        if not too_long and not line.strip():
+        if self._line_no == 1 and (reason := why_not_utf8(line)):
+            self._unreadable = True
+            self._refuse(None, "invalid_json_line", f"The file {reason}.")
+            return
+        request = request_in(line)
+        if not too_long and not request:
             return
         self.num_lines += 1
         if self.num_lines > self.rules.max_lines:
@@ -101,7 +110,7 @@ class Validation:
             if too_long:
                 limit = self.rules.max_line_bytes
                 raise BadLineError("line_too_long", f"The line is longer than {limit} bytes.")
-            yield self._check(line, offset)
+            yield self._check(request, offset + num_lead_bytes(line))
         except BadLineError as error:
             self._refuse(self._line_no, error.code, str(error), error.param)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from conserve.batch.contents import Staging
 from conserve.batch.errors import FileTooLargeError, InvalidRequestError
 from conserve.batch.file_store import Upload
+from conserve.batch.jsonl import why_not_utf8
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 # Room for the form's fields and boundaries around the file itself.
 FORM_BYTES = 65_536
 MAX_FILENAME_BYTES = 255
+# The parser leaves it out.
+EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]+)", re.IGNORECASE)
 
 
 class UploadForm(BaseModel):
@@ -73,10 +78,10 @@ class _Form:
 
     def on_headers_finished(self) -> None:
         part = self._part
-        _, options = parse_options_header(part.headers.get(b"content-disposition", b""))
+        disposition = part.headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         part.name = options.get(b"name", b"").decode("utf-8", "replace")
-        if b"filename" in options:
-            part.filename = options[b"filename"].decode("utf-8", "replace")
+        part.filename = _filename_in(disposition, options)
         if part.name != "file":
             return
         if self.filename is not None:
@@ -93,6 +98,8 @@ class _Form:
         self._part.value += data[start:end]
 
     def _write(self, data: bytes) -> None:
+        if self.num_bytes == 0 and (reason := why_not_utf8(data)):
+            raise InvalidRequestError(f"file: it {reason}.", code="invalid_encoding", param="file")
         self.num_bytes += len(data)
         if self.num_bytes > self._max_file_bytes:
             raise too_large(self._max_file_bytes)
@@ -181,11 +188,20 @@ def _checked(form: _Form, tenant: str) -> Upload:
     )
 
 
-def _filename(name: str) -> str:
-    """The name, if it is one: what it may not do is name a place."""
-    hidden = any(ord(character) < 32 for character in name)
-    if name in ("", ".", "..") or "/" in name or "\\" in name or hidden:
-        message = f"file: {name[:100]!r} is no file name; send it without folders."
+def _filename_in(disposition: bytes, options: dict[bytes, bytes]) -> str | None:
+    """The name as the header gives it, also where only `filename*` (RFC 8187) does."""
+    if b"filename" in options:
+        return options[b"filename"].decode("utf-8", "replace")
+    extended = EXTENDED_NAME.search(disposition)
+    return unquote(extended[1].decode("latin-1"), "utf-8", "replace") if extended else None
+
+
+def _filename(sent: str) -> str:
+    """The last component of what was sent: clients that send the path they opened mean its name,
+    and a name may not say where a file goes (RFC 7578, 4.2)."""
+    name = re.split(r"[/\\]", sent)[-1]
+    if name in ("", ".", "..") or any(ord(character) < 32 for character in name):
+        message = f"file: {sent[:100]!r} is no file name."
         raise InvalidRequestError(message, code="invalid_filename", param="file")
     if len(name.encode()) > MAX_FILENAME_BYTES:
         message = f"file: the name is longer than {MAX_FILENAME_BYTES} bytes."
