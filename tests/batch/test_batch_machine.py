@@ -304,7 +304,7 @@ class BatchLife(RuleBasedStateMachine):
             return {}
 
         async def read() -> bytes:
-            _, chunks = await self.stores.files.content(TENANT, file_id)
+            chunks = self.stores.contents.chunks(file_id)
             return b"".join([chunk async for chunk in chunks])
 
         found = [json.loads(text) for text in self.do(read()).splitlines()]

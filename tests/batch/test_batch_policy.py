@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from conserve.batch import deadlines
 from conserve.batch.errors import BadTransitionError
 from conserve.batch.executor import Reply
 from conserve.batch.in_flight import FIRST, HOLD_S, InFlightWindow, retry_delay_s
 from conserve.batch.lifecycle import LIVE, TERMINAL, TRANSITIONS, Status, check
-from conserve.batch.outcome import from_reply, keep_reply, never_ran
+from conserve.batch.outcome import failure, from_reply, keep_reply, never_ran
 from conserve.batch.records import Line
 from conserve.batch.wire import deadline_time, duration_s
 from tests.batch.batch_fakes import FakeClock
@@ -182,6 +185,21 @@ def test_an_answer_is_kept_on_one_line(status: int) -> None:
         "request_id": "req_1",
         "body": {"a": "b\nc"},
     }
+
+
+@pytest.mark.parametrize("split", [str.splitlines, lambda text: list(io.StringIO(text))])
+@pytest.mark.parametrize("end", ["\u0085", "\u2028", "\u2029", "\v", "\f", "\x1c", "\x1e"])
+def test_results_are_a_line_each_however_lines_are_split(
+    split: Callable[[str], list[str]], end: str
+) -> None:
+    line = structs.replace(LINE, custom_id=f"a{end}b")
+    said = json.dumps({"content": f"one{end}two\\{end}"}, ensure_ascii=False).encode()
+    kept = keep_reply(line, Reply(200, said)).payload
+    unrun = never_ran("batch_x", 1, line.custom_id, "batch_expired")
+    pieces = split(b"\n".join((kept, unrun, failure(line, "x", end).payload)).decode())
+    first, second, third = map(json.loads, pieces)
+    assert first["response"]["body"]["content"] == f"one{end}two\\{end}"
+    assert {each["custom_id"] for each in (first, second, third)} == {line.custom_id}
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'"\xff"', b"{"])

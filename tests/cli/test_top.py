@@ -18,7 +18,7 @@ from conserve.server.dashboard.terminal import View, duration, messages_in, plai
 from tests.server.feed_scene import SUMMARY, messages, point
 
 KEY = "only-key"
-HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]"
+HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]\u2028\u0085"
 
 
 def fed(messages: Sequence[Message]) -> str:
@@ -77,7 +77,7 @@ def test_other_peoples_text_does_not_steer_the_terminal(url: str) -> None:
     _, out, _ = top(f"{url}/v1/", "--api-key", KEY, "--once")
     assert "\x1b" not in out
     assert "\x07" not in out
-    assert "?[2J?]0;owned?[red]" in out
+    assert "?[2J?]0;owned?[red]??" in out
 
 
 def test_json_is_one_object(url: str) -> None:

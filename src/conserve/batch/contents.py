@@ -82,11 +82,13 @@ class FileContents:
             except FileNotFoundError:
                 return
 
-    async def chunks(self, blob_id: str) -> AsyncGenerator[bytes]:
-        """The whole blob in pieces of CHUNK_BYTES."""
-        handle = await asyncio.to_thread(self._open, blob_id)
+    async def chunks(self, blob_id: str, span: range | None = None) -> AsyncGenerator[bytes]:
+        """The blob, or the bytes of it whose places are in `span`, in pieces of CHUNK_BYTES."""
+        handle = await asyncio.to_thread(self._open, blob_id, span.start if span else 0)
+        left = len(span) if span is not None else None
         try:
-            while chunk := await asyncio.to_thread(self._read, handle):
+            while chunk := await asyncio.to_thread(self._read, handle, left):
+                left = None if left is None else left - len(chunk)
                 yield chunk
         finally:
             handle.close()
@@ -106,14 +108,15 @@ class FileContents:
             with open(self._path(blob_id), "rb") as handle:
                 return [os.pread(handle.fileno(), length, offset) for offset, length in spans]
 
-    def _open(self, blob_id: str) -> IO[bytes]:
+    def _open(self, blob_id: str, offset: int) -> IO[bytes]:
         with self._errors():
             handle: IO[bytes] = self._fs.open(self._path(blob_id), "rb")
+            handle.seek(offset)
             return handle
 
-    def _read(self, handle: IO[bytes]) -> bytes:
+    def _read(self, handle: IO[bytes], most: int | None) -> bytes:
         with self._errors():
-            return handle.read(CHUNK_BYTES)
+            return handle.read(CHUNK_BYTES if most is None else min(most, CHUNK_BYTES))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

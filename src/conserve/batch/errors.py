@@ -11,6 +11,7 @@ class BatchError(Exception):
         code: a word for programs, or None.
         param: the field at fault, or None.
         retry_after_s: seconds after which trying again makes sense, or None.
+        headers: what the answer's headers say beside.
     """
 
     status_code = 400
@@ -21,6 +22,7 @@ class BatchError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+        self.headers: dict[str, str] = {}
         if code is not None:
             self.code = code
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,11 +97,6 @@ class FileStore:
             query = query.order_by(*(c.desc() if descending else c.asc() for c in columns))
             rows = (await connection.execute(query.limit(limit + 1))).all()
         return [FileRecord.from_row(row) for row in rows[:limit]], len(rows) > limit
-
-    async def content(self, tenant: str, file_id: str) -> tuple[FileRecord, AsyncIterator[bytes]]:
-        """The file and its bytes, read as they are asked for."""
-        file = await self.get(tenant, file_id)
-        return file, self.contents.chunks(file.id)
 
     async def delete(self, tenant: str, file_id: str) -> None:
         """Raises NotFoundError, or InvalidRequestError while a live batch reads the file."""

@@ -8,6 +8,7 @@ from hashlib import sha256
 import msgspec
 
 from conserve.batch.executor import Reply
+from conserve.batch.one_line import on_one_line
 from conserve.batch.records import Line
 from conserve.batch.request_line import body_of
 
@@ -141,13 +142,15 @@ def never_ran(batch_id: str, line_no: int, custom_id: str, code: str) -> bytes:
 
 
 def _encode(line: Line, response: object, error: object) -> bytes:
-    return msgspec.json.encode(
-        {
-            "id": request_id(line.batch_id, line.line_no),
-            "custom_id": line.custom_id,
-            "response": response,
-            "error": error,
-        }
+    return on_one_line(
+        msgspec.json.encode(
+            {
+                "id": request_id(line.batch_id, line.line_no),
+                "custom_id": line.custom_id,
+                "response": response,
+                "error": error,
+            }
+        )
     )
 
 

@@ -66,7 +66,7 @@ def _from_http(error: HTTPException) -> BatchError:
 
 def envelope(error: BatchError) -> JSONResponse:
     """The answer for a named error."""
-    headers = {}
+    headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     body = {

@@ -11,10 +11,14 @@ from fastapi.responses import StreamingResponse
 
 from conserve.batch.errors import NotFoundError
 from conserve.batch.service import BatchService
-from conserve.batch.wire import FileDeleted, FileList, FileObject, page
+from conserve.batch.wire import ErrorEnvelope, FileDeleted, FileList, FileObject, page
+from conserve.server.batches.byte_range import asked_range
 from conserve.server.batches.upload import receive
 from conserve.server.envelope import ERROR_RESPONSES, EnvelopeRoute
 from conserve.server.keys import tenant_for
+
+CONTENT_TYPE = "application/octet-stream; charset=utf-8"
+"""Without a charset, clients take the text for Latin-1 or guess."""
 
 UPLOAD_SCHEMA: dict[str, Any] = {
     "requestBody": {
@@ -79,22 +83,40 @@ def file_routes(service: BatchService) -> APIRouter:
 
     @router.get(
         "/{file_id}/content",
-        responses={**ERROR_RESPONSES, 200: {"content": {"application/octet-stream": {}}}},
+        responses={
+            **ERROR_RESPONSES,
+            200: {"content": {CONTENT_TYPE: {}}},
+            206: {"content": {CONTENT_TYPE: {}}, "description": "The part that Range names."},
+            416: {"model": ErrorEnvelope},
+        },
         response_class=StreamingResponse,
     )
     async def file_content(request: Request, file_id: str) -> StreamingResponse:
-        """A file's bytes."""
-        file, chunks = await service.file_content(tenant_for(service, request), file_id)
+        """A file's bytes, or those that a Range names."""
+        file = await service.file(tenant_for(service, request), file_id)
+        etag = f'"{file.id}"'
+        span = asked_range(request.headers, file.bytes, etag)
+        chunks = await _opened(service.file_content(file, span), file_id)
         return StreamingResponse(
-            await _opened(chunks, file_id),
-            media_type="application/octet-stream",
-            headers={
-                "content-length": str(file.bytes),
-                "content-disposition": f"attachment; filename*=utf-8''{quote(file.filename)}",
-            },
+            chunks,
+            status_code=200 if span is None else 206,
+            media_type=CONTENT_TYPE,
+            headers={**_content_headers(file, span), "etag": etag},
         )
 
     return router
+
+
+def _content_headers(file: FileObject, span: range | None) -> dict[str, str]:
+    headers = {
+        "accept-ranges": "bytes",
+        "content-disposition": f"attachment; filename*=utf-8''{quote(file.filename)}",
+        "content-length": str(file.bytes if span is None else len(span)),
+        "x-content-type-options": "nosniff",
+    }
+    if span is not None:
+        headers["content-range"] = f"bytes {span.start}-{span.stop - 1}/{file.bytes}"
+    return headers
 
 
 async def _opened(chunks: AsyncIterator[bytes], file_id: str) -> AsyncIterator[bytes]:

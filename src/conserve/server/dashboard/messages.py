@@ -14,6 +14,7 @@ from msgspec.json import Decoder
 from msgspec.json import encode as to_json
 
 from conserve.batch.lifecycle import Status
+from conserve.batch.one_line import on_one_line
 from conserve.batch.wire import DeadlineState
 
 ServerState = Literal["ready", "serving", "idle", "draining", "down", "blind"]
@@ -237,9 +238,9 @@ _DECODERS: dict[str, Decoder[Message]] = {name: Decoder(kind) for kind, name in 
 
 
 def encode(message: Message) -> bytes:
-    """One server-sent event; JSON has no line breaks of its own."""
+    """One server-sent event, its data on one line."""
     name = NAMES[type(message)].encode()
-    return b"event: %s\ndata: %s\n\n" % (name, to_json(message))
+    return b"event: %s\ndata: %s\n\n" % (name, on_one_line(to_json(message)))
 
 
 def decode(name: str, data: str) -> Message:
