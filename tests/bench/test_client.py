@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from conserve.bench.client import Load, LoadClient, Window
+from conserve.bench.client import Body, Load, LoadClient, Window
 from conserve.metrics import CUT_OFF, RequestRecord, percentile
 from conserve.workload import RequestPlan, Workload
 from tests.bench import token_server
@@ -37,7 +38,11 @@ def drive(in_virtual_time: Any, connect: Any) -> Callable[..., Load]:
     """Runs a workload against a server and returns what the client saw."""
 
     def run(
-        server: Any, workload: Workload, window: Window = WINDOW, client: type = LoadClient
+        server: Any,
+        workload: Workload,
+        window: Window = WINDOW,
+        client: type = LoadClient,
+        body: Body = body,
     ) -> Load:
         load = Load()
 
@@ -98,14 +103,15 @@ def test_a_closed_loop_would_be_noticed(drive: Any) -> None:
     class ClosedLoop(LoadClient):
         _turn: asyncio.Lock | None = None
 
-        async def _send(self, plan: RequestPlan, arrival_s: float, load: Load) -> RequestRecord:
+        async def _send(self, *request: Any) -> RequestRecord:
             self._turn = self._turn or asyncio.Lock()
             async with self._turn:
-                return await super()._send(plan, arrival_s, load)
+                return await super()._send(*request)
 
     server = token_server.TokenServer(token_server.steady(4.0, 0.5))
     plans = [online(i, 0.3 * i) for i in range(5)]
     drive(server, Workload(online=plans), client=ClosedLoop)
+    assert len(server.seen) == len(plans)
     with pytest.raises(AssertionError):
         assert_open_loop(server, plans)
 
@@ -208,3 +214,73 @@ def test_warm_up_says_what_failed(in_virtual_time: Any, connect: Any) -> None:
     assert len(good.seen) == 2
     with pytest.raises(RuntimeError, match="2 of 2 requests failed: HTTP 500"):
         in_virtual_time(main(token_server.TokenServer(token_server.steady(0, 0), status=500)))
+
+
+def talk(num_turns: int, pause_s: float = 2.0) -> Workload:
+    """One conversation of turns of 10 own tokens and 4 of answer."""
+    plans = [
+        RequestPlan(
+            f"online-0-turn-{i}",
+            True,
+            -3.0,
+            14 * i + 10,
+            4,
+            session="online-0",
+            num_history_tokens=14 * i,
+            pause_s=pause_s if i else 0.0,
+        )
+        for i in range(num_turns)
+    ]
+    following = {a.request_id: b for a, b in pairwise(plans)}
+    return Workload(online=plans[:1], next_turns=following)
+
+
+def own_words(plan: RequestPlan) -> dict[str, Any]:
+    num_own = plan.num_prompt_tokens - plan.num_history_tokens
+    return {
+        "id": plan.request_id,
+        "prompt": [plan.num_prompt_tokens] * num_own,
+        "max_tokens": plan.num_output_tokens,
+    }
+
+
+def test_a_turn_comes_a_pause_after_the_answer_and_says_what_was_said(drive: Any) -> None:
+    server = token_server.TokenServer(token_server.steady(0.5, 0.1))
+    load = drive(server, talk(3), body=own_words)
+    assert [record.error for record in load.records] == [None] * 3
+    assert [record.arrival_s for record in load.records] == pytest.approx([-3.0, -0.2, 2.6])
+    prompts = [request["prompt"] for _, request in server.seen]
+    answer = [token_server.ANSWER] * 4
+    assert prompts[0] == [10] * 10
+    assert prompts[1] == [*prompts[0], *answer, *[24] * 10]
+    assert prompts[2] == [*prompts[1], *answer, *[38] * 10]
+
+
+def test_no_turn_is_sent_after_the_window(drive: Any) -> None:
+    server = token_server.TokenServer(token_server.steady(0.5, 0.1))
+    load = drive(server, talk(99), body=own_words)
+    arrivals = [record.arrival_s for record in load.records]
+    assert arrivals == pytest.approx([-3.0 + 2.8 * i for i in range(9)])
+    assert all(record.finished for record in load.records)
+
+
+def test_a_failed_turn_ends_its_conversation(drive: Any) -> None:
+    server = token_server.TokenServer(token_server.steady(0.5, 0.1), break_off=True)
+    (record,) = drive(server, talk(3), body=own_words).records
+    assert record.failed
+
+
+def test_an_answer_whose_tokens_the_server_keeps_to_itself_is_a_failure(drive: Any) -> None:
+    server = token_server.TokenServer(token_server.steady(0.5, 0.1), tells_tokens=False)
+    first, second = drive(server, talk(3), body=own_words).records
+    assert first.finished
+    assert second.error == "(20, 4) prompt and output tokens, not (24, 4)"
+
+
+def test_what_the_server_had_cached_is_kept(drive: Any) -> None:
+    server = token_server.TokenServer(token_server.steady(0.5, 0.1), num_cached_tokens=7)
+    load = drive(server, Workload(online=[online(0, 1.0)]))
+    assert load.records[0].num_cached_tokens == 7
+    silent = token_server.TokenServer(token_server.steady(0.5, 0.1))
+    load = drive(silent, Workload(online=[online(0, 1.0)]))
+    assert load.records[0].num_cached_tokens is None

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 Body = dict[str, Any]
+ANSWER = 5
+"""Every token of an answer."""
 Schedule = Callable[[Body], Iterable[tuple[float, int]]]
 """(seconds since the message before, tokens in the message) of each message of an answer; a
 generator may look at the server as it is at each of them."""
@@ -40,6 +42,8 @@ class TokenServer:
     break_off: bool = False
     complain: bool = False
     extra_prompt_tokens: int = 0
+    tells_tokens: bool = True
+    num_cached_tokens: int | None = None
     die_after: int | None = None
     seen: list[tuple[float, Body]] = field(default_factory=list)
     running: list[tuple[float, int]] = field(default_factory=list)
@@ -97,7 +101,7 @@ class TokenServer:
         for delay_s, count in self.schedule(body):
             await asyncio.sleep(delay_s)
             num_tokens += count
-            await _event(send, self._message(body, num_tokens))
+            await _event(send, self._message(body, num_tokens, count))
             if self.break_off:
                 break
         else:
@@ -109,10 +113,14 @@ class TokenServer:
         if self.die_after is not None and self.num_done >= self.die_after:
             os._exit(3)
 
-    def _message(self, body: Body, num_tokens: int) -> str:
+    def _message(self, body: Body, num_tokens: int, num_fresh: int = 0) -> str:
         prompt_tokens = len(body["prompt"]) + self.extra_prompt_tokens
-        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": num_tokens}
-        choice = {"delta": {"content": "x "}} if "messages" in body else {"text": "x"}
+        usage: Body = {"prompt_tokens": prompt_tokens, "completion_tokens": num_tokens}
+        if self.num_cached_tokens is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.num_cached_tokens}
+        choice: Body = {"delta": {"content": "x "}} if "messages" in body else {"text": "x"}
+        if body.get("return_token_ids") and self.tells_tokens:
+            choice["token_ids"] = [ANSWER] * num_fresh
         return json.dumps({"choices": [choice], "usage": usage})
 
 

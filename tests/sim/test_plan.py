@@ -33,6 +33,18 @@ kind = "independent"
 prompt = { kind = "fixed", tokens = 500 }
 output = { kind = "fixed", tokens = 20 }
 """
+PHASES = PLAN[PLAN.index('kind = "phases"') : PLAN.index("[online.lengths]")]
+OPENING = 'kind = "opening"\nnum_requests = 3\nspan_s = 5\n'
+LENGTHS = PLAN[PLAN.index("[online.lengths]") : PLAN.index("[[jobs]]")]
+CONVERSATIONS = """
+[[online.sessions]]
+opening = { kind = "fixed", tokens = 20 }
+message = { kind = "fixed", tokens = 20 }
+answer = { kind = "fixed", tokens = 20 }
+pause = { median_s = 5, max_s = 9 }
+max_turns = 5
+max_tokens = 500
+"""
 MACHINE = """
 about = "made up"
 [machine]
@@ -119,6 +131,8 @@ max_output_tokens = 100
         ("hours = 2", "hours = 2\nslot_s = 1", "slot_s"),
         ("machine.toml", "nothing.toml", "nothing.toml"),
         ('"phases"', '"waves"', "online.arrivals"),
+        (PHASES, OPENING, "kind 'opening' has no rate"),
+        (LENGTHS, CONVERSATIONS, "online.sessions: a plan has no conversations"),
     ],
 )
 def test_bad_plans_name_the_field(file: Path, old: str, new: str, message: str) -> None:

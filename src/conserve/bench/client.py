@@ -14,12 +14,13 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from conserve.bench.stream import STREAMED, messages, receive, refusal
+from conserve.bench.stream import STREAMED, Transcript, messages, receive, refusal
 from conserve.metrics import CUT_OFF, RequestRecord
 from conserve.workload import RequestPlan, Workload
 
 Body = Callable[[RequestPlan], dict[str, Any]]
-"""The JSON body of a request; what the client adds is how it is streamed."""
+"""The JSON body of a request; what the client adds is how it is streamed and, to the prompt of a
+later turn of a conversation, what was said before."""
 
 Counters = Callable[[], Awaitable[Mapping[str, float]]]
 """Counters that are not on the server's /metrics, as they stand."""
@@ -55,6 +56,22 @@ class Load:
     counters_end: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The turns that wait for an answer; none is sent at `end_s` or after it."""
+
+    next_turns: Mapping[str, RequestPlan]
+    end_s: float
+
+    def turn_after(self, record: RequestRecord) -> tuple[RequestPlan, float] | None:
+        """The next turn and when it is sent; None where the conversation is over or has failed."""
+        plan = self.next_turns.get(record.request_id)
+        if plan is None or not record.finished:
+            return None
+        arrival_s = record.token_times_s[-1] + plan.pause_s
+        return (plan, arrival_s) if arrival_s < self.end_s else None
+
+
 class LoadClient:
     """Sends one run's requests to one server. Use within the event loop that made `http`."""
 
@@ -75,7 +92,8 @@ class LoadClient:
         ]
         start = asyncio.create_task(self._scrape_at(0.0, load.counters_start))
         end = asyncio.create_task(self._scrape_at(window.duration_s, load.counters_end))
-        online = [asyncio.create_task(self._arrive(plan, load)) for plan in workload.online]
+        later = Later(workload.next_turns, window.duration_s)
+        online = [asyncio.create_task(self._arrive(plan, later, load)) for plan in workload.online]
         everything = [*offline, *online, start, end]
         try:
             await self._sleep_until(window.duration_s)
@@ -100,10 +118,18 @@ class LoadClient:
     async def _sleep_until(self, when_s: float) -> None:
         await asyncio.sleep(max(when_s - self._now_s(), 0.0))
 
-    async def _arrive(self, plan: RequestPlan, load: Load) -> None:
-        await self._sleep_until(plan.arrival_s)
-        # From the planned arrival: a late client is slow service too, not a later arrival.
-        await self._send(plan, plan.arrival_s, load)
+    async def _arrive(self, plan: RequestPlan, later: Later, load: Load) -> None:
+        """One request, and the turns that come of it."""
+        said = Transcript() if plan.session else None
+        arrival_s, turn = plan.arrival_s, plan
+        while True:
+            await self._sleep_until(arrival_s)
+            # From the planned arrival: a late client is slow service too, not a later arrival.
+            record = await self._send(turn, arrival_s, load, said)
+            following = later.turn_after(record)
+            if following is None:
+                return
+            turn, arrival_s = following
 
     async def _keep_busy(self, plans: Iterator[RequestPlan], load: Load) -> None:
         """One place of the offline load: the next request as soon as one has ended."""
@@ -112,14 +138,16 @@ class LoadClient:
             if record.failed:
                 await asyncio.sleep(AFTER_FAILURE_S)
 
-    async def _send(self, plan: RequestPlan, arrival_s: float, load: Load) -> RequestRecord:
+    async def _send(
+        self, plan: RequestPlan, arrival_s: float, load: Load, said: Transcript | None = None
+    ) -> RequestRecord:
         record = RequestRecord(plan.request_id, plan.online, arrival_s)
         record.num_prompt_tokens = plan.num_prompt_tokens
         # Kept from the start, so that it is there however this ends.
         load.records.append(record)
         record.error = CUT_OFF
         try:
-            record.error = await self._stream(plan, record)
+            record.error = await self._stream(plan, record, said)
         except httpx.HTTPError as error:
             record.error = f"{type(error).__name__}: {error}"
         except asyncio.CancelledError:
@@ -128,9 +156,13 @@ class LoadClient:
             raise
         return record
 
-    async def _stream(self, plan: RequestPlan, record: RequestRecord) -> str | None:
+    async def _stream(
+        self, plan: RequestPlan, record: RequestRecord, said: Transcript | None
+    ) -> str | None:
         """Receive the tokens of one request into `record`; returns what went wrong, or None."""
         body = {**self._body(plan), **STREAMED}
+        if said is not None:
+            body = said.asked(body)
         async with self._http.stream("POST", "/v1/completions", json=body) as response:
             if refused := await refusal(response):
                 return refused
@@ -140,6 +172,8 @@ class LoadClient:
                 if "error" in message:
                     return f"in the stream: {message['error']}"
                 receive(message, record, self._now_s())
+                if said is not None:
+                    said.answered(message)
         return f"the stream broke off after {record.num_output_tokens} tokens"
 
     async def _scrape_at(self, when_s: float, into: dict[str, float]) -> None:

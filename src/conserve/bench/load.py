@@ -10,7 +10,7 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,26 +100,25 @@ async def _drive(job: Job, load: Load) -> None:
         if job.warm_up:
             other = _of_classes(build_workload(scenario, WARM_UP_SEED, traces), job)
             await LoadClient(http, _body(job, "warm-up")).ask(_warm_up_plans(other))
-        window = Window(
-            scenario.lead_in_s if workload.offline else 0.0, scenario.duration_s, scenario.drain_s
-        )
+        window = Window(workload.lead_in_s, scenario.duration_s, scenario.drain_s)
         body = _body(job, job.text)
         if not (job.batch and workload.offline):
             await LoadClient(http, body).run(workload, window, load)
             return
         batch = BatchLoad(http)
         await batch.start(workload.offline, body)
-        online = Workload(workload.online, [], 0)
+        online = replace(workload, offline=[], in_flight=0)
         await LoadClient(http, body, batch.counters).run(online, window, load)
         await batch.stop()
 
 
 def _of_classes(workload: Workload, job: Job) -> Workload:
     """The workload with only the classes the arm is sent."""
-    return Workload(
-        workload.online if job.online else [],
-        workload.offline if job.offline else [],
-        workload.in_flight if job.offline else 0,
+    return replace(
+        workload,
+        online=workload.online if job.online else [],
+        offline=workload.offline if job.offline else [],
+        in_flight=workload.in_flight if job.offline else 0,
     )
 
 

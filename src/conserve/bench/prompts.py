@@ -45,15 +45,16 @@ class Vocabulary:
         return cls(sorted(i for token, i in tokens.items() if PLAIN_WORD.fullmatch(token)))
 
     def prompt(self, plan: RequestPlan, text: str) -> list[int]:
-        """The token ids of a plan's prompt, num_prompt_tokens of them.
+        """The token ids of a plan's prompt: num_prompt_tokens of them, less those of its history.
 
         Equal prefix names give equal ids under one `text`; what follows them is the request's own.
         """
         ids: list[int] = []
+        num_tokens_here = plan.num_prompt_tokens - plan.num_history_tokens
         for name, num_tokens in plan.prefix:
             ids += self._words(f"{text}/prefix/{name}", num_tokens)
-        own = max(plan.num_prompt_tokens - len(ids), 0)
-        return (ids + self._words(f"{text}/{plan.request_id}", own))[: plan.num_prompt_tokens]
+        own = max(num_tokens_here - len(ids), 0)
+        return (ids + self._words(f"{text}/{plan.request_id}", own))[:num_tokens_here]
 
     def _words(self, stream: str, count: int) -> list[int]:
         return Random(stream).choices(self._word_ids, k=count)  # noqa: S311 - text, no secret

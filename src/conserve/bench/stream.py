@@ -18,6 +18,23 @@ STREAMED: Mapping[str, Any] = {
 """What a request's body has beside what it asks for."""
 
 
+class Transcript:
+    """What was said in a conversation so far, as token ids: prompts and answers."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+
+    def asked(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The body of the next turn, whose prompt is what was said and the body's own."""
+        self._ids += body["prompt"]
+        return {**body, "prompt": list(self._ids), "return_token_ids": True}
+
+    def answered(self, message: Mapping[str, Any]) -> None:
+        """What a streamed message brought belongs to the next prompt."""
+        for choice in message.get("choices", ()):
+            self._ids += choice.get("token_ids") or ()
+
+
 async def messages(response: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:
     """The JSON of each server-sent event; None for the last one."""
     async for line in response.aiter_lines():
@@ -42,3 +59,5 @@ def receive(message: Mapping[str, Any], record: RequestRecord, at_s: float) -> N
     record.token_times_s += [at_s] * fresh
     record.num_output_tokens += fresh
     record.num_prompt_tokens = int(usage.get("prompt_tokens", record.num_prompt_tokens))
+    if (details := usage.get("prompt_tokens_details")) is not None:
+        record.num_cached_tokens = int(details.get("cached_tokens") or 0)

@@ -22,6 +22,8 @@ class RequestRecord:
     token_times_s: when each output token reached the client, in order, one entry a token; tokens
     that arrive in one message share its time.
     num_output_tokens: tokens received; equal to len(token_times_s) where token times were kept.
+    num_cached_tokens: prompt tokens whose KV was there already, so that they were not computed when
+    it first ran; None where the server does not say.
     error: None for a request that finished, CUT_OFF, or what went wrong.
     """
 
@@ -32,6 +34,7 @@ class RequestRecord:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     error: str | None = None
+    num_cached_tokens: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -75,6 +78,8 @@ def write_records(path: Path, records: Iterable[RequestRecord]) -> None:
         for record in records:
             row = asdict(record)
             row["arrival_s"] = round(record.arrival_s, 6)
+            if record.num_cached_tokens is None:
+                del row["num_cached_tokens"]
             row["token_times_s"] = [round(t, 6) for t in record.token_times_s]
             file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
 

@@ -17,7 +17,8 @@ class RunSummary:
     Latencies are in seconds and over every online request that arrived in the window, until its
     last token. Throughputs are a second of the window: an output token counts when it reaches the
     client, a prompt when its first output token does (its prefill is then done), a request when
-    its last token does.
+    its last token does. Hit ratios are of prompt tokens, over requests of the class that were sent
+    in the window and whose server said how many it had cached.
     """
 
     num_online: int
@@ -43,6 +44,8 @@ class RunSummary:
     offline_output_tps: float
     offline_tps: float
     total_tps: float
+    online_hit_ratio: float | None
+    offline_hit_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +105,13 @@ def summarise(records: Sequence[RequestRecord], duration_s: float, targets: Targ
         offline_output_tps=off.output_tps,
         offline_tps=off.prompt_tps + off.output_tps,
         total_tps=on.prompt_tps + on.output_tps + off.prompt_tps + off.output_tps,
+        online_hit_ratio=hit_ratio(online),
+        offline_hit_ratio=hit_ratio([r for r in offline if 0 <= r.arrival_s < duration_s]),
     )
+
+
+def hit_ratio(records: Sequence[RequestRecord]) -> float | None:
+    """Share of prompt tokens that were cached; None where no server said so."""
+    told = [r for r in records if r.num_cached_tokens is not None]
+    asked = sum(r.num_prompt_tokens for r in told)
+    return sum(r.num_cached_tokens or 0 for r in told) / asked if asked else None

@@ -17,7 +17,7 @@ from conserve.sim.arms import ARMS
 from conserve.sim.harvest import Floats, HarvestCurve, measure
 from conserve.sim.profiles import Profile, load_profile
 from conserve.sim.slots import Job, SlotsOutcome, run_slots, separate_replicas
-from conserve.workload.arrivals import Bursts, Diurnal, Gamma, Phases, Replay
+from conserve.workload.arrivals import Bursts, Diurnal, Gamma, Opening, Phases, Replay
 from conserve.workload.lengths import Empirical, Lengths
 from conserve.workload.scaling import squeezed_rates, time_factor
 from conserve.workload.scenario import Online, TargetTable
@@ -59,6 +59,15 @@ class PlanFile(Table):
         names = [job.name for job in self.jobs]
         if len(names) != len(set(names)):
             raise ValueError("jobs: two have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _requests_stand_alone(self) -> PlanFile:
+        """A rate of requests is what a plan is about: conversations have none of their own."""
+        if self.online.sessions:
+            raise ValueError("online.sessions: a plan has no conversations: give online.lengths")
+        if isinstance(self.online.arrivals, Opening):
+            raise ValueError("online.arrivals: kind 'opening' has no rate: use 'gamma'")
         return self
 
     def trace_names(self) -> list[str]:
@@ -134,7 +143,7 @@ def online_lengths(online: Online) -> dict[str, Any]:
     """The lengths of a scenario's online requests, as a table; a replayed trace's are drawn."""
     arrivals = online.arrivals
     if isinstance(arrivals, Replay):
-        return {"kind": "trace", **arrivals.model_dump(exclude={"kind", "rate_rps"})}
+        return {"kind": "trace", **arrivals.model_dump(exclude={"kind", "rate_rps", "keep_share"})}
     assert online.lengths is not None  # Online checks it
     return online.lengths.model_dump()
 
@@ -146,6 +155,7 @@ def service_rates(plan: PlanFile, traces: Mapping[str, Path]) -> Floats:
     arrivals = plan.online.arrivals
     if isinstance(arrivals, Replay):
         return _binned(arrivals, plan, traces)
+    assert not isinstance(arrivals, Opening)  # PlanFile checks it
     try:
         points = _rate_points(arrivals, duration_s, traces)
     except ValueError as error:

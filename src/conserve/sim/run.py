@@ -78,7 +78,8 @@ def simulate(
 
 
 class _Load:
-    """An open loop of online requests beside a closed loop of offline ones."""
+    """An open loop of online requests, or of conversations whose turns wait for answers, beside a
+    closed loop of offline ones."""
 
     def __init__(self, workload: Workload, arm: Arm, frontend_s: float, window: Window) -> None:
         self._workload = workload
@@ -98,10 +99,14 @@ class _Load:
                 yield self._client.send(plan, plan.arrival_s)
 
     def finished(self, request: SimRequest, now_s: float) -> Iterable[SimRequest]:
-        if request.online:
-            self.num_online_left -= 1
+        if not request.online:
+            return self._client.next_offline(now_s)
+        self.num_online_left -= 1
+        turn = self._workload.next_turns.get(request.request_id)
+        if turn is None or now_s + turn.pause_s >= self._window.duration_s:
             return ()
-        return self._client.next_offline(now_s)
+        self.num_online_left += 1
+        return (self._client.send(turn, now_s + turn.pause_s),)
 
     def records(self) -> list[RequestRecord]:
         records = []

@@ -73,8 +73,7 @@ def policy_targets(scenario: Scenario) -> Targets:
 
 
 def window_of(scenario: Scenario) -> Window:
-    lead_in_s = scenario.lead_in_s if scenario.offline else 0.0
-    return Window(lead_in_s, scenario.duration_s, scenario.drain_s)
+    return Window(scenario.lead_in_s, scenario.duration_s, scenario.drain_s)
 
 
 def _cell(

@@ -1,6 +1,7 @@
 """Arrivals, lengths and trace readers; seeded."""
 
-from .requests import RequestPlan, Workload, build_workload
+from .plan import RequestPlan, Workload
+from .requests import build_workload
 from .scaling import Scale
 from .scenario import Point, Scenario, load_scenario, parse
 from .table import ScenarioError, unknown_name

@@ -49,6 +49,28 @@ class Bursts(Table):
         )
 
 
+class Opening(Table):
+    """`num_requests` at the beginning, one at a random moment of each equal slice of `span_s`.
+
+    On a faster machine they are as many: they are what conversations begin with.
+    """
+
+    kind: Literal["opening"]
+    num_requests: int = Field(ge=1)
+    span_s: float = Field(gt=0)
+
+    def times(self, rng: Random, duration_s: float) -> list[float]:
+        if self.span_s > duration_s:
+            raise ValueError(
+                f"span_s {self.span_s} is longer than the {duration_s:.3g} s there are"
+            )
+        slice_s = self.span_s / self.num_requests
+        return [(i + rng.random()) * slice_s for i in range(self.num_requests)]
+
+    def fitted(self, fit: Fit) -> Opening:
+        return self.model_copy(update={"span_s": fit.time * self.span_s})
+
+
 class Phase(Table):
     seconds: float = Field(gt=0)
     rate_rps: float = Field(ge=0)
@@ -126,19 +148,24 @@ class Replay(TraceLengths):
     Time is stretched by one factor so that the whole trace's mean rate becomes `rate_rps`;
     prompts and outputs are multiplied by a factor each so that their means over the whole trace
     become `mean_prompt_tokens` and `mean_output_tokens`, then cut to the two maxima.
+    keep_share: of the trace's conversations, those that the seed keeps. Those that are kept are
+    whole, and nearer to each other in time, so that a short run has turns of one conversation.
     """
 
     kind: Literal["replay"]
     trace: str
     format: RequestFormat
     rate_rps: float = Field(gt=0)
+    keep_share: float = Field(default=1.0, gt=0, le=1)
 
     def fitted(self, fit: Fit) -> Replay:
         rate = {"rate_rps": self.rate_rps / fit.time}
         return self.model_copy(update={**self.fitted_lengths(fit), **rate})
 
 
-Arrivals = Annotated[Bursts | Phases | Gamma | Diurnal | Replay, Field(discriminator="kind")]
+Arrivals = Annotated[
+    Bursts | Opening | Phases | Gamma | Diurnal | Replay, Field(discriminator="kind")
+]
 
 
 def poisson(rng: Random, points: Sequence[RatePoint], duration_s: float) -> list[float]:

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from itertools import cycle, pairwise
 from pathlib import Path
 from random import Random
 
 from .arrivals import Arrivals, Diurnal, Replay, poisson
 from .lengths import Empirical, Lengths
-from .scaling import Scale, length_factor, scaled_length, squeezed_rates, time_factor, window
+from .plan import RequestPlan, Workload
+from .scaling import (
+    Scale,
+    length_factor,
+    scaled_length,
+    squeezed_rates,
+    thinned,
+    time_factor,
+    window,
+)
 from .scenario import Offline, Online, Scenario
+from .sessions import Sessions
 from .table import ScenarioError
 from .traces import MOONCAKE_BLOCK_TOKENS, TraceRow, read_lengths, read_rates, read_requests
-
-
-@dataclass(frozen=True, slots=True)
-class RequestPlan:
-    """One request to send.
-
-    arrival_s: when it is sent, on the run's clock; an offline one may wait for its turn after it.
-    prefix: (name, tokens) of the texts its prompt begins with; equal names are equal texts. What
-    they leave of num_prompt_tokens is text no other request has.
-    """
-
-    request_id: str
-    online: bool
-    arrival_s: float
-    num_prompt_tokens: int
-    num_output_tokens: int
-    prefix: tuple[tuple[str, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """online: by arrival. offline: in the order they are sent, `in_flight` at a time."""
-
-    online: list[RequestPlan] = field(default_factory=list)
-    offline: list[RequestPlan] = field(default_factory=list)
-    in_flight: int = 0
-    scales: list[Scale] = field(default_factory=list)
 
 
 def build_workload(scenario: Scenario, seed: int, traces: Mapping[str, Path]) -> Workload:
@@ -55,7 +39,7 @@ def build_workload(scenario: Scenario, seed: int, traces: Mapping[str, Path]) ->
     workload = Workload(in_flight=_in_flight(scenario.offline))
     try:
         if scenario.online:
-            _add_online(workload, scenario.online, scenario.duration_s, seed, traces)
+            _add_online(workload, scenario.online, scenario, seed, traces)
         if scenario.offline:
             _add_offline(workload, scenario.offline, scenario.lead_in_s, seed, traces)
     except ValueError as error:
@@ -77,19 +61,48 @@ def _stream(seed: int, what: str) -> Random:
 
 
 def _add_online(
-    workload: Workload, online: Online, duration_s: float, seed: int, traces: Mapping[str, Path]
+    workload: Workload, online: Online, scenario: Scenario, seed: int, traces: Mapping[str, Path]
 ) -> None:
-    rng = _stream(seed, "online arrivals")
+    rng, begins_s = _stream(seed, "online arrivals"), 0.0
+    if online.in_lead_in:
+        begins_s = -scenario.lead_in_s
+    span_s = scenario.duration_s - begins_s
     if isinstance(online.arrivals, Replay):
-        workload.online.extend(_replay(workload, online.arrivals, duration_s, rng, traces))
-        return
+        plans = _replay(workload, online.arrivals, span_s, rng, traces)
+    else:
+        times = _times(workload, online.arrivals, span_s, rng, traces)
+        plans = _fresh(workload, online, times, seed, traces)
+    if begins_s:
+        plans = [replace(plan, arrival_s=begins_s + plan.arrival_s) for plan in plans]
+    workload.online.extend(plans)
+
+
+def _fresh(
+    workload: Workload, online: Online, times: list[float], seed: int, traces: Mapping[str, Path]
+) -> list[RequestPlan]:
+    """A request, or the first turn of a conversation, for each of `times`."""
+    if online.sessions:
+        return _opened(workload, online.sessions, times, seed)
     assert online.lengths is not None  # Online checks it
-    times = _times(workload, online.arrivals, duration_s, rng, traces)
     lengths = _lengths(workload, online.lengths, len(times), _stream(seed, "online"), traces)
-    workload.online.extend(
+    return [
         RequestPlan(f"online-{i}", True, arrival_s, prompt, output)
         for i, (arrival_s, (prompt, output)) in enumerate(zip(times, lengths, strict=True))
-    )
+    ]
+
+
+def _opened(
+    workload: Workload, sorts: Sequence[Sessions], times: Sequence[float], seed: int
+) -> list[RequestPlan]:
+    """The first turns of conversations, of the sorts in turn; the others go to `next_turns`."""
+    opened = []
+    in_turn = cycle([sort for sort in sorts for _ in range(sort.weight)])
+    for i, (arrival_s, sort) in enumerate(zip(times, in_turn, strict=False)):
+        turns = list(sort.turns(f"online-{i}", arrival_s, _stream(seed, f"session {i}")))
+        opened.append(turns[0])
+        for before, plan in pairwise(turns):
+            workload.next_turns[before.request_id] = plan
+    return opened
 
 
 def _times(
@@ -117,6 +130,8 @@ def _replay(
     workload: Workload, spec: Replay, duration_s: float, rng: Random, traces: Mapping[str, Path]
 ) -> list[RequestPlan]:
     rows = read_requests(traces[spec.trace], spec.format)
+    if spec.keep_share < 1:
+        rows = thinned(rows, spec.keep_share, rng)
     pairs = [(row.num_prompt_tokens, row.num_output_tokens) for row in rows]
     scale = _length_scale(spec, pairs, time_factor(rows, spec.rate_rps))
     workload.scales.append(scale)

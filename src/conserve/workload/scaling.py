@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -45,6 +45,20 @@ def time_factor(rows: Sequence[TraceRow], rate_rps: float) -> float:
     if len(rows) < 2 or span_s <= 0:
         raise ValueError("a trace needs two requests at different times to be scaled")
     return (len(rows) - 1) / span_s / rate_rps
+
+
+def thinned(rows: Sequence[TraceRow], keep_share: float, rng: Random) -> list[TraceRow]:
+    """The rows of that share of the conversations, which `rng` draws.
+
+    Rows are of one conversation if their second block of 512 tokens is the same: the first is a
+    system prompt that most have. A row without blocks is a conversation of its own.
+    """
+    kept: dict[Hashable, bool] = {}
+    names = [row.prefix_ids[:2][-1] if row.prefix_ids else f"row-{i}" for i, row in enumerate(rows)]
+    for name in names:
+        if name not in kept:
+            kept[name] = rng.random() < keep_share
+    return [row for row, name in zip(rows, names, strict=True) if kept[name]]
 
 
 def window(rows: Sequence[TraceRow], time: float, duration_s: float, rng: Random) -> list[TraceRow]:

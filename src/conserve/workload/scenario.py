@@ -14,6 +14,7 @@ from conserve.metrics import Targets
 from .arrivals import Arrivals, Diurnal, Replay
 from .fit import Fit
 from .lengths import Empirical, Lengths
+from .sessions import Sessions
 from .table import ScenarioError, Table, explain
 
 
@@ -31,23 +32,39 @@ class TargetTable(Table):
 
 
 class Online(Table):
-    """Interactive requests: they arrive when they like (an open loop)."""
+    """Interactive requests, which arrive when they like (an open loop), or the conversations that
+    begin so: a turn comes a pause after the answer before it.
+
+    in_lead_in: they come during the lead-in as well, and the window finds what those have left in
+    the KV cache.
+    """
 
     arrivals: Arrivals
     lengths: Lengths | None = None
+    sessions: tuple[Sessions, ...] = ()
+    in_lead_in: bool = False
 
     @model_validator(mode="after")
     def _one_source_of_lengths(self) -> Online:
+        if self.lengths is not None and self.sessions:
+            raise ValueError("lengths: sessions bring their own; leave one of the two out")
+        given = self.lengths is not None or bool(self.sessions)
         replayed = isinstance(self.arrivals, Replay)
-        if replayed and self.lengths is not None:
-            raise ValueError("lengths: a replayed trace brings its own; leave them out")
-        if not replayed and self.lengths is None:
-            raise ValueError("lengths: missing")
+        if replayed and given:
+            name = "sessions" if self.sessions else "lengths"
+            raise ValueError(f"{name}: a replayed trace brings its own; leave them out")
+        if not replayed and not given:
+            raise ValueError("lengths: missing (or give sessions)")
         return self
 
     def fitted(self, fit: Fit) -> Online:
-        lengths = self.lengths.fitted(fit) if self.lengths else None
-        return self.model_copy(update={"arrivals": self.arrivals.fitted(fit), "lengths": lengths})
+        return self.model_copy(
+            update={
+                "arrivals": self.arrivals.fitted(fit),
+                "lengths": self.lengths.fitted(fit) if self.lengths else None,
+                "sessions": tuple(sort.fitted(fit) for sort in self.sessions),
+            }
+        )
 
 
 class SharedPrefix(Table):
