@@ -119,7 +119,7 @@ def test_the_gap_behind_stoppable_steps_is_learned(make_engine: MakeEngine) -> N
     engine = make_engine()
     engine.prepare_s = 0.004
     run_offline_work(engine)
-    learned_s = engine.scheduler.experience.stop_gap_s
+    learned_s = engine.scheduler.experience.stop_gap.seconds
     assert learned_s == pytest.approx(0.004 + IDLE_S)
 
 
@@ -129,7 +129,7 @@ def test_an_engine_that_decides_nothing_ahead_loses_nothing_to_stops(
     engine = make_engine(depth=1)
     engine.prepare_s = 0.004
     run_offline_work(engine)
-    assert engine.scheduler.experience.stop_gap_s == 0.0
+    assert engine.scheduler.experience.stop_gap.seconds == 0.0
 
 
 def run_inside(engine: TrueEngine, *, careful: bool) -> float:

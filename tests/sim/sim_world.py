@@ -31,6 +31,8 @@ MACHINE = Machine(
     kv_bytes_per_token=1000,
     safepoint_s=1e-5,
 )
+SMALL = replace(MACHINE, num_blocks=150, max_running=12)
+"""So small that requests are displaced and preempted all the time."""
 TARGETS = Targets(ttft_s=0.5, tbt_s=0.05)
 WINDOW = Window(lead_in_s=2.0, duration_s=20.0, drain_s=60.0)
 

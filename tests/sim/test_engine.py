@@ -20,6 +20,7 @@ from conserve.sim.step import Step
 from tests.sim.sim_world import (
     COST,
     MACHINE,
+    SMALL,
     TARGETS,
     CheckedScheduler,
     audit,
@@ -27,9 +28,6 @@ from tests.sim.sim_world import (
     submit_all,
     workload,
 )
-
-SMALL = replace(MACHINE, num_blocks=150, max_running=12)
-"""So small that requests are displaced and preempted all the time."""
 
 
 def _drain(
@@ -69,13 +67,13 @@ def test_the_gap_behind_a_stoppable_step_is_learned(gap_s: float) -> None:
     scheduler = CheckedScheduler(COST, TARGETS)
     machine = replace(MACHINE, gap_s=gap_s)
     _drain(scheduler, 1, machine, async_scheduling=True)
-    assert scheduler.experience.stop_gap_s == pytest.approx(gap_s, rel=1e-3)
+    assert scheduler.experience.stop_gap.seconds == pytest.approx(gap_s, rel=1e-3)
 
 
 def test_a_gap_behind_every_step_is_no_price_of_stops() -> None:
     scheduler = CheckedScheduler(COST, TARGETS)
     _drain(scheduler, 1, replace(MACHINE, gap_s=0.003))
-    assert scheduler.experience.stop_gap_s == 0.0
+    assert scheduler.experience.stop_gap.seconds == 0.0
 
 
 @pytest.mark.parametrize("link", [0.0, 2e6, 1e9])

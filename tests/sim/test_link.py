@@ -23,6 +23,7 @@ from conserve.sim.step import Step
 from tests.sim.sim_world import (
     COST,
     MACHINE,
+    SMALL,
     TARGETS,
     CheckedScheduler,
     audit,
@@ -31,7 +32,6 @@ from tests.sim.sim_world import (
     workload,
 )
 
-SMALL = replace(MACHINE, num_blocks=150, max_running=12)
 SLOW, FAST = 2e6, 1e9
 """Bytes a second: 2,000 and 1,000,000 tokens."""
 

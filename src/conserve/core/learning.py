@@ -8,16 +8,11 @@ from typing import NamedTuple
 from conserve.core.calibration import Recalibrator
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
+from conserve.core.stop_gap import StopGap
 from conserve.core.traffic import TrafficEstimate
 
 LONGEST_IDLE_S = 1.0
 """An engine without work has nothing to tell: a longer pause counts as this one."""
-
-
-LONGEST_GAP_S = 0.02
-"""Of what the device waits behind a step that can be stopped: more is somebody else's doing."""
-GAP_WEIGHT = 0.1
-"""Of the newest gap in their average, once there are as many as this makes."""
 
 
 class Lesson(NamedTuple):
@@ -33,9 +28,7 @@ class Experience:
     def __init__(self, model: LatencyModel, mean_error: float) -> None:
         self.recalibrator = Recalibrator(model, mean_error)
         self.traffic = TrafficEstimate()
-        self.stop_gap_s = 0.0
-        """What the device stands idle behind a step that can be stopped, on average."""
-        self._num_gaps = 0
+        self.stop_gap = StopGap()
         self._last_end_s = -math.inf
         self._last_schedule_s: float | None = None
         self._last_mode = Mode.IDLE
@@ -62,13 +55,6 @@ class Experience:
         if self._last_mode is Mode.OFFLINE and plan.num_online_tokens:
             self.traffic.interrupted()
         self._last_mode = plan.mode
-
-    def resumed(self, launched_s: float) -> None:
-        """A step's forward was launched behind one that could be stopped, with work waiting:
-        nothing could be decided ahead of its end. Call before that step's own end is told."""
-        gap_s = min(max(launched_s - self._last_end_s, 0.0), LONGEST_GAP_S)
-        self._num_gaps += 1
-        self.stop_gap_s += max(GAP_WEIGHT, 1 / self._num_gaps) * (gap_s - self.stop_gap_s)
 
     def stopped(self, ended_s: float) -> None:
         """A step ended before its time, and teaches nothing."""

@@ -57,10 +57,6 @@ class Driver:
         self._gauges = Gauges(self.scheduler, self.stats)
         self._num_held_back = 0
         self._last_stopped = False
-        self._held_back = False
-        """Whether nothing was decided while a step ran, only because it could be stopped."""
-        self._ran_empty = False
-        """Whether that was so behind the last step, with requests left to run."""
 
     def came(self, request: Any, arrived_s: float) -> None:
         """A request is about to enter vLLM's scheduler; more input of one that is there counts
@@ -91,7 +87,7 @@ class Driver:
         """Whether to schedule nothing now: behind a stoppable step (async scheduling), or when
         an online request is on its way from the input thread and will be here at once."""
         if any(step.plan.stoppable for step in self.steps):
-            self._held_back = True
+            self.experience.stop_gap.held_back()
             return True
         monitor = self.stopper.monitor
         if monitor.num_pending and (self._last_stopped or not self.snapshots.online_resident()):
@@ -195,14 +191,13 @@ class Driver:
         if not record.shape.num_tokens:
             return
         assert record.times is not None
-        if self._ran_empty:
-            self.experience.resumed(record.times.launched_s)
-        self._ran_empty = self._held_back and bool(self.scheduler.running)
-        self._held_back = False
+        launched_s, ended_s = record.times
+        work_left = bool(self.scheduler.running)
+        self.experience.stop_gap.stepped(launched_s, ended_s, work_left=work_left)
         if self._last_stopped:
-            self.experience.stopped(record.times.ended_s)
+            self.experience.stopped(ended_s)
         else:
-            learn(self.experience, record, record.times.ended_s, self.stats)
+            learn(self.experience, record, ended_s, self.stats)
 
     def _gauge(self, now_s: float) -> None:
         self._gauges.look(now_s)

@@ -73,7 +73,7 @@ class Snapshots:
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,
             can_stop=can_stop,
-            stop_gap_s=self._experience.stop_gap_s,
+            stop_gap_s=self._experience.stop_gap.seconds,
             copy_tokens=host.copy_tokens(now_s),
             copy_tail=host.least_tail,
             restore_tokens_per_s=host.restore_tokens_per_s,

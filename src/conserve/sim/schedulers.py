@@ -71,10 +71,6 @@ class ConserveScheduler:
         self.planner: Planner = decide
         """The policy; a test looks on by putting its own in this place."""
         self._copy_tokens = 0
-        self._held_back = False
-        """Whether nothing was decided while a step ran, only because it could be stopped."""
-        self._ran_empty = False
-        """Whether that was so behind the last step, with requests left to run."""
         self._error_sum = 0.0
         self._num_errors = 0
 
@@ -96,7 +92,7 @@ class ConserveScheduler:
         return plan
 
     def held_back(self, places: Places, now_s: float) -> None:
-        self._held_back = True
+        self.experience.stop_gap.held_back()
         self.experience.schedules(now_s, online_resident=places.num_online > 0)
 
     def snapshot(self, places: Places, now_s: float) -> Snapshot:
@@ -118,7 +114,7 @@ class ConserveScheduler:
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,
             can_stop=self.can_stop,
-            stop_gap_s=self.experience.stop_gap_s,
+            stop_gap_s=self.experience.stop_gap.seconds,
             copy_tokens=self._copy_tokens,
             copy_tail=link.copy_tail,
             restore_tokens_per_s=link.tokens_per_s,
@@ -141,10 +137,8 @@ class ConserveScheduler:
         )
 
     def ended(self, places: Places, step: Step, now_s: float) -> None:
-        if self._ran_empty:
-            self.experience.resumed(step.start_s)
-        self._ran_empty = self._held_back and bool(places.running)
-        self._held_back = False
+        work_left = bool(places.running)
+        self.experience.stop_gap.stepped(step.start_s, now_s, work_left=work_left)
         if step.stopped:
             self.experience.stopped(now_s)
             return
