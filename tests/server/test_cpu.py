@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conserve.server.start import cpu
+from conserve.server.start.amounts import GIB
 
 
 @pytest.fixture(autouse=True)
@@ -83,13 +84,13 @@ def test_without_the_library_nothing_is_preloaded(tmp_path: Path) -> None:
     [(20, True, 1), (20, False, 5), (2, True, 0.5), (2, False, 0.5)],
 )
 def test_kv_space(available_gib: int, default_model: bool, chosen_gib: float) -> None:
-    chosen = cpu.kv_cache_bytes(available_gib * cpu.GIB, default_model)
-    assert chosen == chosen_gib * cpu.GIB
+    chosen = cpu.kv_cache_bytes(available_gib * GIB, default_model)
+    assert chosen == chosen_gib * GIB
 
 
 def test_the_default_models_tokens_take_twice_the_space_in_float32() -> None:
-    assert cpu.kv_cache_bytes(20 * cpu.GIB, True, num_bytes=4) == 2 * cpu.GIB
-    assert cpu.kv_cache_bytes(20 * cpu.GIB, False, num_bytes=4) == 5 * cpu.GIB
+    assert cpu.kv_cache_bytes(20 * GIB, True, num_bytes=4) == 2 * GIB
+    assert cpu.kv_cache_bytes(20 * GIB, False, num_bytes=4) == 5 * GIB
 
 
 def test_kv_space_is_what_the_user_says() -> None:

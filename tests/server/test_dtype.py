@@ -11,10 +11,10 @@ import pytest
 
 from conserve.server.errors import BadInputError
 from conserve.server.start import dtype
+from conserve.server.start.amounts import GIB
 from conserve.server.start.dtype import ModelFacts, check_fits, choose, multiplies_bfloat16
 
 BILLION = ModelFacts("one-billion", 1 << 30)
-GIB = dtype.GIB
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from typing import Any
 
 from conserve.engine.settings import CHECKPOINT_SHARE
 from conserve.server.errors import BadInputError
-
-GIB = 1 << 30
+from conserve.server.start.amounts import gib
 
 
 def take_flags(args: argparse.Namespace, free_bytes: Callable[[], int]) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def take_flags(args: argparse.Namespace, free_bytes: Callable[[], int]) -> dict[
         free = free_bytes()
         if num_bytes > free:
             raise BadInputError(
-                f"--checkpoint-bytes asks for {_gib(num_bytes)}, but {_gib(free)} of memory is "
+                f"--checkpoint-bytes asks for {gib(num_bytes, 2)}, but {gib(free, 2)} of memory is "
                 "free on this host. Name less, or leave it out."
             )
         if num_replicas > 1:
@@ -72,12 +71,8 @@ def describe(settings: dict[str, Any], free_bytes: Callable[[], int]) -> str:
     if settings["checkpoint"] == "off":
         return "off: displaced offline requests compute again"
     size = settings["checkpoint_bytes"]
-    room = _gib(size) if size else f"up to {_gib(int(CHECKPOINT_SHARE * free_bytes()))}"
+    room = gib(size, 2) if size else f"up to {gib(int(CHECKPOINT_SHARE * free_bytes()), 2)}"
     text = f"{settings['checkpoint']}, in {room} of host memory"
     if settings["checkpoint_dir"]:
-        text += f" and {_gib(settings['checkpoint_dir_bytes'])} in {settings['checkpoint_dir']}"
+        text += f" and {gib(settings['checkpoint_dir_bytes'], 2)} in {settings['checkpoint_dir']}"
     return text
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f} GiB"

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 
 from conserve.server.start import dtype
+from conserve.server.start.amounts import GIB, gib
 from conserve.server.start.default_model import default_model
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 
-GIB = 1 << 30
 SMALL_MACHINE = 4
 """With at most this many CPUs, none is set aside: the server and the engine need little."""
 
@@ -37,7 +37,7 @@ def tune(args: argparse.Namespace, available_bytes: Callable[[], int]) -> str:
         is_default = args.model_tag == str(default_model())
         num_bytes = choice.num_bytes if args.kv_cache_dtype == "auto" else 2
         args.kv_cache_memory_bytes = kv_cache_bytes(free_bytes, is_default, num_bytes)
-        chosen.append(f"{args.kv_cache_memory_bytes / GIB:.1f} GiB for KV")
+        chosen.append(f"{gib(args.kv_cache_memory_bytes)} for KV")
     dtype.check_fits(facts, choice, free_bytes - kv_space_bytes(args, os.environ))
     return ", ".join(chosen)
 

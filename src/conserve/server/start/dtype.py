@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from conserve.server.errors import BadInputError
 from conserve.server.start import hub
+from conserve.server.start.amounts import gib
 
-GIB = 1 << 30
 MULTIPLIES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Instructions that multiply bfloat16, as torch names them: two of x86, one of Arm."""
 MAX_ISA = "ONEDNN_MAX_CPU_ISA"
@@ -90,7 +90,7 @@ def choose(given: str, facts: ModelFacts, *, multiplies: bool) -> Choice:
         )
     size = ""
     if count := facts.num_parameters:
-        size = f": {_gib(count, 4)} of weights instead of {_gib(count, 2)}"
+        size = f": {gib(4 * count)} of weights instead of {gib(2 * count)}"
     return Choice("float32", 4, f"float32 (no bfloat16 instructions here{size})")
 
 
@@ -101,12 +101,8 @@ def check_fits(facts: ModelFacts, choice: Choice, free_bytes: int) -> None:
         return
     if 2 * count < free_bytes < choice.num_bytes * count:
         raise BadInputError(
-            f"MODEL {facts.name!r} has {_gib(count, 4)} of weights in {choice.dtype}, and "
-            f"{_gib(free_bytes, 1)} are free for them. This processor has no bfloat16 "
-            f"instructions; --dtype bfloat16 would take {_gib(count, 2)} and be several times "
+            f"MODEL {facts.name!r} has {gib(4 * count)} of weights in {choice.dtype}, and "
+            f"{gib(free_bytes)} are free for them. This processor has no bfloat16 "
+            f"instructions; --dtype bfloat16 would take {gib(2 * count)} and be several times "
             "as slow. Choose that, a smaller model, or a smaller --kv-cache-memory-bytes."
         )
-
-
-def _gib(count: int, num_bytes: int) -> str:
-    return f"{count * num_bytes / GIB:.1f} GiB"
