@@ -16,6 +16,15 @@ from conserve.core.latency import LatencyModel, StepShape
 from conserve.engine.door import VLLM_VERSION
 
 FORMAT = 1
+PARALLELISM = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "enable_expert_parallel",
+    "prefill_context_parallel_size",
+    "decode_context_parallel_size",
+)
+"""How a step is divided among ranks, in vLLM's words."""
 
 
 class UnreadableProfileError(ValueError):
@@ -43,8 +52,7 @@ def identity(vllm_config: Any) -> dict[str, Any]:
         "device": _device_name(),
         "num_threads": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ""),
         "openmp": "iomp5" in os.environ.get("LD_PRELOAD", ""),
-        "tensor_parallel_size": parallel.tensor_parallel_size,
-        "pipeline_parallel_size": parallel.pipeline_parallel_size,
+        **{name: getattr(parallel, name) for name in PARALLELISM},
         "model_runner": "v2" if vllm_config.use_v2_model_runner else "v1",
         "enforce_eager": bool(model.enforce_eager),
         "async_scheduling": bool(vllm_config.scheduler_config.async_scheduling),
