@@ -57,6 +57,20 @@ def test_a_server_s_speed_is_found_in_seconds(measured: Any, true: Speed) -> Non
     assert seconds < 30
 
 
+def test_tokens_that_pile_up_on_their_way_make_no_server_fast(measured: Any) -> None:
+    """They are computed one after the other, and all reach the client when the last is there."""
+
+    def steps(body: Body) -> Iterator[tuple[float, int]]:
+        tokens = body["max_tokens"]
+        yield len(body["prompt"]) / REFERENCE.prefill_tps + (tokens - 1) / 20, 1
+        for _ in range(tokens - 1):
+            yield 1e-6, 1
+
+    found, _ = measured(TokenServer(steps))
+    assert found.stream_tps < 3 * 20
+    assert found.batch_tps < 3 * 16 * 20
+
+
 def test_a_server_that_fails_or_hangs_says_so(measured: Any) -> None:
     with pytest.raises(SpeedError, match="not measured: 2 of 2 requests failed: HTTP 500"):
         measured(TokenServer(lambda _: [], status=500))
