@@ -31,6 +31,7 @@ from typing import Any
 import httpx
 import psutil
 
+from conserve.batch.connection import async_client_for
 from conserve.bench.server import Server, free_port
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -39,9 +40,11 @@ SETTLE_S = 3.0
 START_LIMIT_S = 300.0
 SERVE = "from conserve.cli.main import main; main()"
 WATCH = """
-import sys, threading, httpx
+import sys, threading
+from conserve.batch.connection import client_for
 def watch():
-    with httpx.stream("GET", sys.argv[1] + "/dashboard/feed", timeout=60) as feed:
+    client = client_for(sys.argv[1], timeout=60)
+    with client.stream("GET", sys.argv[1] + "/dashboard/feed") as feed:
         for _ in feed.iter_bytes():
             pass
 for _ in range(int(sys.argv[2])):
@@ -125,7 +128,8 @@ async def measure(
     server: Server, pairs: int, seconds: float, watchers: int
 ) -> list[dict[str, Window]]:
     found, api = [], psutil.Process(server.pid)
-    async with httpx.AsyncClient(base_url=server.base_url, timeout=300) as client, load(client):
+    url = server.base_url
+    async with async_client_for(url, base_url=url, timeout=300) as client, load(client):
         await asyncio.sleep(10)
         for number in range(pairs):
             order = (watchers, 0) if number % 2 else (0, watchers)

@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 from playwright.async_api import async_playwright
 
+from conserve.batch.connection import async_client_for
 from conserve.bench.server import Server, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +98,7 @@ async def draw(url: str, folder: Path) -> None:
 
 async def draw_under_load(url: str, seconds: float, folder: Path) -> None:
     chance = random.Random(3)
-    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+    async with async_client_for(url, base_url=url, timeout=300) as client:
         await start_batches(client, chance)
         bursts = asyncio.create_task(chat(client, chance))
         await asyncio.sleep(seconds)
