@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from conserve.batch.errors import BatchSettingsError
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from tests.batch.batch_fakes import FakeClock, Running, eventually, running
+from conserve.server.batches.upload import FORM_BYTES
+from conserve.server.envelope import MAX_BODY_BYTES
+from tests.batch.batch_fakes import PATIENCE_S, FakeClock, Running, eventually, running
 from tests.batch.builders import CHAT, batch_body, numbered
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +68,15 @@ async def post_file(run: Running, name: str, content: bytes, **fields: str) -> h
             "expires_after[seconds]",
         ),
         ("a", b"x", {"what": "else"}, 400, "unknown_parameter", "what"),
-        ("a", b"x", {"long": "x" * 70_000}, 400, None, None),
+        (
+            "a",
+            b"x",
+            {"custom_llm_provider": "openai"},
+            400,
+            "unknown_parameter",
+            "custom_llm_provider",
+        ),
+        ("a", b"x", {"purpose": "x" * 70_000}, 400, "invalid_value", "purpose"),
     ],
 )
 async def test_a_bad_upload_is_refused_and_leaves_nothing(
@@ -129,6 +139,8 @@ async def test_of_a_path_the_name_is_kept(settings: BatchSettings, place: str, n
         (FORM, PURPOSE + b"--b--\r\n", "missing_required_parameter", "file"),
         (FORM, HEAD + b"x\r\n--b--\r\n", "missing_required_parameter", "purpose"),
         (FORM, HEAD + b"x\r\n" + HEAD + b"y\r\n--b--\r\n", "invalid_file", "file"),
+        (FORM, PURPOSE + PURPOSE + HEAD + b"x\r\n--b--\r\n", "invalid_value", "purpose"),
+        (FORM, b"--b\r\nX: y\r\n\r\nx\r\n--b--\r\n", "unknown_parameter", None),
     ],
 )
 async def test_a_bad_form_is_refused_and_leaves_nothing(
@@ -137,6 +149,48 @@ async def test_a_bad_form_is_refused_and_leaves_nothing(
     async with running(settings) as run:
         response = await run.http.post("/v1/files", content=body, headers={"content-type": kind})
         check(response, 400, code, param)
+        nothing_left(settings)
+
+
+def part(name: str) -> bytes:
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n\r\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "head", "more", "status"),
+    [
+        ("/v1/files", FORM, PURPOSE, part("other"), 400),
+        ("/v1/files", FORM, PURPOSE, part("purpose"), 400),
+        ("/v1/files", FORM, PURPOSE, part(""), 400),
+        ("/v1/files", FORM, b"--b\r\n", b"X: y\r\n", 400),
+        ("/v1/files", FORM, b"--b\r\nX: ", b"y" * 100, 400),
+        ("/v1/files", FORM, part("purpose")[:-2], b"x" * 100, 400),
+        ("/v1/files", FORM, HEAD, b"x" * 100, 413),
+        ("/v1/files", FORM, b"", b"\r\n" * 50, 413),
+        ("/v1/files", FORM, PURPOSE + HEAD + b"x\r\n--b--\r\n", b"\r\n" * 50, 413),
+        ("/v1/batches", "application/json", b'{"metadata": {', b" " * 10_000, 413),
+    ],
+)
+async def test_an_endless_body_ends_at_a_bound(
+    tmp_path: Path, path: str, kind: str, head: bytes, more: bytes, status: int
+) -> None:
+    """Whatever of it has no end: parts, headers, a field, the file, what stands around it."""
+    settings = BatchSettings(data_dir=tmp_path, max_file_bytes=5000)
+    num_bytes = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal num_bytes
+        yield head
+        while True:
+            num_bytes += len(more)
+            yield more
+
+    async with running(settings) as run, asyncio.timeout(PATIENCE_S):
+        assert (await run.http.get("/v1/files")).json()["data"] == []
+        response = await run.http.post(path, content=body(), headers={"content-type": kind})
+        assert response.status_code == status, response.text
+        assert response.json()["error"]["message"]
+        assert num_bytes <= max(5000 + FORM_BYTES, MAX_BODY_BYTES) + len(more)
         nothing_left(settings)
 
 

@@ -16,10 +16,13 @@ from starlette.requests import ClientDisconnect
 
 from conserve.batch.errors import BatchError, InvalidRequestError
 from conserve.batch.wire import ErrorEnvelope
+from conserve.server.asgi import Message, Receive
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
+MAX_BODY_BYTES = 1024 * 1024
+"""Of a JSON body; the largest that means something has some tens of kilobytes."""
 # For the route's description: every status an error may have, and its body.
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorEnvelope} for status in (400, 401, 404, 413, 503)
@@ -33,6 +36,8 @@ class EnvelopeRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
+            if self.body_field is not None:
+                request = Request(request.scope, _bounded(request.receive))
             request_id = request.headers.get(REQUEST_ID, "")[:128] or f"req_{uuid4().hex}"
             try:
                 response = await handle(request)
@@ -51,6 +56,22 @@ class EnvelopeRoute(APIRoute):
             return response
 
         return answer
+
+
+def _bounded(receive: Receive) -> Receive:
+    """`receive` of a request whose body FastAPI reads into memory."""
+    num_bytes = 0
+
+    async def counted() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > MAX_BODY_BYTES:
+            # The one exception that FastAPI passes on while it reads.
+            raise HTTPException(413, f"The body must have {MAX_BODY_BYTES} bytes at most.")
+        return message
+
+    return counted
 
 
 class _OurFaultError(BatchError):

@@ -37,13 +37,15 @@ class UploadForm(BaseModel):
     expires_seconds: int | None = Field(None, alias="expires_after[seconds]", ge=3600, le=2_592_000)
 
 
+FIELDS = frozenset(field.alias or name for name, field in UploadForm.model_fields.items())
+
+
 @dataclass
 class _Part:
     headers: dict[bytes, bytes] = field(default_factory=dict)
     header_name: bytes = b""
     header_value: bytes = b""
     name: str = ""
-    filename: str | None = None
     value: bytearray = field(default_factory=bytearray)
 
 
@@ -81,12 +83,26 @@ class _Form:
         disposition = part.headers.get(b"content-disposition", b"")
         _, options = parse_options_header(disposition)
         part.name = options.get(b"name", b"").decode("utf-8", "replace")
-        part.filename = _filename_in(disposition, options)
-        if part.name != "file":
-            return
+        if part.name == "file":
+            self._begin_file(_filename_in(disposition, options) or "")
+        else:
+            self._begin_field(part.name[:100])
+
+    def _begin_file(self, filename: str) -> None:
         if self.filename is not None:
             raise InvalidRequestError("file: send one file.", code="invalid_file", param="file")
-        self.filename = part.filename or ""
+        self.filename = filename
+
+    def _begin_field(self, name: str) -> None:
+        """Each known field once: so a form has few parts, however many are sent."""
+        if name not in FIELDS:
+            known = ", ".join(sorted(FIELDS))
+            message = f"{name or 'A part without a name'}: unknown; a form has file, {known}."
+            raise InvalidRequestError(message, code="unknown_parameter", param=name or None)
+        if name in self.fields:
+            message = f"{name}: send it once."
+            raise InvalidRequestError(message, code="invalid_value", param=name)
+        self.fields[name] = ""
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part.name == "file":
@@ -94,7 +110,9 @@ class _Form:
             return
         self._field_bytes += end - start
         if self._field_bytes > FORM_BYTES:
-            raise InvalidRequestError(f"{self._part.name[:100]}: the field is too long.")
+            name = self._part.name
+            message = f"{name}: the field is too long."
+            raise InvalidRequestError(message, code="invalid_value", param=name)
         self._part.value += data[start:end]
 
     def _write(self, data: bytes) -> None:
@@ -128,12 +146,16 @@ async def receive(request: Request, staging: Staging, tenant: str, max_file_byte
 
     Raises InvalidRequestError and FileTooLargeError; ClientDisconnect when the body is cut off.
     """
-    if int(request.headers.get("content-length") or 0) > max_file_bytes + FORM_BYTES:
+    most, num_bytes = max_file_bytes + FORM_BYTES, 0
+    if int(request.headers.get("content-length") or 0) > most:
         raise too_large(max_file_bytes)
     form = _Form(staging, max_file_bytes)
     parser = MultipartParser(_boundary(request), _callbacks(form))
     try:
         async for chunk in request.stream():
+            num_bytes += len(chunk)  # what stands around the form counts, too
+            if num_bytes > most:
+                raise too_large(max_file_bytes)
             await asyncio.to_thread(parser.write, chunk)
     except FormParserError as error:
         raise _no_form(str(error)) from None
