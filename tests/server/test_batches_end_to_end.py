@@ -122,6 +122,29 @@ def test_a_bad_line_fails_the_batch_and_is_named(client: openai.OpenAI) -> None:
     ]
 
 
+TOO_MUCH: list[dict[str, Any]] = [
+    {"max_tokens": 100_000},
+    {"max_tokens": 10**20},
+    {"max_completion_tokens": 10**400},
+    {"n": 0},
+    {"n": 10**9},
+    {"seed": 10**30},
+    {"messages": [{"role": "user", "content": "long " * 9000}]},
+]
+
+
+def test_a_line_that_asks_too_much_fails_alone(client: openai.OpenAI) -> None:
+    lines = [line(f"bad-{n}", **body) for n, body in enumerate(TOO_MUCH)] + [line("good")]
+    batch = until(client, submit(client, lines).id, "completed", "failed")
+    assert batch.status == "completed", batch.errors
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, len(TOO_MUCH))
+    errors = [json.loads(text) for text in client.files.content(batch.error_file_id).iter_lines()]
+    assert {row["custom_id"] for row in errors} == {f"bad-{n}" for n in range(len(TOO_MUCH))}
+    for row in errors:
+        assert row["response"]["status_code"] == 400, row
+        assert row["response"]["body"]["error"]["message"]
+
+
 def test_a_cancelled_batch_leaves_the_engine_idle(client: openai.OpenAI, server: Any) -> None:
     """Its lines would run for minutes: what frees the engine is the cancellation."""
     eventually(lambda: server.metric("vllm:num_requests_running") == 0)

@@ -1,7 +1,9 @@
 """One line of an input file: what is read of it, and what it may ask for.
 
 Bodies are checked, not built: msgspec walks the JSON and keeps only the fields named here, so a
-line costs its own bytes and no objects.
+line costs its own bytes and no objects. Of a body, only what no server could know, or would do
+otherwise than in a batch, is looked at: its values are for the engine to judge, whose refusal is
+that line's error and no other's.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ import msgspec
 
 from conserve.batch.rules import ModelLimits, Rules
 
-MAX_N = 16_384
 UTF8_STEP = 65_536
+# What an estimate believes of one request: completions (vLLM's own bound), and tokens of each
+# where the model's length is not known.
+MAX_N = 16_384
+MAX_OUTPUT_TOKENS = 1_000_000
 
 # A field the line does not have.
 NOTHING = msgspec.Raw()
-
-Count = int | float | None
-"""A whole number. 24.0 is one: it is how JavaScript and pandas may spell 24."""
 
 
 class Body(msgspec.Struct):
@@ -28,13 +30,12 @@ class Body(msgspec.Struct):
     messages: msgspec.Raw = NOTHING
     prompt: msgspec.Raw = NOTHING
     input: msgspec.Raw = NOTHING
-    stream: bool | None = None
-    background: bool | None = None
-    n: Count = None
-    echo: bool | None = None
-    max_tokens: Count = None
-    max_completion_tokens: Count = None
-    max_output_tokens: Count = None
+    stream: msgspec.Raw = NOTHING
+    background: msgspec.Raw = NOTHING
+    n: msgspec.Raw = NOTHING
+    max_tokens: msgspec.Raw = NOTHING
+    max_completion_tokens: msgspec.Raw = NOTHING
+    max_output_tokens: msgspec.Raw = NOTHING
 
 
 class RequestLine(msgspec.Struct):
@@ -95,40 +96,33 @@ def _missing_or_mistyped(reason: str) -> BadLineError:
     return BadLineError("invalid_request", reason.rstrip(".") + ".", at)
 
 
-def check_body(body: Body, rules: Rules, limits: ModelLimits) -> int:
-    """Refuse what cannot run; else the output tokens the line is expected to take."""
-    if bytes(getattr(body, PROMPT_FIELD[rules.endpoint])) in (b"", b"null"):
-        param = f"body.{PROMPT_FIELD[rules.endpoint]}"
+def check_body(body: Body, endpoint: str) -> None:
+    """Raises BadLineError: nothing to answer, or a way of answering that a batch does not have."""
+    if bytes(getattr(body, PROMPT_FIELD[endpoint])) in (b"", b"null"):
+        param = f"body.{PROMPT_FIELD[endpoint]}"
         raise BadLineError("missing_required_parameter", f"{param} is missing.", param)
     for name in ("stream", "background"):
-        if getattr(body, name):
+        if bytes(getattr(body, name)) not in (b"", b"null", b"false"):
             message = f"{name} must not be true in a batch; results come in the output file."
             raise BadLineError(f"{name}_not_supported", message, f"body.{name}")
-    num_choices = _count(body, "n", MAX_N) or 1
-    # A completion of nothing but its prompt, with logprobs, is how texts are scored.
-    scores = body.echo and rules.endpoint == "/v1/completions" and body.max_tokens == 0
-    asked = [
-        _count(body, name, limits.max_model_len)
-        for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")
-        if not (scores and name == "max_tokens")
-    ]
+
+
+def output_tokens(body: Body, rules: Rules, limits: ModelLimits) -> int:
+    """How many the line is expected to take: what it asks for, as far as that can be."""
     if rules.endpoint == "/v1/embeddings":
         return 0
-    return next(filter(None, asked), rules.default_output_tokens) * num_choices
+    asked = (body.max_completion_tokens, body.max_output_tokens, body.max_tokens)
+    wanted = next(filter(None, map(_whole_number, asked)), rules.default_output_tokens)
+    each = min(wanted, limits.max_model_len or MAX_OUTPUT_TOKENS)
+    return each * min(_whole_number(body.n) or 1, MAX_N)
 
 
-def _count(body: Body, name: str, most: int | None) -> int | None:
-    """The field as a whole number within its bounds, or None where the line leaves it out."""
-    value = getattr(body, name)
-    if value is None:
-        return None
-    if value != int(value):
-        message = f"{name} must be a whole number."
-        raise BadLineError("invalid_request", message, f"body.{name}")
-    if value < 1 or (most is not None and value > most):
-        bounds = f"from 1 to {most}" if most is not None else "1 or more"
-        raise BadLineError("invalid_value", f"{name} must be {bounds}.", f"body.{name}")
-    return int(value)
+def _whole_number(value: msgspec.Raw) -> int:
+    """The value where it is a number above 0, as 24 or 24.0; 0 for what the engine will judge."""
+    try:
+        return max(0, int(msgspec.json.decode(value, type=float)))
+    except (msgspec.DecodeError, OverflowError):
+        return 0
 
 
 def body_of(line: bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from conserve.batch.request_line import (
     Body,
     RequestLine,
     check_body,
+    output_tokens,
     parse,
 )
 from conserve.batch.rules import ModelLimits, Rules
@@ -123,9 +124,10 @@ class Validation:
         parsed = parse(line)
         self._check_identity(parsed)
         self._check_model(parsed.body)
-        output_tokens = check_body(parsed.body, self.rules, self._limits(parsed.body))
+        check_body(parsed.body, self.rules.endpoint)
         prompt = memoryview(getattr(parsed.body, PROMPT_FIELD[self.rules.endpoint]))
-        self.estimated_tokens += len(prompt) // BYTES_PER_TOKEN + output_tokens
+        expected = output_tokens(parsed.body, self.rules, self._limits(parsed.body))
+        self.estimated_tokens += len(prompt) // BYTES_PER_TOKEN + expected
         return LineIndex(self._line_no, parsed.custom_id, offset, len(line), prefix_key(prompt))
 
     def _check_identity(self, parsed: RequestLine) -> None:
