@@ -269,7 +269,7 @@ async def test_bad_ids_limits_and_keys_are_named(settings: BatchSettings) -> Non
             check(await http.get(path), 404, "not_found", "batch_id")
         for path in ("/v1/files/x", "/v1/files/..%5C", "/v1/files/x/content"):
             check(await http.get(path), 404, "not_found", "file_id")
-        check(await http.get("/v1/files?limit=0"), 400, "invalid_value", "limit")
+        check(await http.get("/v1/files?limit=-1"), 400, "invalid_value", "limit")
         check(await http.get("/v1/files?order=up"), 400, "invalid_value", "order")
         check(await http.get("/v1/files?after=7"), 404, "not_found", "file_id")
         check(await http.get("/v1/batches?limit=101"), 400, "invalid_value", "limit")

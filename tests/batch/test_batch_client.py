@@ -116,6 +116,18 @@ async def test_batches_are_listed_newest_first(settings: BatchSettings) -> None:
     async with running(settings) as run:
         ids = [(await run.submit(numbered(1))).id for _ in range(5)]
         assert [batch.id async for batch in run.client.batches.list(limit=2)] == ids[::-1]
+        assert [batch.id async for batch in run.client.batches.list(after="")] == ids[::-1]
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
+async def test_a_page_of_none_is_empty(settings: BatchSettings, path: str) -> None:
+    """As OpenAI answers it; and an empty cursor is none."""
+    async with running(settings) as run:
+        await run.submit(numbered(1))
+        empty = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+        assert (await run.http.get(path, params={"limit": 0})).json() == empty
+        first = await run.http.get(path, params={"limit": 1, "after": ""})
+        assert len(first.json()["data"]) == 1
 
 
 async def test_cancel_keeps_what_is_done(settings: BatchSettings) -> None:

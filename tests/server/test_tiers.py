@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -30,6 +31,7 @@ def application() -> FastAPI:
         if body.get("stream"):
             return StreamingResponse(events(body), media_type="text/event-stream")
         answer = {"id": "a", "seen": body, "header": header, "service_tier": None}
+        answer |= {"usage": body["usage"]} if "usage" in body else {}
         return JSONResponse(answer, status_code=body.get("status", 200))
 
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"):
@@ -42,6 +44,8 @@ async def events(body: dict[str, Any]) -> AsyncIterator[str]:
     yield 'data: {"id":"a","delta":"say \\"data: {\\" and \\"service_tier\\":null"}\n\n'
     yield 'data: {"id":"a","service_tier":null}\n\n'
     yield ": keep-alive\n\n"
+    if "usage" in body:
+        yield f"data: {json.dumps({'usage': body['usage']}, separators=(',', ':'))}\n\n"
     yield f"data: {json.dumps({'error': body['priority']}, separators=(',', ':'))}\n\n"
     yield "data: [DONE]\n\n"
 
@@ -65,6 +69,42 @@ async def test_flex_reaches_vllm_as_a_priority_and_comes_back(
         "service_tier": "flex",
     }
     assert int(reply.headers["content-length"]) == len(reply.content)
+
+
+BARE = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": None}
+FULL = {
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
+}
+COUNTED = {
+    "prompt_tokens_details": {"cached_tokens": 2, "audio_tokens": None},
+    "completion_tokens_details": {"reasoning_tokens": 1},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize(
+    ("tier", "usage", "told"),
+    [("flex", BARE, FULL), ("flex", COUNTED, COUNTED), ("default", BARE, BARE)],
+)
+async def test_a_flex_answers_usage_has_every_count(
+    client: httpx.AsyncClient, path: str, stream: bool, tier: str, usage: Any, told: Any
+) -> None:
+    body = {"service_tier": tier, "usage": usage, "stream": stream}
+    reply = await client.post(path, json=body)
+    answers = (
+        [reply.text] if not stream else re.findall(r"^data: (\{.*)$", reply.text, re.MULTILINE)
+    )
+    (found,) = (each for each in map(json.loads, answers) if each.get("usage"))
+    assert (found["usage"], found["service_tier"]) == (told, tier)
+
+
+async def test_a_flex_answer_may_have_no_usage(client: httpx.AsyncClient) -> None:
+    body = {"service_tier": "flex", "usage": None}
+    assert (await client.post("/v1/completions", json=body)).json()["usage"] is None
 
 
 async def test_a_plain_request_is_default(client: httpx.AsyncClient) -> None:

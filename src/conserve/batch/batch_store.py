@@ -165,6 +165,8 @@ class BatchStore:
         """
         async with self._database.write() as connection:
             batch = await self._batch(connection, tenant, batch_id, lock=True)
+            if batch.status is Status.CANCELLING:  # whoever lost the first answer asks again
+                return batch
             if batch.status not in CANCELLABLE:
                 message = f"Cannot cancel a batch with status {str(batch.status)!r}."
                 raise InvalidRequestError(message, code="batch_not_cancellable", param="batch_id")

@@ -208,10 +208,11 @@ class ErrorEnvelope(BaseModel):
 
 
 def page(objects: list[Any], has_more: bool) -> dict[str, Any]:
-    """Fields of a list page around `objects`."""
+    """Fields of a list page around `objects`. An empty page is the last one: it names no id to go
+    on from."""
     return {
         "data": objects,
         "first_id": objects[0].id if objects else None,
         "last_id": objects[-1].id if objects else None,
-        "has_more": has_more,
+        "has_more": has_more and bool(objects),
     }

@@ -61,13 +61,13 @@ def file_routes(service: BatchService) -> APIRouter:
     async def list_files(
         request: Request,
         after: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+        limit: Annotated[int, Query(ge=0, le=10_000)] = 10_000,
         order: Literal["asc", "desc"] = "desc",
         purpose: Annotated[str | None, Query(pattern="^[a-z_-]{1,32}$")] = None,
     ) -> FileList:
         """The caller's files."""
         tenant = tenant_for(service, request)
-        objects, more = await service.file_page(tenant, after, limit, order, purpose)
+        objects, more = await service.file_page(tenant, after or None, limit, order, purpose)
         return FileList(**page(objects, more))
 
     @router.get("/{file_id}", responses=ERROR_RESPONSES)

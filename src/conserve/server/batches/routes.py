@@ -34,10 +34,10 @@ def batch_routes(service: BatchService) -> APIRouter:
     async def list_batches(
         request: Request,
         after: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        limit: Annotated[int, Query(ge=0, le=100)] = 20,
     ) -> BatchList:
         """The caller's batches, newest first."""
-        objects, more = await service.batch_page(tenant_for(service, request), after, limit)
+        objects, more = await service.batch_page(tenant_for(service, request), after or None, limit)
         return BatchList(**page(objects, more))
 
     @router.get("/{batch_id}", responses=ERROR_RESPONSES)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from conserve.server.asgi import App, Message, Receive, Scope, Send
 from conserve.server.tiers.classes import RequestClass, UnknownTierError, classify
+from conserve.server.tiers.usage import complete
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 ECHOING = "/v1/responses"
@@ -151,7 +152,7 @@ class _Exchange:
         return json.dumps({"error": {**error, "param": "service_tier", "code": 400}}).encode()
 
     def _named_in_json(self, raw: bytes) -> bytes:
-        """A response object with `service_tier`."""
+        """A response object with `service_tier`, and all that a flex one's usage is to hold."""
         assert self._class is not None
         try:
             body = json.loads(raw)
@@ -160,17 +161,19 @@ class _Exchange:
         if not isinstance(body, dict):
             return raw
         body["service_tier"] = self._class.tier
+        if self._path != ECHOING and not self._class.online:
+            complete(body.get("usage"))
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
     def _named_in_event(self, event: bytes) -> bytes:
         """A chunk with `service_tier`; vLLM sends each event as one message.
 
-        Inside a JSON string a quote is escaped, so the quoted word can only be a key.
+        Inside a JSON string a quote is escaped, so the quoted words can only be keys.
         """
         assert self._class is not None
         if not event.startswith(_EVENT) or event.startswith(_ERROR_EVENT):
             return event
-        if b'"service_tier"' in event:
+        if b'"service_tier"' in event or (b'"usage":{' in event and not self._class.online):
             data, end, rest = event.removeprefix(b"data: ").partition(b"\n\n")
             return b"data: " + self._named_in_json(data) + end + rest
         return b'data: {"service_tier":"%s",%s' % (
