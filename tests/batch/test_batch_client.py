@@ -7,6 +7,7 @@ import os
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -124,7 +125,13 @@ async def test_a_page_of_none_is_empty(settings: BatchSettings, path: str) -> No
     """As OpenAI answers it; and an empty cursor is none."""
     async with running(settings) as run:
         await run.submit(numbered(1))
-        empty = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+        empty: dict[str, Any] = {
+            "object": "list",
+            "data": [],
+            "first_id": None,
+            "last_id": None,
+            "has_more": False,
+        }
         assert (await run.http.get(path, params={"limit": 0})).json() == empty
         first = await run.http.get(path, params={"limit": 1, "after": ""})
         assert len(first.json()["data"]) == 1
