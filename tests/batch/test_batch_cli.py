@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from conserve.cli.batch import app
 from conserve.cli.batch_view import print_batch, print_batches, progress_note
-from tests.batch.batch_server import server
+from tests.batch.batch_server import ROOT, server
 from tests.batch.builders import jsonl, line, numbered
 
 runner = CliRunner()
@@ -69,7 +75,8 @@ def test_a_cancelled_batch_ends_watch_with_an_error(url: str, tmp_path: Path) ->
     assert json.loads(run("cancel", batch["id"], "--json", *at).stdout)["status"] == "cancelling"
     ended = json.loads(run("watch", batch["id"], "--every-s", "0.05", "--json", *at, code=1).stdout)
     assert ended["status"] == "cancelled"
-    assert "no output_file" in run("results", batch["id"], *at, code=1).stderr
+    told = run("results", batch["id"], *at, code=1).stderr
+    assert f"{batch['id']} is cancelled and has no output_file\n" in told
 
 
 def test_a_refused_file_shows_its_lines(url: str, tmp_path: Path) -> None:
@@ -77,6 +84,97 @@ def test_a_refused_file_shows_its_lines(url: str, tmp_path: Path) -> None:
     bad.write_bytes(jsonl([line("a"), line("a")]))
     words = ("submit", str(bad), "--wait", "--every-s", "0.05", "--url", url)
     assert "line 2: duplicate_custom_id" in run(*words, code=1).stdout
+
+
+def test_a_batch_in_which_nothing_succeeded_is_no_success(url: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(jsonl([line(name, f"fail:400:9:{name}") for name in "abc"]))
+    at = ("--url", url)
+    ended = run("submit", str(bad), "--wait", "--every-s", "0.05", "--json", *at, code=1)
+    batch = json.loads(ended.stdout)
+    assert batch["status"] == "completed"
+    way = f"none of its 3 requests succeeded; see `conserve batch results {batch['id']} --errors`"
+    assert ended.stderr == f"error: {way}\n"
+    assert way in run("watch", batch["id"], *at, code=1).stderr
+    assert way in run("results", batch["id"], *at, code=1).stderr
+    errors = run("results", batch["id"], "--errors", *at).stdout.splitlines()
+    assert {json.loads(each)["response"]["status_code"] for each in errors} == {400}
+
+
+def files_at(url: str) -> int:
+    return len(httpx.get(f"{url}files?limit=1000").json()["data"])
+
+
+def test_what_the_server_would_refuse_leaves_no_file(url: str, tmp_path: Path) -> None:
+    azure, other = tmp_path / "azure.jsonl", tmp_path / "other.jsonl"
+    azure.write_bytes(jsonl([line("a", url="/chat/completions")]))
+    other.write_bytes(jsonl([line("a", url="/v1/moderations")]))
+    before = files_at(url)
+    told = run("submit", str(azure), "--url", url, code=1).stderr
+    assert "url is '/chat/completions'; it must be /v1/chat/completions" in told
+    assert "(HTTP 400)" in run("submit", str(other), "--url", url, code=1).stderr
+    good = tmp_path / "good.jsonl"
+    good.write_bytes(numbered(1))
+    assert "(HTTP 400)" in run("submit", str(good), "--window", "x", "--url", url, code=1).stderr
+    assert files_at(url) == before
+
+
+def test_a_pipe_is_submitted_whole(url: str) -> None:
+    words = ("batch", "submit", "-", "--wait", "--every-s", "0.05", "--json", "--url", url)
+    done = conserve(*words, stdin=numbered(200))
+    assert json.loads(done.stdout)["request_counts"]["completed"] == 200
+
+
+def conserve(*words: str, stdin: bytes = b"", code: int = 0, **to: Any) -> Any:
+    """The command in a process of its own, with real standard output."""
+    command = [sys.executable, "-c", "from conserve.cli.main import main; main()", *words]
+    to.setdefault("stdout", subprocess.PIPE)
+    done = subprocess.run(command, input=stdin, stderr=subprocess.PIPE, cwd=ROOT, **to)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def ended(url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Id of a batch whose output is more than a pipe holds."""
+    file = tmp_path_factory.mktemp("long") / "in.jsonl"
+    file.write_bytes(numbered(2000))
+    words = ("submit", str(file), "--wait", "--every-s", "0.05", "--json", "--url", url)
+    return str(json.loads(run(*words).stdout)["id"])
+
+
+@pytest.mark.parametrize("what", ["results", "show", "list"])
+def test_a_reader_that_goes_ends_it_in_silence(url: str, ended: str, what: str) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    words = ("batch", what, *([] if what == "list" else [ended]), "--url", url)
+    done = conserve(*words, stdout=theirs, code=128 + signal.SIGPIPE)
+    os.close(theirs)
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("what", ["results", "show", "list"])
+def test_what_cannot_be_printed_is_one_line(url: str, ended: str, what: str) -> None:
+    words = ("batch", what, *([] if what == "list" else [ended]), "--url", url)
+    with open("/dev/full", "wb") as full:
+        done = conserve(*words, stdout=full, code=1)
+    assert done.stderr == b"error: cannot write: No space left on device\n"
+
+
+def test_results_keep_what_they_are_written_to(url: str, ended: str, tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    run("results", ended, "-o", str(link), "--url", url)
+    reader.join()
+    assert len(found[0].splitlines()) == 2000
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    missing = run("results", ended, "-o", str(tmp_path / "no/out.jsonl"), "--url", url, code=1)
+    assert "no/out.jsonl: No such file or directory" in missing.stderr
 
 
 def test_validate_finds_what_the_server_would(input_file: Path, tmp_path: Path) -> None:
@@ -90,6 +188,7 @@ def test_validate_finds_what_the_server_would(input_file: Path, tmp_path: Path) 
     empty.write_bytes(b"")
     assert "names no url" in run("validate", str(empty), code=1).stderr
     run("validate", str(tmp_path / "missing"), code=2)
+    run("validate", str(tmp_path), code=2)
 
 
 def test_a_server_that_is_not_there_is_named(input_file: Path) -> None:

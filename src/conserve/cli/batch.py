@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from conserve.batch.lifecycle import TERMINAL
 from conserve.batch.rules import Rules
 from conserve.batch.validation import validate
 from conserve.batch.wire import ENDPOINTS
-from conserve.cli.batch_view import (
-    counts,
-    print_batch,
-    print_batches,
-    progress_bar,
-    progress_note,
-)
+from conserve.cli.batch_view import counts, print_batch, print_batches
 from conserve.cli.failures import fail, notes
-from conserve.cli.remote import CHUNK_BYTES, DEFAULT_URL, KeyOption, Server, UrlOption, server
+from conserve.cli.following import EveryOption, Looks, PatienceOption, follow
+from conserve.cli.input_file import FileArgument, endpoint_for, name_of, opened
+from conserve.cli.output import written
+from conserve.cli.remote import (
+    CHUNK_BYTES,
+    DEFAULT_URL,
+    AwayError,
+    KeyOption,
+    Server,
+    UrlOption,
+    server,
+)
 
 app = typer.Typer(
     name="batch", no_args_is_help=True, help="Batches on any OpenAI-compatible server."
@@ -30,9 +33,6 @@ app = typer.Typer(
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 IdArgument = Annotated[str, typer.Argument(metavar="BATCH", help="Id of the batch.")]
-FileArgument = Annotated[
-    Path, typer.Argument(exists=True, dir_okay=False, help="One request a line (JSONL).")
-]
 EndpointOption = Annotated[
     str | None, typer.Option(help="The lines' url; read from the first line when left out.")
 ]
@@ -45,37 +45,22 @@ def show_batch(batch: Any, as_json: bool) -> None:
     print_batch(batch)
 
 
-def follow(one: Server, batch_id: str, every_s: float) -> Any:
-    """The batch at its end; progress is shown meanwhile on a terminal."""
-    with progress_bar(notes) as progress:
-        task = progress.add_task("waiting", total=None, note="")
-        while (batch := one.batch(batch_id))["status"] not in TERMINAL:
-            done, failed, total = counts(batch)
-            progress.update(
-                task,
-                description=batch["status"],
-                completed=done + failed,
-                total=total or None,
-                note=progress_note(batch),
-            )
-            time.sleep(every_s)
-    return batch
-
-
 def end(batch: Any, as_json: bool) -> None:
-    """Show an ended batch; exit status 1 unless it completed."""
+    """Show an ended batch; exit status 1 unless it completed and something in it succeeded."""
     show_batch(batch, as_json)
     if batch["status"] != "completed":
         raise typer.Exit(1)
+    if said := nothing_succeeded(batch):
+        raise fail(said)
 
 
-def endpoint_of(file: Path) -> str:
-    with file.open("rb") as handle:
-        first = handle.readline(CHUNK_BYTES * 256)
-    try:
-        return str(json.loads(first)["url"])
-    except (ValueError, KeyError, TypeError):
-        raise fail(f"{file}: the first line names no url; see `conserve batch validate`") from None
+def nothing_succeeded(batch: Any) -> str:
+    """What to say of a batch in which requests have failed and none has succeeded; else empty."""
+    done, failed, _ = counts(batch)
+    if done or not failed:
+        return ""
+    told = f"none of its {failed:,} requests succeeded"
+    return f"{told}; see `conserve batch results {batch['id']} --errors`"
 
 
 @app.command()
@@ -91,26 +76,39 @@ def submit(
     ] = False,
     priority: Annotated[int | None, typer.Option(help="1 is first; ConServe only.")] = None,
     wait: Annotated[bool, typer.Option(help="Stay until the batch has ended.")] = False,
-    every_s: Annotated[float, typer.Option(min=0.01, help="Seconds between looks.")] = 1.0,
+    every_s: EveryOption = 1.0,
+    patience_s: PatienceOption = 3600.0,
     as_json: JsonOption = False,
 ) -> None:
     """Upload a file and start a batch."""
-    body: dict[str, Any] = {
-        "endpoint": endpoint or endpoint_of(file),
+    wishes: dict[str, Any] = {
         "completion_window": window,
         "deadline": deadline,
         "strict_deadline": strict_deadline or None,
         "priority": priority,
     }
-    with server(url, api_key) as one, file.open("rb") as handle:
-        upload = {"file": (file.name, handle, "application/jsonl")}
+    with server(url, api_key) as one, opened(file) as handle:
+        wishes["endpoint"] = endpoint_for(file, handle, endpoint)
+        upload = {"file": (name_of(file), handle, "application/jsonl")}
         made = one.call("POST", "files", files=upload, data={"purpose": "batch"})
-        sent = {name: value for name, value in body.items() if value is not None}
-        batch = one.call("POST", "batches", json={"input_file_id": made["id"], **sent})
+        sent = {name: value for name, value in wishes.items() if value is not None}
+        batch = _made(one, {"input_file_id": made["id"], **sent})
         if wait:
-            end(follow(one, batch["id"], every_s), as_json)
+            end(follow(Looks(one, batch["id"], patience_s), every_s), as_json)
         else:
             show_batch(batch, as_json)
+
+
+def _made(one: Server, body: dict[str, Any]) -> Any:
+    """A new batch. Where the server refuses it, its file goes; where the answer is lost, the
+    file stays, for the batch may be there."""
+    try:
+        return one.ask("POST", "batches", json=body)
+    except AwayError as error:
+        raise fail(f"{error}; see `conserve batch list` for whether it began") from None
+    except typer.Exit:
+        one.discard(body["input_file_id"])
+        raise
 
 
 @app.command("list")
@@ -146,12 +144,13 @@ def watch(
     batch_id: IdArgument,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = "",
-    every_s: Annotated[float, typer.Option(min=0.01, help="Seconds between looks.")] = 1.0,
+    every_s: EveryOption = 1.0,
+    patience_s: PatienceOption = 3600.0,
     as_json: JsonOption = False,
 ) -> None:
     """Follow a batch to its end, with a progress bar."""
     with server(url, api_key) as one:
-        end(follow(one, batch_id, every_s), as_json)
+        end(follow(Looks(one, batch_id, patience_s), every_s), as_json)
 
 
 @app.command()
@@ -181,19 +180,19 @@ def results(
     with server(url, api_key) as one:
         batch = one.batch(batch_id)
         if not batch.get(kind):
-            raise fail(f"{batch_id} is {batch['status']} and has no {kind.removesuffix('_id')}")
+            raise fail(_why_nothing(batch, kind.removesuffix("_id")))
         if output is None:
             one.save(batch[kind], sys.stdout.buffer)
             return
-        # A download that breaks off leaves what was there before.
-        part = output.with_name(f"{output.name}.part")
-        try:
-            with part.open("wb") as target:
-                one.save(batch[kind], target)
-            part.replace(output)
-        finally:
-            part.unlink(missing_ok=True)
-    notes.print(f"saved {output}", markup=False)
+        with written(output) as target:
+            one.save(batch[kind], target)
+    notes.print(f"saved {output}", markup=False, soft_wrap=True)
+
+
+def _why_nothing(batch: Any, kind: str) -> str:
+    told = f"{batch['id']} is {batch['status']} and has no {kind}"
+    more = nothing_succeeded(batch) if kind == "output_file" else ""
+    return f"{told}: {more}" if more else told
 
 
 @app.command("validate")
@@ -201,10 +200,10 @@ def validate_file(
     file: FileArgument, endpoint: EndpointOption = None, as_json: JsonOption = False
 ) -> None:
     """Check a file as the server would, without one; models are not known here."""
-    where = endpoint or endpoint_of(file)
-    if where not in ENDPOINTS:
-        raise fail(f"{where} is no batch endpoint; there are {', '.join(ENDPOINTS)}")
-    with file.open("rb") as handle:
+    with opened(file) as handle:
+        where = endpoint_for(file, handle, endpoint)
+        if where not in ENDPOINTS:
+            raise fail(f"{where} is no batch endpoint; there are {', '.join(ENDPOINTS)}")
         found = validate(iter(lambda: handle.read(CHUNK_BYTES), b""), Rules(endpoint=where))
     if as_json:
         errors = [error.model_dump() for error in found.errors]

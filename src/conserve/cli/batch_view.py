@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conserve.batch.lifecycle import TERMINAL
+from conserve.cli.output import Output
 
 WIDE = 140
 """Columns of a table that is not shown in a terminal: room for its longest line."""
@@ -28,7 +29,7 @@ ENDS = tuple(f"{status}_at" for status in sorted(TERMINAL))
 
 def print_batch(batch: Any) -> None:
     """Id and status, then what is known of it, then what was wrong with its file."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Output(highlight=False, soft_wrap=True)
     console.print(Text(batch["id"], "bold"))
     for name, value in _rows(batch):
         style = _colour(batch["status"]) if name == "status" else ""
@@ -98,7 +99,7 @@ def print_batches(batches: Sequence[Any]) -> None:
         numbers = [f"{number:,}" for number in counts(batch)]
         status = Text(batch["status"], _colour(batch["status"]))
         table.add_row(batch["id"], status, *numbers, clock_time(batch["created_at"]))
-    Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
+    Output(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
 
 
 def progress_bar(console: Console) -> Progress:
@@ -111,6 +112,7 @@ def progress_bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

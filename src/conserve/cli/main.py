@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from conserve.cli.batch import app as batch
 from conserve.cli.bench import app as bench
 from conserve.cli.demo import demo
+from conserve.cli.output import standard_output
 from conserve.cli.plan import plan
 from conserve.cli.serve import serve
 from conserve.cli.sim import app as sim
 from conserve.cli.top import top
 
+
+class Commands(TyperGroup):
+    """All of them print alike where nobody reads any more, or nothing can be written."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with standard_output():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="conserve",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

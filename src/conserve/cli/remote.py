@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO
 
@@ -16,11 +16,17 @@ from conserve.cli.failures import fail
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHUNK_BYTES = 65_536
+# Request timeout, too early, too many requests.
+NOT_NOW = (408, 425, 429)
 
 UrlOption = Annotated[
     str, typer.Option(envvar="CONSERVE_URL", help="The server, with or without /v1.")
 ]
 KeyOption = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Its API key.")]
+
+
+class AwayError(Exception):
+    """The server is not reached, or it or a proxy before it says that it cannot answer now."""
 
 
 @dataclass
@@ -30,10 +36,22 @@ class Server:
     client: httpx.Client
 
     def call(self, method: str, path: str, **request: Any) -> Any:
+        """What the server answers, as JSON."""
+        try:
+            return self.ask(method, path, **request)
+        except AwayError as error:
+            raise fail(str(error)) from None
+
+    def ask(self, method: str, path: str, **request: Any) -> Any:
+        """As `call`; but raises AwayError where asking again may help."""
         try:
             response = self.client.request(method, path, **request)
+        except httpx.UnsupportedProtocol:
+            raise fail(f"{self.client.base_url} is no URL; one begins with http://") from None
         except httpx.HTTPError as error:
-            raise fail(f"{self.client.base_url} does not answer: {error}") from None
+            raise AwayError(f"{self.client.base_url} does not answer: {error}") from None
+        if response.is_server_error or response.status_code in NOT_NOW:
+            raise AwayError(words_of(response))
         if response.is_error:
             raise refused(response)
         try:
@@ -43,6 +61,11 @@ class Server:
 
     def batch(self, batch_id: str) -> Any:
         return self.call("GET", f"batches/{batch_id}")
+
+    def discard(self, file_id: str) -> None:
+        """Delete a file, if the server lets us."""
+        with suppress(httpx.HTTPError):
+            self.client.delete(f"files/{file_id}")
 
     def save(self, file_id: str, target: BinaryIO) -> None:
         try:
@@ -77,10 +100,15 @@ def authorization(api_key: str) -> dict[str, str]:
 
 
 def refused(response: httpx.Response) -> typer.Exit:
-    """Say what the server says of an error, in its own words where it has some; to be raised."""
+    """Say what the server says of an error; to be raised."""
+    return fail(words_of(response))
+
+
+def words_of(response: httpx.Response) -> str:
+    """An error in the server's own words where it has some, with its status."""
     response.read()
     try:
         words = str(response.json()["error"]["message"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         words = response.text[:200] or response.reason_phrase
-    return fail(f"{words} (HTTP {response.status_code})")
+    return f"{words} (HTTP {response.status_code})"

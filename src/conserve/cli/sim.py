@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from conserve.bench.selection import narrowed, scenario_file, trace_paths
 from conserve.bench.store import Description, ResultFolder, RunKey
 from conserve.cli import command_line
 from conserve.cli.failures import clear_errors
+from conserve.cli.output import Output
 from conserve.metrics import write_records
 from conserve.sim.arms import ARMS
 from conserve.sim.profiles import Profile, known_names, load_profile
@@ -150,4 +150,4 @@ def _show(rows: list[list[str]]) -> None:
     shown = Table(*(rows[0][1:] if whole else rows[0]), box=None)
     for row in rows[1:]:
         shown.add_row(*(row[1:] if whole else row))
-    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+    Output(width=None if sys.stdout.isatty() else 200).print(shown)

@@ -1,0 +1,103 @@
+"""The input file of a command, whatever is given as one: a path, a pipe, or `-`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Annotated, BinaryIO
+from urllib.parse import urlsplit
+
+import typer
+
+from conserve.batch.jsonl import request_in, why_not_utf8
+from conserve.batch.rules import MAX_LINE_BYTES
+from conserve.batch.wire import ENDPOINTS
+from conserve.cli.failures import fail
+
+
+def _given(text: str) -> Path:
+    file = Path(text)
+    if text != "-" and not file.exists():
+        raise typer.BadParameter(f"there is no file {text!r}")
+    if file.is_dir():
+        raise typer.BadParameter(f"{text!r} is a folder")
+    return file
+
+
+FileArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE", parser=_given, help="One request a line (JSONL); - is standard input."
+    ),
+]
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """The file at its start, to be read more than once: what comes through a pipe is copied
+    first."""
+    try:
+        source = sys.stdin.buffer if str(file) == "-" else file.open("rb")
+        readable = source if source.seekable() else _copy(source)
+    except OSError as error:
+        raise fail(f"{file}: {error.strerror}") from None
+    with readable:
+        yield readable
+
+
+def _copy(source: BinaryIO) -> BinaryIO:
+    copy = TemporaryFile()  # noqa: SIM115 - `opened` closes it
+    with source:
+        shutil.copyfileobj(source, copy)
+    copy.seek(0)
+    return copy
+
+
+def name_of(file: Path) -> str:
+    """What the upload is called."""
+    return file.name if file.is_file() else "stdin.jsonl"
+
+
+def endpoint_for(file: Path, handle: BinaryIO, given: str | None) -> str:
+    """Where the lines go, which is the first one's url; it must be `given` where that is.
+
+    Ends the command where a server that has the endpoint would refuse the lines.
+    """
+    url = _first_url(file, handle)
+    if url is None and given is None:
+        raise fail(f"{file}: the first line names no url; see `conserve batch validate`")
+    if url is not None and (right := _meant(url)) != url:
+        raise fail(f"{file}: the first line's url is {url!r}; it must be {right}")
+    if None not in (url, given) and url != given:
+        raise fail(f"{file}: the first line's url is {url!r}, and --endpoint is {given!r}")
+    return given or url or ""
+
+
+def _first_url(file: Path, handle: BinaryIO) -> str | None:
+    """The url that the first request names, if any; `handle` is at its start again."""
+    first = b""
+    for line in iter(lambda: handle.readline(MAX_LINE_BYTES), b""):
+        if reason := why_not_utf8(line):
+            raise fail(f"{file} {reason}")
+        if first := request_in(line):
+            break
+    handle.seek(0)
+    try:
+        return str(json.loads(first)["url"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _meant(url: str) -> str:
+    """The endpoint that a url in another dialect means: Azure leaves out /v1, others write the
+    server's address before it, or a slash behind. Any other url is what it is."""
+    path = urlsplit(url).path.rstrip("/")
+    for endpoint in ENDPOINTS:
+        if path.endswith(endpoint) or f"/v1{path}" == endpoint:
+            return endpoint
+    return url

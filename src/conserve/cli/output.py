@@ -1,0 +1,112 @@
+"""Where a command's output goes: standard output, or a file that is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import typer
+from rich.console import Console
+
+from conserve.cli.failures import fail
+
+READER_GONE = 128 + signal.SIGPIPE
+"""Exit status where whoever read our output has gone, as of a program that SIGPIPE ends."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+DESCRIPTOR = re.compile(r"/proc/[^/]+/(task/[^/]+/)?fd(/|$)")
+
+
+class Output(Console):
+    """A console on standard output. A reader that has gone is `standard_output`'s affair."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Around a command: one that cannot print ends without a traceback, and in silence where
+    the reader has gone."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_the_rest()
+        raise typer.Exit(READER_GONE) from None
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _drop_the_rest()
+        raise fail(f"cannot write: {error.strerror}") from None
+
+
+def _drop_the_rest() -> None:
+    """What is still in the buffer would fail again when Python ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """What is written in the block, at `path`. A file changes only once all of it is there, and
+    a link goes on leading where it led; a device or a pipe is written as it comes.
+
+    Ends the command with one line where that cannot be.
+    """
+    try:
+        with _direct(path) if _is_no_file(path) else _replacing(path) as target:
+            yield target
+    except BrokenPipeError:
+        raise typer.Exit(READER_GONE) from None
+    except OSError as error:
+        raise fail(f"cannot write {path}: {error.strerror}") from None
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether there is something at `path` that a file must not take the place of."""
+    if not path.exists():
+        return False
+    # /dev/stdout may be a file, which others go on writing to.
+    return not path.is_file() or any(
+        DESCRIPTOR.match(place) for place in (os.path.realpath(path.parent), _link(path))
+    )
+
+
+def _link(path: Path) -> str:
+    return os.readlink(path) if path.is_symlink() else ""
+
+
+def _direct(path: Path) -> BinaryIO:
+    return open(path, "wb")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if place.exists() and not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    part = place.with_name(f".conserve-{os.getpid()}.part")
+    try:
+        with part.open("xb") as target:
+            yield target
+        if place.exists():
+            shutil.copymode(place, part)
+        part.replace(place)
+    finally:
+        with suppress(OSError):
+            part.unlink()
