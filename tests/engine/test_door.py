@@ -77,10 +77,12 @@ STATE = {
     "scheduler.kv_cache_config": ["kv_cache_groups", "num_blocks", "has_mamba_layers"],
     "scheduler.kv_cache_manager": ["get_block_ids", "block_pool", "coordinator", "evict_blocks",
         "make_prefix_cache_stats", "prefix_cache_lookup_enabled"],
-    "scheduler.kv_cache_manager.block_pool": ["get_num_free_blocks"],
+    "scheduler.kv_cache_manager.block_pool": ["get_num_free_blocks", "blocks", "hash_block_size",
+        "free_block_queue"],
+    "scheduler.kv_cache_manager.block_pool.blocks[0]": ["block_id", "block_hash", "ref_cnt"],
     "scheduler.kv_cache_manager.coordinator": ["single_type_managers", "find_longest_cache_hit"],
     "scheduler.kv_cache_manager.coordinator.single_type_managers[0]": ["block_size",
-        "num_cached_block", "req_to_blocks"],
+        "num_cached_block", "req_to_blocks", "block_pool"],
     "scheduler.vllm_config": ["additional_config", "instance_id", "model_config",
         "parallel_config", "scheduler_config", "use_v2_model_runner", "is_mm_encoder_only",
         "compilation_config", "ec_transfer_config", "aux_output_config", "device_config",
@@ -267,6 +269,14 @@ def changed_schedule(text: str) -> str:
     return ""
 
 
+def changed_release(sources: dict[str, str]) -> str:
+    """Blocks are marked in _free_request_blocks: requests must let go of theirs nowhere else."""
+    for name in ("_preempt_request", "_free_blocks"):
+        if len(calls(ast.parse(sources[name]), "_free_request_blocks")) != 1:
+            return f"Scheduler.{name} does not free a request's blocks by _free_request_blocks"
+    return ""
+
+
 def changed_forward(text: str) -> str:
     """A stop is caught at _model_forward, and the connector must see the step's end."""
     for node in ast.walk(ast.parse(text)):
@@ -333,6 +343,17 @@ def test_the_scheduler_asks_for_grants_where_the_plan_expects() -> None:
 
     if line := changed_schedule(source(Scheduler.schedule)):
         fail(line)
+
+
+def test_requests_let_go_of_their_blocks_where_these_are_marked() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    names = ("_preempt_request", "_free_blocks")
+    sources = {name: source(getattr(Scheduler, name)) for name in names}
+    if line := changed_release(sources):
+        fail(line)
+    sources["_free_blocks"] = "def _free_blocks(self, request): self.kv_cache_manager.free(request)"
+    assert "_free_blocks does not" in changed_release(sources)
 
 
 def test_the_model_runner_calls_the_model_where_stops_are_caught() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.sim.memory import BlockPool, OutOfBlocksError
+from conserve.core.free_order import ONLINE
+from conserve.sim.memory import RETURNS, BlockPool, OutOfBlocksError
 
 OWNERS = ("a", "b", "c", "d")
 ACTIONS = st.lists(
@@ -48,6 +49,18 @@ def test_freed_blocks_are_remembered_until_somebody_needs_them() -> None:
     pool.take("other", 5)
     assert pool.reclaim("old", 10) == 1
     assert pool.reclaim("new", 10) == 4
+
+
+@pytest.mark.parametrize(("class_aware", "kept"), [(True, 3), (False, 0)])
+def test_what_an_online_request_left_is_forgotten_last(class_aware: bool, kept: int) -> None:
+    pool = BlockPool(9, class_aware=class_aware)
+    for owner, rank in (("chat", ONLINE), ("returns", RETURNS), ("done", 0)):
+        pool.take(owner, 3)
+        pool.free(owner, num_remembered=3, rank=rank)
+    pool.take("other", 5)
+    assert pool.reclaim("chat", 3) == kept
+    assert pool.reclaim("returns", 3) == 1
+    assert pool.reclaim("done", 3) == (0 if class_aware else 3)
 
 
 def test_what_is_reclaimed_once_is_gone() -> None:

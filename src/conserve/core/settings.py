@@ -37,6 +37,9 @@ class PolicySettings:
     """If positive, an ablation: this token budget for every step instead of the targets."""
     displacement: bool = True
     """False is an ablation: waiting online requests never displace running offline ones."""
+    class_aware: bool = True
+    """Whether free blocks that only offline requests used are handed out before those that an
+    online request used. False is an ablation: the least recently used first, whoever used it."""
 
     def __post_init__(self) -> None:
         for name in (

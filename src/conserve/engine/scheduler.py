@@ -16,6 +16,7 @@ from conserve.engine.door import AsyncScheduler
 from conserve.engine.driver import Driver
 from conserve.engine.orphan import end_with_parent
 from conserve.engine.queue import ClassQueue
+from conserve.engine.retention import Retention
 from conserve.engine.settings import EngineSettings
 from conserve.engine.snapshots import Snapshots
 from conserve.engine.steps import GENERIC_ERROR, GENERIC_MODEL
@@ -47,6 +48,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self.monitor = self.stopper.monitor
         """Where the plugin reports arrivals."""
         self.admission = Admission(self)
+        self.retention = Retention(self, class_aware=settings.policy.class_aware)
         self.snapshots = Snapshots(
             self, settings.targets, self.tracker, self.experience, side.checkpointer
         )
@@ -105,6 +107,11 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self.keeper.leaves(request)
         super()._preempt_request(request, timestamp, drop_stale_output)
 
+    def _free_request_blocks(self, request: Any) -> None:
+        """vLLM calls this wherever a request lets go of its blocks."""
+        self.retention.lets_go(request)
+        super()._free_request_blocks(request)
+
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
         self.keeper.before_finish(request_ids)
         return super().finish_requests(request_ids, finished_status)
@@ -118,6 +125,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         try:
             return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
         finally:
+            self.retention.forget()
             self.checkpointer.forget_all(self.requests)
 
     def shutdown(self) -> None:

@@ -41,7 +41,9 @@ class Engine:
         """Time of the last event."""
         self.machine = machine
         self.scheduler = scheduler
-        self.places = Places(machine, prefix_caching=prefix_caching)
+        self.places = Places(
+            machine, prefix_caching=prefix_caching, class_aware=scheduler.class_aware
+        )
         self.state = EngineState(self.places, strict_classes=strict_classes)
         self.link = self.places.link
         self._async = async_scheduling

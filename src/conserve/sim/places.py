@@ -8,20 +8,25 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from conserve.core.blocks import blocks_for
+from conserve.core.free_order import ONLINE
 from conserve.core.latency import LatencyModel
 from conserve.sim.cost import Machine
 from conserve.sim.counters import Counters
 from conserve.sim.link import HostLink
-from conserve.sim.memory import BlockPool
+from conserve.sim.memory import RETURNS, BlockPool
 from conserve.sim.request import Phase, SimRequest
 
 
 class Places:
     """Every change of a request's phase and of a block's owner happens here."""
 
-    def __init__(self, machine: Machine, *, prefix_caching: bool = True) -> None:
+    def __init__(
+        self, machine: Machine, *, prefix_caching: bool = True, class_aware: bool = True
+    ) -> None:
         self.machine = machine
-        self.pool = BlockPool(machine.num_blocks, prefix_caching=prefix_caching)
+        self.pool = BlockPool(
+            machine.num_blocks, prefix_caching=prefix_caching, class_aware=class_aware
+        )
         self.link = HostLink(machine)
         self.live: dict[str, SimRequest] = {}
         self.running: list[SimRequest] = []
@@ -149,14 +154,16 @@ class Places:
         queue.insert(sum(takewhile(bool, earlier)), request)
         computed = request.num_computed_tokens
         request.num_lost_tokens = max(request.num_lost_tokens, computed)
-        self.pool.free(request.request_id, num_remembered=computed // self.machine.block_size)
+        whole, rank = computed // self.machine.block_size, ONLINE if request.online else RETURNS
+        self.pool.free(request.request_id, num_remembered=whole, rank=rank)
         request.num_blocks = request.num_computed_tokens = 0
 
     def finish(self, request: SimRequest) -> None:
         if request.phase is Phase.RUNNING:
             self.running.remove(request)
             whole = request.num_computed_tokens // self.machine.block_size
-            self.pool.free(request.request_id, num_remembered=whole)
+            rank = ONLINE if request.online else 0
+            self.pool.free(request.request_id, num_remembered=whole, rank=rank)
         else:
             # It was displaced while its last token was in flight.
             self._queue_of(request).remove(request)

@@ -30,6 +30,11 @@ class Scheduler(Protocol):
     vLLM does it where a KV connector may read them."""
 
     @property
+    def class_aware(self) -> bool:
+        """Whether free blocks that only offline requests used are handed out first."""
+        ...
+
+    @property
     def model(self) -> LatencyModel | None:
         """What it believes steps take; None where it believes nothing."""
         ...
@@ -73,6 +78,10 @@ class ConserveScheduler:
         self._copy_tokens = 0
         self._error_sum = 0.0
         self._num_errors = 0
+
+    @property
+    def class_aware(self) -> bool:
+        return self.settings.class_aware
 
     @property
     def model(self) -> LatencyModel:
@@ -158,6 +167,7 @@ class StockScheduler:
     """
 
     keeps_in_flight = False
+    class_aware = False
     model: LatencyModel | None = None
 
     def __init__(self, *, by_class: bool, step_tokens: int = 0) -> None:
