@@ -9,6 +9,8 @@ from typing import Any
 from conserve.engine.checkpoint.copier import BlockCopies
 from conserve.engine.checkpoint.copy_queue import CopyQueue, Piece
 from conserve.engine.checkpoint.orders import Orders, Report
+from conserve.engine.checkpoint.sizes import PoolSize
+from conserve.engine.settings import EngineSettings
 from tests.engine.device import Device, chain
 
 
@@ -65,6 +67,19 @@ class CheckedCopies(BlockCopies):
         super().__init__(CopyQueue(block_bytes=512), store)
         self.scheduler, self.device = scheduler, device
         self.num_stored = self.num_loaded = 0
+        self._sent: dict[int, Any] = {}
+        self._note_what_is_sent()
+
+    def _note_what_is_sent(self) -> None:
+        """The scheduler may have forgotten of a copy that goes on."""
+        under_way = self.scheduler.checkpointer.under_way
+        add = under_way.add
+
+        def note(sent: Any) -> None:
+            self._sent[sent.job.number] = sent
+            add(sent)
+
+        under_way.add = note
 
     def copy(self, piece: Piece) -> set[int]:
         if piece.job.store:
@@ -76,7 +91,7 @@ class CheckedCopies(BlockCopies):
 
     def _check(self, piece: Piece) -> None:
         number = piece.job.number
-        sent = self.scheduler.checkpointer.under_way.get(number)
+        sent = self._sent[number]
         tokens, size = list(sent.request.all_token_ids), self.device.block_size
         wanted = hashes_of(tokens[: sent.num_tokens])
         (block,) = piece.block_ids
@@ -89,8 +104,10 @@ class CheckedCopies(BlockCopies):
 
 def rank_is_ready(scheduler: Any) -> None:
     """What a rank reports once it has its pool."""
-    keeper = scheduler.checkpointer
-    keeper.take(Report(pools=[keeper.pool.num_slots]))
+    config = scheduler.vllm_config
+    settings = EngineSettings.of(config.additional_config)
+    size = PoolSize.of(config, scheduler.kv_cache_config, settings)
+    scheduler.checkpointer.take(Report(pools=[size.num_slots]))
 
 
 class Ranks:

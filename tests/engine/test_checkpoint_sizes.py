@@ -11,7 +11,8 @@ pytest.importorskip("vllm")
 
 from conserve.engine.checkpoint import sizes
 from conserve.engine.checkpoint.checkpointer import Checkpointer
-from conserve.engine.checkpoint.sizes import make_checkpointer, why_no_checkpoints
+from conserve.engine.checkpoint.orders import Report
+from conserve.engine.checkpoint.sizes import PoolSize, make_checkpointer, why_no_checkpoints
 from conserve.engine.settings import EngineSettings
 from conserve.engine.sides import SchedulerSide
 from conserve.engine.stats import EngineStats
@@ -53,6 +54,10 @@ def engine(groups: Any = None, **changes: Any) -> Any:
 
 def reason(part: Any, **settings: Any) -> str:
     return why_no_checkpoints(part, part, EngineSettings(**settings))
+
+
+def size_of(part: Any, checkpoint_bytes: int) -> PoolSize:
+    return PoolSize.of(part, part, EngineSettings(checkpoint_bytes=checkpoint_bytes))
 
 
 def make(part: Any, checkpoint_bytes: int) -> Checkpointer:
@@ -105,13 +110,25 @@ def test_switched_off_and_without_our_connector() -> None:
 
 @pytest.mark.parametrize(("world_size", "num_slots"), [(1, 10), (2, 5)])
 def test_the_pool_is_for_all_ranks_together(world_size: int, num_slots: int) -> None:
-    made = make(engine(world_size=world_size), 10 * SLOT_BYTES + 1)
-    assert not made.unusable
-    assert made.pool.num_slots == num_slots
+    size = size_of(engine(world_size=world_size), 10 * SLOT_BYTES + 1)
+    assert not size.why_none
+    assert size.num_slots == num_slots
 
 
 def test_a_pool_smaller_than_a_block_is_none() -> None:
-    assert "not one block" in make(engine(), SLOT_BYTES - 1).unusable
+    assert "not one block" in size_of(engine(), SLOT_BYTES - 1).why_none
+
+
+def test_the_scheduler_takes_what_the_workers_have_whatever_is_left_free_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They pin their memory before it is built: a share of what is free would be less by then."""
+    monkeypatch.setattr(sizes, "available_bytes", lambda: 100 * SLOT_BYTES)
+    worker = size_of(engine(), checkpoint_bytes=0)
+    monkeypatch.setattr(sizes, "available_bytes", lambda: SLOT_BYTES)
+    made = make(engine(), checkpoint_bytes=0)
+    made.take(Report(pools=[worker.num_slots]))
+    assert made.pool.num_slots == worker.num_slots == 25
 
 
 def test_by_default_it_is_a_share_of_free_memory_or_of_the_cache(

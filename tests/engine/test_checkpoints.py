@@ -17,6 +17,7 @@ pytest.importorskip("vllm")
 
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.copy_queue import CopyQueue
+from conserve.engine.checkpoint.orders import Orders
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.door import RequestStatus
 from conserve.engine.settings import EngineSettings
@@ -88,7 +89,7 @@ def worker_half(scheduler: Any, device: Device, pace: int, fail: Any) -> Conserv
 def give_ranks(engine: Engine, number: int, fail: Any = None) -> None:
     """More ranks, whose copies get on at paces of their own; `fail` fails on the last one."""
     scheduler = engine.scheduler
-    scheduler.checkpointer._num_ranks = number
+    scheduler.checkpointer._ranks.num_ranks = number
     devices = [Device(BLOCK_SIZE) for _ in range(number)]
     for i, device in enumerate(devices):
         rank_fails = fail if i == number - 1 else None
@@ -161,7 +162,8 @@ def assert_nothing_left(engine: Engine) -> None:
     assert not scheduler.waiting
     assert not scheduler.kv_holding_waiting
     for device in getattr(engine.device, "devices", [engine.device]):
-        device.connector.worker_side.copies.copier.finish()
+        if copier := device.connector.worker_side.copies.copier:
+            copier.finish()
         report = device.connector.build_connector_worker_meta()
         if report is not None:
             scheduler.checkpointer.take(report)
@@ -239,6 +241,33 @@ def test_a_failure_on_one_rank_is_a_failure(make_engine: MakeEngine, operation: 
     assert totals[f"checkpoint_faults {operation}"] > 0
 
 
+def give_up_midway(engine: Engine, seed: int) -> None:
+    """The last rank's copies end for good, while others' are under way."""
+    copier = engine.device.devices[-1].connector.worker_side.copies.copier
+    begin_step = copier.begin_step
+
+    def begin(orders: Orders) -> None:
+        if any(not job.store and job.number > 10 + 5 * seed for job in orders.jobs):
+            copier.queue.give_up("its thread has failed")
+        begin_step(orders)
+
+    copier.begin_step = begin
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rank_whose_copies_end_leaves_nobody_waiting(
+    make_engine: MakeEngine, depth: int, seed: int
+) -> None:
+    """P0: who was coming back computes again. P2: what other ranks were copying ends."""
+    engine = make_engine(depth, num_blocks=26)
+    give_ranks(engine, 2)
+    give_up_midway(engine, seed)
+    run_bursts(engine, seed)
+    assert engine.scheduler.checkpointer.unusable == "its thread has failed"
+    assert engine.device.devices[0].connector.worker_side.copies.copier is None
+
+
 @pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
 def test_who_wants_prompt_logprobs_is_computed_again(make_engine: MakeEngine, depth: int) -> None:
     """vLLM restores no such request, so nobody waits for it and none of it is copied."""
@@ -311,6 +340,34 @@ def copy_past_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(self, request, num_tokens + 1, *args)
 
     monkeypatch.setattr(Checkpointer, "checkpoint", checkpoint)
+
+
+def give_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Careless: the other ranks go on with what they were copying."""
+    real = Checkpointer.take_orders
+
+    def take_orders(self: Checkpointer) -> Orders:
+        orders = real(self)
+        orders.give_back = False
+        return orders
+
+    monkeypatch.setattr(Checkpointer, "take_orders", take_orders)
+
+
+def test_copies_that_go_on_when_another_rank_has_given_up_are_caught(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_up_alone(monkeypatch)
+
+    def run_some() -> None:
+        for seed in range(8):
+            engine = make_engine(num_blocks=26, pace=1)
+            give_ranks(engine, 2)
+            give_up_midway(engine, seed % 4)
+            run_bursts(engine, seed)
+
+    with pytest.raises((ForeignCopyError, StaleReadError)):
+        run_some()
 
 
 @pytest.mark.parametrize("careless", [ignore_displacement, free_without_waiting, copy_past_the_end])

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from conserve.engine.checkpoint.copier import BlockCopies, ThreadCopier
-from conserve.engine.checkpoint.copy_queue import CopyQueue, num_bytes_of
+from conserve.engine.checkpoint.copier import BesideTheForward, BlockCopies, ThreadCopier
+from conserve.engine.checkpoint.copy_queue import CopyQueue, Piece, num_bytes_of
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 
 pytestmark = pytest.mark.engine
@@ -190,6 +190,40 @@ def test_a_forward_waits_for_no_load_that_has_nothing_to_do_with_it() -> None:
     copier.begin_step(Orders(drop=[1]))
     slots.gate.set()
     copier.close()
+
+
+@pytest.mark.parametrize("failing", ["prepare", "work"])
+def test_a_thread_that_fails_holds_nobody_up_and_says_so(
+    failing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = CopyQueue()
+
+    def do(what: str) -> None:
+        if what == failing:
+            raise LookupError("no such stream")
+
+    thread = BesideTheForward(queue, lambda: do("prepare"), lambda: do("work"))
+    queue.take(Orders(moves=[(0, 1)], jobs=[store(1, (5, 0)), store(2, (6, 1))]))
+    with queue.changed:
+        assert queue.changed.wait_for(lambda: queue.is_over([1, 2]), LONG_S)
+    report = queue.take_report()
+    assert report == Report(unusable="copying failed (LookupError: no such stream)")
+    queue.take(Orders(jobs=[store(3, (5, 0))]))
+    assert queue.is_over([3])
+    assert not queue.has_work()
+    assert queue.take_report() is None
+    thread.close()
+
+
+def test_what_is_done_of_a_copy_that_was_given_up_counts_for_nothing() -> None:
+    """It was on a device, and goes on there."""
+    queue = CopyQueue()
+    queue.take(Orders(jobs=[store(1, (5, 0), (6, 1))]))
+    piece = queue.next()
+    assert isinstance(piece, Piece)
+    queue.give_up("no thread")
+    queue.done(piece, set(), 0.1)
+    assert queue.take_report() == Report(unusable="no thread")
 
 
 def test_reports_of_ranks_add_up() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import random
 import threading
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -143,6 +146,10 @@ class PinningDevice(PretendPinning, StandInDevice):
         PretendPinning.__init__(self, fails_at)
         StandInDevice.__init__(self, random.Random(1))
 
+    def unpin(self, address: int) -> None:
+        assert not any(stream.queue for stream in self.streams), "copies are under way"
+        super().unpin(address)
+
 
 @pytest.fixture(autouse=True)
 def small_sections(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,9 +236,16 @@ def test_an_address_space_that_is_too_small_names_the_flag() -> None:
         PinnedMemory(1 << 60, 4096, PretendPinning())
 
 
-def on_streams(device: PinningDevice, kv: dict[str, torch.Tensor]) -> CheckpointWorker:
-    copies = CheckpointWorker(EngineSettings(), SIZE, num_blocks=6)
-    copies._making = StreamMaking(list(kv.values()), SIZE, EngineSettings(), device)
+def on_streams(
+    device: PinningDevice, kv: dict[str, torch.Tensor], folder: Path | None = None
+) -> CheckpointWorker:
+    """With a tier on disk where there is a folder for it."""
+    settings, size = EngineSettings(), SIZE
+    if folder is not None:
+        settings = EngineSettings(checkpoint_dir=str(folder), checkpoint_dir_bytes=1 << 20)
+        size = PoolSize(NUM_SLOTS, 2, SIZE.slot_bytes)
+    copies = CheckpointWorker(settings, size, num_blocks=6)
+    copies._making = StreamMaking(list(kv.values()), size, settings, device)
     return copies
 
 
@@ -268,11 +282,89 @@ def test_a_device_with_nothing_pinned_keeps_nothing() -> None:
     copies.close()
 
 
+@pytest.fixture
+def maps(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[mmap.mmap]]:
+    """Whatever is mapped: the pool's memory, and its file."""
+    made: list[weakref.ref[mmap.mmap]] = []
+
+    class Noted(mmap.mmap):
+        def __new__(cls, *args: Any, **kwargs: Any) -> Noted:
+            new = super().__new__(cls, *args, **kwargs)
+            made.append(weakref.ref(new))
+            return new
+
+    monkeypatch.setattr(mmap, "mmap", Noted)
+    return made
+
+
+def assert_nothing_kept(maps: list[weakref.ref[mmap.mmap]], staging: list[Any]) -> None:
+    gc.collect()
+    assert len(maps) == 2
+    assert not any(one() is not None for one in (*maps, *staging))
+
+
+@pytest.mark.parametrize("how", ["close", "give back"])
+def test_all_of_a_devices_pool_is_given_back(
+    tmp_path: Path, maps: list[weakref.ref[mmap.mmap]], how: str
+) -> None:
+    """At the end, or when another rank can keep none: pinned and mapped memory, the device's."""
+    device = PinningDevice()
+    copies = on_streams(device, caches(), tmp_path)
+    staging = [weakref.ref(one) for one in copies._making._staging]  # type: ignore[union-attr]
+    device.may_pin.release(100)
+    made_ready(copies._making._pinned)  # type: ignore[union-attr]
+    copies.begin_step(Orders())
+    copies.begin_step(Orders(num_slots=4, jobs=[store(1, 2, 3)], wait=[1]))
+    if how == "close":
+        copies.close()
+    else:
+        copies.begin_step(Orders(num_slots=4, jobs=[store(2, 3, 2)], give_back=True))
+        assert copies.copier is None
+        copies.begin_step(Orders(give_back=True))
+        copies.close()
+    assert not device.pinned
+    assert_nothing_kept(maps, staging)
+
+
+def test_so_is_one_that_is_still_on_its_way(
+    tmp_path: Path, maps: list[weakref.ref[mmap.mmap]]
+) -> None:
+    device = PinningDevice()
+    copies = on_streams(device, caches(), tmp_path)
+    staging = [weakref.ref(one) for one in copies._making._staging]  # type: ignore[union-attr]
+    device.may_pin.release(100)
+    copies.begin_step(Orders(give_back=True))
+    assert not device.pinned
+    assert_nothing_kept(maps, staging)
+
+
+def test_a_link_that_cannot_be_measured_leaves_nothing_pinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The copies that were to be timed are over before their memory goes."""
+    device = PinningDevice()
+    copies = on_streams(device, caches())
+    device.may_pin.release(100)
+    made_ready(copies._making._pinned)  # type: ignore[union-attr]
+
+    def gone(begun: object, done: object) -> float:
+        device.streams[1].submit(lambda: None)
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(device, "seconds", gone)
+    copies.begin_step(Orders())
+    report = copies.report()
+    assert report is not None
+    assert report.unusable == "the device is gone"
+    assert not device.pinned
+    copies.close()
+
+
 # The scheduler
 
 
 def checkpointer(num_ranks: int) -> Checkpointer:
-    return Checkpointer(HostPool(10, 4, 7), Bandwidth(16.0, 1e6), num_ranks=num_ranks)
+    return Checkpointer(HostPool(0, 4, 7), Bandwidth(16.0, 1e6), num_ranks=num_ranks)
 
 
 def test_nothing_is_copied_before_every_rank_has_its_pool() -> None:
@@ -294,6 +386,16 @@ def test_the_pool_is_as_large_as_the_smallest_of_the_ranks() -> None:
     keeper.take(Report(pools=[10]).aggregate(Report(pools=[6])))
     assert keeper.take_orders().num_slots == keeper.pool.num_slots == 6
     assert keeper.pool.num_disk_slots == 7
+
+
+def test_a_rank_that_can_keep_nothing_has_all_of_them_give_back() -> None:
+    keeper = checkpointer(num_ranks=2)
+    keeper.take(Report(pools=[10]).aggregate(Report(unusable="no memory")))
+    orders = keeper.take_orders()
+    assert orders.give_back
+    assert orders.num_slots == 0
+    assert keeper.unusable == "no memory"
+    assert not checkpointer(num_ranks=2).take_orders().give_back
 
 
 # What is looked at of vLLM's KV

@@ -110,10 +110,10 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return (end - num_computed_tokens, True) if end > num_computed_tokens else (0, False)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        keeper = self.scheduler_side.checkpointer
-        if num_external_tokens and request.request_id in keeper.restoring:
+        checkpointer = self.scheduler_side.checkpointer
+        if num_external_tokens and request.request_id in checkpointer.restoring:
             (block_ids,) = blocks.get_block_ids()
-            keeper.load(request, num_external_tokens, block_ids)
+            checkpointer.load(request, num_external_tokens, block_ids)
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMetadata:
         return StepMetadata(orders=self.scheduler_side.checkpointer.take_orders())

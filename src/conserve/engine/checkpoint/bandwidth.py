@@ -18,7 +18,8 @@ class Bandwidth:
     """
 
     def __init__(self, token_bytes: float, bytes_per_s: float = 0.0) -> None:
-        self._token_bytes = token_bytes
+        self.token_bytes = token_bytes
+        """Of one rank."""
         self._budget_bytes_per_s = bytes_per_s
         self._store_bytes_per_s = self._load_bytes_per_s = bytes_per_s
         self._slowest_bytes_per_s = math.inf
@@ -26,11 +27,11 @@ class Bandwidth:
 
     @property
     def store_tokens_per_s(self) -> float:
-        return self._store_bytes_per_s / self._token_bytes
+        return self._store_bytes_per_s / self.token_bytes
 
     @property
     def load_tokens_per_s(self) -> float:
-        return self._load_bytes_per_s / self._token_bytes
+        return self._load_bytes_per_s / self.token_bytes
 
     def earned_tokens(self, now_s: float, num_queued_tokens: int) -> int:
         """Tokens that may be queued for the host now, beside those that are. Call once a step."""
@@ -38,7 +39,7 @@ class Bandwidth:
         if last_s is None:
             return 0
         rate = self._budget_bytes_per_s or COPY_SHARE * self._store_bytes_per_s
-        return int(copy_budget(now_s - last_s, rate / self._token_bytes, num_queued_tokens))
+        return int(copy_budget(now_s - last_s, rate / self.token_bytes, num_queued_tokens))
 
     def measured(self, bytes_per_s: float) -> None:
         """What a rank found when it had made its pool. The slowest counts."""

@@ -11,6 +11,7 @@ from conserve.core.snapshot import RequestView
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 from conserve.engine.checkpoint.pool import HostPool, Worth
+from conserve.engine.checkpoint.ranks import RankPools
 from conserve.engine.checkpoint.under_way import Sent, UnderWay
 from conserve.engine.door import init_logger
 from conserve.engine.stats import EngineStats
@@ -35,6 +36,7 @@ class Checkpointer:
         stats: EngineStats | None = None,
         unusable: str = "",
     ) -> None:
+        """pool: of its kind, and without room until the ranks have reported theirs."""
         self.pool = pool
         self.bandwidth = bandwidth
         self.stats = stats if stats is not None else EngineStats()
@@ -42,12 +44,10 @@ class Checkpointer:
         """Why nothing is kept, here or on a worker; empty where checkpoints are kept."""
         self.hold_still = False
         """Set while steps are timed."""
-        self._pools: list[int] = []
-        """Slots on the ranks whose pool is there."""
+        self._ranks = RankPools(num_ranks, bandwidth)
         self.restoring: Mapping[str, int] = {}
         """request_id -> leading tokens that the step under construction brings back."""
         self._incremental = incremental
-        self._num_ranks = num_ranks
         self.under_way = UnderWay()
         self._orders = Orders()
         self._next_number = 0
@@ -58,7 +58,7 @@ class Checkpointer:
     @property
     def is_ready(self) -> bool:
         """Every rank has its pool. Until then nothing is copied."""
-        return not self.unusable and len(self._pools) >= self._num_ranks
+        return not self.unusable and self._ranks.all_there
 
     # What the policy sees
 
@@ -240,20 +240,19 @@ class Checkpointer:
         orders, self._orders = self._orders, Orders()
         orders.num_slots = self.pool.num_slots if self.is_ready else 0
         orders.hold_still = self.hold_still
+        orders.give_back = bool(self.unusable)
         return orders
 
     def take(self, report: Report) -> None:
         """What the workers of one step report together."""
         if report.unusable and not self.unusable:
-            self.unusable = report.unusable
-            loads = [sent for sent in self.under_way if not sent.job.store]
-            self._loaded += [(sent.request.request_id, False) for sent in loads]
-            self.under_way.clear()
-            logger.warning(
-                "ConServe: no checkpoints, displaced requests recompute: %s", report.unusable
-            )
-        if report.pools:
-            self._made(report.pools, report.bytes_per_s)
+            self._give_up(report.unusable)
+        if self.unusable:
+            return
+        if report.pools and not self.is_ready:
+            self._ranks.add(report.pools, report.bytes_per_s)
+            if self.is_ready:
+                self.pool = self._ranks.together(self.pool)
         if report.wait_s:
             self.stats.observe("copy_wait_seconds", report.wait_s)
         if report.lost_slots:
@@ -263,20 +262,19 @@ class Checkpointer:
             if sent is not None:
                 self._ended(sent, ended)
 
-    def _made(self, pools: list[int], bytes_per_s: float) -> None:
-        """Some ranks have made their pools, and the slowest of them copies so fast."""
-        if self.is_ready:
-            return
-        self._pools += pools
-        if bytes_per_s:
-            self.bandwidth.measured(bytes_per_s)
-        least = min(self._pools)
-        if self.is_ready and least < self.pool.num_slots:
-            self.pool = HostPool(least, self.pool.block_size, self.pool.num_disk_slots)
+    def _give_up(self, why: str) -> None:
+        """Copies under way end before the next step's forward: its orders say so."""
+        self.unusable = why
+        loads = [sent for sent in self.under_way if not (sent.job.store or sent.dropped)]
+        self._loaded += [(sent.request.request_id, False) for sent in loads]
+        self.under_way.clear()
+        self._orders = Orders()
+        self.pool = HostPool(0, self.pool.block_size)
+        logger.warning("ConServe: no checkpoints, displaced requests recompute: %s", why)
 
     def _ended(self, sent: Sent, ended: Ended) -> None:
         sent.ended.add(ended)
-        if sent.ended.num_ranks < self._num_ranks:
+        if sent.ended.num_ranks < self._ranks.num_ranks:
             return
         self.under_way.remove(sent)
         self._account(sent, sent.ended)
@@ -300,7 +298,7 @@ class Checkpointer:
         self.stats.count("copy_seconds", ended.seconds, direction)
         self.stats.count("copied_bytes", ended.num_bytes, direction)
         if not sent.job.store:
-            self.bandwidth.loaded(ended.num_bytes / self._num_ranks, ended.seconds)
+            self.bandwidth.loaded(ended.num_bytes / self._ranks.num_ranks, ended.seconds)
 
     def _lose(self, slots: set[int], doing: str) -> None:
         losers = self.pool.lose(slots)

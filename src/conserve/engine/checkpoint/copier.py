@@ -80,7 +80,8 @@ class BesideTheForward:
     def __init__(
         self, queue: CopyQueue, prepare: Callable[[], None], work: Callable[[], None]
     ) -> None:
-        """`prepare` is called in the thread first, `work` while the queue has any."""
+        """`prepare` is called in the thread first, `work` while the queue has any. Whichever
+        raises ends all copying: forwards that wait go on, and the scheduler hears why."""
         self._queue, self._prepare, self._work = queue, prepare, work
         self._closed = False
         self._thread = Thread(target=self._run, name="conserve-copier", daemon=True)
@@ -93,7 +94,14 @@ class BesideTheForward:
         self._thread.join()
 
     def _run(self) -> None:
-        self._prepare()
+        try:
+            self._prepare()
+            self._work_until_closed()
+        except Exception as error:
+            logger.exception("ConServe: the thread that copies KV has failed")
+            self._queue.give_up(f"copying failed ({type(error).__name__}: {error})")
+
+    def _work_until_closed(self) -> None:
         queue = self._queue
         while True:
             with queue.changed:

@@ -78,6 +78,7 @@ class CopyQueue:
         """Numbers of jobs with blocks left to take, in their order."""
         self._open: dict[int, _Open] = {}
         self._report = Report()
+        self._given_up = False
         self.changed = threading.Condition(threading.RLock())
 
     # A step's orders
@@ -85,6 +86,8 @@ class CopyQueue:
     def take(self, orders: Orders, after: Any = None) -> None:
         """Queue them. `after` is handed on with every piece of the jobs."""
         with self.changed:
+            if self._given_up:
+                return
             if orders.moves:
                 self._moves.append(Moves(list(orders.moves)))
             for job in orders.jobs:
@@ -146,7 +149,9 @@ class CopyQueue:
 
     def done(self, piece: Piece, failed_slots: set[int], seconds: float) -> None:
         with self.changed:
-            one = self._open[piece.job.number]
+            one = self._open.get(piece.job.number)
+            if one is None:  # given up meanwhile
+                return
             one.num_done += piece.stop - piece.start
             one.failed_slots |= failed_slots
             one.seconds += seconds
@@ -164,6 +169,16 @@ class CopyQueue:
             seconds=one.seconds,
         )
         self.changed.notify_all()
+
+    def give_up(self, why: str) -> None:
+        """Nobody copies any more: all jobs are over, as those to come will be, and the report says
+        why. What is queued on a device goes on there."""
+        with self.changed:
+            self._given_up = True
+            for lane in (self._moves, self._urgent, self._others, self._open):
+                lane.clear()
+            self._report = Report(unusable=why)
+            self.changed.notify_all()
 
     # The report
 

@@ -46,7 +46,8 @@ class Making(Protocol):
         """Disturb nothing meanwhile."""
 
     def close(self) -> None:
-        """Give back what was taken. Nothing copies any more."""
+        """Wait for the copies that are queued on the device, and give back what was taken. Nobody
+        orders any more."""
 
 
 class CpuMaking:
@@ -105,6 +106,8 @@ class StreamMaking:
         self._file = _disk_tier(self._rows.slot_bytes, size, settings)
         self._staging = staging_buffers(device, self._rows.slot_bytes)
         self._pinned = PinnedMemory(size.num_slots, self._rows.slot_bytes, device)
+        self._slots: HostSlots | None = None
+        self._copies: StreamCopies | None = None
 
     def finished(self) -> Pool | None:
         pinned = self._pinned
@@ -121,6 +124,7 @@ class StreamMaking:
         )
         queue = CopyQueue(pinned.slot_bytes)
         copies = StreamCopies(queue, self._rows, slots, self._device, self._staging)
+        self._slots, self._copies = slots, copies
         bytes_per_s = copies.measure()
         return Pool(slots, StreamCopier(copies), bytes_per_s)
 
@@ -128,6 +132,11 @@ class StreamMaking:
         self._pinned.hold(still=still)
 
     def close(self) -> None:
+        if self._copies is not None:
+            self._copies.close()
+        if self._slots is not None:
+            self._slots.close()
+        self._file, self._staging = None, []
         self._pinned.close()
 
 

@@ -28,6 +28,8 @@ class Orders:
     """Of the pool, on every rank; 0 while nothing is kept, or not yet."""
     hold_still: bool = False
     """Steps are being timed: go on making the pool when they are over."""
+    give_back: bool = False
+    """Nothing is kept any more, on any rank: end every copy, and give back what they have taken."""
     drop: list[int] = field(default_factory=list)
     """Jobs not to be begun, nor gone on with: their blocks are about to change hands."""
     moves: list[tuple[int, int]] = field(default_factory=list)
@@ -72,7 +74,7 @@ class Report(KVConnectorWorkerMetadata):  # type: ignore[misc]
     bytes_per_s: float = 0.0
     """Speed of copies to the host, measured with it."""
     unusable: str = ""
-    """Why this worker can keep no checkpoints; nothing else matters then."""
+    """Why this worker can keep no checkpoints, or none any more; nothing else matters then."""
 
     def aggregate(self, other: Report) -> Report:
         for number, theirs in other.ended.items():

@@ -70,13 +70,14 @@ class PinnedMemory:
             self._may_go_on.set()
 
     def close(self) -> None:
-        """Unpin all of it. Nothing may be copying."""
+        """Unpin all of it and give it back. Nothing may be copying."""
         self._closed = True
         self._may_go_on.set()
         self._thread.join()
         for address in self._pinned:
             self._pinning.unpin(address)
-        self._pinned = []
+        self._pinned, self._num_bytes = [], 0
+        self._all = torch.empty(0, dtype=torch.int8)
 
     def _run(self) -> None:
         started_s = time.monotonic()

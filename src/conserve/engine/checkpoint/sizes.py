@@ -25,8 +25,8 @@ DEFAULT_DEVICES = 4
 
 @dataclass(frozen=True)
 class PoolSize:
-    """Of one rank. Scheduler and workers work it out by themselves; what they agree on in the end
-    is the least that a worker could get."""
+    """Of one rank, which works it out by itself. What all of them use is the least that one could
+    get: the scheduler hears of it."""
 
     num_slots: int = 0
     num_disk_slots: int = 0
@@ -45,24 +45,27 @@ class PoolSize:
         if pool_bytes < block_bytes:
             size = f"checkpoint_bytes ({pool_bytes})"
             return cls(why_none=f"{size} holds not one block of {slot_bytes} bytes")
-        disk_bytes = settings.checkpoint_dir_bytes if settings.checkpoint_dir else 0
-        return cls(pool_bytes // block_bytes, disk_bytes // block_bytes, slot_bytes)
+        num_disk_slots = _num_disk_slots(settings, block_bytes)
+        return cls(pool_bytes // block_bytes, num_disk_slots, slot_bytes)
+
+
+def _num_disk_slots(settings: EngineSettings, block_bytes: int) -> int:
+    return settings.checkpoint_dir_bytes // block_bytes if settings.checkpoint_dir else 0
 
 
 def make_checkpointer(
     vllm_config: Any, kv_cache_config: Any, settings: EngineSettings, stats: EngineStats
 ) -> Checkpointer:
     """The scheduler's half of checkpoints; one that keeps none says why in a log line."""
-    size = PoolSize.of(vllm_config, kv_cache_config, settings)
-    if size.why_none:
-        return no_checkpoints(size.why_none)
+    if reason := why_no_checkpoints(vllm_config, kv_cache_config, settings):
+        return no_checkpoints(reason)
+    logger.info("ConServe: checkpoints (%s), once there is memory for them", settings.checkpoint)
     num_ranks = vllm_config.parallel_config.world_size
+    slot_bytes = slot_bytes_of(kv_cache_config)
     block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-    pool = HostPool(size.num_slots, block_size, size.num_disk_slots)
-    _report(pool, settings, size.slot_bytes * num_ranks)
     return Checkpointer(
-        pool,
-        Bandwidth(size.slot_bytes / pool.block_size, settings.checkpoint_bytes_per_s),
+        HostPool(0, block_size, _num_disk_slots(settings, slot_bytes * num_ranks)),
+        Bandwidth(slot_bytes / block_size, settings.checkpoint_bytes_per_s),
         num_ranks=num_ranks,
         incremental=settings.checkpoint == "incremental",
         stats=stats,
@@ -73,17 +76,6 @@ def no_checkpoints(reason: str) -> Checkpointer:
     """One that keeps nothing and brings nothing back."""
     logger.info("ConServe: no checkpoints, displaced requests recompute: %s", reason)
     return Checkpointer(HostPool(0, 1), Bandwidth(1.0), num_ranks=1, unusable=reason)
-
-
-def _report(pool: HostPool, settings: EngineSettings, block_bytes: int) -> None:
-    num_disk_tokens = pool.num_disk_slots * pool.block_size
-    logger.info(
-        "ConServe: checkpoints (%s) in %.2f GiB of host memory, %d tokens%s",
-        settings.checkpoint,
-        pool.num_slots * block_bytes / 2**30,
-        pool.num_slots * pool.block_size,
-        f", and {num_disk_tokens} on disk" if num_disk_tokens else "",
-    )
 
 
 def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineSettings) -> str:

@@ -54,6 +54,9 @@ class CheckpointWorker:
         return CpuMaking(planes, self._size, self._settings, packing_of_all(kv_caches, layers))
 
     def begin_step(self, orders: Orders) -> None:
+        if orders.give_back:
+            self.close()
+            return
         if self._making is not None and self._pool is None:
             self._making.hold(still=orders.hold_still)
             if not orders.hold_still:
@@ -76,9 +79,7 @@ class CheckpointWorker:
 
     def _cannot(self, error: Exception) -> None:
         self._news = Report(unusable=str(error) or type(error).__name__)
-        if self._making is not None:
-            self._making.close()
-            self._making = None
+        self.close()
 
     def report(self) -> Report | None:
         if self._news is not None:
@@ -87,6 +88,9 @@ class CheckpointWorker:
         return self.copier.report() if self.copier else None
 
     def close(self) -> None:
-        for one in (self.copier, self._making):
+        """End every copy, and give back all memory. Nothing is begun after this."""
+        copier, making = self.copier, self._making
+        self.copier = self._making = self._pool = None
+        for one in (copier, making):
             if one is not None:
                 one.close()
