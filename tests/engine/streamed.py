@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from conserve.engine.checkpoint.copy_queue import CopyQueue
+from conserve.engine.checkpoint.disk import SlotFile
 from conserve.engine.checkpoint.orders import Orders, Report
 from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.slots import HostSlots
@@ -27,6 +28,8 @@ from tests.engine.engine import BLOCK_SIZE, IDLE_S, Engine
 from tests.engine.stream_device import StandInDevice, StandInEvent
 
 NUM_LAYERS = 3
+MakeFile = Callable[[int], SlotFile]
+"""Bytes of a slot -> the tier on disk."""
 
 
 @dataclass
@@ -101,13 +104,10 @@ class StreamedDevice:
         self._inputs: list[list[Span]] = [[] for _ in range(depth)]
         self._num_steps = 0
 
-    def give_copies(self, connector: Any, num_slots: int, num_disk_slots: int = 0) -> None:
+    def give_copies(self, connector: Any, num_slots: int, make_file: MakeFile | None) -> None:
         rows = BlockRows(list(self.kv))
-        memory, file = (
-            torch.full((number * rows.slot_bytes,), 85, dtype=torch.int8)
-            for number in (num_slots, num_disk_slots)
-        )
-        slots = HostSlots(memory, rows.slot_bytes, file if num_disk_slots else None)
+        memory = torch.full((num_slots * rows.slot_bytes,), 85, dtype=torch.int8)
+        slots = HostSlots(memory, rows.slot_bytes, make_file and make_file(rows.slot_bytes))
         queue, staging = CopyQueue(rows.slot_bytes), staging_buffers(self.streams, rows.slot_bytes)
         self.copies = StreamCopies(queue, rows, slots, self.streams, staging)
         self.connector = connector

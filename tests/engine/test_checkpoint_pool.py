@@ -238,6 +238,30 @@ class TestDisk:
         assert fill(pool, "d", [1] * 4, 0.1)
         assert slots_of(pool, "d") == slots_of(pool, "a")[:1]
 
+    def test_a_tail_that_went_down_is_begun_anew_on_the_host(self) -> None:
+        pool = HostPool(3, SIZE, num_disk_slots=4)
+        tokens = [1] * 8 + [2] * 2
+        fill(pool, "a", tokens, 1.0)
+        fill(pool, "b", [3] * 4, 9.0)
+        assert all(map(pool.is_on_disk, slots_of(pool, "a")))
+        assert pool.num_covered_tokens("a") == 10
+        assert pool.grow("a", 11, hashes([*tokens, 2]), Worth(1.0))
+        assert pool.num_covered_tokens("a") == 8
+        (span,) = pool.spans("a", 8, 11)
+        assert not pool.is_on_disk(span.slot)
+        assert (span.start, span.stop) == (0, 3)
+        assert pool.num_used_disk_slots == 2
+
+    def test_a_tail_is_not_begun_anew_under_a_load(self) -> None:
+        pool = HostPool(3, SIZE, num_disk_slots=4)
+        fill(pool, "a", [1] * 4 + [2] * 2, 1.0)
+        fill(pool, "b", [3] * 8, 9.0)
+        before = slots_of(pool, "a")
+        pool.pin("a")
+        assert not pool.grow("a", 7, hashes([1] * 4 + [2] * 3), Worth(1.0))
+        assert slots_of(pool, "a") == before
+        assert pool.num_covered_tokens("a") == 6
+
 
 def test_a_request_with_a_copy_in_flight_outlives_a_refusal() -> None:
     pool = HostPool(1, SIZE)
@@ -326,7 +350,12 @@ class Oracle(RuleBasedStateMachine):
             return
         room = min(len(entry.slots) * SIZE, len(self.tokens[name]))
         stop = entry.num_tokens + round(share * (room - entry.num_tokens))
+        more = stop > entry.num_tokens
+        if not more or not self.pool.grow(name, stop, hashes(self.tokens[name]), entry.worth):
+            return
+        self.obey_moves()
         for span in self.pool.spans(name, entry.num_tokens, stop):
+            assert not self.pool.is_on_disk(span.slot), "the disk is filled by moves alone"
             content = self.bytes.setdefault(span.slot, {})
             for offset in range(span.start, span.stop):
                 upto = span.index * SIZE + offset + 1

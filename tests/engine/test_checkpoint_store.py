@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conserve.engine.checkpoint import disk, packing
+from conserve.engine.checkpoint.disk import SlotFile
 from conserve.engine.checkpoint.packing import Packing, Part, UnknownLayoutError, write_token
 from conserve.engine.checkpoint.store import SlotStore
 from conserve.engine.door import cpu_attn_reshape_and_cache, current_platform
@@ -204,7 +205,7 @@ def test_tensors_of_inference_mode_are_copied_by_a_thread_outside_it(tmp_path: P
         planes = planes_in("LBHNC")
         for plane in planes:
             plane.copy_(torch.rand(plane.shape))
-        file = disk.map_file(tmp_path, SlotStore.slot_bytes(planes))
+        file = SlotFile(tmp_path, 1, SlotStore.slot_bytes(planes))
         store = SlotStore(planes, 1, file, packing=packing.cpu, checksums=True)
     results = []
 
@@ -303,7 +304,7 @@ class TestDisk:
         planes = planes_in("LBHNC")
         for plane in planes:
             plane.copy_(torch.rand(plane.shape))
-        file = disk.try_map(folder, 2 * SlotStore.slot_bytes(planes))
+        file = disk.try_file(folder, 2, SlotStore.slot_bytes(planes))
         store = SlotStore(planes, 1, file, packing=packing.cpu, **more)
         return store, planes
 
@@ -326,8 +327,9 @@ class TestDisk:
 
     def test_a_killed_process_leaves_nothing(self, tmp_path: Path) -> None:
         code = (
-            "import sys, pathlib; from conserve.engine.checkpoint.disk import map_file;"
-            "t = map_file(pathlib.Path(sys.argv[1]), 1 << 22); t.fill_(1);"
+            "import sys, pathlib, torch; from conserve.engine.checkpoint.disk import SlotFile;"
+            "file = SlotFile(pathlib.Path(sys.argv[1]), 4, 1 << 20);"
+            "file.write(1, torch.ones(1 << 20, dtype=torch.int8));"
             "print('ready', flush=True); sys.stdin.read()"
         )
         with subprocess.Popen(
@@ -354,11 +356,54 @@ class TestDisk:
             store, planes = self.store(tmp_path)
         assert_goes_on_without_disk(store, planes, warnings_said)
 
+    @pytest.mark.parametrize("checksums", [False, True])
+    def test_a_file_that_fails_is_a_result_and_no_signal(
+        self, tmp_path: Path, checksums: bool, warnings_said: list[str]
+    ) -> None:
+        """Bytes that are gone end a process that has mapped them."""
+        store, planes = self.store(tmp_path, checksums=checksums)
+        assert store.write([1], [0]) == set()
+        assert store.move([(0, 1), (0, 2)]) == set()
+        os.ftruncate(descriptor_of(store), store.slots.slot_bytes + 1)
+        assert store.read([1, 2], [4, 5]) == {2}
+        assert all(torch.equal(plane[4], plane[1]) for plane in planes)
+        assert len(warnings_said) == 1
+        assert "slot 2 on disk" in warnings_said[0]
+
+    def test_a_disk_that_takes_no_more_is_a_result(self, tmp_path: Path) -> None:
+        store, planes = self.store(tmp_path)
+        assert store.write([1], [0]) == set()
+        os.ftruncate(descriptor_of(store), 0)
+        with small_files():
+            assert store.move([(0, 2)]) == {2}
+        assert store.read([2], [4]) == {2}
+        assert store.read([0], [4]) == set()
+        assert all(torch.equal(plane[4], plane[1]) for plane in planes)
+
+    def test_what_the_kernel_could_not_write_out_is_not_believed(self, tmp_path: Path) -> None:
+        """No call failed; the page comes back as the disk last had it."""
+        store, _ = self.store(tmp_path)
+        assert store.write([1], [0]) == set()
+        assert store.move([(0, 1), (0, 2)]) == set()
+        os.pwrite(descriptor_of(store), bytes(4096), 0)
+        assert store.read([1], [4]) == {1}
+        assert store.read([2], [4]) == set()
+
+    def test_copies_never_go_straight_to_the_disk(self, tmp_path: Path) -> None:
+        store, _ = self.store(tmp_path)
+        assert store.write([1, 2], [0, 1]) == {1}
+
     def test_what_stands_against_a_folder_is_said_early(self, tmp_path: Path) -> None:
         assert disk.why_unusable(tmp_path / "new" / "folder", 1000) == ""
         assert "bytes free, not" in disk.why_unusable(tmp_path, 1 << 60)
         (tmp_path / "file").write_text("")
         assert "cannot be written" in disk.why_unusable(tmp_path / "file", 1)
+
+
+def descriptor_of(store: SlotStore) -> int:
+    """Of the file that is no more what it was."""
+    assert store.slots._file is not None
+    return store.slots._file.descriptor
 
 
 def assert_goes_on_without_disk(

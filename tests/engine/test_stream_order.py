@@ -6,8 +6,11 @@ restores, stops and cancellations.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
+from errno import EIO
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from conserve.engine.checkpoint import streams
+from conserve.engine.checkpoint.disk import SlotFile
 from conserve.engine.checkpoint.streams import StreamCopies
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.settings import EngineSettings
@@ -61,7 +65,8 @@ def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
         made.append(scheduler)
         chance = random.Random(seed)
         device = StreamedDevice(26, depth, chance)
-        device.give_copies(worker_half(scheduler), num_slots, num_disk_slots)
+        make_file = partial(SlotFile, tmp_path, num_disk_slots) if num_disk_slots else None
+        device.give_copies(worker_half(scheduler), num_slots, make_file)
         engine = AheadEngine(scheduler, device, depth=depth)
         engine.stop_layer = lambda: chance.randrange(NUM_LAYERS)
         return engine
@@ -133,6 +138,21 @@ def test_a_small_pool_keeps_some_and_a_disk_more(
     if num_disk_slots:
         assert totals["checkpoint_evictions demoted"] > 0
         assert totals["restored_tokens disk"] > 0
+
+
+@pytest.mark.parametrize("fails", ["read", "write"])
+def test_a_disk_that_fails_makes_requests_compute_again(
+    make_engine: MakeEngine, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(seed=3, num_slots=6, num_disk_slots=200)
+    totals = totals_of(engine)
+    monkeypatch.setattr(SlotFile, fails, cannot)
+    run_bursts(engine, 3)
+    assert totals[f"checkpoint_faults {'load' if fails == 'read' else 'move'}"] > 0
+
+
+def cannot(*_: Any) -> None:
+    raise OSError(EIO, os.strerror(EIO))
 
 
 # Negative controls

@@ -121,7 +121,7 @@ class Checkpointer:
             self._refused[name] = self.pool.num_used_slots
             return None
         self._orders.moves.extend(self.pool.take_moves())
-        start = max(start, self.pool.num_covered_tokens(name))
+        start = self._coming(name)
         spans = self.pool.spans(name, start, num_tokens) if start < num_tokens else []
         if not spans:
             return None

@@ -1,9 +1,10 @@
-"""The checkpoint of one request, and what it is worth beside others."""
+"""The checkpoint of one request, what it is worth beside others, and where its tokens go."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 WORTH_STEP = 1.25
 """Worths within this factor of each other count as equal, so that two requests that grow side
@@ -39,3 +40,20 @@ class Entry:
         saved_s = self.worth.saved_s / max(1, num_slots or len(self.slots))
         step = math.floor(math.log(saved_s, WORTH_STEP)) if saved_s > 0 else -math.inf
         return step, -self.worth.deadline_s
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens [start, stop) of a request's block number `index`, and the slot they belong in."""
+
+    index: int
+    slot: int
+    start: int
+    stop: int
+
+
+class Move(NamedTuple):
+    """Copy one slot's bytes to another. Workers do a step's moves before its copies."""
+
+    from_slot: int
+    to_slot: int

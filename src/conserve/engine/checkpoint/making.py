@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from conserve.engine.checkpoint import disk
 from conserve.engine.checkpoint.copier import BlockCopies, Copier, StreamCopier, ThreadCopier
 from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.device import Device
+from conserve.engine.checkpoint.disk import SlotFile, try_file
 from conserve.engine.checkpoint.packing import Packing, packing_for, whole
 from conserve.engine.checkpoint.pinned import PinnedMemory, Pinning
 from conserve.engine.checkpoint.rows import BlockRows
@@ -140,10 +140,10 @@ class StreamMaking:
         self._pinned.close()
 
 
-def _disk_tier(slot_bytes: int, size: PoolSize, settings: EngineSettings) -> torch.Tensor | None:
+def _disk_tier(slot_bytes: int, size: PoolSize, settings: EngineSettings) -> SlotFile | None:
     if not size.num_disk_slots:
         return None
-    return disk.try_map(Path(settings.checkpoint_dir), size.num_disk_slots * slot_bytes)
+    return try_file(Path(settings.checkpoint_dir), size.num_disk_slots, slot_bytes)
 
 
 def planes_of(kv_caches: Mapping[str, Any], num_blocks: int) -> list[torch.Tensor]:

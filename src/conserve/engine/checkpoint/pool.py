@@ -12,29 +12,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
-from conserve.engine.checkpoint.entry import Entry, Worth
+from conserve.engine.checkpoint.entry import Entry, Move, Span, Worth
 
 __all__ = ["Entry", "HostPool", "Move", "Span", "Worth"]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Tokens [start, stop) of a request's block number `index`, and the slot they belong in."""
-
-    index: int
-    slot: int
-    start: int
-    stop: int
-
-
-class Move(NamedTuple):
-    """Copy one slot's bytes to another. Workers do a step's moves before its copies."""
-
-    from_slot: int
-    to_slot: int
 
 
 class HostPool:
@@ -102,7 +83,9 @@ class HostPool:
     ) -> bool:
         """Have slots for the leading `num_tokens` tokens; block_hashes[i] names full block i.
 
-        Full blocks that are in the pool already are shared and count as complete. Where slots
+        Full blocks that are in the pool already are shared and count as complete. A partly filled
+        block on disk is begun anew in memory: `num_tokens` of the entry goes back to its start.
+        Where slots
         lack, entries of lower rank are demoted or evicted, whole. False if that would not do:
         nobody is evicted then, and what the request has stays.
         """
@@ -118,13 +101,31 @@ class HostPool:
             return self._refuse(entry)
         while len(entry.slots) < wanted and (slot := self._shared(entry, block_hashes)) is not None:
             self._own(entry, slot)
-        lacking = wanted - len(entry.slots)
-        if lacking > len(self._free) and not self._make_room(lacking, entry, wanted):
+        self._advance(entry, entry.num_tokens)
+        on_disk = self._open_on_disk(entry) if num_tokens > entry.num_tokens else []
+        lacking = wanted - len(entry.slots) + len(on_disk)
+        stays = bool(on_disk and entry.num_pins)
+        if stays or not (lacking <= len(self._free) or self._make_room(lacking, entry, wanted)):
             return self._refuse(entry)
+        self._begin_anew(entry, on_disk)
         for _ in range(lacking):
             self._own(entry, self._free.pop())
         self._advance(entry, entry.num_tokens)
         return True
+
+    def _open_on_disk(self, entry: Entry) -> list[int]:
+        """Its slots from the one that is partly filled, if that was moved to the disk."""
+        first = entry.num_tokens // self.block_size
+        rest = entry.slots[first:]
+        return rest if rest and self.is_on_disk(rest[0]) else []
+
+    def _begin_anew(self, entry: Entry, slots: list[int]) -> None:
+        """Copies write to memory alone: what those last slots held is copied again."""
+        if slots:
+            del entry.slots[-len(slots) :]
+            entry.num_tokens = len(entry.slots) * self.block_size
+        for slot in slots:
+            self._disown(slot)
 
     def _refuse(self, entry: Entry) -> bool:
         if not entry.slots and not entry.num_pins:

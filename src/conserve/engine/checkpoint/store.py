@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from conserve.engine.checkpoint.disk import SlotFile
 from conserve.engine.checkpoint.packing import Packing, Part, UnknownLayoutError, stack, whole
 from conserve.engine.checkpoint.slots import FAULTS, HostSlots
 
@@ -25,12 +26,10 @@ Range = tuple[int, int]
 
 
 class _Sheet(NamedTuple):
-    """Layers of one shape: their pages in the KV cache, and what mirrors them in each tier."""
+    """Layers of one shape: their pages in the KV cache, or what mirrors them in slots."""
 
     pages: torch.Tensor
     parts: list[Part]
-    tiers: list[tuple[torch.Tensor, list[Part]]]
-    """Of the host and, if there is one, of the disk."""
 
 
 class SlotStore:
@@ -53,23 +52,20 @@ class SlotStore:
         self,
         planes: Sequence[torch.Tensor],
         num_slots: int,
-        file: torch.Tensor | None = None,
+        file: SlotFile | None = None,
         *,
         packing: Packing = whole,
         checksums: bool = False,
     ) -> None:
-        self._all_pages = stack(planes)
+        self._all_pages, self._packing = stack(planes), packing
         self.page_size = self._all_pages[0].shape[3]
         self._pages_per_block = _pages_per_block(planes)
         self.block_size = self._pages_per_block * self.page_size
         slot_bytes = self.slot_bytes(planes)
         memory = _memory(num_slots * slot_bytes)
         self.slots = HostSlots(memory, slot_bytes, file, checksums=checksums)
-        mirrors = [self._mirrors(tier) for tier in self.slots.tiers]
-        self._sheets = [
-            _Sheet(pages, packing(pages), [(m[i], packing(m[i])) for m in mirrors])
-            for i, pages in enumerate(self._all_pages)
-        ]
+        self._sheets = [_Sheet(pages, packing(pages)) for pages in self._all_pages]
+        self._memory = self._mirror(memory)
 
     @staticmethod
     def slot_bytes(planes: Sequence[torch.Tensor]) -> int:
@@ -100,7 +96,7 @@ class SlotStore:
 
     def close(self) -> None:
         """Give the memory and the file back."""
-        self._sheets = []
+        self._sheets, self._memory = [], []
         self.slots.close()
 
     # One copy
@@ -129,41 +125,45 @@ class SlotStore:
         return failed
 
     def _copy(self, block_id: int, slot: int, tokens: Range, *, outward: bool) -> None:
-        tier, number = self.slots.locate(slot)
+        mirror, number = self._memory, slot
+        if not outward and self.slots.is_on_disk(slot):
+            mirror, number = self._mirror(self.slots.to_read(slot)), 0
+        elif self.slots.is_on_disk(slot):
+            raise LookupError(f"slot {slot} is on disk, which moves alone fill")
         for i in range(self._pages_per_block):
             start = max(tokens[0] - i * self.page_size, 0)
             stop = min(tokens[1] - i * self.page_size, self.page_size)
             if start < stop:
                 block, page = (n * self._pages_per_block + i for n in (block_id, number))
-                self._copy_page(block, tier, page, start, stop, outward=outward)
+                self._copy_page(block, mirror, page, start, stop, outward=outward)
 
     def _copy_page(
-        self, block: int, tier: int, page: int, start: int, stop: int, *, outward: bool
+        self, block: int, mirror: list[_Sheet], page: int, start: int, stop: int, *, outward: bool
     ) -> None:
         """Tokens [start, stop) of one page: of all layers at once, in as few runs as there are."""
         is_whole = start == 0 and stop == self.page_size
-        for sheet in self._sheets:
-            mirror, mirror_parts = sheet.tiers[tier]
+        for sheet, twin in zip(self._sheets, mirror, strict=True):
             if is_whole:
-                pairs = [(sheet.pages[block], mirror[page])]
+                pairs = [(sheet.pages[block], twin.pages[page])]
             else:
                 pairs = [
                     (there.of(block, start, stop), here.of(page, start, stop))
-                    for there, here in zip(sheet.parts, mirror_parts, strict=True)
+                    for there, here in zip(sheet.parts, twin.parts, strict=True)
                 ]
             for there, here in pairs:
                 _copy_elements(*((here, there) if outward else (there, here)))
 
-    def _mirrors(self, tier: torch.Tensor) -> list[torch.Tensor]:
-        """`tier` seen as pages in the shape and the memory order of the cache's, one view for
-        each of `_all_pages`."""
-        slots = tier.view(-1, self.slots.slot_bytes)
+    def _mirror(self, slot_bytes: torch.Tensor) -> list[_Sheet]:
+        """Bytes of slots seen as pages in the shape and the memory order of the cache's, one view
+        for each of `_all_pages`."""
+        slots = slot_bytes.view(-1, self.slots.slot_bytes)
         mirrors, offset = [], 0
         for pages in self._all_pages:
             num_bytes = self._pages_per_block * _page_bytes(pages)
             part = slots[:, offset : offset + num_bytes].view(pages.dtype)
             offset += num_bytes
-            mirrors.append(_in_order_of(pages, part.unflatten(1, (self._pages_per_block, -1))))
+            twin = _in_order_of(pages, part.unflatten(1, (self._pages_per_block, -1)))
+            mirrors.append(_Sheet(twin, self._packing(twin)))
         return mirrors
 
 

@@ -32,7 +32,7 @@ from conserve.engine.checkpoint.copy_queue import CopyQueue, Moves, Piece
 from conserve.engine.checkpoint.device import Device, Event, Stream
 from conserve.engine.checkpoint.orders import Job, Orders, Report
 from conserve.engine.checkpoint.rows import BlockRows
-from conserve.engine.checkpoint.slots import FAULTS, HostSlots
+from conserve.engine.checkpoint.slots import FAULTS, DiskError, HostSlots
 
 NUM_BUFFERS = 4
 """Pieces under way at once: while one is copied, others are gathered and ordered."""
@@ -178,7 +178,8 @@ class StreamCopies:
             self._queue_piece(work, gathers)
         except FAULTS as error:
             what = "copying KV to the host" if work.job.store else "copying KV back"
-            failed = {self._slots.failed(slot, what, error) for slot in work.slots}
+            slots = [error.slot] if isinstance(error, DiskError) else work.slots
+            failed = {self._slots.failed(slot, what, error) for slot in slots}
             self.queue.done(work, failed, 0.0)
 
     def _queue_piece(self, piece: Piece, gathers: Stream[Any]) -> None:
@@ -224,8 +225,9 @@ class StreamCopies:
         self, slots: Sequence[int], rows: torch.Tensor, *, outward: bool
     ) -> Callable[[], None]:
         """The copy between a staging buffer and slots, in as few stretches as they make up."""
+        bytes_of = self._slots.bytes_of if outward else self._slots.to_read
         pairs = [
-            (rows[first : first + length].flatten(), self._slots.bytes_of(slot, length))
+            (rows[first : first + length].flatten(), bytes_of(slot, length))
             for first, slot, length in self._stretches(slots)
         ]
 
