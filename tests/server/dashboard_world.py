@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -92,15 +95,15 @@ class Waiting:
         return None
 
 
-def guarded_app(folder: Path, series: Series) -> FastAPI:
+def dashboard_app(folder: Path, series: Series, keys: Sequence[str] = KEYS) -> FastAPI:
     """Routes of batches and of the page, with a look at the series each tenth of a second."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        settings = BatchSettings(data_dir=folder, poll_s=0.05)
+        settings = BatchSettings(data_dir=folder, poll_s=0.05, tenant_by_key=bool(keys))
         async with batch_service(settings, app, Waiting()) as service:
             collector = series.collector(status=Status(leaving=lambda: app.state.leaving))
-            attach_dashboard(app, collector, Guard(KEYS), service)
+            attach_dashboard(app, collector, Guard(keys), service)
             looking = asyncio.create_task(look(series, collector))
             yield
             looking.cancel()
@@ -114,3 +117,24 @@ async def look(series: Series, collector: Collector) -> None:
     while True:
         await series.after(collector)
         await asyncio.sleep(0.1)
+
+
+@contextmanager
+def served(app: Any, **options: Any) -> Iterator[tuple[str, uvicorn.Server]]:
+    """The app on a port of its own, in a thread: its address, and its server. `options` are
+    uvicorn's."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none", **options))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    limit_s = time.monotonic() + 60
+    while not server.started:
+        assert time.monotonic() < limit_s
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"{'https' if server.config.is_ssl else 'http'}://127.0.0.1:{port}", server
+    finally:
+        if isinstance(app, FastAPI):
+            app.state.leaving = True
+        server.should_exit = True
+        thread.join()

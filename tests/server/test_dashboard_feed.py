@@ -19,7 +19,7 @@ from conserve.server.dashboard.messages import Batches, Bye, Hello, Message, Tic
 from conserve.server.dashboard.routes import KINDS, page_files
 from conserve.server.dashboard.status import Status
 from conserve.server.dashboard.terminal import messages_in
-from tests.server.dashboard_world import KEYS, Series, guarded_app, said
+from tests.server.dashboard_world import KEYS, Series, dashboard_app, said
 from tests.server.vllms_app import Engine, engine_config, started, vllms_app
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +34,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def app(tmp_path: Path) -> AsyncIterator[FastAPI]:
-    app = guarded_app(tmp_path, Series())
+    app = dashboard_app(tmp_path, Series())
     async with app.router.lifespan_context(app):
         yield app
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +12,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.server.dashboard_world import KEYS, Series, guarded_app
+from tests.server.dashboard_world import KEYS, Series, dashboard_app, served
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 MODEL = "SmolLM2-135M-Instruct"
 CHAT = "/v1/chat/completions"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</script>"
@@ -43,16 +38,6 @@ const before = JSON.parse;
 JSON.parse = (text) => before(text.replaceAll('"ttft_p99_s":', '"ttft_slow_s":'));
 """
 expect.set_options(timeout=LIMIT_MS)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -172,20 +157,8 @@ def cancel_by_keyboard(page: Page, batch_id: str) -> None:
 def guarded(folder: Path) -> Iterator[tuple[str, Any, Series]]:
     """A server that wants a key, without an engine: its address, itself, its series."""
     series = Series()
-    app = guarded_app(folder, series)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    limit = time.monotonic() + 60
-    while not server.started:
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}", server, series
-    finally:
-        app.state.leaving = server.should_exit = True
-        thread.join()
+    with served(dashboard_app(folder, series)) as (url, server):
+        yield url, server, series
 
 
 def test_a_key_is_asked_for_and_kept_out_of_addresses(

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from conserve.server.start.middleware import BATCHES, DASHBOARD, LOGS, TIERS
+from conserve.server.start.middleware import BATCHES, DASHBOARD, LOGS, REDIRECTS, TIERS
 from tests.server.vllms_app import Engine, engine_config, named, started, vllms_app
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -58,6 +58,10 @@ async def reads_the_tier(client: httpx.AsyncClient) -> bool:
     return bool(answer.json().get("priority") == 1)
 
 
+async def redirects_relatively(client: httpx.AsyncClient) -> bool:
+    return (await client.get(f"{CHAT}/")).headers["location"] == "../completions"
+
+
 NAMES: dict[str, Works] = {
     "conserve.server.tiers.ServiceTierMiddleware": reads_the_tier,
     "conserve.server.batches.middleware.BatchesMiddleware": serves_batches,
@@ -65,6 +69,7 @@ NAMES: dict[str, Works] = {
     "conserve.server.logs.middleware.LogsMiddleware": writes_a_line_a_minute,
     "conserve.server.logs_middleware.LogsMiddleware": writes_a_line_a_minute,
     "conserve.server.dashboard.middleware.DashboardMiddleware": serves_the_page,
+    "conserve.server.redirects.RelativeRedirectsMiddleware": redirects_relatively,
 }
 
 
@@ -91,10 +96,4 @@ def test_the_names_in_the_documentation_and_of_conserve_serve_are_among_them() -
     text = "\n".join(page.read_text() for page in DOCUMENTS)
     told = set(re.findall(r"conserve\.server[\w.]*Middleware", text))
     assert told
-    assert {
-        *told,
-        TIERS,
-        LOGS,
-        BATCHES,
-        DASHBOARD,
-    } <= set(NAMES)
+    assert {*told, TIERS, LOGS, BATCHES, DASHBOARD, REDIRECTS} <= set(NAMES)

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from conserve.batch.errors import BatchError, InvalidRequestError
 from conserve.batch.wire import ErrorEnvelope
 from conserve.server.asgi import Message, Receive
+from conserve.server.pages import check_page
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,12 @@ MAX_BODY_BYTES = 1024 * 1024
 """Of a JSON body; the largest that means something has some tens of kilobytes."""
 # For the route's description: every status an error may have, and its body.
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 401, 404, 413, 503)
+    status: {"model": ErrorEnvelope} for status in (400, 401, 403, 404, 413, 503)
 }
 
 
 class EnvelopeRoute(APIRoute):
-    """Answers each error as OpenAI does, and every answer with a request id."""
+    """Answers our own pages and programs, each error as OpenAI does, and with a request id."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -40,6 +41,7 @@ class EnvelopeRoute(APIRoute):
                 request = Request(request.scope, _bounded(request.receive))
             request_id = request.headers.get(REQUEST_ID, "")[:128] or f"req_{uuid4().hex}"
             try:
+                check_page(request)
                 response = await handle(request)
             except BatchError as error:
                 response = envelope(error)

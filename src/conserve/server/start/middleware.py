@@ -10,6 +10,7 @@ from conserve.server.start.address import url_of
 DASHBOARD = "conserve.server.dashboard.middleware.DashboardMiddleware"
 TIERS = "conserve.server.tiers.ServiceTierMiddleware"
 LOGS = "conserve.server.logs.middleware.LogsMiddleware"
+REDIRECTS = "conserve.server.redirects.RelativeRedirectsMiddleware"
 BATCHES = "conserve.server.batches.middleware.BatchesMiddleware"
 
 
@@ -44,4 +45,4 @@ def choose_dashboard(args: argparse.Namespace) -> str:
 
 def add_always(args: argparse.Namespace) -> None:
     """What no flag turns off."""
-    args.middleware = [LOGS, TIERS, *args.middleware]
+    args.middleware = [LOGS, REDIRECTS, TIERS, *args.middleware]
