@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,12 @@ def replay(**changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def mooncake(tmp_path: Path) -> Path:
     path = tmp_path / "m.jsonl"
-    row = '{{"timestamp": {}, "input_length": {}, "output_length": {}, "hash_ids": [0, {}, {}]}}\n'
-    rows = [row.format(1000 * i, 1000 + 200 * (i % 5), 20, 2 * i + 1, 2 * i + 2) for i in range(60)]
+    rows = []
+    for i in range(60):
+        tokens = 1000 + 200 * (i % 5)
+        own = range(10 * i + 1, 10 * i + -(-tokens // 512))
+        row = {"timestamp": 1000 * i, "input_length": tokens, "output_length": 20}
+        rows.append(json.dumps({**row, "hash_ids": [0, *own]}) + "\n")
     path.write_text("".join(rows))
     return path
 
@@ -94,6 +99,29 @@ def test_a_replay_is_scaled_cut_and_keeps_its_blocks(mooncake: Path) -> None:
         assert plan.prefix[0] == ("block-0", 37)
     own = [plan.prefix[1][0] for plan in workload.online]
     assert len(set(own)) == len(own)
+
+
+def test_blocks_of_another_size_keep_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    row = {"input_length": 160, "output_length": 20, "hash_ids": list(range(10))}
+    path.write_text("".join(json.dumps({"timestamp": i, **row}) + "\n" for i in range(60)))
+    how = replay(block_tokens=16, timestamp_unit="s", mean_prompt_tokens=80)
+    plans = build_workload(scenario(online={"arrivals": how}), 1, {"t": path}).online
+    assert {plan.prefix for plan in plans} == {tuple((f"block-{n}", 8) for n in range(10))}
+
+
+def test_only_mooncake_s_format_is_asked_for_blocks() -> None:
+    with pytest.raises(ScenarioError, match="block_tokens: only the format mooncake has it"):
+        scenario(online={"arrivals": replay(format="azure", block_tokens=16)})
+
+
+def test_failed_requests_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "b.csv"
+    rows = "".join(f"{i},20,{5 * (i % 4 != 1)}\n" for i in range(60))
+    path.write_text(f"Timestamp,Request tokens,Response tokens\n{rows}")
+    how = replay(format="burstgpt")
+    workload = build_workload(scenario(online={"arrivals": how}), 1, {"t": path})
+    assert str(workload.scales[0]).endswith(", 15 failed requests left out")
 
 
 def test_lengths_from_a_trace(mooncake: Path) -> None:

@@ -195,7 +195,7 @@ def _rate_points(
 
 def _binned(arrivals: Replay, plan: PlanFile, traces: Mapping[str, Path]) -> Floats:
     """A request trace's own rate over time, from its start, at the mean rate wanted."""
-    rows = read_requests(traces[arrivals.trace], arrivals.format)
+    rows = read_requests(traces[arrivals.trace], arrivals.spelling)
     factor = time_factor(rows, arrivals.rate_rps)
     duration_s = plan.hours * 3600
     if rows[-1].arrival_s * factor < duration_s:
@@ -205,7 +205,7 @@ def _binned(arrivals: Replay, plan: PlanFile, traces: Mapping[str, Path]) -> Flo
             f'{plan.hours:g}: lower hours or rate_rps, or give rates (kind = "diurnal")'
         )
     edges = np.arange(0.0, duration_s + plan.slot_s, plan.slot_s)
-    times_s = [row.arrival_s * factor for row in rows]
+    times_s = rows.arrival_s * factor
     # The last bin would hold its end too.
-    counts, _ = np.histogram([t for t in times_s if t < edges[-1]], bins=edges)
+    counts, _ = np.histogram(times_s[times_s < edges[-1]], bins=edges)
     return np.asarray(counts / plan.slot_s, dtype=np.float64)

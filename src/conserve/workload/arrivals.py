@@ -153,7 +153,6 @@ class Replay(TraceLengths):
     """
 
     kind: Literal["replay"]
-    trace: str
     format: RequestFormat
     rate_rps: float = Field(gt=0)
     keep_share: float = Field(default=1.0, gt=0, le=1)

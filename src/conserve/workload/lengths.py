@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from .fit import Fit
 from .table import Table
-from .traces import LengthFormat
+from .traces import LengthFormat, Spelling, TimestampUnit
 
 
 class Fixed(Table):
@@ -71,12 +71,30 @@ class Independent(Table):
 
 
 class TraceLengths(Table):
-    """What the lengths of a trace's requests are brought to."""
+    """What the lengths of a trace's requests are brought to.
 
+    timestamp_unit, block_tokens: of a trace in Mooncake's format that is not Mooncake's own.
+    """
+
+    trace: str
+    format: LengthFormat
+    timestamp_unit: TimestampUnit | None = None
+    block_tokens: int | None = Field(default=None, ge=1)
     mean_prompt_tokens: float = Field(gt=0)
     mean_output_tokens: float = Field(gt=0)
     max_prompt_tokens: int = Field(ge=1)
     max_output_tokens: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _only_mooncake_is_asked(self) -> TraceLengths:
+        for name in ("timestamp_unit", "block_tokens"):
+            if self.format != "mooncake" and getattr(self, name) is not None:
+                raise ValueError(f"{name}: only the format mooncake has it")
+        return self
+
+    @property
+    def spelling(self) -> Spelling:
+        return Spelling(self.format, self.timestamp_unit, self.block_tokens)
 
     def fitted_lengths(self, fit: Fit) -> dict[str, float]:
         return {
@@ -95,8 +113,6 @@ class Empirical(TraceLengths):
     """
 
     kind: Literal["trace"]
-    trace: str
-    format: LengthFormat
 
     def fitted(self, fit: Fit) -> Empirical:
         return self.model_copy(update=self.fitted_lengths(fit))

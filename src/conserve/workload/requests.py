@@ -23,7 +23,14 @@ from .scaling import (
 from .scenario import Offline, Online, Scenario
 from .sessions import Sessions
 from .table import ScenarioError
-from .traces import MOONCAKE_BLOCK_TOKENS, TraceRow, read_lengths, read_rates, read_requests
+from .traces import (
+    MOONCAKE_BLOCK_TOKENS,
+    TokenCounts,
+    TraceRow,
+    read_lengths,
+    read_rates,
+    read_requests,
+)
 
 
 def build_workload(scenario: Scenario, seed: int, traces: Mapping[str, Path]) -> Workload:
@@ -129,28 +136,27 @@ def _times(
 def _replay(
     workload: Workload, spec: Replay, duration_s: float, rng: Random, traces: Mapping[str, Path]
 ) -> list[RequestPlan]:
-    rows = read_requests(traces[spec.trace], spec.format)
+    rows = read_requests(traces[spec.trace], spec.spelling)
     if spec.keep_share < 1:
         rows = thinned(rows, spec.keep_share, rng)
-    pairs = [(row.num_prompt_tokens, row.num_output_tokens) for row in rows]
-    scale = _length_scale(spec, pairs, time_factor(rows, spec.rate_rps))
+    scale = _length_scale(spec, rows.tokens, time_factor(rows, spec.rate_rps))
     workload.scales.append(scale)
+    block_tokens = max(round((spec.block_tokens or MOONCAKE_BLOCK_TOKENS) * scale.prompt), 1)
     plans = []
     for i, row in enumerate(window(rows, scale.time, duration_s, rng)):
         prompt, output = _scaled(spec, scale, row.num_prompt_tokens, row.num_output_tokens)
-        prefix = _blocks(row, scale.prompt, prompt)
+        prefix = _blocks(row, block_tokens, prompt)
         plans.append(RequestPlan(f"online-{i}", True, row.arrival_s, prompt, output, prefix))
     return plans
 
 
-def _length_scale(
-    spec: Replay | Empirical, pairs: Sequence[tuple[int, int]], time: float = 1.0
-) -> Scale:
+def _length_scale(spec: Replay | Empirical, tokens: TokenCounts, time: float = 1.0) -> Scale:
     return Scale(
         spec.trace,
         time=time,
-        prompt=length_factor([prompt for prompt, _ in pairs], spec.mean_prompt_tokens),
-        output=length_factor([output for _, output in pairs], spec.mean_output_tokens),
+        prompt=length_factor(tokens.prompt, spec.mean_prompt_tokens),
+        output=length_factor(tokens.output, spec.mean_output_tokens),
+        num_failed=tokens.num_failed,
     )
 
 
@@ -161,9 +167,8 @@ def _scaled(spec: Replay | Empirical, scale: Scale, prompt: int, output: int) ->
     )
 
 
-def _blocks(row: TraceRow, factor: float, num_prompt_tokens: int) -> tuple[tuple[str, int], ...]:
-    """The row's prefix blocks at this scale, as many as the prompt has room for."""
-    size = max(round(MOONCAKE_BLOCK_TOKENS * factor), 1)
+def _blocks(row: TraceRow, size: int, num_prompt_tokens: int) -> tuple[tuple[str, int], ...]:
+    """The row's prefix blocks of `size` tokens, as many as the prompt has room for."""
     left = num_prompt_tokens
     blocks = []
     for block_id in row.prefix_ids:
@@ -180,10 +185,11 @@ def _lengths(
     """(prompt, output) tokens of `count` requests."""
     if not isinstance(spec, Empirical):
         return [(spec.prompt.draw(rng), spec.output.draw(rng)) for _ in range(count)]
-    rows = read_lengths(traces[spec.trace], spec.format)
-    scale = _length_scale(spec, rows)
+    tokens = read_lengths(traces[spec.trace], spec.spelling)
+    scale = _length_scale(spec, tokens)
     workload.scales.append(scale)
-    return [_scaled(spec, scale, *pair) for pair in rng.choices(rows, k=count)]
+    drawn = rng.choices(range(len(tokens)), k=count)
+    return [_scaled(spec, scale, *tokens.pair(i)) for i in drawn]
 
 
 def _add_offline(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from .traces import RatePoint, TraceRow
+import numpy as np
+
+from .trace_columns import Ints, Trace, TraceRow, chosen
+from .traces import RatePoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,23 +19,26 @@ class Scale:
 
     time: seconds of the run for one second of the trace.
     prompt, output: tokens of a request here for one token in the trace.
+    num_failed: requests of the trace that got no answer, and are left out.
     """
 
     trace: str
     time: float = 1.0
     prompt: float = 1.0
     output: float = 1.0
+    num_failed: int = 0
 
     def __str__(self) -> str:
+        failed = f", {self.num_failed:,} failed requests left out" if self.num_failed else ""
         return (
             f"{self.trace}: time x {self.time:.4g}, prompts x {self.prompt:.4g}, "
-            f"outputs x {self.output:.4g}"
+            f"outputs x {self.output:.4g}{failed}"
         )
 
 
-def length_factor(lengths: Sequence[int], mean_tokens: float) -> float:
+def length_factor(lengths: Sequence[int] | Ints, mean_tokens: float) -> float:
     """The factor that gives these lengths the wanted mean (before any maximum cuts them)."""
-    return mean_tokens * len(lengths) / sum(lengths)
+    return mean_tokens * len(lengths) / int(np.sum(lengths, dtype=np.int64))
 
 
 def scaled_length(num_tokens: int, factor: float, max_tokens: int) -> int:
@@ -47,40 +54,49 @@ def time_factor(rows: Sequence[TraceRow], rate_rps: float) -> float:
     return (len(rows) - 1) / span_s / rate_rps
 
 
-def thinned(rows: Sequence[TraceRow], keep_share: float, rng: Random) -> list[TraceRow]:
+def thinned(trace: Trace, keep_share: float, rng: Random) -> Trace:
     """The rows of that share of the conversations, which `rng` draws.
 
-    Rows are of one conversation if their second block of 512 tokens is the same: the first is a
+    Rows are of one conversation if their second block of tokens is the same: the first is a
     system prompt that most have. A row without blocks is a conversation of its own.
     """
-    kept: dict[Hashable, bool] = {}
-    names = [row.prefix_ids[:2][-1] if row.prefix_ids else f"row-{i}" for i, row in enumerate(rows)]
-    for name in names:
+    kept: dict[int, bool] = {}
+
+    def keeps(prefix_ids: tuple[int, ...]) -> bool:
+        if not prefix_ids:
+            return rng.random() < keep_share
+        name = prefix_ids[:2][-1]
         if name not in kept:
             kept[name] = rng.random() < keep_share
-    return [row for row, name in zip(rows, names, strict=True) if kept[name]]
+        return kept[name]
+
+    keep = np.fromiter((keeps(row.prefix_ids) for row in trace), dtype=np.bool_, count=len(trace))
+    return chosen(trace, np.flatnonzero(keep))
 
 
 def window(rows: Sequence[TraceRow], time: float, duration_s: float, rng: Random) -> list[TraceRow]:
     """The rows that fall in a run of `duration_s` at that stretch, from a place `rng` picks.
 
-    Arrivals come out on the run's clock, in [0, duration_s). Raises ValueError when the trace is
-    shorter than the run.
+    `rows` are by arrival. Arrivals come out on the run's clock, in [0, duration_s). Raises
+    ValueError when the trace is shorter than the run.
     """
     span_s = rows[-1].arrival_s
     length_s = duration_s / time
     if length_s > span_s:
         raise ValueError(
-            f"the trace holds {span_s * time:.0f} s at this rate and the run lasts "
-            f"{duration_s:.0f} s: lower duration_s or rate_rps"
+            f"the trace holds {round(span_s * time, 1):g} s at this rate and the run lasts "
+            f"{round(duration_s, 1):g} s: lower duration_s or rate_rps"
         )
     start_s = rng.random() * (span_s - length_s)
-    inside = (row for row in rows if start_s <= row.arrival_s < start_s + length_s)
+    first, end = (
+        bisect_left(rows, at_s, key=lambda row: row.arrival_s)
+        for at_s in (start_s, start_s + length_s)
+    )
     moved = (
         TraceRow(
             (r.arrival_s - start_s) * time, r.num_prompt_tokens, r.num_output_tokens, r.prefix_ids
         )
-        for r in inside
+        for r in rows[first:end]
     )
     return [row for row in moved if row.arrival_s < duration_s]
 

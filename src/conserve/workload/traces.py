@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-RequestFormat = Literal["azure", "mooncake"]
-LengthFormat = Literal["azure", "mooncake", "arxiv"]
+from .trace_columns import Columns, TokenCounts, Trace, TraceRow
+from .trace_formats import (
+    MOONCAKE_BLOCK_TOKENS,
+    Mooncake,
+    TimestampUnit,
+    arxiv,
+    azure,
+    burstgpt,
+    number,
+)
+from .trace_lines import CsvColumns, TraceError, read_lines
 
-MOONCAKE_BLOCK_TOKENS = 512
-"""Tokens that one of Mooncake's hash_ids stands for (the last one of a prompt may be shorter)."""
+__all__ = [
+    "MOONCAKE_BLOCK_TOKENS",
+    "RatePoint",
+    "Spelling",
+    "TimestampUnit",
+    "TokenCounts",
+    "Trace",
+    "TraceError",
+    "TraceRow",
+    "read_lengths",
+    "read_rates",
+    "read_requests",
+]
 
+RequestFormat = Literal["azure", "burstgpt", "mooncake"]
+LengthFormat = Literal["azure", "burstgpt", "mooncake", "arxiv"]
 
-class TraceError(ValueError):
-    """A trace file that cannot be used; names the file and the first bad line."""
+BUSIEST_RPS = 1000.0
+"""A mean rate above it is taken for timestamps in another unit, unless the unit is given."""
 
 
 @dataclass(frozen=True, slots=True)
-class TraceRow:
-    """One request of a trace: seconds since the trace's first request, tokens in and out.
+class Spelling:
+    """How a trace file is written; what only Mooncake's have is None for others, and for
+    Mooncake's own values."""
 
-    prefix_ids: Mooncake's ids of the prompt's 512-token blocks; equal ids are equal text.
-    """
-
-    arrival_s: float
-    num_prompt_tokens: int
-    num_output_tokens: int
-    prefix_ids: tuple[int, ...] = ()
+    format: LengthFormat
+    timestamp_unit: TimestampUnit | None = None
+    block_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,99 +59,82 @@ class RatePoint:
     rate_rps: float
 
 
-def read_requests(path: Path, format: RequestFormat) -> list[TraceRow]:  # noqa: A002
-    """The requests of an Azure LLM inference CSV or a Mooncake JSONL, by arrival.
+def read_requests(path: Path, spelling: Spelling) -> Trace:
+    """The requests of a trace, by arrival. The last few traces read are remembered.
 
     Raises TraceError for a file that cannot be read, has bad rows, or holds no request.
     """
-    rows = _read(path, _azure if format == "azure" else _mooncake)
-    rows.sort(key=lambda row: row.arrival_s)
-    zero_s = rows[0].arrival_s
-    return [replace(row, arrival_s=row.arrival_s - zero_s) for row in rows]
+    return _remembered_trace(path, _version(path), spelling)
 
 
-def read_lengths(path: Path, format: LengthFormat) -> list[tuple[int, int]]:  # noqa: A002
-    """(prompt, output) tokens of each row of a trace. Raises TraceError."""
-    if format == "arxiv":
-        return _read(path, _arxiv)
-    return [(r.num_prompt_tokens, r.num_output_tokens) for r in read_requests(path, format)]
+def read_lengths(path: Path, spelling: Spelling) -> TokenCounts:
+    """Tokens of each request of a trace. Raises TraceError."""
+    if spelling.format == "arxiv":
+        return _columns(path, spelling).counts()
+    return read_requests(path, spelling).tokens
 
 
 def read_rates(path: Path) -> list[RatePoint]:
     """A rate over time: a CSV of t_seconds and requests_per_second, t rising. Raises TraceError."""
-    points = _read(path, _servegen)
+    names = ("t_seconds", "requests_per_second")
+    columns = CsvColumns(path, names)
+    points: list[RatePoint] = []
+
+    def take(line: str) -> None:
+        if values := columns.of(line):
+            start_s, rate_rps = (number(*pair) for pair in zip(values, names, strict=True))
+            if rate_rps < 0:
+                raise ValueError(f"requests_per_second is {rate_rps}")
+            points.append(RatePoint(start_s, rate_rps))
+
+    read_lines(path, take)
+    if not points:
+        raise TraceError(f"{path}: no rows")
     for earlier, later in pairwise(points):
         if later.start_s <= earlier.start_s:
             raise TraceError(f"{path}: t_seconds falls from {earlier.start_s} to {later.start_s}")
     return points
 
 
-_Row = dict[str, Any]
-Parsed = TypeVar("Parsed")
-
-
-def _azure(row: _Row) -> TraceRow:
-    # Seven digits of a second; datetime takes six.
-    when = datetime.fromisoformat(row["TIMESTAMP"].strip()[:26])
-    # The trace has no time zone; differences are all that is used.
-    seconds = (when - datetime(2020, 1, 1)).total_seconds()
-    return TraceRow(seconds, _tokens(row, "ContextTokens"), _tokens(row, "GeneratedTokens"))
-
-
-def _mooncake(line: str) -> TraceRow:
-    row: _Row = json.loads(line)
-    return TraceRow(
-        float(row["timestamp"]) / 1000,
-        _tokens(row, "input_length"),
-        _tokens(row, "output_length"),
-        tuple(int(i) for i in row.get("hash_ids", ())),
-    )
-
-
-def _arxiv(row: _Row) -> tuple[int, int]:
-    return _tokens(row, "num_prefill_tokens"), _tokens(row, "num_decode_tokens")
-
-
-def _servegen(row: _Row) -> RatePoint:
-    start_s, rate_rps = float(row["t_seconds"]), float(row["requests_per_second"])
-    if not 0 <= rate_rps < float("inf"):
-        raise ValueError(f"requests_per_second is {rate_rps}")
-    return RatePoint(start_s, rate_rps)
-
-
-def _tokens(row: _Row, column: str) -> int:
-    count = int(row[column])
-    if count < 0:
-        raise ValueError(f"{column} is {count}")
-    return max(count, 1)
-
-
-def _read(path: Path, parse: Callable[[Any], Parsed]) -> list[Parsed]:
-    parsed: list[Parsed] = []
-    bad: list[tuple[int, str]] = []
-    for number, row in _rows(path):
-        try:
-            parsed.append(parse(row))
-        except KeyError as error:
-            bad.append((number, f"no column {error}"))
-        except (ValueError, TypeError, AttributeError) as error:
-            bad.append((number, str(error)))
-    if bad:
-        number, reason = bad[0]
-        raise TraceError(f"{path}: {len(bad)} bad rows, the first on line {number}: {reason}")
-    if not parsed:
-        raise TraceError(f"{path}: no rows")
-    return parsed
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, a CSV row as a dict or a JSON line as text)."""
+def _version(path: Path) -> tuple[int, int]:
+    """Another one where the file has changed. Raises TraceError."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            if path.suffix == ".jsonl":
-                yield from ((n, line) for n, line in enumerate(file, 1) if line.strip())
-            else:
-                reader = csv.DictReader(file)
-                yield from ((reader.line_num, row) for row in reader)
-    except (OSError, UnicodeDecodeError) as error:
+        found = path.stat()
+    except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error}") from error
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=2)
+def _remembered_trace(path: Path, version: tuple[int, int], spelling: Spelling) -> Trace:
+    """Each seed and point of a scenario asks for the same file."""
+    trace = _columns(path, spelling).trace()
+    _check_unit(path, spelling, trace)
+    return trace
+
+
+def _columns(path: Path, spelling: Spelling) -> Columns:
+    columns = Columns()
+    match spelling.format:
+        case "azure":
+            take = azure(path, columns).take
+        case "burstgpt":
+            take = burstgpt(path, columns).take
+        case "arxiv":
+            take = arxiv(path, columns).take
+        case "mooncake":
+            take = Mooncake(columns, spelling.timestamp_unit, spelling.block_tokens).take
+    read_lines(path, take)
+    if not columns.prompt:
+        raise TraceError(f"{path}: no rows")
+    return columns
+
+
+def _check_unit(path: Path, spelling: Spelling, trace: Trace) -> None:
+    span_s = float(trace.arrival_s[-1])
+    guessed = spelling.format == "mooncake" and spelling.timestamp_unit is None
+    if guessed and len(trace) - 1 > BUSIEST_RPS * span_s > 0:
+        raise TraceError(
+            f"{path}: {len(trace)} requests in {span_s:.3g} s: where the timestamps are seconds, "
+            'give timestamp_unit = "s", else "ms"'
+        )
