@@ -99,6 +99,26 @@ class TestHandedToVllm:
         assert args.kv_transfer_config.kv_role == "kv_both"
         assert args.middleware == [LOGS, REDIRECTS, TIERS, DASHBOARD, BATCHES]
 
+    def test_a_config_file_without_a_model_serves_the_default_one(self, tmp_path: Path) -> None:
+        file = tmp_path / "serve.yaml"
+        lines = ["checkpoint: off", "enable-prefix-caching: false", "slo-ttft-ms: 800"]
+        lines += ["additional-config: {conserve: {stop: off}}"]
+        file.write_text("\n".join(lines))
+        args = handed("--config", str(file))
+        assert args.model_tag == str(tmp_path / "conserve" / "SmolLM2-135M-Instruct")
+        settings = settings_in(args)
+        assert (settings.checkpoint, settings.stop, settings.slo_ttft_s) == ("off", "off", 0.8)
+        assert args.enable_prefix_caching is False
+
+    def test_a_config_file_may_name_the_model(self, tmp_path: Path) -> None:
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        file = tmp_path / "serve.yaml"
+        file.write_text(f"model: {folder}\nserved-model-name: mine")
+        args = handed(f"--config={file}")
+        assert (args.model_tag, args.served_model_name) == (str(folder), ["mine"])
+
     def test_the_log_is_text_with_a_line_a_minute(self) -> None:
         args = handed()
         assert args.log_interval_s == 60

@@ -117,6 +117,7 @@ def _checked(
     if not isinstance(values, Mapping):
         raise ValueError(f"{what}s must be a mapping of names to values, not {values!r}")
     known = asdict(defaults)
+    values = {key: _off(value, known.get(key)) for key, value in values.items()}
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"unknown {what} {key!r}; known are {', '.join(sorted(known))}")
@@ -129,3 +130,8 @@ def _checked(
         if not right or (wanted is float and not math.isfinite(value)):
             raise ValueError(f"{key} must be of type {wanted.__name__}, not {value!r}")
     return dict(values)
+
+
+def _off(value: Any, default: object) -> Any:
+    """The word that YAML reads as false, where a word belongs."""
+    return "off" if value is False and isinstance(default, str) else value

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
@@ -78,9 +78,11 @@ class Parsed:
 def parse(
     arguments: Sequence[str],
     extend: Callable[[argparse.ArgumentParser], None],
+    expand: Callable[[Sequence[str], Mapping[str, argparse.Action]], list[str]],
     withhold: Iterable[str],
 ) -> Parsed:
-    """Parse the arguments of `vllm serve`, with the flags that `extend` adds to its parser.
+    """Parse the arguments of `vllm serve`, with the flags that `extend` adds to its parser, and
+    what `expand` makes of them, given the parser's actions by flag.
 
     Raises BadInputError for what the parser does not take; `--help` prints and exits.
     """
@@ -97,7 +99,8 @@ def parse(
     withheld = {name: parser.get_default(name) for name in withhold}
     parser.set_defaults(**dict.fromkeys(withheld))
     try:
-        return Parsed(root.parse_args(["serve", *arguments]), withheld)
+        words = expand(arguments, parser._option_string_actions)
+        return Parsed(root.parse_args(["serve", *words]), withheld)
     except ValueError as error:
         raise BadInputError(str(error)) from error
 

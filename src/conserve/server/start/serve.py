@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from conserve.server.start import address, checkpoints, cpu, engine, flags, middleware, model
+from conserve.server.start import (
+    address,
+    checkpoints,
+    config_file,
+    cpu,
+    engine,
+    flags,
+    middleware,
+    model,
+)
 
 CHOSEN = ("enforce_eager", "enable_prompt_tokens_details")
 """vLLM's arguments whose default we choose; a user's value stands."""
@@ -26,7 +35,7 @@ def serve(arguments: Sequence[str]) -> None:
     from conserve.engine.host_memory import available_bytes
     from conserve.server import door  # brings vLLM, which takes seconds to import
 
-    parsed = door.parse(arguments, flags.add_to, engine.OWNED + CHOSEN)
+    parsed = door.parse(arguments, flags.add_to, config_file.expand, engine.OWNED + CHOSEN)
     args = parsed.args
     address.check_port(args)
     as_json = vars(args).pop("log_json")
