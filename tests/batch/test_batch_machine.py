@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 )
 
 from conserve.batch.assembly import Assembly
+from conserve.batch.ended import Sums
 from conserve.batch.errors import InvalidRequestError, LeaseLostError
 from conserve.batch.executor import Reply, asgi_executor
 from conserve.batch.intake import Intake
@@ -35,7 +36,7 @@ from conserve.batch.lease_store import LeaseStore
 from conserve.batch.lifecycle import CANCELLABLE, TERMINAL, Status
 from conserve.batch.outcome import Outcome, Postponed, keep_reply
 from conserve.batch.records import BatchRecord, Line
-from conserve.batch.schema import metadata
+from conserve.batch.schema import ended, metadata
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
@@ -102,7 +103,7 @@ class BatchLife(RuleBasedStateMachine):
         self.do(self.forget_earlier_examples())
         served = Served(asgi_executor(FakeModel().app), self.clock)
         self.intake = Intake(self.stores.jobs, self.stores.contents, served, config)
-        self.assembly = Assembly(self.stores.jobs, self.stores.contents, self.clock)
+        self.assembly = Assembly(self.stores.jobs, self.stores.files)
         for _ in range(2):
             self.add_worker()
         self.create_batch(4)
@@ -111,7 +112,9 @@ class BatchLife(RuleBasedStateMachine):
     async def forget_earlier_examples(self) -> None:
         async with self.stores.database.write() as connection:
             for table in reversed(metadata.sorted_tables):
-                await connection.execute(table.delete())
+                if table is not ended:
+                    await connection.execute(table.delete())
+            await connection.execute(ended.update().values(Sums()._asdict()))
 
     def teardown(self) -> None:
         try:
@@ -170,7 +173,7 @@ class BatchLife(RuleBasedStateMachine):
     def claim(self, data: st.DataObject, limit: int) -> None:
         name = data.draw(st.sampled_from(sorted(self.workers)))
         batch_id = data.draw(st.sampled_from(list(self.batches)))
-        lines = self.do(self.stores.leases.claim(name, batch_id, limit, 1000))
+        lines = self.do(self.stores.leases.claim(name, batch_id, limit, 1_000_000, 1000))
         for line in lines:
             assert line.line_no not in self.batches[batch_id].stored
             assert all(line not in held for held in self.workers.values())
@@ -222,13 +225,13 @@ class BatchLife(RuleBasedStateMachine):
     def work_on(self, batch: BatchRecord | None) -> bool:
         if batch is None:
             return False
-        job = self.intake if batch.status is Status.VALIDATING else self.assembly
+        job = self.intake if batch.is_to_validate else self.assembly
         self.do(job.run(batch))
         return True
 
     def run_all_lines(self, worker: str) -> None:
         for batch_id in self.batches:
-            lines = self.do(self.stores.leases.claim(worker, batch_id, 100, 1000))
+            lines = self.do(self.stores.leases.claim(worker, batch_id, 100, 1_000_000, 1000))
             self.note(self.do(self.stores.leases.record(worker, self.outcomes(lines, "good"))))
 
     @precondition(lambda self: self.batches)
@@ -252,7 +255,7 @@ class BatchLife(RuleBasedStateMachine):
 
     @rule()
     def tidy(self) -> None:
-        self.do(self.stores.jobs.clear_finished())
+        self.do(self.stores.ended.clear_lines())
 
     def batch(self, batch_id: str) -> BatchRecord:
         return self.do(self.stores.batches.get(TENANT, batch_id))
@@ -267,6 +270,16 @@ class BatchLife(RuleBasedStateMachine):
             assert (batch.failed, batch.completed) == (failed, len(account.stored) - failed)
             if batch.status is Status.COMPLETED:
                 assert len(account.stored) == batch.total == account.num_lines
+
+    @invariant()
+    def sums_are_those_of_what_ended(self) -> None:
+        found, _ = self.do(self.stores.batches.page(TENANT, None, 100))
+        for status, sums in self.do(self.stores.ended.sums()).items():
+            over = [batch for batch in found if batch.status is status]
+            assert sums.num_batches == len(over)
+            assert sums.total == sum(batch.total for batch in over)
+            assert sums.completed == sum(batch.completed for batch in over)
+            assert sums.failed == sum(batch.failed for batch in over)
 
     def finish_everything(self) -> None:
         """Liveness: time and one worker bring every batch to its end."""

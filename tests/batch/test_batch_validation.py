@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from conserve.batch.first_line import first_model
 from conserve.batch.outcome import offline_body
 from conserve.batch.prefix import prefix_key
-from conserve.batch.request_line import MAX_N, MAX_OUTPUT_TOKENS, body_of
-from conserve.batch.rules import ModelLimits, Rules
+from conserve.batch.request_line import MAX_N, body_of
+from conserve.batch.rules import MAX_OUTPUT_TOKENS, ModelLimits, Rules
 from conserve.batch.validation import LineIndex, Validation, validate
 from tests.batch.builders import CHAT, MODEL, jsonl, line, numbered
 

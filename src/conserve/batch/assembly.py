@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 from uuid import uuid4
 
-from conserve.batch.contents import FileContents, Staging
-from conserve.batch.file_store import BATCH_OUTPUT, Upload, new_file
-from conserve.batch.ids import result_file_id
+from conserve.batch.contents import Staging
+from conserve.batch.file_store import BATCH_OUTPUT, FileStore, Upload
 from conserve.batch.job_store import JobStore
-from conserve.batch.lifecycle import FileState, Status
+from conserve.batch.lifecycle import Status
 from conserve.batch.outcome import never_ran
 from conserve.batch.records import BatchRecord, FileRecord, LineEnd
 
 KINDS = ("output", "error")
 END_OF = {
+    Status.VALIDATING: Status.EXPIRED,
     Status.FINALIZING: Status.COMPLETED,
     Status.CANCELLING: Status.CANCELLED,
     Status.IN_PROGRESS: Status.EXPIRED,
@@ -23,15 +23,16 @@ UNRUN_CODE = {Status.CANCELLED: "batch_cancelled", Status.EXPIRED: "batch_expire
 
 
 class Assembly:
-    """May be cut off at any point and begun anew, here or elsewhere: same ids, same contents."""
+    """May be cut off at any point and begun anew, here or elsewhere. Each run keeps files of its
+    own, so that a worker that was taken for dead overwrites none, and clears away what earlier
+    ones left."""
 
-    def __init__(self, jobs: JobStore, contents: FileContents, clock: Callable[[], float]) -> None:
+    def __init__(self, jobs: JobStore, files: FileStore) -> None:
         self._jobs = jobs
-        self._contents = contents
-        self._clock = clock
+        self._files = files
 
     async def run(self, batch: BatchRecord) -> None:
-        """End a batch whose lines are all at rest.
+        """End a batch whose lines are all at rest, or whose time was over before it had any.
 
         Raises LeaseLostError when the batch is cancelled meanwhile or taken over.
         """
@@ -39,15 +40,16 @@ class Assembly:
             batch = await self._jobs.finalize(batch)
         target = END_OF[batch.status]
         made: dict[str, FileRecord] = {}
-        # A batch cancelled before it was ever in progress has no lines, only leavings.
+        # A batch that was never in progress has no lines, only leavings.
         if batch.in_progress_at is not None:
+            await self._files.drop_kept(BATCH_OUTPUT, [_filename(batch, kind) for kind in KINDS])
             made = await self._write(batch, UNRUN_CODE.get(target))
         await self._jobs.settle(batch, target, made)
 
     async def _write(self, batch: BatchRecord, unrun_code: str | None) -> dict[str, FileRecord]:
         """Both files, kept. Returns the file of each kind that has lines."""
-        folder = self._contents.staging_dir
-        names = {kind: folder / f"{result_file_id(batch.id, kind)}-{uuid4().hex}" for kind in KINDS}
+        folder = self._files.contents.staging_dir
+        names = {kind: folder / f"{batch.id}-{kind}-{uuid4().hex}" for kind in KINDS}
         counts = dict.fromkeys(KINDS, 0)
         with Staging(names["output"]) as output, Staging(names["error"]) as error:
             staged = {"output": output, "error": error}
@@ -59,20 +61,24 @@ class Assembly:
             for kind in KINDS:
                 staged[kind].finish()
                 if counts[kind]:
-                    made[kind] = self._file(batch, kind, staged[kind], counts[kind])
-                    await self._contents.keep(staged[kind].path, made[kind].id)
+                    upload = _upload(batch, kind, staged[kind].path, counts[kind])
+                    made[kind] = await self._files.keep(upload, staged[kind].path)
         return made
 
-    def _file(self, batch: BatchRecord, kind: str, staged: Staging, num_lines: int) -> FileRecord:
-        upload = Upload(
-            tenant=batch.tenant,
-            filename=f"{batch.id}_{kind}.jsonl",
-            purpose=BATCH_OUTPUT,
-            bytes=staged.path.stat().st_size,
-            num_lines=num_lines,
-            expires_after_s=batch.output_expires_after_s,
-        )
-        return new_file(result_file_id(batch.id, kind), upload, self._clock(), FileState.READY)
+
+def _filename(batch: BatchRecord, kind: str) -> str:
+    return f"{batch.id}_{kind}.jsonl"
+
+
+def _upload(batch: BatchRecord, kind: str, staged: Path, num_lines: int) -> Upload:
+    return Upload(
+        tenant=batch.tenant,
+        filename=_filename(batch, kind),
+        purpose=BATCH_OUTPUT,
+        bytes=staged.stat().st_size,
+        num_lines=num_lines,
+        expires_after_s=batch.output_expires_after_s,
+    )
 
 
 def _payload(batch_id: str, line: LineEnd, unrun_code: str | None) -> bytes:

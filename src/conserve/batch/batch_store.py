@@ -6,16 +6,22 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
 from conserve.batch.deadlines import BatchView, view_of
-from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
+from conserve.batch.ended import count_ended
+from conserve.batch.errors import (
+    InvalidRequestError,
+    LeaseLostError,
+    NotFoundError,
+    TooManyBatchesError,
+)
 from conserve.batch.file_store import BATCH, later
 from conserve.batch.ids import BATCH_ID, FILE_ID, new_batch_id
-from conserve.batch.lifecycle import CANCELLABLE, LIVE, FileState, Status, check
-from conserve.batch.records import BatchRecord, FileRecord
+from conserve.batch.lifecycle import CANCELLABLE, LIVE, TERMINAL, FileState, Status, check
+from conserve.batch.records import BatchRecord, FileRecord, LiveBatch
 from conserve.batch.schema import batches, files
 from conserve.batch.wire import BatchCreate, deadline_time, duration_s
 
@@ -23,7 +29,7 @@ from conserve.batch.wire import BatchCreate, deadline_time, duration_s
 async def move(
     connection: AsyncConnection, batch: BatchRecord, target: Status, now: float, **values: Any
 ) -> None:
-    """The only statement that changes a status.
+    """The only place that changes a status.
 
     Raises BadTransitionError when the lifecycle has no such edge, and LeaseLostError when the
     batch is no longer as the record shows it.
@@ -39,12 +45,17 @@ async def move(
     )
     if changed.rowcount != 1:
         raise LeaseLostError(f"{batch.id} is no longer {batch.status} in these hands")
+    if target in TERMINAL:
+        await count_ended(connection, batch.id, target)
 
 
 class BatchStore:
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, database: Database, clock: Callable[[], float], max_live_batches: int
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._max_live_batches = max_live_batches
 
     async def input_file(self, tenant: str, request: BatchCreate) -> FileRecord:
         """The file a request names.
@@ -91,13 +102,14 @@ class BatchStore:
         model: whose servers take the batch; None leaves it to any.
 
         Raises InvalidRequestError: the input file is unfit, the deadline is none, or `key` was used
-        for another request.
+        for another request; TooManyBatchesError.
         """
         batch = new_batch(tenant, request, key, estimated_tokens, model, self._clock())
         async with self._database.write() as connection:
             if known := await self._known(connection, tenant, key, batch.idempotency_digest):
                 return known
             await self._input_file(connection, tenant, request.input_file_id)
+            await self._check_room(connection, tenant)
             await connection.execute(
                 self._database.insert(batches).values(batch.to_row()).on_conflict_do_nothing()
             )
@@ -109,6 +121,17 @@ class BatchStore:
             known = await self._known(connection, tenant, key, batch.idempotency_digest)
             assert known is not None
             return known
+
+    async def _check_room(self, connection: AsyncConnection, tenant: str) -> None:
+        """Raises TooManyBatchesError."""
+        await self._database.queue_up(connection, tenant)
+        mine = and_(batches.c.tenant == tenant, batches.c.status.in_(sorted(LIVE)))
+        query = select(func.count()).select_from(batches).where(mine)
+        if (await connection.execute(query)).scalar_one() >= self._max_live_batches:
+            raise TooManyBatchesError(
+                f"{self._max_live_batches} batches of this key have not ended, which is the limit "
+                "(--max-live-batches); wait for one to end, or cancel one."
+            )
 
     async def _known(
         self, connection: AsyncConnection, tenant: str, key: str | None, wanted: str | None
@@ -174,19 +197,20 @@ class BatchStore:
             await move(connection, batch, Status.CANCELLING, self._clock(), owner=None)
             return await self._batch(connection, tenant, batch_id)
 
-    async def source(self, batch_id: str) -> tuple[str, str]:
-        """The input file and the endpoint of any tenant's batch."""
+    async def source(self, batch_id: str) -> tuple[str, str] | None:
+        """The input file and the endpoint of any tenant's batch; None when it is deleted."""
         query = select(batches.c.input_file_id, batches.c.endpoint).where(batches.c.id == batch_id)
         async with self._database.read() as connection:
-            file_id, endpoint = (await connection.execute(query)).one()
-        return file_id, endpoint
+            row = (await connection.execute(query)).first()
+        return None if row is None else (row[0], row[1])
 
     async def views(self) -> list[BatchView]:
         """Live batches of every tenant, as the policy sees them."""
-        query = select(batches).where(batches.c.status.in_(sorted(LIVE)))
+        columns = (batches.c[name] for name in LiveBatch.__struct_fields__)
+        query = select(*columns).where(batches.c.status.in_(sorted(LIVE)))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [view_of(BatchRecord.from_row(row)) for row in rows]
+        return [view_of(LiveBatch(*row)) for row in rows]
 
 
 def new_batch(

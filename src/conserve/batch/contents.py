@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import shutil
 import time
@@ -17,8 +18,12 @@ import fsspec
 
 from conserve.batch.errors import StorageFullError, StoreUnavailableError
 
+logger = logging.getLogger(__name__)
+
 CHUNK_BYTES = 65_536
 AWAY = "The storage for files does not answer; try again."
+# Ends the name of a file on its way from another disk.
+MOVING = ".moving"
 # A staging file nobody wrote to for so long belongs to nobody.
 STALE_S = 3600.0
 
@@ -36,18 +41,32 @@ class FileContents:
         self.staging_dir = staging_dir
 
     async def prepare(self) -> None:
-        """Make the folders, and clear away what processes left that died while they wrote."""
+        """Make the folders, and clear what was left in them."""
         await asyncio.to_thread(self._prepare)
 
     def _prepare(self) -> None:
         with self._errors():
             self.staging_dir.mkdir(parents=True, exist_ok=True)
             self._fs.makedirs(self._root, exist_ok=True)
-            stale = time.time() - STALE_S
-            for left in self.staging_dir.iterdir():
-                with suppress(FileNotFoundError):  # another server clears, too
-                    if left.stat().st_mtime < stale:
-                        left.unlink()
+            self._clear()
+
+    async def clear_leavings(self) -> None:
+        """Clear away what processes left that died while they wrote."""
+        await asyncio.to_thread(self._clear)
+
+    def _clear(self) -> None:
+        left = list(self.staging_dir.iterdir())
+        if self._is_local:
+            left += Path(self._root).glob(f"*{MOVING}")
+        stale = time.time() - STALE_S
+        for path in left:
+            try:
+                if path.stat().st_mtime < stale:
+                    path.unlink()
+            except FileNotFoundError:  # another server clears, too
+                continue
+            except OSError as error:
+                logger.warning("%s cannot be cleared away: %s", path, error)
 
     async def keep(self, staged: Path, blob_id: str) -> None:
         """Move a finished staging file to its place, durably."""
@@ -64,7 +83,7 @@ class FileContents:
             if staged.stat().st_dev == target.parent.stat().st_dev:
                 staged.replace(target)
             else:
-                beside = target.with_name(f"{staged.name}.moving")
+                beside = target.with_name(f"{staged.name}{MOVING}")
                 shutil.copyfile(staged, beside)
                 _sync(beside)
                 beside.replace(target)

@@ -50,6 +50,13 @@ class Database:
         async with _named_errors(), self._writer.begin() as connection:
             yield connection
 
+    async def queue_up(self, connection: AsyncConnection, name: str) -> None:
+        """Let no other transaction past its own call with this name until this one ends. SQLite has
+        one writer at a time anyway."""
+        if not self.is_sqlite:
+            query = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+            await connection.execute(query, {"name": name})
+
     def insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:
         """An insert that knows `on_conflict_do_nothing`."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from conserve.batch.lifecycle import Status
-from conserve.batch.records import BatchRecord
+from conserve.batch.records import LiveBatch
 
 MOST_URGENT = 1
 # A batch whose slack is under this share of its remaining work, or this long, goes first.
@@ -39,13 +39,14 @@ class BatchView:
     model: str | None = None
 
 
-def view_of(batch: BatchRecord) -> BatchView:
+def view_of(batch: LiveBatch) -> BatchView:
     """Remaining work by the batch's own mean once it has shown one, by the estimate before."""
-    left = batch.total - batch.num_done
+    num_done = batch.completed + batch.failed
+    left = batch.total - num_done
     if batch.status in (Status.CANCELLING, Status.FINALIZING) or batch.expiring:
         remaining = 0.0
-    elif batch.num_done >= MEASURED_LINES:
-        remaining = batch.total_tokens / batch.num_done * left
+    elif num_done >= MEASURED_LINES:
+        remaining = (batch.input_tokens + batch.output_tokens) / num_done * left
     else:
         remaining = batch.estimated_tokens * (left / batch.total if batch.total else 1.0)
     return BatchView(

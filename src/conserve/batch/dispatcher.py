@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-
-import msgspec
 
 from conserve.batch import deadlines
+from conserve.batch.deadlines import BatchView
 from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.executor import Executor, Reply
 from conserve.batch.harvest_meter import HarvestMeter
@@ -24,28 +22,18 @@ from conserve.batch.outcome import (
     failure,
     from_reply,
     keep_reply,
-    offline_body,
 )
 from conserve.batch.records import Line
+from conserve.batch.request_reader import Request, RequestReader
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 
 logger = logging.getLogger(__name__)
 
-RESPONSES = "/v1/responses"
 # Claims are transactions: worth one only when this share of the window is free.
 CLAIM_SHARE = 8
 STORE_RETRY_S = 1.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """A line with all it takes to run it."""
-
-    line: Line
-    endpoint: str
-    body: bytes
 
 
 class Dispatcher:
@@ -63,15 +51,16 @@ class Dispatcher:
     ) -> None:
         self._worker_id = worker_id
         self._leases = stores.leases
-        self._batches = stores.batches
+        self._lookout = stores.lookout
         self._harvest = HarvestMeter(worker_id, stores.harvest)
-        self._contents = stores.contents
+        self._reader = RequestReader(stores.batches, stores.contents)
         self._executor = executor
         self._served = served
         self._settings = settings
         self._clock = clock
         self._window = InFlightWindow(settings.max_in_flight)
         self._in_flight: dict[Line, asyncio.Task[None]] = {}
+        self._in_flight_bytes = 0
         self._revoked: set[Line] = set()
         self._finished: list[Outcome] = []
         self._any_finished = asyncio.Event()
@@ -129,22 +118,43 @@ class Dispatcher:
 
     async def _feed(self, group: asyncio.TaskGroup) -> None:
         free = self._free_slots()
-        if free <= 0:
+        if free <= 0 or not self._has_bytes_free():
             return
+        async for view, priority in self._waiting():
+            claimed = await self._leases.claim(
+                self._worker_id,
+                view.batch_id,
+                free,
+                self._settings.max_in_flight_bytes - self._in_flight_bytes,
+                self._settings.max_losses,
+            )
+            free -= len(claimed)
+            await self._start(group, claimed, priority)
+            if free <= 0 or not self._has_bytes_free():
+                return
+
+    async def _waiting(self) -> AsyncIterator[tuple[BatchView, int]]:
+        """Batches with a line that may be claimed, the one to feed next first, and the priority of
+        their requests in the engine."""
         models = await self._served.names()
         waiting = await self._leases.waiting(self._settings.max_losses, models)
         if not waiting:
             return
-        now, harvest = self._clock(), await self._harvest.recent()
-        views = [view for view in await self._batches.views() if view.batch_id in waiting]
-        for view in deadlines.order(views, now, harvest):
-            if free <= 0:
-                return
-            claimed = await self._leases.claim(
-                self._worker_id, view.batch_id, free, self._settings.max_losses
-            )
-            free -= len(claimed)
-            await self._start(group, claimed, deadlines.engine_priority(view, now, harvest))
+        now = self._clock()
+        outlook = await self._lookout.outlook(now)
+        if not waiting <= outlook.prospects.keys():  # another server has made one
+            self._lookout.forget()
+            outlook = await self._lookout.outlook(now)
+        for batch_id, prospect in outlook.prospects.items():
+            if batch_id in waiting:
+                view = prospect.view
+                yield view, deadlines.engine_priority(view, now, outlook.harvest)
+
+    def _has_bytes_free(self) -> bool:
+        """For one more line, however long: short lines must not keep a long one from its turn."""
+        budget = self._settings.max_in_flight_bytes
+        free = budget - self._in_flight_bytes
+        return free >= min(budget, self._settings.max_line_bytes)
 
     def _free_slots(self) -> int:
         in_flight, limit = len(self._in_flight), self._window.limit
@@ -158,31 +168,20 @@ class Dispatcher:
         if not claimed:
             return
         try:
-            requests = await self._requests(claimed, priority)
+            requests = await self._reader.read(claimed, priority)
         except FileNotFoundError as error:
             logger.warning("the input of %s cannot be read: %s", claimed[0].batch_id, error)
             for line in claimed:
                 self._finish(self._later(line, None))
             return
         for request in requests:
+            if isinstance(request, Result):
+                self._finish(request)
+                continue
             self._harvest.start()
             task = group.create_task(self._run_line(request))
             self._in_flight[request.line] = task
-
-    async def _requests(self, claimed: list[Line], priority: int) -> list[Request]:
-        file_id, endpoint = await self._batches.source(claimed[0].batch_id)
-        spans = [(line.offset, line.length) for line in claimed]
-        texts = await self._contents.ranges(file_id, spans)
-        requests = []
-        for line, text in zip(claimed, texts, strict=True):
-            try:
-                name = f"resp_{engine_id(line)}" if endpoint == RESPONSES else None
-                body = offline_body(text, priority, name)
-                requests.append(Request(line, endpoint, body))
-            except (msgspec.DecodeError, RecursionError) as error:
-                # The file is no longer what was validated.
-                self._finish(failure(line, "invalid_json_line", str(error)))
-        return requests
+            self._in_flight_bytes += request.line.length
 
     async def _run_line(self, request: Request) -> None:
         try:
@@ -228,7 +227,7 @@ class Dispatcher:
             self._any_finished.clear()
             group, self._finished = self._finished, []
             try:
-                stored = await self._leases.record(self._worker_id, group)
+                stored = await self._record(group)
             except StoreUnavailableError as error:
                 logger.warning("%d results wait for the database: %s", len(group), error.message)
                 if self._closing:
@@ -242,9 +241,23 @@ class Dispatcher:
             with suppress(StoreUnavailableError):  # a rate, not an account
                 await self._harvest.count(stored, is_busy=bool(self._in_flight))
 
+    async def _record(self, group: list[Outcome]) -> list[Result]:
+        """Store what can be stored; a line whose result cannot be has failed a try."""
+        try:
+            return await self._leases.record(self._worker_id, group)
+        except StoreUnavailableError:
+            raise
+        except Exception:
+            if len(group) > 1:
+                return [result for one in group for result in await self._record([one])]
+            (outcome,) = group
+            logger.exception("the result of %s cannot be stored", engine_id(outcome.line))
+            return await self._leases.record(self._worker_id, [self._later(outcome.line, None)])
+
     def _release(self, group: list[Outcome]) -> None:
         for outcome in group:
-            self._in_flight.pop(outcome.line, None)
+            if self._in_flight.pop(outcome.line, None) is not None:
+                self._in_flight_bytes -= outcome.line.length
             self._revoked.discard(outcome.line)
             if isinstance(outcome, Result):
                 self._window.on_result()

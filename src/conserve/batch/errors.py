@@ -28,6 +28,8 @@ class BatchError(Exception):
 
     @property
     def type(self) -> str:
+        if self.status_code == 429:
+            return "rate_limit_error"
         return "server_error" if self.status_code >= 500 else "invalid_request_error"
 
 
@@ -48,6 +50,14 @@ class FileTooLargeError(BatchError):
     status_code = 413
     code = "file_too_large"
     param = "file"
+
+
+class TooManyBatchesError(BatchError):
+    """The key has as many batches that have not ended as it may have."""
+
+    status_code = 429
+    code = "rate_limit_exceeded"
+    retry_after_s = 60
 
 
 class StoreUnavailableError(BatchError):

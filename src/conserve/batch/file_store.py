@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +14,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
-from conserve.batch.errors import InvalidRequestError, NotFoundError
+from conserve.batch.errors import InvalidRequestError, NotFoundError, StoreUnavailableError
 from conserve.batch.ids import FILE_ID, new_file_id
 from conserve.batch.lifecycle import LIVE, FileState
 from conserve.batch.records import FileRecord
 from conserve.batch.schema import batches, files
 
+logger = logging.getLogger(__name__)
+
 # An upload whose row is this old and still not ready belongs to a process that died.
 STALE_UPLOAD_S = 3600.0
+COLLECT_ROWS = 100
 BATCH, BATCH_OUTPUT = "batch", "batch_output"
 
 
@@ -48,15 +52,41 @@ class FileStore:
 
     async def add(self, upload: Upload, staged: Path) -> FileRecord:
         """Keep the staged file under a new id."""
-        file = new_file(new_file_id(), upload, self._clock(), FileState.UPLOADING)
+        file = await self.keep(upload, staged)
+        async with self._database.write() as connection:
+            shown = await connection.execute(
+                update(files)
+                .where(files.c.id == file.id, files.c.state == FileState.UPLOADING)
+                .values(state=FileState.READY)
+            )
+        if shown.rowcount != 1:
+            raise StoreUnavailableError("The upload took too long to be stored; send it again.")
+        return replace(file, state=FileState.READY)
+
+    async def keep(self, upload: Upload, staged: Path) -> FileRecord:
+        """The staged file under a new id, seen by nobody until its state says that it is ready."""
+        file = new_file(new_file_id(), upload, self._clock())
         async with self._database.write() as connection:
             await connection.execute(insert(files).values(file.to_row()))
         await self.contents.keep(staged, file.id)
+        return file
+
+    async def drop_kept(self, purpose: str, filenames: Collection[str]) -> None:
+        """Give up what was kept under these names and never shown. The rows go with the next
+        collection: whoever kept a file may be about to put its content there again."""
+        here = (
+            files.c.state == FileState.UPLOADING,
+            files.c.purpose == purpose,
+            files.c.filename.in_(filenames),
+        )
         async with self._database.write() as connection:
+            query = select(files.c.id).where(*here).with_for_update()
+            ids = (await connection.execute(query)).scalars().all()
             await connection.execute(
-                update(files).where(files.c.id == file.id).values(state=FileState.READY)
+                update(files).where(files.c.id.in_(ids)).values(state=FileState.DELETING)
             )
-        return replace(file, state=FileState.READY)
+        for file_id in ids:
+            await self.contents.delete(file_id)
 
     async def get(self, tenant: str, file_id: str) -> FileRecord:
         """Raises NotFoundError: no such file, expired, or another tenant's."""
@@ -108,10 +138,10 @@ class FileStore:
                 message = f"File {file_id!r} is the input of a batch that has not ended; cancel it."
                 raise InvalidRequestError(message, code="file_in_use", param="file_id")
             await connection.execute(update(files).where(here).values(state=FileState.DELETING))
-        await self._remove(file_id)
-
-    async def _remove(self, file_id: str) -> None:
         await self.contents.delete(file_id)
+        await self._forget(file_id)
+
+    async def _forget(self, file_id: str) -> None:
         async with self._database.write() as connection:
             await connection.execute(
                 delete(files).where(files.c.id == file_id, files.c.state == FileState.DELETING)
@@ -120,23 +150,40 @@ class FileStore:
     async def collect(self) -> int:
         """Delete what expired, and what an earlier process left half made or half deleted.
 
-        Returns how many files went.
+        Returns how many files went. One that cannot be deleted stays for the next time, and keeps
+        no other.
         """
+        num_gone, last_id = 0, ""
+        while ids := await self._doom(last_id):
+            for file_id in ids:
+                try:
+                    await self.contents.delete(file_id)
+                except StoreUnavailableError as error:
+                    logger.warning("%s cannot be deleted: %s", file_id, error.__cause__)
+                    continue
+                await self._forget(file_id)
+                num_gone += 1
+            last_id = ids[-1]
+        return num_gone
+
+    async def _doom(self, last_id: str) -> Sequence[str]:
+        """Some files that are to go, after the one named; from here on nobody sees them."""
         now = self._clock()
-        doomed = or_(
-            files.c.state == FileState.DELETING,
-            and_(files.c.state == FileState.UPLOADING, files.c.created_at < now - STALE_UPLOAD_S),
-            and_(files.c.state == FileState.READY, files.c.expires_at <= now, ~_in_use(files.c.id)),
+        stale = and_(
+            files.c.state == FileState.UPLOADING, files.c.created_at < now - STALE_UPLOAD_S
         )
+        late = and_(
+            files.c.state == FileState.READY, files.c.expires_at <= now, ~_in_use(files.c.id)
+        )
+        doomed = or_(files.c.state == FileState.DELETING, stale, late)
+        query = select(files.c.id).where(doomed, files.c.id > last_id).order_by(files.c.id)
         async with self._database.write() as connection:
-            query = select(files.c.id).where(doomed).limit(100).with_for_update(skip_locked=True)
-            ids = (await connection.execute(query)).scalars().all()
+            some = query.limit(COLLECT_ROWS).with_for_update(skip_locked=True)
+            ids = (await connection.execute(some)).scalars().all()
             await connection.execute(
                 update(files).where(files.c.id.in_(ids)).values(state=FileState.DELETING)
             )
-        for file_id in ids:
-            await self._remove(file_id)
-        return len(ids)
+        return ids
 
 
 def _in_use(file_id: Any) -> Any:
@@ -152,7 +199,7 @@ def later(columns: tuple[Any, Any], last: tuple[float, str], descending: bool) -
     return or_(when > last_when, and_(when == last_when, ident > last_id))
 
 
-def new_file(file_id: str, upload: Upload, now: float, state: FileState) -> FileRecord:
+def new_file(file_id: str, upload: Upload, now: float) -> FileRecord:
     expires_after_s = upload.expires_after_s
     return FileRecord(
         id=file_id,
@@ -163,5 +210,5 @@ def new_file(file_id: str, upload: Upload, now: float, state: FileState) -> File
         num_lines=upload.num_lines,
         created_at=now,
         expires_at=now + expires_after_s if expires_after_s is not None else None,
-        state=state,
+        state=FileState.UPLOADING,
     )

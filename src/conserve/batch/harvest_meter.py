@@ -1,16 +1,14 @@
-"""One worker's harvest: counted as its results are stored, read when its lines are ordered."""
+"""One worker's harvest, counted as its results are stored."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 
-from conserve.batch.deadlines import RecentHarvest
 from conserve.batch.harvest_store import HarvestStore
 from conserve.batch.outcome import Result, Tokens
 
-# The database is asked and told no more often.
+# The database is told no more often.
 EVERY_S = 1.0
 
 
@@ -25,16 +23,6 @@ class HarvestMeter:
         self._clock = clock
         self._busy_since: float | None = None
         self._uncounted: list[Result] = []
-        self._recent = RecentHarvest()
-        self._read_at = -math.inf
-
-    async def recent(self) -> RecentHarvest:
-        """All workers' harvest, as it was EVERY_S ago or later."""
-        now = self._clock()
-        if now >= self._read_at + EVERY_S:
-            self._recent = await self._store.recent()
-            self._read_at = now
-        return self._recent
 
     def start(self) -> None:
         """A line is in flight: from here the worker is busy."""

@@ -23,12 +23,6 @@ def new_worker_id() -> str:
     return f"worker-{uuid4().hex}"
 
 
-def result_file_id(batch_id: str, kind: str) -> str:
-    """Id of a batch's `output` or `error` file: one and the same however often it is assembled, so
-    that an assembly cut off by a crash leaves nothing that the next one does not replace."""
-    return "file-" + sha256(f"{batch_id}:{kind}".encode()).hexdigest()[:32]
-
-
 def tenant_of(authorization: str | None) -> str:
     """Whose request it is: a digest of the bearer key, so that the store holds no key."""
     scheme, _, key = (authorization or "").partition(" ")

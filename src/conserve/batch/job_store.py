@@ -1,4 +1,4 @@
-"""Work on whole batches: validating, assembling, clearing away. One worker holds a batch at once.
+"""Work on whole batches: validating and assembling. One worker holds a batch at once.
 
 Each step of a job checks, in the transaction that writes, that the batch is still this worker's.
 """
@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, insert, or_, select, update
+from sqlalchemy import and_, case, delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.batch_store import move
 from conserve.batch.database import Database
 from conserve.batch.errors import LeaseLostError
-from conserve.batch.lifecycle import TERMINAL, LineState, Status
+from conserve.batch.lifecycle import LIVE, FileState, LineState, Status
 from conserve.batch.records import BatchRecord, FileRecord, LineEnd, encode_errors
 from conserve.batch.schema import batches, files, lines, of_models, results
+from conserve.batch.settings import MAX_BIGINT
 from conserve.batch.validation import LineIndex, Validation
 from conserve.batch.wire import LineErrorObject
 from conserve.batch.worker_store import hold_worker
 
 # Results are whole answers: this many are in memory at once while an output file is written.
 ASSEMBLY_ROWS = 64
-CLEAR_ROWS = 2000
 
 
 class JobStore:
@@ -32,9 +32,10 @@ class JobStore:
         self._clock = clock
 
     async def expire(self) -> None:
-        """Close batches whose time is over to further leases."""
+        """Close batches whose time is over to further leases and to validation: what is left is to
+        end them, which any worker may."""
         late = and_(
-            batches.c.status == Status.IN_PROGRESS,
+            batches.c.status.in_([Status.VALIDATING, Status.IN_PROGRESS]),
             batches.c.expiring.is_(False),
             batches.c.expires_at <= self._clock(),
         )
@@ -42,7 +43,9 @@ class JobStore:
             if not (await connection.execute(select(exists().where(late)))).scalar_one():
                 return
         async with self._database.write() as connection:
-            await connection.execute(update(batches).where(late).values(expiring=True))
+            # Whoever validates such a batch finds that it has lost it.
+            owner = case((batches.c.status == Status.VALIDATING, None), else_=batches.c.owner)
+            await connection.execute(update(batches).where(late).values(expiring=True, owner=owner))
 
     async def claim(
         self, worker_id: str, models: Collection[str] | None = None
@@ -53,7 +56,8 @@ class JobStore:
         time: one it holds already was dropped in an outage.
         """
         free = or_(batches.c.owner.is_(None), batches.c.owner == worker_id)
-        fit = or_(batches.c.status != Status.VALIDATING, of_models(models))
+        is_any_workers = or_(batches.c.status != Status.VALIDATING, batches.c.expiring)
+        fit = or_(is_any_workers, of_models(models))
         ready = and_(free, fit, batches.c.not_before <= self._clock(), _needs_work())
         query = (
             select(batches.c.id).where(ready).order_by(batches.c.created_at, batches.c.id).limit(1)
@@ -71,14 +75,26 @@ class JobStore:
             )
             return await self._owned(connection, batch_id, worker_id)
 
-    async def postpone(self, batch: BatchRecord, delay_s: float) -> None:
-        """Let go of a job that failed; it is taken up again after a while."""
+    async def postpone(self, batch: BatchRecord, delay_s: float, *, counted: bool) -> None:
+        """Let go of a job that failed; it is taken up again after a while. `counted` when the try
+        counts against its bound."""
         async with self._database.write() as connection:
             await connection.execute(
                 update(batches)
                 .where(batches.c.id == batch.id, batches.c.owner == batch.owner)
-                .values(owner=None, not_before=self._clock() + delay_s)
+                .values(
+                    owner=None,
+                    not_before=self._clock() + delay_s,
+                    attempts=batches.c.attempts + int(counted),
+                )
             )
+
+    async def give_up(self, batch: BatchRecord, reason: LineErrorObject) -> None:
+        """Any live status -> failed: its job has failed for good."""
+        async with self._database.write() as connection:
+            held = await self._owned(connection, batch.id, batch.owner)
+            told = encode_errors([reason])
+            await move(connection, held, Status.FAILED, self._clock(), owner=None, errors=told)
 
     @staticmethod
     async def _owned(
@@ -132,7 +148,9 @@ class JobStore:
                 owner=None,
                 total=validation.num_lines,
                 model=validation.model,
-                estimated_tokens=validation.estimated_tokens,
+                estimated_tokens=min(validation.estimated_tokens, MAX_BIGINT),
+                attempts=0,
+                losses=0,
             )
 
     async def refuse(self, batch: BatchRecord, errors: Sequence[LineErrorObject]) -> None:
@@ -176,37 +194,23 @@ class JobStore:
     async def settle(
         self, batch: BatchRecord, target: Status, made: Mapping[str, FileRecord]
     ) -> None:
-        """The last move. `made`: the file of each of `output` and `error` that has lines.
+        """The last move. `made`: the file of each of `output` and `error` that has lines, kept
+        already.
 
         Files and status change together: a batch shows its files when it has ended, never before.
+        They are its owner's, who may have changed since the job began.
         """
         named = {f"{kind}_file_id": file.id for kind, file in made.items()}
+        here = files.c.id.in_(list(named.values())), files.c.state == FileState.UPLOADING
+        owner = select(batches.c.tenant).where(batches.c.id == batch.id).scalar_subquery()
         async with self._database.write() as connection:
-            if made:
-                await connection.execute(insert(files), [file.to_row() for file in made.values()])
+            await self._owned(connection, batch.id, batch.owner)
+            shown = await connection.execute(
+                update(files).where(*here).values(state=FileState.READY, tenant=owner)
+            )
+            if shown.rowcount != len(made):
+                raise LeaseLostError(f"files of {batch.id} were taken for leavings")
             await move(connection, batch, target, self._clock(), owner=None, **named)
-
-    async def clear_finished(self) -> bool:
-        """Delete some lines and results of batches that ended. True when there may be more."""
-        finished = and_(batches.c.has_lines.is_(True), batches.c.status.in_(sorted(TERMINAL)))
-        query = select(batches.c.id).where(finished).limit(1)
-        async with self._database.read() as connection:
-            batch_id = (await connection.execute(query)).scalar()
-        if batch_id is None:
-            return False
-        some = (
-            select(lines.c.line_no).where(lines.c.batch_id == batch_id).limit(CLEAR_ROWS)
-        ).scalar_subquery()
-        async with self._database.write() as connection:
-            for table in (results, lines):
-                gone = await connection.execute(
-                    delete(table).where(table.c.batch_id == batch_id, table.c.line_no.in_(some))
-                )
-            if gone.rowcount == 0:
-                await connection.execute(
-                    update(batches).where(batches.c.id == batch_id).values(has_lines=False)
-                )
-        return True
 
 
 def _needs_work() -> Any:
@@ -216,9 +220,11 @@ def _needs_work() -> Any:
 
     idle = none_in(LineState.LEASED)
     over = none_in(LineState.LEASED, LineState.PENDING)
-    return or_(
+    ready = or_(
         batches.c.status.in_([Status.VALIDATING, Status.FINALIZING]),
         and_(batches.c.status == Status.CANCELLING, idle),
         and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(True), idle),
         and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False), over),
     )
+    # Said once more where an index answers it: ended batches are not looked at.
+    return and_(batches.c.status.in_(sorted(LIVE)), ready)

@@ -6,11 +6,12 @@ other.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
-from sqlalchemy import Select, exists, insert, select, update
+from sqlalchemy import Select, exists, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
@@ -35,8 +36,11 @@ class LeaseStore:
         by_prefix = (lines.c.prefix_key,) if group_prefixes else ()
         self._line_order = (*by_prefix, lines.c.line_no)
 
-    async def claim(self, worker_id: str, batch_id: str, limit: int, max_losses: int) -> list[Line]:
-        """Up to `limit` waiting lines of the batch, in the order set, now this worker's.
+    async def claim(
+        self, worker_id: str, batch_id: str, limit: int, max_bytes: int, max_losses: int
+    ) -> list[Line]:
+        """Up to `limit` waiting lines of the batch, in the order set, now this worker's: as many as
+        `max_bytes` hold, and one at least.
 
         Lines lost more than `max_losses` times are left to `worn_out`.
         """
@@ -44,10 +48,7 @@ class LeaseStore:
         async with self._database.write() as connection:
             await hold_worker(connection, worker_id)
             is_open = select(batches.c.id).where(
-                batches.c.id == batch_id,
-                batches.c.status == Status.IN_PROGRESS,
-                batches.c.expiring.is_(False),
-                batches.c.expires_at > now,
+                batches.c.id == batch_id, *_is_open(), batches.c.expires_at > now
             )
             if (await connection.execute(is_open.with_for_update(read=True))).first() is None:
                 return []
@@ -63,7 +64,8 @@ class LeaseStore:
                 .limit(min(limit, STATEMENT_ROWS))
                 .with_for_update(skip_locked=True)
             )
-            claimed = [Line(*row) for row in await connection.execute(query)]
+            found = [Line(*row) for row in await connection.execute(query)]
+            claimed = _within(found, max_bytes)
             await connection.execute(
                 update(lines)
                 .where(*_named(batch_id, claimed))
@@ -81,19 +83,16 @@ class LeaseStore:
             lines.c.losses <= max_losses,
         )
         query = select(batches.c.id).where(
-            batches.c.status == Status.IN_PROGRESS,
-            batches.c.expiring.is_(False),
-            batches.c.expires_at > now,
-            of_models(models),
-            line,
+            *_is_open(), batches.c.expires_at > now, of_models(models), line
         )
         async with self._database.read() as connection:
             return set((await connection.execute(query)).scalars())
 
     async def worn_out(self, max_losses: int) -> list[Line]:
         """Waiting lines that went down with their process too often to be tried again."""
-        running = select(batches.c.id).where(batches.c.status == Status.IN_PROGRESS)
+        running = select(batches.c.id).where(*_is_open())
         query = _select_lines().where(
+            text("lines.losses > 0"),  # as the index has it, which holds few lines or none
             lines.c.batch_id.in_(running),
             lines.c.state == LineState.PENDING,
             lines.c.losses > max_losses,
@@ -116,9 +115,12 @@ class LeaseStore:
     async def _record(
         connection: AsyncConnection, worker_id: str | None, batch_id: str, part: list[Outcome]
     ) -> list[Result]:
-        await connection.execute(
-            select(batches.c.id).where(batches.c.id == batch_id).with_for_update()
-        )
+        query = select(batches.c.id).where(batches.c.id == batch_id)
+        if worker_id is None:
+            # Nobody holds these lines, so nothing keeps their batch from being assembled.
+            query = query.where(*_is_open())
+        if (await connection.execute(query.with_for_update())).first() is None:
+            return []
         state = LineState.PENDING if worker_id is None else LineState.LEASED
         query = select(lines.c.line_no).where(
             *_named(batch_id, [outcome.line for outcome in part]),
@@ -152,13 +154,20 @@ class LeaseStore:
     async def closed(self, batch_ids: Iterable[str]) -> set[str]:
         """Those of the batches whose lines must not run any more."""
         wanted = set(batch_ids)
-        query = select(batches.c.id).where(
-            batches.c.id.in_(sorted(wanted)),
-            batches.c.status == Status.IN_PROGRESS,
-            batches.c.expiring.is_(False),
-        )
+        query = select(batches.c.id).where(batches.c.id.in_(sorted(wanted)), *_is_open())
         async with self._database.read() as connection:
             return wanted - set((await connection.execute(query)).scalars())
+
+
+def _within(found: list[Line], max_bytes: int) -> list[Line]:
+    """The first lines that fit, and the very first in any case."""
+    ends = list(accumulate(line.length for line in found))
+    return found[: max(1, bisect_right(ends, max_bytes))]
+
+
+def _is_open() -> tuple[Any, Any]:
+    """Of a batch: its lines may run."""
+    return batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False)
 
 
 def _named(batch_id: str, named: Iterable[Line]) -> tuple[Any, Any]:

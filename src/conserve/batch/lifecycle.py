@@ -21,10 +21,14 @@ class Status(StrEnum):
 
 
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
-    Status.VALIDATING: frozenset({Status.FAILED, Status.IN_PROGRESS, Status.CANCELLING}),
-    Status.IN_PROGRESS: frozenset({Status.FINALIZING, Status.EXPIRED, Status.CANCELLING}),
-    Status.FINALIZING: frozenset({Status.COMPLETED, Status.CANCELLING}),
-    Status.CANCELLING: frozenset({Status.CANCELLED}),
+    Status.VALIDATING: frozenset(
+        {Status.FAILED, Status.IN_PROGRESS, Status.EXPIRED, Status.CANCELLING}
+    ),
+    Status.IN_PROGRESS: frozenset(
+        {Status.FAILED, Status.FINALIZING, Status.EXPIRED, Status.CANCELLING}
+    ),
+    Status.FINALIZING: frozenset({Status.FAILED, Status.COMPLETED, Status.CANCELLING}),
+    Status.CANCELLING: frozenset({Status.FAILED, Status.CANCELLED}),
     Status.FAILED: frozenset(),
     Status.COMPLETED: frozenset(),
     Status.EXPIRED: frozenset(),

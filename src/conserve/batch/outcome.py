@@ -14,6 +14,8 @@ from conserve.batch.request_line import body_of
 
 # The engine is full or restarting: the line waits, and nothing is held against it.
 OVERLOAD = frozenset({429, 503})
+# Believed of one answer.
+MAX_TOKENS = 2**31 - 1
 # The server's own fault, which another try may not meet again.
 RETRIABLE = frozenset({408, 500, 502, 504})
 
@@ -172,8 +174,13 @@ def _tokens(body: bytes) -> Tokens:
     read = usage.prompt_tokens_details or usage.input_tokens_details or _Details()
     wrote = usage.completion_tokens_details or usage.output_tokens_details or _Details()
     return Tokens(
-        input=max(0, usage.prompt_tokens or usage.input_tokens or 0),
-        cached=max(0, read.cached_tokens or 0),
-        output=max(0, usage.completion_tokens or usage.output_tokens or 0),
-        reasoning=max(0, wrote.reasoning_tokens or 0),
+        input=_bounded(usage.prompt_tokens or usage.input_tokens),
+        cached=_bounded(read.cached_tokens),
+        output=_bounded(usage.completion_tokens or usage.output_tokens),
+        reasoning=_bounded(wrote.reasoning_tokens),
     )
+
+
+def _bounded(count: int | None) -> int:
+    """What a server says, as far as sums of it fit the database's integers."""
+    return min(max(0, count or 0), MAX_TOKENS)

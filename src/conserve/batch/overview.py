@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from sqlalchemy import func, select
 
 from conserve.batch.deadlines import LiveDeadlineState
+from conserve.batch.ended import COLUMNS, Sums
 from conserve.batch.lifecycle import LIVE, Status
 from conserve.batch.schema import batches
 from conserve.batch.stores import Stores
@@ -38,27 +38,20 @@ class Overview:
     finish_s: float | None
 
 
-class _Sums(NamedTuple):
-    """Of some batches: how many they are, and their columns added up."""
-
-    num_batches: int = 0
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-
 async def overview(stores: Stores, now_s: float) -> Overview:
     """Raises StoreUnavailableError."""
-    outlook = await stores.outlook(now_s)
+    stores.lookout.forget()  # so that the figures agree with the sums below
+    outlook = await stores.lookout.outlook(now_s)
     prospects = outlook.prospects.values()
     waits_s = [each.finish_at - now_s for each in prospects if each.finish_at is not None]
-    by_status = await _sums(stores)
-    every = _added(by_status.values())
-    live = _added(sums for status, sums in by_status.items() if status in LIVE)
+    live_sums, ended_sums = await _live_sums(stores), await stores.ended.sums()
+    live = _added(live_sums.values())
+    every = _added([live, *ended_sums.values()])
+    by_status = {**live_sums, **ended_sums}
     return Overview(
-        statuses={status: sums.num_batches for status, sums in by_status.items()},
+        statuses={
+            status: sums.num_batches for status, sums in by_status.items() if sums.num_batches
+        },
         deadlines=Counter(each.state for each in prospects),
         completed=every.completed,
         failed=every.failed,
@@ -73,14 +66,18 @@ async def overview(stores: Stores, now_s: float) -> Overview:
     )
 
 
-async def _sums(stores: Stores) -> dict[Status, _Sums]:
-    """Of the batches in each status."""
-    columns = [func.sum(batches.c[name]) for name in _Sums._fields[1:]]
-    query = select(batches.c.status, func.count(), *columns).group_by(batches.c.status)
+async def _live_sums(stores: Stores) -> dict[Status, Sums]:
+    """Of the live batches in each status."""
+    columns = [func.sum(batches.c[name]) for name in COLUMNS]
+    query = (
+        select(batches.c.status, func.count(), *columns)
+        .where(batches.c.status.in_(sorted(LIVE)))
+        .group_by(batches.c.status)
+    )
     async with stores.database.read() as connection:
         rows = (await connection.execute(query)).all()
-    return {Status(status): _Sums(*map(int, sums)) for status, *sums in rows}
+    return {Status(status): Sums(*map(int, sums)) for status, *sums in rows}
 
 
-def _added(several: Iterable[_Sums]) -> _Sums:
-    return _Sums(*map(sum, zip(*several, strict=True)))
+def _added(several: Iterable[Sums]) -> Sums:
+    return Sums(*map(sum, zip(Sums(), *several, strict=True)))

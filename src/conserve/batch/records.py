@@ -1,7 +1,7 @@
 """Rows of the store as the rest of the room sees them: what each was when a store read it.
 
-Times are seconds since the epoch. Structs, since every look at the order of batches makes a record
-of each live one, and a frozen dataclass of so many fields takes several times as long to make.
+Times are seconds since the epoch. Structs, since a look at the order of batches makes a record of
+each live one, and a frozen dataclass of so many fields takes several times as long to make.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class BatchRecord(Struct, frozen=True):
     expiring: bool = False
     owner: str | None = None
     not_before: float = 0.0
+    attempts: int = 0
+    losses: int = 0
     in_progress_at: float | None = None
     finalizing_at: float | None = None
     completed_at: float | None = None
@@ -81,6 +83,11 @@ class BatchRecord(Struct, frozen=True):
     output_tokens: int = 0
     reasoning_tokens: int = 0
     has_lines: bool = False
+
+    @property
+    def is_to_validate(self) -> bool:
+        """Whether its next job is its validation, and not its end."""
+        return self.status == Status.VALIDATING and not self.expiring
 
     @property
     def num_done(self) -> int:
@@ -107,6 +114,24 @@ class BatchRecord(Struct, frozen=True):
             "errors": None if self.errors is None else encode_errors(self.errors),
         }
         return {**asdict(self), **encoded}
+
+
+class LiveBatch(Struct, frozen=True):
+    """What the order of batches reads of one: some columns of `batches`."""
+
+    id: str
+    created_at: float
+    priority: int
+    expires_at: float
+    model: str | None
+    status: str
+    expiring: bool
+    estimated_tokens: int
+    total: int
+    completed: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
 
 
 def _by_column(row: Row[Any]) -> dict[str, Any]:

@@ -13,13 +13,11 @@ from typing import Any
 
 import msgspec
 
-from conserve.batch.rules import ModelLimits, Rules
+from conserve.batch.rules import MAX_OUTPUT_TOKENS, ModelLimits, Rules
 
 UTF8_STEP = 65_536
-# What an estimate believes of one request: completions (vLLM's own bound), and tokens of each
-# where the model's length is not known.
+# Completions that an estimate believes of one request: vLLM's own bound.
 MAX_N = 16_384
-MAX_OUTPUT_TOKENS = 1_000_000
 
 # A field the line does not have.
 NOTHING = msgspec.Raw()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 # Of one file and one line, where the settings say nothing else.
 MAX_LINES = 50_000
 MAX_LINE_BYTES = 16 * 1024 * 1024
+# Believed of one request of a model whose length is not known.
+MAX_OUTPUT_TOKENS = 1_000_000
 # Assumed of a line that names no maximum.
 OUTPUT_TOKENS = 256
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     or_,
+    text,
     true,
 )
 
@@ -31,6 +32,12 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Options of an index that holds the rows of which `condition` is true, and no others."""
+    return {f"{database}_where": text(condition) for database in ("sqlite", "postgresql")}
+
 
 files = Table(
     "files",
@@ -45,6 +52,7 @@ files = Table(
     Column("expires_at", Double),
     Column("state", String(16), nullable=False),
     Index("ix_files_listing", "tenant", "created_at", "id"),
+    Index("ix_files_collect", "state", "expires_at"),
 )
 
 batches = Table(
@@ -67,6 +75,9 @@ batches = Table(
     # The worker that validates or assembles this batch, if any.
     Column("owner", String(64)),
     Column("not_before", Double, nullable=False),
+    # Of its jobs: how often one failed, and how often one was lost with its process.
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("losses", Integer, nullable=False, server_default="0"),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("in_progress_at", Double),
@@ -95,6 +106,22 @@ batches = Table(
     Index("ix_batches_listing", "tenant", "created_at", "id"),
     Index("ix_batches_status", "status"),
     Index("ix_batches_input", "input_file_id"),
+    # Every worker looks for these all the time; ended batches stay for ever.
+    Index("ix_batches_uncleared", "id", **_where("has_lines")),
+)
+
+ended = Table(
+    "ended",
+    metadata,
+    # What the batches that ended in this status came to in all, deleted ones included.
+    Column("status", String(16), primary_key=True),
+    # Those that are still in `batches`.
+    Column("num_batches", Integer, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("completed", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
 )
 
 lines = Table(
@@ -113,6 +140,7 @@ lines = Table(
     Column("losses", Integer, nullable=False),
     Index("ix_lines_order", "batch_id", "state", "prefix_key", "line_no"),
     Index("ix_lines_owner", "owner"),
+    Index("ix_lines_lost", "batch_id", "line_no", **_where("losses > 0")),
 )
 
 results = Table(

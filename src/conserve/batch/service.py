@@ -51,7 +51,7 @@ class BatchService:
             self.stores,
             settings,
             Intake(self.stores.jobs, self.stores.contents, self._served, settings),
-            Assembly(self.stores.jobs, self.stores.contents, clock),
+            Assembly(self.stores.jobs, self.stores.files),
             self._served,
             lambda worker_id: Dispatcher(
                 worker_id, self.stores, executor, self._served, settings, clock
@@ -130,8 +130,12 @@ class BatchService:
         batch = await self.stores.batches.create(
             tenant, request, idempotency_key, int(tokens), model
         )
-        self._worker.wake()
+        self._changed()
         return await self._describe(batch)
+
+    def _changed(self) -> None:
+        self.stores.lookout.forget()
+        self._worker.wake()
 
     async def _model_of(self, file_id: str) -> str | None:
         """Model of the first line: only servers of it may take the batch. None where the line does
@@ -180,7 +184,7 @@ class BatchService:
     async def cancel_batch(self, tenant: str, batch_id: str) -> BatchObject:
         await self.stores.prepare()
         batch = await self.stores.batches.cancel(tenant, batch_id)
-        self._worker.wake()
+        self._changed()
         return await self._describe(batch)
 
     async def _describe(self, batch: BatchRecord) -> BatchObject:
@@ -188,5 +192,5 @@ class BatchService:
         return described
 
     async def _describe_all(self, batches: Iterable[BatchRecord]) -> list[BatchObject]:
-        outlook = await self.stores.outlook(self._clock())
+        outlook = await self.stores.lookout.outlook(self._clock())
         return [batch_object(batch, outlook) for batch in batches]

@@ -7,9 +7,11 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from conserve.batch.rules import MAX_LINE_BYTES, MAX_LINES, OUTPUT_TOKENS
+from conserve.batch.rules import MAX_LINE_BYTES, MAX_LINES, MAX_OUTPUT_TOKENS, OUTPUT_TOKENS
 
 MIB = 1024 * 1024
+# Of the database's columns.
+MAX_INTEGER, MAX_BIGINT = 2**31 - 1, 2**63 - 1
 
 
 class BatchSettings(BaseSettings):
@@ -43,6 +45,19 @@ class BatchSettings(BaseSettings):
         le=65_536,
         description="Most lines fed to the engine at once by this process; enough to fill the "
         "engine, and well under its queue limit.",
+    )
+    max_in_flight_bytes: int = Field(
+        default=64 * MIB,
+        ge=1024,
+        le=MAX_BIGINT,
+        description="Bytes of the lines fed at once, however many they are: bounds the memory that "
+        "long lines take.",
+    )
+    max_live_batches: int = Field(
+        default=1000,
+        ge=1,
+        le=MAX_INTEGER,
+        description="Batches of one API key that have not ended; more are refused (429).",
     )
     lease_s: float = Field(
         default=30.0,
@@ -80,16 +95,22 @@ class BatchSettings(BaseSettings):
         description="Feed lines with a shared beginning together, for the engine's prefix cache; "
         "off feeds them in the order of the file.",
     )
-    max_lines: int = Field(default=MAX_LINES, ge=1, description="Requests in one input file.")
-    max_file_bytes: int = Field(default=200 * MIB, ge=1, description="Bytes of one input file.")
+    max_lines: int = Field(
+        default=MAX_LINES, ge=1, le=MAX_INTEGER, description="Requests in one input file."
+    )
+    max_file_bytes: int = Field(
+        default=200 * MIB, ge=1, le=MAX_BIGINT, description="Bytes of one input file."
+    )
     max_line_bytes: int = Field(
         default=MAX_LINE_BYTES,
         ge=1024,
+        le=MAX_INTEGER,
         description="Bytes of one line; bounds memory during validation.",
     )
     default_output_tokens: int = Field(
         default=OUTPUT_TOKENS,
         ge=1,
+        le=MAX_OUTPUT_TOKENS,
         description="Output tokens assumed for a line that names no maximum, until the batch has "
         "shown its own mean.",
     )

@@ -11,12 +11,13 @@ from sqlalchemy.exc import ArgumentError
 from conserve.batch.batch_store import BatchStore
 from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
-from conserve.batch.deadlines import Outlook
+from conserve.batch.ended import EndedStore
 from conserve.batch.errors import BatchSettingsError
 from conserve.batch.file_store import FileStore
 from conserve.batch.harvest_store import HarvestStore
 from conserve.batch.job_store import JobStore
 from conserve.batch.lease_store import LeaseStore
+from conserve.batch.lookout import Lookout
 from conserve.batch.settings import BatchSettings
 from conserve.batch.worker_store import WorkerStore
 
@@ -32,11 +33,13 @@ class Stores:
         with _named("files_url"):
             self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
         self.files = FileStore(self.database, self.contents, clock)
-        self.batches = BatchStore(self.database, clock)
+        self.batches = BatchStore(self.database, clock, settings.max_live_batches)
         self.workers = WorkerStore(self.database, clock, settings.lease_s)
         self.leases = LeaseStore(self.database, clock, group_prefixes=settings.group_prefixes)
         self.jobs = JobStore(self.database, clock)
+        self.ended = EndedStore(self.database)
         self.harvest = HarvestStore(self.database, clock)
+        self.lookout = Lookout(self.batches, self.harvest)
         self._prepared = False
         self._preparing = asyncio.Lock()
 
@@ -49,11 +52,6 @@ class Stores:
                 await self.database.migrate()
                 await self.contents.prepare()
                 self._prepared = True
-
-    async def outlook(self, now_s: float) -> Outlook:
-        """Every tenant's live batches. Raises StoreUnavailableError."""
-        harvest = await self.harvest.recent()
-        return Outlook.over(await self.batches.views(), now_s, harvest)
 
     async def close(self) -> None:
         await self.database.close()

@@ -10,14 +10,15 @@ from conserve.batch.assembly import Assembly
 from conserve.batch.dispatcher import Dispatcher, wait_for_event
 from conserve.batch.errors import LeaseLostError, StoreUnavailableError
 from conserve.batch.ids import new_worker_id
+from conserve.batch.in_flight import retry_delay_s
 from conserve.batch.intake import Intake
-from conserve.batch.lifecycle import Status
 from conserve.batch.outcome import failure
 from conserve.batch.presence import Presence, forget, is_gone
 from conserve.batch.records import BatchRecord
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
+from conserve.batch.wire import LineErrorObject
 
 logger = logging.getLogger(__name__)
 
@@ -160,12 +161,12 @@ class Worker:
             message = f"The process that ran this request ended {losses + 1} times."
             failures = [failure(line, "server_error", message) for line in worn]
             await self._stores.leases.record(None, failures)
-        while await self._stores.jobs.clear_finished():
+        while await self._stores.ended.clear_lines():
             pass
 
     async def _collect(self, worker_id: str) -> None:
-        while await self._stores.files.collect():
-            pass
+        await self._stores.files.collect()
+        await self._stores.contents.clear_leavings()
         await self._warn_of_misses()
         await self._warn_of_strangers(worker_id)
 
@@ -174,15 +175,17 @@ class Worker:
         names = await self._served.names()
         if names is None or await self._stores.workers.others(worker_id):
             return
-        for view in await self._stores.batches.views():
-            is_strange = view.model is not None and view.model not in names
-            if is_strange and view.batch_id not in self._strangers:
-                logger.warning("%s waits for a server of %r", view.batch_id, view.model)
-                self._strangers.add(view.batch_id)
+        outlook = await self._stores.lookout.outlook(self._clock())
+        for batch_id, prospect in outlook.prospects.items():
+            model = prospect.view.model
+            if model is not None and model not in names and batch_id not in self._strangers:
+                logger.warning("%s waits for a server of %r", batch_id, model)
+                self._strangers.add(batch_id)
+        self._strangers &= set(outlook.prospects)
 
     async def _warn_of_misses(self) -> None:
         """Say once of each batch that it will miss its deadline, while there is time to act."""
-        outlook = await self._stores.outlook(self._clock())
+        outlook = await self._stores.lookout.outlook(self._clock())
         for batch_id, prospect in outlook.prospects.items():
             if prospect.state == "will_miss" and batch_id not in self._warned:
                 logger.warning("%s will miss its deadline at the recent rate", batch_id)
@@ -199,12 +202,38 @@ class Worker:
                 await self._job(batch)
             except LeaseLostError:
                 logger.info("%s changed hands or was cancelled", batch.id)
-            except Exception as error:
-                logger.warning("%s is tried again in %g s: %r", batch.id, JOB_RETRY_S, error)
-                await self._stores.jobs.postpone(batch, JOB_RETRY_S)
 
     async def _job(self, batch: BatchRecord) -> None:
-        if batch.status == Status.VALIDATING:
+        """One try: the job is done, put off, or has failed for good. Raises LeaseLostError."""
+        if batch.losses > self._settings.max_losses:
+            await self._give_up(batch, f"The process that worked on it ended {batch.losses} times.")
+            return
+        try:
+            await self._do(batch)
+        except LeaseLostError:
+            raise
+        except StoreUnavailableError as error:  # no fault of the batch's
+            logger.warning("%s is tried again in %g s: %s", batch.id, JOB_RETRY_S, error.message)
+            await self._stores.jobs.postpone(batch, JOB_RETRY_S, counted=False)
+        except Exception as error:
+            logger.warning("a job of %s failed", batch.id, exc_info=True)
+            await self._try_again(batch, error)
+
+    async def _try_again(self, batch: BatchRecord, error: Exception) -> None:
+        tries = batch.attempts + 1
+        if tries >= self._settings.max_attempts:
+            await self._give_up(batch, f"The server failed {tries} times: {error!r}"[:500])
+        else:
+            delay_s = JOB_RETRY_S * retry_delay_s(batch.attempts)
+            await self._stores.jobs.postpone(batch, delay_s, counted=True)
+
+    async def _give_up(self, batch: BatchRecord, message: str) -> None:
+        logger.error("%s fails: %s", batch.id, message)
+        reason = LineErrorObject(code="server_error", message=message)
+        await self._stores.jobs.give_up(batch, reason)
+
+    async def _do(self, batch: BatchRecord) -> None:
+        if batch.is_to_validate:
             await self._intake.run(batch)
         else:
             await self._assembly.run(batch)

@@ -51,8 +51,8 @@ class WorkerStore:
             return list((await connection.execute(query)).scalars())
 
     async def bury(self, worker_id: str, *, only_overdue: bool) -> bool:
-        """Take a dead worker's work back, one loss noted on each of its lines. False when somebody
-        else did, or the worker is alive after all."""
+        """Take a dead worker's work back, one loss noted on each of its lines and its job. False
+        when somebody else did, or the worker is alive after all."""
         async with self._database.write() as connection:
             doomed = delete(workers).where(workers.c.id == worker_id)
             if only_overdue:
@@ -71,7 +71,9 @@ class WorkerStore:
     @staticmethod
     async def _free(connection: AsyncConnection, worker_id: str, *, lost: bool) -> None:
         await connection.execute(
-            update(batches).where(batches.c.owner == worker_id).values(owner=None)
+            update(batches)
+            .where(batches.c.owner == worker_id)
+            .values(owner=None, losses=batches.c.losses + int(lost))
         )
         await connection.execute(
             update(lines)

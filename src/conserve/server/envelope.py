@@ -26,7 +26,7 @@ MAX_BODY_BYTES = 1024 * 1024
 """Of a JSON body; the largest that means something has some tens of kilobytes."""
 # For the route's description: every status an error may have, and its body.
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 401, 403, 404, 413, 503)
+    status: {"model": ErrorEnvelope} for status in (400, 401, 403, 404, 413, 429, 503)
 }
 
 

@@ -50,6 +50,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         value = float(text)
@@ -168,6 +175,14 @@ def flags() -> tuple[Flag, ...]:
             "Folder for files and batches: the uploads, the results and their database. Servers "
             "that share one share the work of each model they have in common. By default a folder "
             "of the model's own in $XDG_DATA_HOME/conserve.",
+        ),
+        Flag(
+            "--max-live-batches",
+            _count,
+            None,
+            "N",
+            "Batches of one API key that have not ended, 1000 by default; more are refused with "
+            "status 429 until one ends.",
         ),
         Flag(
             "--no-batches",

@@ -17,16 +17,19 @@ BATCHES = "conserve.server.batches.middleware.BatchesMiddleware"
 def choose_batches(args: argparse.Namespace) -> str:
     """Settle whether files and batches are served, and where they lie; says so.
 
-    Every API process reads the place from the environment. Raises BadInputError.
+    Every API process reads the place and the limit from the environment. Raises BadInputError.
     """
-    from conserve.server.start.batch_data import DATA_DIR, settle_data_dir
+    from conserve.server.start.batch_data import DATA_DIR, PREFIX, settle_data_dir
 
     flag, off = vars(args).pop("data_dir"), vars(args).pop("no_batches")
+    max_live = vars(args).pop("max_live_batches")
     if off or args.headless:
         return "off"
     names = args.served_model_name or [args.model_tag]
     folder = settle_data_dir(flag, names[0])
     os.environ[DATA_DIR] = str(folder)
+    if max_live is not None:
+        os.environ[f"{PREFIX}MAX_LIVE_BATCHES"] = str(max_live)
     if args.enable_prompt_tokens_details is None:
         # Or no answer would say what the prefix cache saved, and no batch's usage.
         args.enable_prompt_tokens_details = True

@@ -1,0 +1,91 @@
+"""Batches that have ended: what they came to in all, and forgetting their lines.
+
+Their rows stay for ever, so nothing that is done again and again may look at each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sqlalchemy import delete, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from conserve.batch.database import Database
+from conserve.batch.lifecycle import TERMINAL, Status
+from conserve.batch.schema import batches, ended, lines, results
+
+CLEAR_ROWS = 2000
+
+
+class Sums(NamedTuple):
+    """Of some batches: how many they are, and their columns added up."""
+
+    num_batches: int = 0
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+COLUMNS = Sums._fields[1:]
+
+
+async def count_ended(connection: AsyncConnection, batch_id: str, status: Status) -> None:
+    """Add a batch that ends to the sums, in the transaction that ends it and after the rest of
+    it: the row is everybody's."""
+    added = {
+        name: ended.c[name]
+        + select(batches.c[name]).where(batches.c.id == batch_id).scalar_subquery()
+        for name in COLUMNS
+    }
+    await connection.execute(
+        update(ended)
+        .where(ended.c.status == status)
+        .values(num_batches=ended.c.num_batches + 1, **added)
+    )
+
+
+class EndedStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def sums(self) -> Mapping[Status, Sums]:
+        """Of each last status."""
+        query = select(ended.c.status, *(ended.c[name] for name in Sums._fields))
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return {Status(status): Sums(*numbers) for status, *numbers in rows}
+
+    async def clear_lines(self) -> bool:
+        """Delete some lines and results of batches that ended. True when there may be more."""
+        finished = select(batches.c.id).where(
+            text("batches.has_lines"), batches.c.status.in_(sorted(TERMINAL))
+        )
+        async with self._database.read() as connection:
+            if (await connection.execute(finished.limit(1))).first() is None:
+                return False
+        async with self._database.write() as connection:
+            # Held to the end of the transaction: what is chosen below is chosen once.
+            query = finished.limit(1).with_for_update(skip_locked=True)
+            batch_id = (await connection.execute(query)).scalar()
+            if batch_id is None:
+                return False
+            await self._clear(connection, batch_id)
+        return True
+
+    @staticmethod
+    async def _clear(connection: AsyncConnection, batch_id: str) -> None:
+        numbers = select(lines.c.line_no).where(lines.c.batch_id == batch_id)
+        query = numbers.order_by(lines.c.line_no).offset(CLEAR_ROWS - 1).limit(1)
+        last = (await connection.execute(query)).scalar()
+        for table in (results, lines):
+            doomed = delete(table).where(table.c.batch_id == batch_id)
+            await connection.execute(
+                doomed if last is None else doomed.where(table.c.line_no <= last)
+            )
+        if last is None:
+            await connection.execute(
+                update(batches).where(batches.c.id == batch_id).values(has_lines=False)
+            )
