@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,10 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from conserve.cli.batch import app
-from conserve.cli.batch_view import print_batch, print_batches, progress_note
+from conserve.cli.batch_view import print_batch, print_batches, progress_bar, progress_note
+from conserve.cli.failures import fail
 from tests.batch.batch_server import ROOT, server
 from tests.batch.builders import jsonl, line, numbered
 
@@ -213,6 +216,35 @@ def test_a_batch_without_our_fields_is_shown(capsys: pytest.CaptureFixture[str])
     assert "1,500 of 12,000 done, 2 failed" in shown
     assert not any(word in shown for word in ("due", "speed", "None", "\x1b"))
     assert [len(row.split()) for row in shown.splitlines()[-2:]] == [7, 7]
+
+
+HOSTILE = "\x1b[2J\x9b31m\u202e\r\n[bold]:skull:[/nothing]"
+SHOWN = "?[2J?31m???[bold]:skull:[/nothing]"
+
+
+def test_other_peoples_words_do_not_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    errors = {"data": [{"code": HOSTILE, "message": HOSTILE, "line": 1}]}
+    names = ("id", "status", "endpoint", "model", "output_file_id")
+    batch = {**OTHERS, **dict.fromkeys(names, HOSTILE), "errors": errors}
+    print_batch(batch)
+    print_batches([batch])
+    fail(HOSTILE)
+    shown = capsys.readouterr()
+    assert shown.out.count(SHOWN) == 9
+    assert shown.err == f"error: {SHOWN}\n"
+    assert all(letter.isprintable() or letter == "\n" for letter in shown.out)
+
+
+def test_a_bar_shows_words_as_they_are() -> None:
+    console = Console(force_terminal=True, width=200, file=io.StringIO(), color_system=None)
+    with console.capture() as captured, progress_bar(console) as progress:
+        progress.add_task("[/nothing]", total=None, note="[/more]")
+        progress.refresh()
+    assert "[/nothing]" in captured.get()
+    assert "[/more]" in captured.get()
 
 
 def test_what_stands_beside_the_bar() -> None:

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from conserve.batch.printable import printable
 from conserve.batch.rules import Rules
 from conserve.batch.validation import validate
 from conserve.batch.wire import ENDPOINTS
 from conserve.cli.batch_view import counts, print_batch, print_batches
-from conserve.cli.failures import fail, notes
+from conserve.cli.failures import fail, note
 from conserve.cli.following import EveryOption, Looks, PatienceOption, follow
 from conserve.cli.input_file import FileArgument, endpoint_for, name_of, opened
 from conserve.cli.output import written
@@ -186,7 +187,7 @@ def results(
             return
         with written(output) as target:
             one.save(batch[kind], target)
-    notes.print(f"saved {output}", markup=False, soft_wrap=True)
+    note(f"saved {output}")
 
 
 def _why_nothing(batch: Any, kind: str) -> str:
@@ -210,7 +211,7 @@ def validate_file(
         typer.echo(json.dumps({"requests": found.num_lines, "errors": errors}))
     else:
         for error in found.errors:
-            typer.echo(f"{file}:{error.line or 1}: {error.code}: {error.message}")
+            typer.echo(printable(f"{file}:{error.line or 1}: {error.code}: {error.message}"))
         typer.echo(f"{found.num_lines} requests, {found.num_errors} errors")
     if found.errors:
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conserve.batch.lifecycle import TERMINAL
+from conserve.batch.printable import printable
 from conserve.cli.output import Output
 
 WIDE = 140
@@ -29,7 +30,7 @@ ENDS = tuple(f"{status}_at" for status in sorted(TERMINAL))
 
 def print_batch(batch: Any) -> None:
     """Id and status, then what is known of it, then what was wrong with its file."""
-    console = Output(highlight=False, soft_wrap=True)
+    console, batch = Output(highlight=False, soft_wrap=True), plain(batch)
     console.print(Text(batch["id"], "bold"))
     for name, value in _rows(batch):
         style = _colour(batch["status"]) if name == "status" else ""
@@ -95,20 +96,29 @@ def print_batches(batches: Sequence[Any]) -> None:
     for heading in ("done", "failed", "total"):
         table.add_column(heading, justify="right")
     table.add_column("created", no_wrap=True)
-    for batch in batches:
+    for batch in plain(batches):
         numbers = [f"{number:,}" for number in counts(batch)]
         status = Text(batch["status"], _colour(batch["status"]))
-        table.add_row(batch["id"], status, *numbers, clock_time(batch["created_at"]))
+        table.add_row(Text(batch["id"]), status, *numbers, clock_time(batch["created_at"]))
     Output(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
+
+
+def plain(told: Any) -> Any:
+    """What a server tells, with all its texts printable."""
+    if isinstance(told, str):
+        return printable(told)
+    if isinstance(told, dict):
+        return {name: plain(value) for name, value in told.items()}
+    return [plain(value) for value in told] if isinstance(told, list) else told
 
 
 def progress_bar(console: Console) -> Progress:
     """A bar with `progress_note` beside it; gone when the batch has ended."""
     return Progress(
-        TextColumn("[cyan]{task.description}"),
+        TextColumn("{task.description}", style="cyan", markup=False),
         BarColumn(complete_style="cyan", pulse_style="cyan", finished_style="green"),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         console=console,
         transient=True,

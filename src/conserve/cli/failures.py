@@ -8,13 +8,20 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
+from conserve.batch.printable import printable
+
 notes = Console(stderr=True, highlight=False)
 
 
 def fail(message: str) -> typer.Exit:
     """Say what failed; to be raised, for exit status 1."""
-    notes.print(f"error: {message}", markup=False, soft_wrap=True)
+    note(f"error: {message}")
     return typer.Exit(1)
+
+
+def note(message: str) -> None:
+    """One line on stderr, also where it holds other people's words."""
+    notes.print(printable(message), markup=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from conserve.batch.lifecycle import TERMINAL
+from conserve.batch.printable import printable
 from conserve.cli.batch_view import counts, progress_bar, progress_note
-from conserve.cli.failures import fail, notes
+from conserve.cli.failures import fail, note, notes
 from conserve.cli.remote import AwayError, Server
 
 LOOK_TIMEOUT_S = 30.0
@@ -40,7 +41,7 @@ class Looks:
             self._bear(error)
             return None
         if self._away:
-            notes.print("the server is back")
+            note("the server is back")
         self._heard_s, self._away = time.monotonic(), False
         return batch
 
@@ -50,7 +51,7 @@ class Looks:
         if time.monotonic() - self._heard_s >= self.patience_s:
             raise fail(f"{error}; gave up after {self.patience_s:g} s") from None
         if not self._away:
-            notes.print(f"{error}; waiting for the server", markup=False, soft_wrap=True)
+            note(f"{error}; waiting for the server")
         self._away = True
 
 
@@ -65,7 +66,7 @@ def follow(looks: Looks, every_s: float) -> Any:
                 done, failed, total = counts(batch)
                 progress.update(
                     task,
-                    description=batch["status"],
+                    description=printable(batch["status"]),
                     completed=done + failed,
                     total=total or None,
                     note=progress_note(batch),

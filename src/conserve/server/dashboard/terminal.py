@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from conserve.batch.printable import printable
 from conserve.server.dashboard.messages import (
     Batches,
     Event,
@@ -97,7 +98,7 @@ def screen(view: View) -> RenderableType:
 
 
 def _head(facts: Facts, server: Server) -> Text:
-    text = Text.assemble(("ConServe ", "bold"), (facts.model, ""), "  ")
+    text = Text.assemble(("ConServe ", "bold"), plain(facts.model), "  ")
     text.append(server.text, "green" if server.state in ("serving", "idle", "ready") else "red")
     text.append(f"  up {duration(server.uptime_s)}", "dim")
     return text
@@ -160,7 +161,7 @@ def _bar(value: float, most: float) -> str:
 
 def _batches(batches: Batches) -> RenderableType:
     if batches.error:
-        return Text(batches.error, "red")
+        return Text(printable(batches.error), "red")
     live = [batch for batch in batches.data if not batch.is_ended]
     ended = [batch for batch in batches.data if batch.is_ended]
     table = Table("batch", "name", "status", "progress", "due", "expected end", box=None)
@@ -189,7 +190,7 @@ def _events(events: Sequence[Event]) -> Text:
 
 def plain(text: str) -> Text:
     """Other people's text, without the characters that would steer a terminal."""
-    return Text("".join(letter if letter.isprintable() else "?" for letter in text))
+    return Text(printable(text))
 
 
 def _until(moment: float | None, state: str) -> str:
