@@ -155,6 +155,46 @@ async def test_a_batch_runs_through_the_apps_own_checks(keys: list[str]) -> None
     assert server.engine.shutdowns == []
 
 
+GATEWAY = {"x-gateway": "secret"}
+
+
+def wants_a_header(server: Server) -> None:
+    """As a middleware of the user's may; it stands before everything else."""
+
+    async def gateway(request: Request, call_next: Callable[[Request], Any]) -> Any:
+        if request.headers.get("x-gateway") != "secret":
+            return JSONResponse({"error": "not through the gateway"}, status_code=403)
+        return await call_next(request)
+
+    server.app.middleware("http")(gateway)
+
+
+async def test_lines_carry_what_the_users_middleware_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSERVE_BATCH_REQUEST_HEADERS", json.dumps(GATEWAY))
+    server = Server(KEYS)
+    server.open.set()
+    wants_a_header(server)
+    async with started(server.app), server.client(KEYS[0]) as client:
+        client.headers.update(GATEWAY)
+        batch = await until(client, await submit(client, 3), "completed")
+    assert batch["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+
+
+async def test_a_middleware_that_refuses_lines_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server([])
+    wants_a_header(server)
+    told = "GET /v1/models answers 403. Where a --middleware wants a header"
+    async with started(server.app), server.client() as client:
+        client.headers.update(GATEWAY)
+        await eventually(lambda: any(told in record.getMessage() for record in caplog.records))
+        upload: Any = {"files": {"file": ("in.jsonl", "{}")}, "data": {"purpose": "batch"}}
+        file_id = (await client.post("/v1/files", **upload)).json()["id"]
+        asked = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        refused = await client.post("/v1/batches", json=asked)
+        assert refused.status_code == 503
+        assert told in refused.json()["error"]["message"]
+
+
 async def test_a_key_sees_its_own_batches_only() -> None:
     server = Server(KEYS)
     server.open.set()

@@ -401,7 +401,13 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("MAX_IN_FLIGHT", "0"), ("DATABASE_URL", "nonsense"), ("FILES_URL", "nowhere://x")],
+        [
+            ("MAX_IN_FLIGHT", "0"),
+            ("DATABASE_URL", "nonsense"),
+            ("FILES_URL", "nowhere://x"),
+            ("REQUEST_HEADERS", "X-Gateway: y"),
+            ("REQUEST_HEADERS", '["X-Gateway"]'),
+        ],
     )
     def test_a_batch_setting_that_cannot_work(self, name: str, value: str) -> None:
         os.environ[f"CONSERVE_BATCH_{name}"] = value

@@ -31,7 +31,8 @@ class Executor(Protocol):
         ...
 
     async def models(self) -> Mapping[str, ModelLimits] | None:
-        """Models served; None when the app does not tell. May raise as `run` does."""
+        """Models served; None when the app does not tell. May raise as `run` does, and
+        UnknownModelsError."""
         ...
 
     def serves(self, endpoint: str) -> bool:
@@ -41,6 +42,10 @@ class Executor(Protocol):
     def room(self) -> int | None:
         """How many more offline requests the engine wants now; None leaves it to the window."""
         ...
+
+
+class UnknownModelsError(Exception):
+    """The app does not list its models; the message says how it answers."""
 
 
 class _Card(msgspec.Struct):
@@ -84,7 +89,8 @@ class HttpExecutor:
         response = await self._client.get("/v1/models", headers=self._auth)
         if response.status_code == 404:
             return None
-        response.raise_for_status()
+        if response.is_error:
+            raise UnknownModelsError(f"GET /v1/models answers {response.status_code}")
         cards = msgspec.json.decode(response.content, type=_Cards).data
         return {card.id: ModelLimits(card.max_model_len) for card in cards}
 
@@ -102,13 +108,18 @@ def asgi_executor(
     app: AsgiApp,
     *,
     api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     room: Callable[[], int | None] = lambda: None,
 ) -> HttpExecutor:
     """Executor over an app in this process: no socket, no copy, and to the app a cancelled line is
-    a client that hangs up. `api_key` is one the app itself accepts."""
+    a client that hangs up. `api_key` is one the app itself accepts; every request carries
+    `headers`."""
     transport = httpx.ASGITransport(app=hanging_up(app), raise_app_exceptions=False)
     client = httpx.AsyncClient(
-        transport=transport, base_url="http://in-process", timeout=httpx.Timeout(None)
+        transport=transport,
+        base_url="http://in-process",
+        timeout=httpx.Timeout(None),
+        headers=headers,
     )
     paths = {getattr(route, "path", None) for route in getattr(app, "routes", ())}
     endpoints = frozenset(path for path in ENDPOINTS if path in paths) if paths else None

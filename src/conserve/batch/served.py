@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Mapping
 
 from conserve.batch.errors import StoreUnavailableError
-from conserve.batch.executor import Executor
+from conserve.batch.executor import Executor, UnknownModelsError
 from conserve.batch.rules import ModelLimits
 
 logger = logging.getLogger(__name__)
 
 FRESH_S = 10.0
+MIDDLEWARE = (
+    "Where a --middleware wants a header, name it in CONSERVE_BATCH_REQUEST_HEADERS, as in "
+    """'{"X-Gateway": "..."}'."""
+)
 
 
 class Served:
@@ -33,7 +37,9 @@ class Served:
         try:
             self._models = await self._executor.models()
         except Exception as error:
-            raise StoreUnavailableError("The server does not say which models it has.") from error
+            reason = f": {error}. {MIDDLEWARE}" if isinstance(error, UnknownModelsError) else "."
+            message = f"The server does not say which models it has{reason}"
+            raise StoreUnavailableError(message) from error
         self._asked_s = self._clock()
         return self._models
 

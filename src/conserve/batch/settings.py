@@ -95,6 +95,12 @@ class BatchSettings(BaseSettings):
         description="Feed lines with a shared beginning together, for the engine's prefix cache; "
         "off feeds them in the order of the file.",
     )
+    request_headers: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,  # they may hold a secret
+        description="Headers that lines, and the service's own questions to the app, carry, as a "
+        "JSON object: what a middleware of the server's wants of each request.",
+    )
     max_lines: int = Field(
         default=MAX_LINES, ge=1, le=MAX_INTEGER, description="Requests in one input file."
     )

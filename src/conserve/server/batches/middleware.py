@@ -47,7 +47,9 @@ async def _batches(app: FastAPI) -> AsyncIterator[None]:
     args, engine = app.state.args, app.state.engine_client
     settings = fitting_settings(args, engine.vllm_config)
     keys = api_keys(args)
-    in_process = asgi_executor(app, api_key=keys[0] if keys else None)
+    in_process = asgi_executor(
+        app, api_key=keys[0] if keys else None, headers=settings.request_headers
+    )
     executor = EngineExecutor(in_process, engine)
     try:
         async with batch_service(settings, app, executor) as service:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from conserve.batch.errors import BatchSettingsError
 from conserve.batch.settings import BatchSettings
@@ -34,6 +35,11 @@ def settle_data_dir(flag: str | None, model: str) -> Path:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper()
         raise BadInputError(f"{name}: {first['msg']}, not {first['input']!r}.") from error
+    except SettingsError as error:  # the one setting that is no plain word
+        example = """'{"X-Gateway": "..."}'"""
+        raise BadInputError(
+            f"{PREFIX}REQUEST_HEADERS: must be a JSON object, such as {example}."
+        ) from error
     except BatchSettingsError as error:
         name, _, reason = str(error).partition(" ")
         raise BadInputError(f"{PREFIX}{name.upper()} {reason}.") from error
