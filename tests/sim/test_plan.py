@@ -148,6 +148,7 @@ def test_bad_plans_name_the_field(file: Path, old: str, new: str, message: str) 
     [
         (["--trace", "x=y"], "unknown trace 'x'"),
         (["--tbt-ms", "fast"], "is no list of numbers"),
+        (["--plot", "/dev/null/x.png"], "/dev/null/x.png: Not a directory"),
     ],
 )
 def test_bad_options_are_one_clear_line(file: Path, words: list[str], message: str) -> None:

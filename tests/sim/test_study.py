@@ -118,10 +118,10 @@ def test_the_commands_run_store_and_validate(file: Path, tmp_path: Path) -> None
     records = read_records(out / "records" / "all" / "conserve.seed-1.jsonl.gz")
     assert any(not record.online for record in records)
     assert (out / "all.conserve.seed-1.trace.json").stat().st_size > 1000
-    result = CliRunner().invoke(
-        app, ["sim", "validate", str(out), "--profile", "h100/llama-3.1-8b"]
-    )
+    command = ["sim", "validate", str(out), "--profile", "h100/llama-3.1-8b"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "table.md")])
     assert result.exit_code == 0, result.output
+    assert (tmp_path / "table.md").read_text() == result.stdout
     assert "TTFT p99 ms" in result.output
     assert "| all | conserve | " in result.output
     assert "10 of 10 figures are within 15%" in result.output
@@ -135,6 +135,7 @@ def test_the_commands_run_store_and_validate(file: Path, tmp_path: Path) -> None
         (["run", "FILE", "--seeds", "one"], "is no list of integers"),
         (["run", "FILE", "--profile", "h100"], "give GPU/MODEL"),
         (["run", "FILE", "--chrome-trace"], "give the folder with --out"),
+        (["run", "FILE", "--out", "/dev/null/x"], "/dev/null/x: Not a directory"),
         (["validate", ".", "--seeds", "x", "--profile", "h100/llama-3.1-8b"], "conserve bench run"),
         (["validate", ".", "--profile", "h100/llama-3.1-8b"], "conserve bench run"),
     ],

@@ -26,10 +26,18 @@ def note(message: str) -> None:
 
 @contextmanager
 def clear_errors(command: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Bad input, which raises one of `kinds`, as one message on stderr and status 2, without a
-    traceback."""
+    """Bad input, which raises one of `kinds`, and files that cannot be read or made, as one
+    message on stderr and status 2, without a traceback."""
     try:
         yield
     except kinds as error:
-        typer.echo(f"conserve {command}: {error}", err=True)
-        raise typer.Exit(2) from error
+        raise _told(command, str(error)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise _told(command, f"{error.filename}: {error.strerror}") from error
+
+
+def _told(command: str, message: str) -> typer.Exit:
+    typer.echo(f"conserve {command}: {message}", err=True)
+    return typer.Exit(2)

@@ -15,7 +15,7 @@ from conserve.bench.selection import narrowed, scenario_file, trace_paths
 from conserve.bench.store import Description, ResultFolder, RunKey
 from conserve.cli import command_line
 from conserve.cli.failures import clear_errors
-from conserve.cli.output import Output
+from conserve.cli.output import Output, written
 from conserve.metrics import write_records
 from conserve.sim.arms import ARMS
 from conserve.sim.profiles import Profile, known_names, load_profile
@@ -101,7 +101,8 @@ def validate(
         machine = load_profile(profile)
         text = markdown(compare(scenario, runs, machine, traces, async_scheduling=async_scheduling))
         if out:
-            out.write_text(text, encoding="utf-8")
+            with written(out) as target:
+                target.write(text.encode())
         typer.echo(text, nl=False)
 
 
