@@ -113,7 +113,8 @@ class TimedEngine(Engine):
     def _watch(self) -> None:
         self._counts = dict[str, float]()
         driver = self.scheduler.driver
-        driver.planner = watched(driver.planner, self.seen.decisions)
+        (queue,) = self.scheduler.retention.queues
+        driver.planner = watched(driver.planner, self.seen, queue.order)
         connector = self.scheduler.connector
         self._hand_over = connector.get_kv_connector_stats
         connector.get_kv_connector_stats = self._keep_counts
@@ -157,6 +158,9 @@ class TimedEngine(Engine):
         for client in self.scheduler.update_from_output(output, result).values():
             for one in client.outputs:
                 self.outputs[one.request_id].extend(one.new_token_ids)
+                if one.prefill_stats is not None:
+                    cached = one.prefill_stats.num_cached_tokens
+                    self.seen.cached_tokens.setdefault(one.request_id, cached)
                 times = self.seen.token_times_s.setdefault(one.request_id, [])
                 times += [end_s] * len(one.new_token_ids)
         if grants:
@@ -210,6 +214,16 @@ class TimedEngine(Engine):
 
 
 def prompt_of(ask: Ask) -> list[int]:
-    """Its own text: no two requests share a prefix."""
-    chance = Random(ask.name)
-    return [chance.randrange(1, VOCABULARY) for _ in range(ask.num_prompt_tokens)]
+    """What was said before, or the texts that it begins with, and its own: else no two requests
+    share a prefix."""
+    if ask.after:
+        before = prompt_of(ask.after)
+        begin = before + expected_output(before, ask.after.num_output_tokens)
+    else:
+        begin = [token for name, count in ask.prefix for token in _words(name, count)]
+    return begin + _words(ask.name, ask.num_prompt_tokens - len(begin))
+
+
+def _words(name: str, count: int) -> list[int]:
+    chance = Random(name)
+    return [chance.randrange(1, VOCABULARY) for _ in range(count)]

@@ -9,6 +9,7 @@ from conserve.sim.engine import Engine
 from conserve.sim.request import SimRequest
 from conserve.sim.schedulers import ConserveScheduler
 from conserve.sim.step import Step
+from conserve.sim.text import Text
 from tests.contract.situation import (
     BLOCK_SIZE,
     COST,
@@ -27,7 +28,6 @@ from tests.contract.situation import (
 def play(world: World, asks: Sequence[Ask]) -> Seen:
     seen = Seen({ask.name: ask for ask in asks})
     scheduler = ConserveScheduler(COST, world.targets, world.policy)
-    scheduler.planner = watched(scheduler.planner, seen.decisions)
     machine = Machine(
         num_blocks=world.num_blocks,
         block_size=BLOCK_SIZE,
@@ -46,6 +46,7 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
     engine = Engine(
         machine, COST, scheduler, async_scheduling=world.async_scheduling, on_step=on_step
     )
+    scheduler.planner = watched(scheduler.planner, seen, engine.places.pool.order)
     requests = [
         SimRequest.arriving(
             ask.name,
@@ -53,6 +54,7 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
             arrival_s=ask.arrival_s,
             num_prompt_tokens=ask.num_prompt_tokens,
             num_output_tokens=ask.num_output_tokens,
+            text=Text(ask.session or ask.name, ask.prefix, shared=bool(ask.session)),
         )
         for ask in in_order(asks)
     ]
@@ -60,6 +62,7 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
         engine.submit(request)
     engine.run()
     seen.token_times_s = {r.request_id: r.token_times_s for r in requests}
+    seen.cached_tokens = {r.request_id: r.num_cached_tokens or 0 for r in requests}
     seen.num_free_blocks = engine.places.pool.num_free_blocks
     counters = engine.counters
     seen.computed_tokens = counters.computed_tokens - counters.dropped_tokens

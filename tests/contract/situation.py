@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from conserve.core.free_order import FreeOrder
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Plan
 from conserve.core.policy import Planner
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
+
+Prefix = tuple[tuple[str, int], ...]
 
 BLOCK_SIZE = 4
 NUM_LAYERS = 8
@@ -30,6 +33,12 @@ class Ask:
     arrival_s: float
     num_prompt_tokens: int
     num_output_tokens: int
+    after: Ask | None = None
+    """The turn of a conversation whose prompt and answer its own prompt begins with."""
+    prefix: Prefix = ()
+    """(name, tokens) of the texts that its prompt begins with; equal names are equal texts."""
+    session: str = ""
+    """Of the turns of one conversation."""
 
 
 def online(name: str, arrival_s: float, prompt: int, output: int = 1) -> Ask:
@@ -96,6 +105,11 @@ class Seen:
     """As the engine counts them itself, in steps that ran to their end."""
     recomputed_tokens: int = -1
     dropped_tokens: int = -1
+    histories: list[list[bool]] = field(default_factory=list)
+    """At each decision, of every free block in the order in which they are handed out, whether it
+    is online history."""
+    cached_tokens: dict[str, int] = field(default_factory=dict)
+    """What each request found in the prefix cache when it first ran."""
 
     @property
     def displaced(self) -> list[str]:
@@ -112,13 +126,14 @@ class Seen:
 Play = Callable[[World, Sequence[Ask]], Seen]
 
 
-def watched(planner: Planner, decisions: list[Decision]) -> Planner:
-    """The planner; what it is asked and answers is kept."""
+def watched(planner: Planner, seen: Seen, order: FreeOrder) -> Planner:
+    """The planner; what it is asked and answers is kept, and in which order blocks are free."""
 
     def plan(snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
         before = copy_of(snapshot)
         planned = planner(snapshot, model, settings)
-        decisions.append(Decision(before, model, planned))
+        seen.decisions.append(Decision(before, model, planned))
+        seen.histories.append([order.is_online(block) for block in order])
         return planned
 
     return plan
@@ -151,6 +166,44 @@ def mixture(seed: int, *, num_offline: int = 30, num_online: int = 12) -> list[A
         now_s += chance.expovariate(5.0)
         asks.append(online(f"on{i:02}", now_s, chance.randrange(3, 60), chance.randrange(1, 9)))
     return asks
+
+
+SYSTEM = (("system", 18),)
+DOCUMENTS = ((("page", 13), ("one", 30)), (("page", 13), ("two", 22)))
+
+
+def talk(
+    name: str, arrival_s: float, chance: Random, num_turns: int, prefix: Prefix = ()
+) -> list[Ask]:
+    """A conversation whose turns come without waiting for answers."""
+    turns: list[Ask] = []
+    for i in range(num_turns):
+        before = turns[-1] if turns else None
+        said = before.num_prompt_tokens + before.num_output_tokens if before else _length(prefix)
+        prompt, output = said + chance.randrange(3, 25), chance.randrange(1, 9)
+        turns.append(Ask(f"{name}.{i}", True, arrival_s, prompt, output, before, prefix, name))
+        arrival_s += chance.uniform(0.1, 0.9)
+    return turns
+
+
+def sessions(seed: int) -> list[Ask]:
+    """Conversations, some under one system prompt, beside documents of which some begin alike."""
+    chance = Random(f"sessions {seed}")
+    asks: list[Ask] = []
+    for i in range(5):
+        prefix = SYSTEM if i % 2 else ()
+        asks += talk(f"talk{i}", chance.uniform(0, 1.5), chance, chance.randrange(2, 5), prefix)
+    for i in range(24):
+        document = DOCUMENTS[i % 2] if chance.random() < 0.5 else ()
+        prompt = _length(document) + chance.randrange(4, 60)
+        output = chance.randrange(1, 10)
+        name = f"off{i:02}"
+        asks.append(Ask(name, False, i * 1e-3, prompt, output, prefix=document))
+    return asks
+
+
+def _length(prefix: Prefix) -> int:
+    return sum(num_tokens for _, num_tokens in prefix)
 
 
 def in_order(asks: Iterable[Ask]) -> list[Ask]:

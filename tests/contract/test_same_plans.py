@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot
 from tests.contract import real as engine
 from tests.contract import simulated as simulator
 from tests.contract.clauses import AMPLE, SCARCE, SLACK
-from tests.contract.situation import Decision, Seen, World, mixture
+from tests.contract.situation import Ask, Decision, Seen, World, mixture, sessions
 
 pytestmark = pytest.mark.engine
 
@@ -28,6 +30,14 @@ WORLDS = {
     "slack": replace(SCARCE, targets=SLACK),
     "slack-async": replace(SCARCE, targets=SLACK, async_scheduling=True),
 }
+MEMORIES = {
+    "scarce": replace(SCARCE, num_blocks=60),
+    "narrow": NARROW,
+    "ample": replace(AMPLE, num_blocks=300),
+    "scarce-async": replace(SCARCE, num_blocks=60, async_scheduling=True),
+    "slack": replace(SCARCE, num_blocks=60, targets=SLACK),
+    "copies": replace(SCARCE, num_blocks=60, link_tokens_per_s=1e5),
+}
 RATES = {"crawling": 300.0, "slow": 3e3, "fast": 1e5}
 """Tokens a second; computing does 1,000."""
 
@@ -35,7 +45,7 @@ RATES = {"crawling": 300.0, "slow": 3e3, "fast": 1e5}
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 @pytest.mark.parametrize("seed", range(4))
 def test_both_see_decide_and_do_the_same(tmp_path: Path, world: World, seed: int) -> None:
-    simulated, real = _play_both(tmp_path, world, seed)
+    simulated, real = _play_both(tmp_path, world, mixture(seed))
     assert any(step.stopped for step in real.steps), "else this shows less than it says"
     assert len(simulated.decisions) == len(real.decisions)
 
@@ -47,14 +57,28 @@ def test_both_copy_and_restore_the_same(
     tmp_path: Path, rate: float, async_scheduling: bool, seed: int
 ) -> None:
     world = replace(SCARCE, link_tokens_per_s=rate, async_scheduling=async_scheduling)
-    simulated, _ = _play_both(tmp_path, world, seed)
+    simulated, _ = _play_both(tmp_path, world, mixture(seed))
     plans = [decision.plan for decision in simulated.decisions]
     assert any(plan.checkpoint for plan in plans)
     assert any(plan.restore for plan in plans) == (rate > 1e3)
 
 
-def _play_both(folder: Path, world: World, seed: int) -> tuple[Seen, Seen]:
-    asks = mixture(seed)
+@pytest.mark.parametrize("class_aware", [True, False], ids=["by-class", "by-age"])
+@pytest.mark.parametrize("world", MEMORIES.values(), ids=MEMORIES)
+@pytest.mark.parametrize("seed", range(4))
+def test_both_find_and_forget_the_same(
+    tmp_path: Path, world: World, seed: int, class_aware: bool
+) -> None:
+    world = replace(world, policy=PolicySettings(class_aware=class_aware))
+    asks = sessions(seed)
+    simulated, real = _play_both(tmp_path, world, asks)
+    assert simulated.histories == real.histories
+    assert simulated.cached_tokens == real.cached_tokens
+    assert any(simulated.cached_tokens[ask.name] for ask in asks if ask.after)
+    assert any(simulated.cached_tokens[ask.name] for ask in asks if not ask.online)
+
+
+def _play_both(folder: Path, world: World, asks: Sequence[Ask]) -> tuple[Seen, Seen]:
     simulated, real = simulator.play(world, asks), engine.play(folder, world, asks)
     _compare_decisions(simulated, real)
     assert len(simulated.steps) == len(real.steps)

@@ -90,7 +90,7 @@ class CheckedScheduler(ConserveScheduler):
 def audit(at: Places) -> None:
     """Blocks have one owner each, and every request is in the one place its phase says."""
     pool, size = at.pool, at.machine.block_size
-    assert sum(pool.holdings.values()) + pool.num_free_blocks == pool.num_blocks
+    assert pool.num_held_blocks + pool.num_free_blocks == pool.num_blocks
     assert len(at.running) <= at.machine.max_running
     holders = {r.request_id for r in (*at.running, *at.restoring, *at.holding)}
     assert set(pool.holdings) <= holders

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from bisect import insort_right
 from collections import deque
-from collections.abc import Iterable
-from itertools import takewhile
+from collections.abc import Container, Iterable
+from itertools import islice, takewhile
 
 from conserve.core.blocks import blocks_for
-from conserve.core.free_order import ONLINE
 from conserve.core.latency import LatencyModel
 from conserve.sim.cost import Machine
 from conserve.sim.counters import Counters
 from conserve.sim.link import HostLink
-from conserve.sim.memory import RETURNS, BlockPool
+from conserve.sim.memory import BlockPool
 from conserve.sim.request import Phase, SimRequest
+
+QUEUE_HEAD = 32
+"""Waiting offline requests that are looked at: as many as the engine looks at."""
 
 
 class Places:
@@ -25,7 +27,7 @@ class Places:
     ) -> None:
         self.machine = machine
         self.pool = BlockPool(
-            machine.num_blocks, prefix_caching=prefix_caching, class_aware=class_aware
+            machine.num_blocks, machine.block_size, caching=prefix_caching, class_aware=class_aware
         )
         self.link = HostLink(machine)
         self.live: dict[str, SimRequest] = {}
@@ -41,6 +43,8 @@ class Places:
         self.counters = Counters()
         self._mixed = False
         """Whether an online request may stand behind an offline one in `running`."""
+        self._telling: list[SimRequest] = []
+        """Those with KV in their blocks and texts that others may begin with."""
 
     @property
     def num_free_slots(self) -> int:
@@ -62,15 +66,35 @@ class Places:
         self.num_online += request.online
 
     def note_found(self, waiting: Iterable[SimRequest]) -> None:
-        """What waiting requests need not compute: what they hold, or KV still in freed blocks
-        (which the engine looks for only as far as one step's tokens reach)."""
-        size, most = self.machine.block_size, self.machine.max_step_tokens
+        """What waiting requests need not compute: what they hold, or KV still in blocks (which the
+        engine looks for only as far as one step's tokens reach)."""
+        most = self.machine.max_step_tokens
         for request in waiting:
             if not request.num_blocks:
-                found = self.pool.remembered_of(request.request_id) if most > 0 else 0
-                longest = (request.num_tokens - 1) // size
-                request.num_computed_tokens = min(found, longest) * size if found else 0
+                found = 0
+                if most > 0 and (request.num_lost_tokens or request.text.shared):
+                    found = self._num_found(request)
+                request.num_computed_tokens = found * self.machine.block_size
             most -= request.num_tokens - request.num_computed_tokens
+
+    def _num_found(self, request: SimRequest) -> int:
+        """Leading blocks whose KV a waiting request finds: that of others, or what is left of its
+        own. One token is computed in any case."""
+        if not request.text.shared and not request.num_lost_tokens:
+            return 0
+        self._tell()
+        return self.pool.find(request.text, self._most_found(request))
+
+    def _most_found(self, request: SimRequest) -> int:
+        return (request.num_tokens - 1) // self.machine.block_size
+
+    def _tell(self) -> None:
+        """What is computed of texts that others may begin with can be found, from the moment on at
+        which its step is scheduled, as far as its tokens are known."""
+        for request in self._telling:
+            known = request.num_prompt_tokens + len(request.token_times_s)
+            known = min(request.num_computed_tokens, known)
+            self.pool.name(request.request_id, request.text, known // self.machine.block_size)
 
     def put_online_first(self) -> None:
         """Blocks are granted in the order of `running`; offline requests come last."""
@@ -83,7 +107,15 @@ class Places:
     def has_room(self, request: SimRequest) -> bool:
         """Whether a slot is free, and blocks for all known tokens of a waiting request."""
         need = blocks_for(request.num_tokens, self.machine.block_size) - request.num_blocks
+        need -= self.num_in_use(request)
         return self.num_free_slots > 0 and need <= self.pool.num_free_blocks
+
+    def num_in_use(self, request: SimRequest) -> int:
+        """Blocks that a waiting request finds and others hold: they cost no free one."""
+        if not request.text.shared or request.num_blocks:
+            return 0
+        self._tell()
+        return self.pool.num_in_use(request.text, self._most_found(request))
 
     def leave_queue(self, request: SimRequest) -> int:
         """Returns how many leading tokens it need not compute, as its blocks hold them."""
@@ -95,11 +127,16 @@ class Places:
             queue.popleft()
         else:
             queue.remove(request)
-        size = self.machine.block_size
-        found = self.pool.reclaim(request.request_id, (request.num_tokens - 1) // size)
-        request.num_blocks = found
-        self.counters.reclaimed_tokens += found * size
-        return found * size
+        found = 0
+        if self._num_found(request):
+            most = self._most_found(request)
+            found = self.pool.claim(request.request_id, request.text, most)
+        found_tokens = found * self.machine.block_size
+        request.num_blocks, request.num_found_tokens = found, found_tokens
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = found_tokens
+        self.counters.reclaimed_tokens += min(found_tokens, request.num_lost_tokens)
+        return found_tokens
 
     def hold(self, request: SimRequest, end: int) -> None:
         """Blocks up to token `end`, from the free ones."""
@@ -112,6 +149,8 @@ class Places:
         request.move(Phase.RUNNING)
         request.num_checkpointed_tokens = request.num_landed_tokens
         self.running.append(request)
+        if request.text.shared and request not in self._telling:
+            self._telling.append(request)
         self._mixed |= request.online
 
     # There and back
@@ -134,6 +173,8 @@ class Places:
         self.restoring.remove(request)
         request.move(Phase.WAITING)
         insort_right(self.holding, request, key=lambda r: r.arrival_s)
+        if request.text.shared:
+            self._telling.append(request)
 
     def evict(self, request: SimRequest, model: LatencyModel | None) -> None:
         """Free a running request's blocks; it waits again, where its arrival places it."""
@@ -148,26 +189,65 @@ class Places:
         self.holding.remove(request)
         self._wait_without_blocks(request)
 
+    def nothing_came(self, names: Container[str]) -> None:
+        """Of a stopped step with those requests in it: what it was to compute is found no more, and
+        who was admitted on it waits again."""
+        size, gone = self.machine.block_size, set[int]()
+        stopped = [r for r in self._telling if r.request_id in names]
+        for request in stopped:
+            gone.update(self.pool.unname(request.request_id, request.num_computed_tokens // size))
+        for request in stopped if gone else ():
+            full = request.num_computed_tokens // size
+            if self.pool.holds_any(request.request_id, full, gone):
+                self._wait_anew(request)
+
+    def _wait_anew(self, request: SimRequest) -> None:
+        self.running.remove(request)
+        request.move(Phase.WAITING)
+        request.num_computed_tokens = 0
+        self._wait_without_blocks(request)
+
     def _wait_without_blocks(self, request: SimRequest) -> None:
+        computed = request.num_computed_tokens
+        if computed > request.num_found_tokens:
+            # Else no step of its own ran to its end since, and nothing that it did is lost.
+            request.num_lost_tokens = max(request.num_lost_tokens, computed)
+        self._free(request, waits=True)
+        request.num_blocks = request.num_computed_tokens = 0
         queue = self._queue_of(request)
         earlier = (r.arrival_s <= request.arrival_s for r in queue)
         queue.insert(sum(takewhile(bool, earlier)), request)
-        computed = request.num_computed_tokens
-        request.num_lost_tokens = max(request.num_lost_tokens, computed)
-        whole, rank = computed // self.machine.block_size, ONLINE if request.online else RETURNS
-        self.pool.free(request.request_id, num_remembered=whole, rank=rank)
-        request.num_blocks = request.num_computed_tokens = 0
+
+    def _free(self, request: SimRequest, *, waits: bool) -> None:
+        """Its blocks go; it will wait for others or has ended."""
+        if request in self._telling:
+            self._telling.remove(request)
+        full = request.num_computed_tokens // self.machine.block_size
+        text = request.text if waits or request.text.shared else None
+        reaches = None if request.online else self._reaches(request, waits=waits)
+        self.pool.free(request.request_id, full, text, reaches)
+
+    def _reaches(self, request: SimRequest, *, waits: bool) -> list[int]:
+        """How many of its leading blocks the head of the offline queue begins with, each; and it
+        itself, if it will wait."""
+        size = self.machine.block_size
+        full = request.num_tokens // size
+        own = [full] if waits else []
+        if not request.text.shared:
+            return own
+        head = islice(self.waiting_offline, QUEUE_HEAD)
+        reaches = (
+            request.text.num_common(r.text, min(full, r.num_tokens // size), size) for r in head
+        )
+        return own + [reach for reach in reaches if reach]
 
     def finish(self, request: SimRequest) -> None:
         if request.phase is Phase.RUNNING:
             self.running.remove(request)
-            whole = request.num_computed_tokens // self.machine.block_size
-            rank = ONLINE if request.online else 0
-            self.pool.free(request.request_id, num_remembered=whole, rank=rank)
+            self._free(request, waits=False)
         else:
             # It was displaced while its last token was in flight.
             self._queue_of(request).remove(request)
-            self.pool.reclaim(request.request_id, 0)
         self.link.finished(request)
         request.num_blocks = 0
         request.move(Phase.FINISHED)

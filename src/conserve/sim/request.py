@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from conserve.core.snapshot import RequestView
 from conserve.metrics import CUT_OFF, RequestRecord
+from conserve.sim.text import Text
 from conserve.workload import RequestPlan
 
 
@@ -49,6 +50,11 @@ class SimRequest(RequestView):
     policy sees, is the same while it runs; while it waits, those under way count as well."""
     most_tokens: int = 0
     """Tokens whose KV it holds when its last token is sampled."""
+    text: Text = field(default_factory=lambda: Text(""))
+    num_cached_tokens: int | None = None
+    """Those that it found in the prefix cache when it first ran."""
+    num_found_tokens: int = 0
+    """The same of when it last left the queue."""
 
     # Each is itself: queues are searched by identity.
     __eq__ = object.__eq__
@@ -64,6 +70,7 @@ class SimRequest(RequestView):
         num_prompt_tokens: int,
         num_output_tokens: int,
         deadline_s: float | None = None,
+        text: Text | None = None,
     ) -> SimRequest:
         if num_prompt_tokens < 1 or num_output_tokens < 1:
             raise ValueError(f"{request_id}: a request needs a prompt token and an output token")
@@ -76,6 +83,7 @@ class SimRequest(RequestView):
             num_prompt_tokens=num_prompt_tokens,
             num_output_tokens=num_output_tokens,
             most_tokens=num_prompt_tokens + num_output_tokens - 1,
+            text=text or Text(request_id),
         )
 
     @classmethod
@@ -87,6 +95,7 @@ class SimRequest(RequestView):
             arrival_s=arrival_s,
             num_prompt_tokens=plan.num_prompt_tokens,
             num_output_tokens=plan.num_output_tokens,
+            text=Text.of(plan),
         )
 
     def move(self, phase: Phase) -> None:
@@ -103,5 +112,6 @@ class SimRequest(RequestView):
             token_times_s=self.token_times_s,
             num_prompt_tokens=self.num_prompt_tokens,
             num_output_tokens=len(self.token_times_s),
+            num_cached_tokens=self.num_cached_tokens,
             error=None if self.phase is Phase.FINISHED else CUT_OFF,
         )

@@ -14,12 +14,9 @@ from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
 from conserve.core.stopping import Arrivals, RunningStep, should_stop
-from conserve.sim.places import Places
+from conserve.sim.places import QUEUE_HEAD, Places
 from conserve.sim.request import SimRequest
 from conserve.sim.step import Step
-
-QUEUE_HEAD = 32
-"""Waiting offline requests that the policy is shown."""
 
 
 class Scheduler(Protocol):
@@ -182,12 +179,13 @@ class StockScheduler:
         slots, free = places.num_free_slots, places.pool.num_free_blocks
         size = places.machine.block_size
         for request in self._queue(places, slots):
-            need = blocks_for(request.num_tokens, size)
-            if not left or not slots or need > free:
+            places.note_found([request])
+            in_use = places.num_in_use(request)
+            if not left or not slots or blocks_for(request.num_tokens, size) - in_use > free:
                 break
-            granted = tokens.grant(request, min(request.num_tokens, left))
+            granted = tokens.grant(request, left)
             slots, left = slots - 1, left - granted
-            free -= blocks_for(granted, size)
+            free -= blocks_for(request.num_computed_tokens + granted, size) - in_use
         return tokens.plan(places)
 
     def held_back(self, places: Places, now_s: float) -> None:

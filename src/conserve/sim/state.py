@@ -221,6 +221,7 @@ class EngineState:
             self._undo(step, request, produces=request in producers)
             request.num_stops += 1
             self._stopped.add(request_id)
+        self.places.nothing_came(step.grants)
         self.counters.num_stopped_steps += 1
         self.counters.computed_tokens += step.shape.num_tokens
         self.counters.dropped_tokens += step.shape.num_tokens
