@@ -317,7 +317,7 @@ def changed_v2(execute: str, sample: str) -> str:
 
 
 def changed_tracing(text: str) -> str:
-    """Spans need: one instrument_manual(attributes=...), the output's headers, the client's id."""
+    """Spans need: one instrument_manual(attributes=...), and the output's headers."""
     tree = ast.parse(text)
     spans = [
         [keyword.arg for keyword in node.keywords]
@@ -326,10 +326,17 @@ def changed_tracing(text: str) -> str:
     ]
     if len(spans) != 1 or "attributes" not in spans[0]:
         return "OutputProcessor.do_tracing makes no single instrument_manual(attributes=...)"
-    words = ast.unparse(tree)
-    for needed in ("engine_core_output.trace_headers", "req_state.external_req_id"):
-        if needed not in words:
-            return f"OutputProcessor.do_tracing reads no {needed}"
+    if "engine_core_output.trace_headers" not in ast.unparse(tree):
+        return "OutputProcessor.do_tracing reads no engine_core_output.trace_headers"
+    return ""
+
+
+def changed_adding(text: str) -> str:
+    """A line's name is put on its request as that is registered, before it is sent."""
+    tree = ast.parse(text)
+    registered, sent = calls(tree, "add_request"), calls(tree, "add_request_async")
+    if len(registered) != 1 or len(sent) != 1 or sent[0] < registered[0]:
+        return "AsyncLLM._add_request does not register a request before it sends it"
     return ""
 
 
@@ -377,6 +384,13 @@ def test_a_finished_request_makes_a_span_where_ours_is_added() -> None:
         fail(line)
 
 
+def test_a_request_is_registered_before_it_is_sent() -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if line := changed_adding(source(AsyncLLM._add_request)):
+        fail(line)
+
+
 def test_every_attention_layer_asks_the_connector() -> None:
     from vllm.model_executor.layers.attention import kv_transfer_utils
 
@@ -403,6 +417,11 @@ def do_tracing(self, engine_core_output, req_state, iteration_stats):
     instrument_manual(
         span_name="r", attributes={GEN_AI_REQUEST_ID: req_state.external_req_id}
     )
+"""
+ADDING = """
+async def _add_request(self, request):
+    self.output_processor.add_request(request)
+    await self.engine_core.add_request_async(request)
 """
 FORWARD = """
 def execute_model(self):
@@ -452,7 +471,7 @@ def test_a_changed_second_runner_is_seen(execute: str, sample: str, word: str) -
         (changed_tracing, TRACING, "instrument_manual", "instrument"),
         (changed_tracing, TRACING, "attributes=", "values="),
         (changed_tracing, TRACING, "engine_core_output.trace_headers", "None"),
-        (changed_tracing, TRACING, "external_req_id", "request_id"),
+        (changed_adding, ADDING, "self.output_processor.add_request(request)", "pass"),
         (changed_forward, FORWARD, "        x =", "        pass\n    x ="),
         (changed_forward, FORWARD, "maybe_get_kv_connector_output", "nullcontext"),
     ],

@@ -130,6 +130,7 @@ def wrapped(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Any, Any]]:
         (core.EngineCore, "preprocess_add_request"),
         (core.EngineCore, "_initialize_effective_attention_block_size"),
         (core, "enable_envs_cache"),
+        (door.output_processor_module.OutputProcessor, "add_request"),
         (door.output_processor_module.OutputProcessor, "do_tracing"),
         (door.output_processor_module, "instrument_manual"),
         (door.VllmConfig, "compute_hash"),

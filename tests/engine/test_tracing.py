@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from conserve.engine.batch_line import running_line
 from conserve.engine.tracing import TraceNotes, say_more_in_spans, span_attributes
 from tests.engine.device import Device
 from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
@@ -39,7 +40,7 @@ def spans(engine: Engine) -> dict[str, dict[str, str | int]]:
         for client in outputs.values():
             for one in client.outputs:
                 if one.finish_reason is not None:
-                    found[one.request_id] = span_attributes(one.trace_headers, one.request_id)
+                    found[one.request_id] = span_attributes(one.trace_headers)
         return outputs
 
     engine.scheduler.update_from_output = watched
@@ -97,20 +98,55 @@ def test_the_clients_trace_goes_on() -> None:
     assert request.trace_headers == {"traceparent": "00-a-b-01", "conserve.class": "online"}
 
 
-@pytest.mark.parametrize(
-    ("label", "request_id", "found"),
-    [
-        ("offline", f"chatcmpl-{LINE}", (LINE[:-3], 12)),
-        ("offline", f"cmpl-{LINE}-0", (LINE[:-3], 12)),
-        ("offline", f"resp_{LINE}_0", (LINE[:-3], 12)),
-        ("offline", "chatcmpl-batch_1-2", None),
-        ("online", f"chatcmpl-{LINE}", None),
-    ],
-)
-def test_a_line_of_a_batch_is_named(label: str, request_id: str, found: Any) -> None:
-    attributes = span_attributes({"conserve.class": label}, request_id)
-    named = attributes.get("conserve.batch.id"), attributes.get("conserve.batch.line")
-    assert named == (found or (None, None))
+class Processor:
+    """vLLM's OutputProcessor as far as spans need it."""
+
+    tracing_enabled = True
+
+    def add_request(self, request: Any, prompt: str | None, index: int = 0) -> None:
+        self.added = request
+
+    def do_tracing(self, engine_core_output: Any, req_state: Any, stats: Any) -> None:
+        raise NotImplementedError
+
+
+def added(request: Any, *, tracing: bool = True) -> dict[str, str] | None:
+    """The headers with which the engine gets it."""
+
+    class OutputProcessor(Processor):
+        """Its own, to be wrapped."""
+
+    say_more_in_spans(SimpleNamespace(OutputProcessor=OutputProcessor, instrument_manual=print))
+    one = OutputProcessor()
+    one.tracing_enabled = tracing
+    one.add_request(request, None, index=1)
+    assert one.added is request
+    headers: dict[str, str] | None = request.trace_headers
+    return headers
+
+
+def request_called(name: str, headers: dict[str, str] | None = None) -> Any:
+    return SimpleNamespace(external_req_id=name, request_id=name, trace_headers=headers)
+
+
+def test_a_line_of_a_batch_is_named() -> None:
+    with running_line(LINE):
+        headers = added(request_called("chatcmpl-1", {"traceparent": "00-a-b-01"}))
+    assert headers is not None
+    assert headers["traceparent"] == "00-a-b-01"
+    found = span_attributes({**headers, "conserve.class": "offline"})
+    assert (found["conserve.batch.id"], found["conserve.batch.line"]) == (LINE[:-3], 12)
+
+
+@pytest.mark.parametrize("name", [LINE, f"chatcmpl-{LINE}", f"resp_{LINE}_0"])
+def test_a_clients_own_word_for_its_request_names_no_batch(name: str) -> None:
+    """Any client may send any X-Request-Id, that of another's line, too."""
+    assert added(request_called(name)) is None
+
+
+def test_without_tracing_a_line_needs_no_headers() -> None:
+    with running_line(LINE):
+        assert added(request_called("chatcmpl-1"), tracing=False) is None
 
 
 def test_only_the_requests_own_span_gets_its_notes() -> None:
@@ -121,7 +157,7 @@ def test_only_the_requests_own_span_gets_its_notes() -> None:
 
     module = SimpleNamespace(instrument_manual=instrument_manual)
 
-    class OutputProcessor:
+    class OutputProcessor(Processor):
         def do_tracing(self, engine_core_output: Any, req_state: Any, stats: Any) -> None:
             module.instrument_manual(span_name="llm_request", attributes={"vllm": 1})
 

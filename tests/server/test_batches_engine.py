@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from conserve.batch.executor import Reply
+from conserve.engine.batch_line import current_line
 from conserve.server.batches import engine as batches_engine
 from conserve.server.batches.engine import EngineExecutor, fitting_settings, lines_in_flight
 
@@ -55,6 +56,20 @@ class Answering:
 
     def room(self) -> int | None:
         return None
+
+
+@pytest.mark.anyio
+async def test_a_line_is_known_to_the_engine_while_it_runs() -> None:
+    class Noting(Answering):
+        async def run(self, *_: Any) -> Reply:
+            seen.append(current_line())
+            return self.reply
+
+    seen: list[Any] = []
+    name = "batch_" + "0a" * 16
+    executor = EngineExecutor(Noting(Reply(200, b"{}")), Namespace(errored=False))  # type: ignore[arg-type]
+    await executor.run(CHAT, b"{}", {"x-request-id": f"{name}-12"})
+    assert (seen, current_line()) == ([(name, 12)], None)
 
 
 @pytest.mark.anyio

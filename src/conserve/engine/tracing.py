@@ -1,18 +1,19 @@
 """What vLLM's span of a request says beyond vLLM's own words: its class, and what befell it.
 
-The engine writes it into the request's trace headers, which vLLM carries back with every output;
-the API process copies it to the span. So it is bounded, and costs nothing while tracing is off.
+Both processes write it into the request's trace headers, which vLLM carries to the engine and back
+with every output; the API process copies it to the span. So it is bounded, and costs nothing while
+tracing is off.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from functools import wraps
 from inspect import signature
 from typing import Any
 
+from conserve.engine.batch_line import current_line
 from conserve.engine.queue import is_online
 
 CLASS = "conserve.class"
@@ -21,9 +22,6 @@ DISPLACEMENTS = "conserve.displacements"
 RESTORES = "conserve.restores"
 BATCH_ID = "conserve.batch.id"
 BATCH_LINE = "conserve.batch.line"
-
-LINE_OF_A_BATCH = re.compile(r"(batch_[0-9a-f]{32})-([0-9]+)")
-"""What the batch service asks vLLM to name its requests; vLLM adds to both ends."""
 
 _notes: ContextVar[Mapping[str, str | int]] = ContextVar("conserve_span_notes", default={})  # noqa: B039
 
@@ -60,26 +58,35 @@ class TraceNotes:
             headers[name] = str(int(headers.get(name, 0)) + 1)
 
 
-def span_attributes(headers: Mapping[str, str] | None, request_id: str) -> dict[str, str | int]:
-    """Ours, from a finished request's headers and from the id its client sees."""
+def span_attributes(headers: Mapping[str, str] | None) -> dict[str, str | int]:
+    """Ours, from a finished request's headers."""
     if headers is None or CLASS not in headers:
         return {}
     counts = {name: int(headers.get(name, 0)) for name in (STOPS, DISPLACEMENTS, RESTORES)}
     found: dict[str, str | int] = {CLASS: headers[CLASS], **counts}
-    line = LINE_OF_A_BATCH.search(request_id)
-    if line and headers[CLASS] == "offline":
-        found |= {BATCH_ID: line[1], BATCH_LINE: int(line[2])}
+    if BATCH_ID in headers:
+        found |= {BATCH_ID: headers[BATCH_ID], BATCH_LINE: int(headers[BATCH_LINE])}
     return found
 
 
 def say_more_in_spans(module: Any) -> None:
-    """The API process's half: wrap vLLM's module that makes a span of every finished request."""
+    """The API process's half: wrap vLLM's module that registers every request on its way to the
+    engine and makes a span of it at its end."""
+    add_request = module.OutputProcessor.add_request
     do_tracing = module.OutputProcessor.do_tracing
     instrument_manual = module.instrument_manual
 
+    @wraps(add_request)
+    def with_line(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        line = current_line()
+        if line is not None and self.tracing_enabled:
+            told = {BATCH_ID: line[0], BATCH_LINE: str(line[1])}
+            request.trace_headers = {**(request.trace_headers or {}), **told}
+        add_request(self, request, *args, **kwargs)
+
     @wraps(do_tracing)
     def noted(self: Any, engine_core_output: Any, req_state: Any, iteration_stats: Any) -> None:
-        found = span_attributes(engine_core_output.trace_headers, req_state.external_req_id)
+        found = span_attributes(engine_core_output.trace_headers)
         token = _notes.set(found)
         try:
             do_tracing(self, engine_core_output, req_state, iteration_stats)
@@ -92,5 +99,6 @@ def say_more_in_spans(module: Any) -> None:
         call.arguments["attributes"] = {**(call.arguments.get("attributes") or {}), **_notes.get()}
         return instrument_manual(*call.args, **call.kwargs)
 
+    module.OutputProcessor.add_request = with_line
     module.OutputProcessor.do_tracing = noted
     module.instrument_manual = with_notes

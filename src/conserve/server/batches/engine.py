@@ -13,6 +13,7 @@ import msgspec
 from conserve.batch.executor import Executor, Reply
 from conserve.batch.rules import ModelLimits
 from conserve.batch.settings import BatchSettings
+from conserve.engine.batch_line import running_line
 from conserve.server.keys import api_keys
 
 CPU_LINES = 32
@@ -69,7 +70,8 @@ class EngineExecutor:
         """Set when the engine is about to be stopped; nothing it says from then on is kept."""
 
     async def run(self, url: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-        reply = await self._executor.run(url, body, headers)
+        with running_line(headers.get("x-request-id", "")):
+            reply = await self._executor.run(url, body, headers)
         died = reply.status_code >= 500 and self._engine.errored
         if self.is_leaving or died or _is_cut_short(reply):
             return NOT_NOW
