@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from conserve.engine.flag import PASSED, STOP, STOPPED, LostRankError, StopFlag, flag_name
+from conserve.engine.flag import PASSED, SECRET, STOP, STOPPED, LostRankError, StopFlag, flag_name
 
 NAME = "test"
 NUM_LAYERS = 12
@@ -213,6 +214,61 @@ def test_the_file_goes_away_and_may_be_gone(tmp_path: Path) -> None:
     flag.unlink()
     flag.unlink()
     assert not flag.path.exists()
+
+
+def make_link(path: Path) -> None:
+    path.symlink_to(path.with_name("elsewhere"))
+    path.resolve().touch(mode=0o600)
+
+
+def make_readable(path: Path) -> None:
+    path.touch(mode=0o600)
+    path.chmod(0o644)
+
+
+def make_second_name(path: Path) -> None:
+    path.touch(mode=0o600)
+    path.with_name("elsewhere").hardlink_to(path)
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path, 0o600)
+
+
+def make_somebody_elses(path: Path) -> None:
+    path.touch(mode=0o600)
+    if os.geteuid() != 0:
+        pytest.skip("only root makes a file somebody else's")
+    os.chown(path, 12345, 12345)
+
+
+@pytest.mark.parametrize(
+    "make", [make_link, make_readable, make_second_name, make_pipe, make_somebody_elses]
+)
+def test_what_another_user_may_have_put_there_is_refused(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = StopFlag(NAME, str(tmp_path)).path
+    path.unlink()
+    make(path)
+    with pytest.raises(OSError, match="conserve-"):
+        StopFlag(NAME, str(tmp_path))
+
+
+def test_its_name_cannot_be_guessed_and_children_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(
+        instance_id="abc", parallel_config=SimpleNamespace(data_parallel_index=0)
+    )
+    names = []
+    for _ in range(2):
+        monkeypatch.delenv(SECRET, raising=False)
+        names.append(flag_name(config))
+        code = f"import os; print(os.environ[{SECRET!r}])"
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        assert len(told.strip()) == 32
+        assert told.strip() in names[-1]
+        assert flag_name(config) == names[-1]
+    assert names[0] != names[1]
 
 
 def test_replicas_have_their_own_flag() -> None:

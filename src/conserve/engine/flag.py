@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import secrets
+import stat
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+SECRET = "CONSERVE_STOP_FLAG"  # noqa: S105 - a variable's name
 SIZE = 64
 STOP, PASSED, STOPPED = 0, 1, 2
 """Indices of three 64-bit cells: the step to stop; the last (step, safepoint) that rank 0
@@ -37,7 +41,7 @@ class StopFlag:
         self._rank_timeout_s = rank_timeout_s
         base = folder or ("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())  # noqa: S108
         self.path = Path(base) / f"conserve-{os.getuid()}-{name}"
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _open_own(self.path)
         try:
             os.ftruncate(descriptor, SIZE)
             self._cells = memoryview(mmap.mmap(descriptor, SIZE)).cast("q")
@@ -94,6 +98,28 @@ class StopFlag:
         self.path.unlink(missing_ok=True)
 
 
+def _open_own(path: Path) -> int:
+    """A descriptor of the file, made if need be. Raises OSError for one that another user could
+    have put there."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(FileExistsError):
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(path, flags)
+    status = os.fstat(descriptor)
+    is_plain = stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077
+    if is_plain and status.st_uid == os.geteuid() and status.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    raise PermissionError(f"{path} is no file of this user's alone")
+
+
+def choose_secret() -> str:
+    """What the names of this server's flags begin with: nobody can guess it, and every process
+    started from here on knows it."""
+    return os.environ.setdefault(SECRET, secrets.token_hex(16))
+
+
 def flag_name(vllm_config: Any) -> str:
     """One flag an engine: replicas of one instance (data parallel) have their own."""
-    return f"{vllm_config.instance_id}-{vllm_config.parallel_config.data_parallel_index}"
+    index = vllm_config.parallel_config.data_parallel_index
+    return f"{choose_secret()}-{vllm_config.instance_id}-{index}"

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any
 
 from conserve.engine.compile_hash import leave_out_settings
+from conserve.engine.flag import choose_secret
 from conserve.engine.queue import is_online
 from conserve.engine.tracing import say_more_in_spans
 
@@ -18,6 +19,7 @@ def register() -> None:
     from conserve.engine import door
     from conserve.engine.launch import CONNECTOR, CONNECTOR_MODULE
 
+    choose_secret()  # before any process that shares a flag is started
     core = door.EngineCore
     if getattr(core, _PATCHED, False):
         return
