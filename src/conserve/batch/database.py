@@ -7,6 +7,7 @@ import fcntl
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from conserve.batch.errors import StoreUnavailableError
+from conserve.batch.private import make_file
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_TIMEOUT_S = 10
@@ -102,10 +104,12 @@ async def _named_errors() -> AsyncIterator[None]:
 
 
 def _turn_to_wal(file: str) -> None:
-    """Set the file's journal mode, which stays with it.
+    """Set the file's journal mode, which stays with it; its journals get the file's own mode.
 
     Under a lock of its own: two connections that turn a new file at once wait for each other.
     """
+    for each in (file, f"{file}.lock", *glob(f"{escape(file)}-*")):
+        make_file(Path(each))
     with open(f"{file}.lock", "w") as lock, closing(sqlite3.connect(file)) as connection:
         fcntl.flock(lock, fcntl.LOCK_EX)
         connection.execute("PRAGMA journal_mode=WAL")

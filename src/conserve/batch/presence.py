@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 
+from conserve.batch.private import make_folder, open_private
+
 
 class Presence:
     """Held from construction to `leave`, or until the process ends, however it ends."""
 
     def __init__(self, folder: Path, worker_id: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._path = folder / worker_id
-        self._handle = open(self._path, "w")  # noqa: SIM115  (held for the worker's life)
+        self._handle = open(self._path, "w", opener=open_private)  # noqa: SIM115  (held for its life)
         fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def leave(self) -> None:

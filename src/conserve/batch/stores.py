@@ -18,6 +18,7 @@ from conserve.batch.harvest_store import HarvestStore
 from conserve.batch.job_store import JobStore
 from conserve.batch.lease_store import LeaseStore
 from conserve.batch.lookout import Lookout
+from conserve.batch.private import FOLDER
 from conserve.batch.settings import BatchSettings
 from conserve.batch.worker_store import WorkerStore
 
@@ -27,7 +28,7 @@ class Stores:
 
     def __init__(self, settings: BatchSettings, clock: Callable[[], float]) -> None:
         with _named("data_dir"):
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            settings.data_dir.mkdir(FOLDER, parents=True, exist_ok=True)
         with _named("database_url"):
             self.database = Database(settings.resolved_database_url)
         with _named("files_url"):

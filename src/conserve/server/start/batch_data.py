@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from conserve.batch.errors import BatchSettingsError
+from conserve.batch.private import FOLDER
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.server.errors import BadInputError
@@ -57,7 +58,7 @@ def default_data_dir(model: str) -> Path:
 
 def _check_writable(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(FOLDER, parents=True, exist_ok=True)
         for path in (folder, *folder.iterdir()):
             if not os.access(path, os.W_OK):
                 raise PermissionError(None, "Permission denied", str(path))
