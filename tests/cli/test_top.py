@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import Any, Literal, get_origin, get_type_hints
 
 import pytest
 import uvicorn
+from msgspec import Struct, structs
+from rich.console import Console
 from typer.testing import CliRunner
 
 from conserve.cli.main import app as conserve
 from conserve.server.asgi import Receive, Scope, Send
-from conserve.server.dashboard.messages import Message, Tick, encode
-from conserve.server.dashboard.terminal import View, duration, messages_in, plain, seconds
+from conserve.server.dashboard.messages import Batches, Message, Tick, encode
+from conserve.server.dashboard.terminal import View, duration, messages_in, plain, screen, seconds
 from tests.server.feed_scene import SUMMARY, messages, point
 
 KEY = "only-key"
@@ -78,6 +83,38 @@ def test_other_peoples_text_does_not_steer_the_terminal(url: str) -> None:
     assert "\x1b" not in out
     assert "\x07" not in out
     assert "?[2J?]0;owned?[red]??" in out
+
+
+STEERS = "\x1b\x07\x9b\u202e"
+
+
+def made_hostile(told: Any, kind: Any = None) -> Any:
+    """The same record with STEERS in every text that is not one of a few words."""
+    if isinstance(told, str):
+        return told if isinstance(told, Enum) or get_origin(kind) is Literal else told + STEERS
+    if isinstance(told, Struct):
+        kinds = get_type_hints(type(told))
+        changed = {name: made_hostile(getattr(told, name), kinds[name]) for name in kinds}
+        return structs.replace(told, **changed)
+    return [made_hostile(each) for each in told] if isinstance(told, list) else told
+
+
+def drawn(told: Sequence[Message]) -> str:
+    view, console = View(), Console(width=200, record=True, file=io.StringIO())
+    for message in told:
+        view.take(message)
+    console.print(screen(view))
+    return console.export_text()
+
+
+def test_no_text_of_a_server_steers_the_terminal() -> None:
+    """Whichever of its fields it stands in."""
+    told = [made_hostile(message) for message in messages(batch_name="night run")]
+    shown = drawn(told)
+    assert set(STEERS).isdisjoint(shown)
+    assert shown.count("?" * len(STEERS)) > 5
+    failed = [*told, made_hostile(Batches("The database does not answer.", [], False))]
+    assert "does not answer." + "?" * len(STEERS) in drawn(failed)
 
 
 def test_json_is_one_object(url: str) -> None:

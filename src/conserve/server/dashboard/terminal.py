@@ -98,8 +98,8 @@ def screen(view: View) -> RenderableType:
 
 
 def _head(facts: Facts, server: Server) -> Text:
-    text = Text.assemble(("ConServe ", "bold"), plain(facts.model), "  ")
-    text.append(server.text, "green" if server.state in ("serving", "idle", "ready") else "red")
+    style = "green" if server.state in ("serving", "idle", "ready") else "red"
+    text = Text.assemble(("ConServe ", "bold"), plain(facts.model), "  ", plain(server.text, style))
     text.append(f"  up {duration(server.uptime_s)}", "dim")
     return text
 
@@ -107,8 +107,8 @@ def _head(facts: Facts, server: Server) -> Text:
 def _glance(facts: Facts, summary: Summary) -> Table:
     chat, offline = summary.chat, summary.requests.offline
     table = Table.grid(padding=(0, 2))
-    verdict = Text(chat.text, STYLES.get(chat.state, "dim"))
-    table.add_row("chat", verdict, Text(chat.detail, "dim"))
+    verdict = plain(chat.text, STYLES.get(chat.state, "dim"))
+    table.add_row("chat", verdict, plain(chat.detail, "dim"))
     table.add_row(*_latency("first token", chat.ttft_p50_s, chat.ttft_p99_s, facts.ttft_target_s))
     table.add_row(*_latency("between tokens", chat.tbt_p50_s, chat.tbt_p99_s, facts.tbt_target_s))
     rate = Text(f"{summary.harvest.offline_tps:,.0f} tokens/s", STYLES["offline"])
@@ -188,9 +188,9 @@ def _events(events: Sequence[Event]) -> Text:
     return lines
 
 
-def plain(text: str) -> Text:
+def plain(text: str, style: str = "") -> Text:
     """Other people's text, without the characters that would steer a terminal."""
-    return Text(printable(text))
+    return Text(printable(text), style)
 
 
 def _until(moment: float | None, state: str) -> str:
