@@ -42,7 +42,9 @@ class Assembly:
         made: dict[str, FileRecord] = {}
         # A batch that was never in progress has no lines, only leavings.
         if batch.in_progress_at is not None:
-            await self._files.drop_kept(BATCH_OUTPUT, [_filename(batch, kind) for kind in KINDS])
+            names = [_filename(batch, kind) for kind in KINDS]
+            for file_id in await self._jobs.drop_leavings(batch, names):
+                await self._files.contents.delete(file_id)
             made = await self._write(batch, UNRUN_CODE.get(target))
         await self._jobs.settle(batch, target, made)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,23 +70,6 @@ class FileStore:
             await connection.execute(insert(files).values(file.to_row()))
         await self.contents.keep(staged, file.id)
         return file
-
-    async def drop_kept(self, purpose: str, filenames: Collection[str]) -> None:
-        """Give up what was kept under these names and never shown. The rows go with the next
-        collection: whoever kept a file may be about to put its content there again."""
-        here = (
-            files.c.state == FileState.UPLOADING,
-            files.c.purpose == purpose,
-            files.c.filename.in_(filenames),
-        )
-        async with self._database.write() as connection:
-            query = select(files.c.id).where(*here).with_for_update()
-            ids = (await connection.execute(query)).scalars().all()
-            await connection.execute(
-                update(files).where(files.c.id.in_(ids)).values(state=FileState.DELETING)
-            )
-        for file_id in ids:
-            await self.contents.delete(file_id)
 
     async def get(self, tenant: str, file_id: str) -> FileRecord:
         """Raises NotFoundError: no such file, expired, or another tenant's."""

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from conserve.batch.batch_store import move
 from conserve.batch.database import Database
 from conserve.batch.errors import LeaseLostError
+from conserve.batch.file_store import BATCH_OUTPUT
 from conserve.batch.lifecycle import LIVE, FileState, LineState, Status
 from conserve.batch.records import BatchRecord, FileRecord, LineEnd, encode_errors
 from conserve.batch.schema import batches, files, lines, of_models, results
@@ -190,6 +191,26 @@ class JobStore:
             for end in ends:
                 yield end
             last = ends[-1].line_no
+
+    async def drop_leavings(self, batch: BatchRecord, filenames: Collection[str]) -> Sequence[str]:
+        """Give up files of these names that an earlier run of this job kept. Returns their ids. The
+        rows go with the next collection: that run may be about to put its content there again.
+
+        Raises LeaseLostError: they may be another worker's, who has the job.
+        """
+        left = (
+            files.c.state == FileState.UPLOADING,
+            files.c.purpose == BATCH_OUTPUT,
+            files.c.filename.in_(filenames),
+        )
+        async with self._database.write() as connection:
+            await self._owned(connection, batch.id, batch.owner)
+            query = select(files.c.id).where(*left).with_for_update()
+            ids = (await connection.execute(query)).scalars().all()
+            await connection.execute(
+                update(files).where(files.c.id.in_(ids)).values(state=FileState.DELETING)
+            )
+        return ids
 
     async def settle(
         self, batch: BatchRecord, target: Status, made: Mapping[str, FileRecord]
