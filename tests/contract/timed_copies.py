@@ -67,6 +67,9 @@ class TimedCopier:
         self._dropped.clear()
         return None if report.is_empty() else report
 
+    def settle(self) -> None:
+        """Time does not pass while an engine is paused here."""
+
     def close(self) -> None:
         """Nothing runs on its own."""
 

@@ -93,7 +93,7 @@ class CheckedCopies(BlockCopies):
         number = piece.job.number
         sent = self._sent[number]
         tokens, size = list(sent.request.all_token_ids), self.device.block_size
-        wanted = hashes_of(tokens[: sent.num_tokens])
+        wanted = hashes_of(tokens[: sent.num_tokens], self.device.weights)
         (block,) = piece.block_ids
         found = [self.device.slots.get((block, i)) for i in range(size)]
         # The block's index in the request: where its hashes stand.
@@ -126,8 +126,8 @@ class Ranks:
         return self._aggregator.aggregate(outputs)
 
 
-def hashes_of(tokens: Sequence[int]) -> list[int]:
-    values, value = [], 0
+def hashes_of(tokens: Sequence[int], weights: int = 0) -> list[int]:
+    values, value = [], weights
     for token in tokens:
         value = chain(value, token)
         values.append(value)
@@ -157,6 +157,9 @@ class DawdlingCopier:
         """All that is queued still."""
         while self.queue.has_work():
             self.copies.advance()
+
+    def settle(self) -> None:
+        self.finish()
 
     def close(self) -> None:
         """Nothing runs on its own."""

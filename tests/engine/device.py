@@ -48,10 +48,12 @@ class Row:
     tokens: list[int]
     blocks: list[int]
     hashes: list[int] = field(default_factory=list)
+    weights: int = 0
+    """Version of the weights that its KV is computed with."""
 
     def hash_at(self, position: int) -> int:
         while len(self.hashes) <= position:
-            before = self.hashes[-1] if self.hashes else 0
+            before = self.hashes[-1] if self.hashes else self.weights
             self.hashes.append(chain(before, self.tokens[len(self.hashes)]))
         return self.hashes[position]
 
@@ -65,9 +67,16 @@ class Device:
         """The worker's half of ours, if copies are to be carried out."""
         self.slots: dict[tuple[int, int], int] = {}
         self.rows: dict[str, Row] = {}
+        self.weights = 0
+        """Their version: KV of another one is as foreign as another request's."""
         self.num_tokens_run = 0
         self.num_accepted: Callable[[], int] = lambda: 0
         """Of the drafts of one request and step, how many are what the model would say."""
+
+    def update_weights(self) -> None:
+        self.weights += 1
+        for row in self.rows.values():
+            row.hashes, row.weights = [], self.weights
 
     def run(self, output: Any, stop_at: int | None = None) -> Any:
         from vllm.v1.outputs import ModelRunnerOutput
@@ -141,7 +150,8 @@ class Device:
         for name in output.finished_req_ids:
             self.rows.pop(name, None)
         for new in output.scheduled_new_reqs:
-            self.rows[new.req_id] = Row(list(new.prompt_token_ids), list(new.block_ids[0]))
+            tokens, blocks = list(new.prompt_token_ids), list(new.block_ids[0])
+            self.rows[new.req_id] = Row(tokens, blocks, weights=self.weights)
         cached = output.scheduled_cached_reqs
         for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
             row = self.rows[name]

@@ -87,6 +87,9 @@ class PumpedByHand:
             self.copies.pump()
             self.streams.dawdle(5)
 
+    def settle(self) -> None:
+        self.copies.settle()
+
     def close(self) -> None:
         self.copies.close()
 

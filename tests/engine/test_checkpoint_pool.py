@@ -273,6 +273,21 @@ def test_a_request_with_a_copy_in_flight_outlives_a_refusal() -> None:
     assert pool.get("a") is None
 
 
+def test_nothing_that_was_forgotten_is_shared_again() -> None:
+    """Nor while a copy of it is under way, whose bytes are of old weights."""
+    pool = HostPool(8, SIZE)
+    fill(pool, "a", [1] * 8)
+    fill(pool, "b", [2] * 4)
+    pool.pin("a")
+    pool.forget_all()
+    assert pool.grow("c", 8, hashes([1] * 8), Worth(1.0))
+    assert pool.num_covered_tokens("c") == 0
+    assert not set(slots_of(pool, "c")) & {0, 1}, "they are still written to"
+    pool.unpin("a")
+    pool.drop("c")
+    assert pool.num_used_slots == 0
+
+
 def test_a_disk_that_failed_gets_no_more() -> None:
     pool = HostPool(1, SIZE, num_disk_slots=4)
     for name, worth in (("a", 1.0), ("b", 10.0)):

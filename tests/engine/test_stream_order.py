@@ -126,7 +126,7 @@ def test_whole_requests_are_copied_when_they_are_displaced(
 
 
 @pytest.mark.parametrize("num_disk_slots", [0, 200])
-@pytest.mark.parametrize("seed", [0, 3, 4, 5])
+@pytest.mark.parametrize("seed", [1, 3, 4, 5])
 def test_a_small_pool_keeps_some_and_a_disk_more(
     make_engine: MakeEngine, seed: int, num_disk_slots: int
 ) -> None:

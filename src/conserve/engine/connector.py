@@ -18,6 +18,8 @@ from conserve.engine.door import (
     KVConnectorRole,
     KVConnectorStats,
     SupportsHMA,
+    get_kv_transfer_group,
+    has_kv_transfer_group,
 )
 from conserve.engine.sides import SchedulerSide, WorkerSide
 from conserve.engine.stats import EngineStats, PromMetrics, send_with
@@ -123,6 +125,11 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if report is not None:
             self.scheduler_side.checkpointer.take(report)
 
+    def reset_cache(self) -> bool:
+        """The weights may have changed: what is on the host is worth nothing any more."""
+        self.scheduler_side.checkpointer.forget_all()
+        return True
+
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
@@ -152,6 +159,14 @@ def find_ours(connector: Any) -> ConserveConnector | None:
         if isinstance(one, ConserveConnector):
             return one
     return None
+
+
+def settle_copies() -> None:
+    """In a worker: come back when its copies are over. Whoever has vLLM wait for an idle device may
+    take the KV caches' memory away next."""
+    ours = find_ours(get_kv_transfer_group()) if has_kv_transfer_group() else None
+    if ours is not None:
+        ours.worker_side.copies.settle()
 
 
 def scheduler_side(connector: Any) -> SchedulerSide:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from conserve.engine.connector import settle_copies
 from conserve.engine.door import CPUWorker
 from conserve.engine.stoppable import StoppableSteps
 
@@ -22,6 +23,11 @@ class ConserveCPUWorker(CPUWorker):  # type: ignore[misc]
         result = super().initialize_from_config(*args, **kwargs)
         self._steps = StoppableSteps.of(self)
         return result
+
+    def synchronize_device(self) -> None:
+        """Copies are queued by a thread: the device is not idle before they are over."""
+        settle_copies()
+        super().synchronize_device()
 
     def execute_model(self, scheduler_output: Any) -> Any:
         return self._steps.execute(super().execute_model, scheduler_output)

@@ -18,6 +18,7 @@ from conserve.engine.admission import promote
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import hand_over
 from conserve.engine.gauges import Gauges
+from conserve.engine.pausing import is_frozen
 from conserve.engine.queue import is_online
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.snapshots import OFFLINE_HEAD, Snapshots
@@ -84,8 +85,11 @@ class Driver:
         return record
 
     def _must_hold_back(self) -> bool:
-        """Whether to schedule nothing now: behind a stoppable step (async scheduling), or when
-        an online request is on its way from the input thread and will be here at once."""
+        """Whether to schedule nothing now: while an operator has everything stay as it is, behind a
+        stoppable step (async scheduling), or when an online request is on its way from the input
+        thread and will be here at once."""
+        if is_frozen(self.scheduler):
+            return True
         if any(step.plan.stoppable for step in self.steps):
             self.experience.stop_gap.held_back()
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from conserve.engine.connector import settle_copies
 from conserve.engine.door import GPUWorker
 from conserve.engine.stoppable import StoppableSteps
 
@@ -17,6 +18,11 @@ class ConserveGPUWorker(GPUWorker):  # type: ignore[misc]
         result = super().initialize_from_config(*args, **kwargs)
         self._steps = StoppableSteps.of(self)
         return result
+
+    def synchronize_device(self) -> None:
+        """Copies are queued by a thread: the device is not idle before they are over."""
+        settle_copies()
+        super().synchronize_device()
 
     def execute_model(self, scheduler_output: Any) -> Any:
         return self._steps.execute(super().execute_model, scheduler_output)

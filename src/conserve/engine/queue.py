@@ -8,7 +8,10 @@ from typing import Any
 
 from sortedcontainers import SortedKeyList
 
-from conserve.engine.door import Request, RequestQueue
+from conserve.engine.door import Request, RequestQueue, RequestStatus
+
+SCHEDULABLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+"""Waiting for nothing but the scheduler."""
 
 
 def is_online(request: Any) -> bool:

@@ -15,6 +15,7 @@ from conserve.engine.connector import scheduler_side
 from conserve.engine.door import AsyncScheduler
 from conserve.engine.driver import Driver
 from conserve.engine.orphan import end_with_parent
+from conserve.engine.pausing import preempt_all
 from conserve.engine.queue import ClassQueue
 from conserve.engine.retention import Retention
 from conserve.engine.settings import EngineSettings
@@ -122,11 +123,14 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
         """vLLM calls this when KV is worth nothing any more (the weights have changed)."""
+        self.keeper.before_reset()
+        if reset_running_requests:
+            preempt_all(self, self.clock())
         try:
             return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
         finally:
             self.retention.forget()
-            self.checkpointer.forget_all(self.requests)
+            self.checkpointer.forget_all()
 
     def shutdown(self) -> None:
         super().shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Protocol
 
 from conserve.engine.queue import ClassQueue
@@ -27,6 +28,8 @@ class SchedulerView(Protocol):
     has_mamba_layers: bool
     is_encoder_decoder: bool
 
+    pause_state: Any
+
     requests: dict[str, Any]
     """Every request that has not finished, by id."""
     running: list[Any]
@@ -39,6 +42,8 @@ class SchedulerView(Protocol):
     """Requests whose load is over; vLLM takes note when it looks at them."""
     failed_recving_kv_req_ids: set[str]
     _inflight_prefills: set[Any]
+    deferred_frees: deque[tuple[int, list[Any]]]
+    """(step, blocks) that go back to the pool once that step's output has been read."""
 
     def _preempt_request(
         self, request: Any, timestamp: float, drop_stale_output: bool = False

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 from conserve.core.learning import Experience
 from conserve.core.snapshot import RequestView, Snapshot, Targets
 from conserve.engine.checkpoint.checkpointer import Checkpointer
-from conserve.engine.door import RequestStatus
-from conserve.engine.queue import is_online
+from conserve.engine.pausing import admits_new
+from conserve.engine.queue import SCHEDULABLE, is_online
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.speculation import with_drafts
 from conserve.engine.tracker import RequestTracker
 
 OFFLINE_HEAD = 32
 """How many waiting offline requests the policy sees; a step admits no more."""
-SCHEDULABLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
 class Snapshots:
@@ -40,8 +39,11 @@ class Snapshots:
 
     def online_resident(self) -> bool:
         """Whether an online request runs, or waits for more than blocks of its own."""
-        scheduler = self._scheduler
-        return bool(scheduler.waiting.online) or any(is_online(r) for r in scheduler.running)
+        return bool(self._new_online()) or any(is_online(r) for r in self._scheduler.running)
+
+    def _new_online(self) -> Sequence[Any]:
+        """Those without blocks that may be admitted."""
+        return self._scheduler.waiting.online if admits_new(self._scheduler) else ()
 
     def take(self, now_s: float, *, can_stop: bool) -> Snapshot:
         """Good until the next step is scheduled. Call once a step: it spends the copies' budget."""
@@ -51,7 +53,7 @@ class Snapshots:
         held = list(scheduler.kv_holding_waiting)
         held_online = [r for r in held if is_online(r)]
         held_offline = [r for r in held if not is_online(r)]
-        head = scheduler.waiting.offline_head(OFFLINE_HEAD)
+        head = scheduler.waiting.offline_head(OFFLINE_HEAD if admits_new(scheduler) else 0)
         running = self._tracker.running(scheduler.running)
         waiting_offline = self._waiting_views(chain(held_offline, head))
         host.describe(running)
@@ -59,7 +61,7 @@ class Snapshots:
         return Snapshot(
             now_s=now_s,
             running=running,
-            waiting_online=self._waiting_views(chain(held_online, scheduler.waiting.online)),
+            waiting_online=self._waiting_views(chain(held_online, self._new_online())),
             waiting_offline=waiting_offline,
             num_free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
             num_free_slots=scheduler.max_num_active_reqs

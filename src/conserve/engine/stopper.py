@@ -17,6 +17,7 @@ from conserve.engine.connector import find_ours
 from conserve.engine.door import init_logger
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.monitor import ArrivalMonitor, AskedStop
+from conserve.engine.pausing import admits_new
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
@@ -56,8 +57,8 @@ class Stopper:
     @property
     def may_plan(self) -> bool:
         """Whether the next step may be planned as one that can be stopped: what a connector was
-        asked once it will likely be asked again."""
-        return self.can_stop and not self._others_busy
+        asked once it will likely be asked again, and a paused engine stops for nobody."""
+        return self.can_stop and not self._others_busy and admits_new(self._scheduler)
 
     def narrowed(self, plan: Plan) -> Plan:
         """The plan, not stoppable where its step would look at no safepoint."""

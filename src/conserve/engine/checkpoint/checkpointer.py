@@ -178,11 +178,12 @@ class Checkpointer:
         self._refused.pop(request_id, None)
         self.pool.drop(request_id)
 
-    def forget_all(self, request_ids: Iterable[str]) -> None:
-        """What is on the host is worth nothing any more: the weights may have changed."""
-        for request_id in request_ids:
-            self._drop(self.under_way.of(request_id, store=True))
-            self.pool.drop(request_id)
+    def forget_all(self) -> None:
+        """What is on the host, or on its way, is worth nothing any more: the weights may have
+        changed. No load may be under way that its request still waits for."""
+        self._drop(sent for sent in self.under_way if not sent.dropped)
+        self._refused.clear()
+        self.pool.forget_all()
 
     # Copies back
 

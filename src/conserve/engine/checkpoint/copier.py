@@ -24,6 +24,9 @@ class Copier(Protocol):
         overwrite blocks that have changed hands."""
 
     def report(self) -> Report | None: ...
+    def settle(self) -> None:
+        """Come back when no copy is under way that has been ordered."""
+
     def close(self) -> None: ...
 
 
@@ -130,6 +133,10 @@ class ThreadCopier:
     def report(self) -> Report | None:
         return self._queue.take_report()
 
+    def settle(self) -> None:
+        with self._queue.changed:
+            self._queue.changed.wait_for(self._queue.is_idle)
+
     def close(self) -> None:
         self._thread.close()
 
@@ -146,6 +153,9 @@ class StreamCopier:
 
     def report(self) -> Report | None:
         return self._copies.report()
+
+    def settle(self) -> None:
+        self._copies.settle()
 
     def close(self) -> None:
         self._thread.close()

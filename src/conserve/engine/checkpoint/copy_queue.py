@@ -143,6 +143,11 @@ class CopyQueue:
 
     # What has become of it
 
+    def is_idle(self) -> bool:
+        """Whether no job is open: nothing reads or writes blocks."""
+        with self.changed:
+            return not self._open
+
     def moved(self, lost_slots: set[int]) -> None:
         with self.changed:
             self._report.lost_slots |= lost_slots

@@ -12,7 +12,7 @@ from conserve.engine.admission import give_blocks_back
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.pool import Worth
 from conserve.engine.door import RequestStatus
-from conserve.engine.queue import is_online
+from conserve.engine.queue import SCHEDULABLE, is_online
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.tracker import RequestTracker, comes_back
 
@@ -78,6 +78,21 @@ class CheckpointKeeper:
             ours = self.checkpointer.is_loading(request.request_id)
             if ours and (names is None or request.request_id in names):
                 self._scheduler.finished_recving_kv_req_ids.add(request.request_id)
+
+    def before_reset(self) -> None:
+        """KV is about to be forgotten: what was brought back is no newer than the rest. Blocks that
+        somebody else's connector is filling, or a session keeps, stay, and vLLM says so."""
+        self.take_loaded()
+        over = self._scheduler.finished_recving_kv_req_ids
+        self.give_back(
+            [
+                request.request_id
+                for request in self._scheduler.kv_holding_waiting
+                if request.status in SCHEDULABLE
+                or request.request_id in over
+                or self.checkpointer.is_loading(request.request_id)
+            ]
+        )
 
     # Restores
 

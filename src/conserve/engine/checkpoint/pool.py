@@ -85,9 +85,8 @@ class HostPool:
 
         Full blocks that are in the pool already are shared and count as complete. A partly filled
         block on disk is begun anew in memory: `num_tokens` of the entry goes back to its start.
-        Where slots
-        lack, entries of lower rank are demoted or evicted, whole. False if that would not do:
-        nobody is evicted then, and what the request has stays.
+        Where slots lack, entries of lower rank are demoted or evicted, whole. False if that would
+        not do: nobody is evicted then, and what the request has stays.
         """
         entry = self._entries.setdefault(request_id, Entry(request_id, worth))
         if entry.leaving:
@@ -121,9 +120,8 @@ class HostPool:
 
     def _begin_anew(self, entry: Entry, slots: list[int]) -> None:
         """Copies write to memory alone: what those last slots held is copied again."""
-        if slots:
-            del entry.slots[-len(slots) :]
-            entry.num_tokens = len(entry.slots) * self.block_size
+        del entry.slots[len(entry.slots) - len(slots) :]
+        entry.num_tokens = min(entry.num_tokens, len(entry.slots) * self.block_size)
         for slot in slots:
             self._disown(slot)
 
@@ -203,6 +201,14 @@ class HostPool:
         if not entry.num_pins:
             self._release(entry)
 
+    def forget_all(self) -> None:
+        """What every slot holds is worth nothing: nobody shares it from here on, not even while
+        a copy of it is in flight."""
+        self._slot_of.clear()
+        self._hash_of.clear()
+        for request_id in list(self._entries):
+            self.drop(request_id)
+
     def lose(self, slots: Iterable[int]) -> list[str]:
         """The bytes of these slots are no good (a copy failed, a checksum did not match):
         nobody may read them. A disk that failed gets no more. Returns the requests that lost
@@ -211,11 +217,7 @@ class HostPool:
         self._disk_failed |= any(map(self.is_on_disk, bad))
         for slot in bad:
             self._unpublish(slot)
-        losers = [
-            entry.request_id
-            for entry in self._entries.values()
-            if not entry.leaving and bad.intersection(entry.slots)
-        ]
+        losers = [n for n, e in self._entries.items() if not e.leaving and bad & {*e.slots}]
         self.counts["lost"] += len(losers)
         for request_id in losers:
             self.drop(request_id)

@@ -138,6 +138,16 @@ class StreamCopies:
                 self.queue.waited(self._device.seconds(*self._waits.popleft()))
             return self.queue.take_report()
 
+    def settle(self) -> None:
+        """Let the host wait until all that is queued has been copied."""
+        while self.queue.has_work():
+            if not self.pump():
+                self.wait_for_room()
+        with self._lock:
+            self._gathers.synchronize()
+            self._copies.synchronize()
+            self._retire()
+
     def close(self) -> None:
         self._gathers.synchronize()
         self._copies.synchronize()

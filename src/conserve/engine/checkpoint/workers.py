@@ -87,6 +87,11 @@ class CheckpointWorker:
             return news
         return self.copier.report() if self.copier else None
 
+    def settle(self) -> None:
+        """Come back when no copy reads or writes blocks any more, before the next step's orders."""
+        if self.copier is not None:
+            self.copier.settle()
+
     def close(self) -> None:
         """End every copy, and give back all memory. Nothing is begun after this."""
         copier, making = self.copier, self._making
