@@ -92,6 +92,19 @@ def test_responses_stream(client: openai.OpenAI, asked: Any, told: str) -> None:
     assert set(told_in) == {told}
 
 
+def test_an_offline_beam_search_is_offline_all_through(server: Any, client: openai.OpenAI) -> None:
+    def num_online() -> float:
+        return float(server.metric("conserve:requests_total", **{"class": "online"}))
+
+    before = num_online()
+    beams = {"use_beam_search": True, "n": 2, "service_tier": "flex"}
+    reply = client.completions.create(
+        model=MODEL, prompt="The gate", max_tokens=4, temperature=0, extra_body=beams
+    )
+    assert len(reply.choices) == 2
+    assert num_online() == before
+
+
 def test_a_priority_above_0_is_offline(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(
         model=MODEL, messages=QUESTION, max_tokens=4, extra_body={"priority": 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -241,3 +242,43 @@ def one_message(body: bytes) -> Any:
 
 async def nothing(message: Any) -> None:
     """A send that nobody listens to."""
+
+
+class Engine:
+    """Takes requests as vLLM's engine client does, and notes their priorities."""
+
+    def __init__(self) -> None:
+        self.priorities: list[int] = []
+
+    async def generate(self, prompt: str, *, priority: int = 0) -> AsyncIterator[str]:
+        self.priorities.append(priority)
+        yield prompt
+
+
+def beaming(engine: Engine) -> FastAPI:
+    """Asks its engine for two beams, in tasks of their own, and without the priority."""
+    app = FastAPI()
+    app.state.engine_client = engine
+
+    async def ask() -> None:
+        async for _ in engine.generate("beam"):
+            pass
+
+    @app.post("/v1/completions")
+    async def create(body: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.gather(*(asyncio.create_task(ask()) for _ in range(2)))
+        async for _ in engine.generate("plain", priority=7):
+            return body
+        return {}
+
+    app.add_middleware(ServiceTierMiddleware)
+    return app
+
+
+async def test_what_a_request_asks_of_the_engine_has_its_class() -> None:
+    engine = Engine()
+    transport = httpx.ASGITransport(beaming(engine))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for body in ({"service_tier": "flex"}, {"prompt": "x"}, {"priority": 3}):
+            await client.post("/v1/completions", json=body)
+    assert engine.priorities == [1, 1, 7, 0, 0, 7, 3, 3, 7]

@@ -11,11 +11,13 @@ costs one prefix test and one concatenation.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from starlette.exceptions import HTTPException
 
 from conserve.server.asgi import App, Message, Receive, Scope, Send
 from conserve.server.tiers.classes import RequestClass, UnknownTierError, classify
+from conserve.server.tiers.inherited import inherit, remember
 from conserve.server.tiers.usage import complete
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
@@ -39,10 +41,18 @@ class ServiceTierMiddleware:
         if scope["type"] != "http" or scope["method"] != "POST" or _path(scope) not in PATHS:
             await self.app(scope, receive, send)
             return
+        if engine_client := _engine_client(scope):
+            inherit(engine_client)
         exchange = _Exchange(receive, send, _path(scope), _header(scope, PRIORITY_HEADER))
         # The header is folded into the body: vLLM would let it overrule what we write there.
         headers = [(name, value) for name, value in scope["headers"] if name != PRIORITY_HEADER]
         await self.app({**scope, "headers": headers}, exchange.receive, exchange.send)
+
+
+def _engine_client(scope: Scope) -> Any:
+    """What vLLM's app asks; None where it asks nobody."""
+    app = scope.get("app")
+    return getattr(app.state, "engine_client", None) if app else None
 
 
 def _path(scope: Scope) -> str:
@@ -88,6 +98,7 @@ class _Exchange:
         """The request body with its class written in; any that is no JSON object as it came."""
         raw = b"".join(self._body)
         self._body.clear()
+        remember(_ONLINE.priority)
         if self._says_nothing(raw):
             self._class = _ONLINE
             return raw
@@ -106,6 +117,7 @@ class _Exchange:
         if found is None:
             return raw
         self._class = found
+        remember(found.priority)
         body["service_tier"] = found.tier
         body["priority"] = found.priority
         return json.dumps(body, separators=(",", ":")).encode()
