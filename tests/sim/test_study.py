@@ -41,6 +41,24 @@ output = { kind = "fixed", tokens = 20 }
 PROFILE = Profile("test", "made up", MACHINE, COST)
 
 
+REPLAY = """
+about = "BurstGPT's columns."
+duration_s = 5
+seeds = [1, 2]
+arms = ["online-only"]
+
+[online.arrivals]
+kind = "replay"
+trace = "t"
+format = "burstgpt"
+rate_rps = 2
+mean_prompt_tokens = 20
+mean_output_tokens = 5
+max_prompt_tokens = 100
+max_output_tokens = 10
+"""
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
@@ -146,6 +164,18 @@ def test_bad_input_is_one_clear_line(file: Path, words: list[str], message: str)
     assert result.exit_code == 2
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_failed_requests_of_a_trace_are_told(tmp_path: Path) -> None:
+    trace, file = tmp_path / "b.csv", tmp_path / "replay.toml"
+    rows = "".join(f"{i},20,{i % 3}\n" for i in range(60))
+    trace.write_text(f"Timestamp,Request tokens,Response tokens\n{rows}")
+    file.write_text(REPLAY)
+    result = CliRunner().invoke(app, ["sim", "run", str(file), "--trace", str(trace)])
+    assert result.exit_code == 0, result.output
+    (told,) = (row for row in result.output.splitlines() if row.startswith("trace "))
+    assert told.startswith("trace t: time x ")
+    assert told.endswith(", 20 failed requests left out")
 
 
 def test_what_can_be_simulated_is_listed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from conserve.cli.output import Output, written
 from conserve.metrics import write_records
 from conserve.sim.arms import ARMS
 from conserve.sim.profiles import Profile, known_names, load_profile
-from conserve.sim.study import Cell, Study, table
+from conserve.sim.study import WHOLE, Cell, Study, table
 from conserve.workload import Scenario, ScenarioError, load_scenario
 
 app = typer.Typer(
@@ -73,6 +74,8 @@ def run(
             if out:
                 _store(out, cell, chrome_trace=chrome_trace)
         typer.echo(f"simulated: {machine.name}, {machine.about}")
+        for told in _scales(cells):
+            typer.echo(f"trace {told}")
         _show(table(cells))
 
 
@@ -114,6 +117,16 @@ def list_known() -> None:
     typer.echo("arms:")
     for arm in ARMS.values():
         typer.echo(f"  {arm.name:26} {arm.shows}")
+
+
+def _scales(cells: Sequence[Cell]) -> list[str]:
+    """What each trace was multiplied by, point by point of a sweep."""
+    told = {
+        scale if cell.point == WHOLE else f"{cell.point}: {scale}": None
+        for cell in cells
+        for scale in cell.scales
+    }
+    return list(told)
 
 
 def _describe(out: Path, scenario: Scenario, profile: Profile) -> None:

@@ -29,6 +29,8 @@ class Cell:
     summary: RunSummary
     counters: Counters
     records: list[RequestRecord]
+    scales: list[str]
+    """What each trace was multiplied by."""
     steps: list[Step]
     """Empty unless they were asked for."""
 
@@ -52,6 +54,7 @@ class Study:
             scenario = self.scenario.at(point)
             for seed in scenario.seeds:
                 workload = build_workload(scenario, seed, self.traces)
+                scales = [str(scale) for scale in workload.scales]
                 for arm in arms:
                     steps: list[Step] = []
                     outcome = simulate(
@@ -64,8 +67,8 @@ class Study:
                         async_scheduling=self.async_scheduling,
                         on_step=steps.append if self.keep_steps else None,
                     )
-                    name = point.name if point else WHOLE
-                    yield _cell(name, arm.name, seed, scenario, outcome, steps)
+                    place = (point.name if point else WHOLE, arm.name, seed)
+                    yield _cell(place, scenario, outcome, scales, steps)
 
 
 def policy_targets(scenario: Scenario) -> Targets:
@@ -77,12 +80,15 @@ def window_of(scenario: Scenario) -> Window:
 
 
 def _cell(
-    point: str, arm: str, seed: int, scenario: Scenario, outcome: Outcome, steps: list[Step]
+    place: tuple[str, str, int],
+    scenario: Scenario,
+    outcome: Outcome,
+    scales: list[str],
+    steps: list[Step],
 ) -> Cell:
     outcome.counters.check()
-    targets = scenario.targets.targets()
-    summary = summarise(outcome.records, scenario.duration_s, targets)
-    return Cell(point, arm, seed, summary, outcome.counters, outcome.records, steps)
+    summary = summarise(outcome.records, scenario.duration_s, scenario.targets.targets())
+    return Cell(*place, summary, outcome.counters, outcome.records, scales, steps)
 
 
 def median_of(cells: Sequence[Cell], name: str) -> float | None:
