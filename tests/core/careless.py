@@ -11,7 +11,7 @@ from conserve.core.latency import LatencyModel
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import Planner, Policy
 from conserve.core.settings import PolicySettings
-from conserve.core.snapshot import Snapshot
+from conserve.core.snapshot import RequestView, Snapshot
 from conserve.core.step import UNLIMITED
 
 
@@ -111,6 +111,16 @@ class GivesPromisedBlocksAway(Policy):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("conserve.core.policy.promised_blocks", lambda *_: 0)
             return super().plan()
+
+
+class TakesChatsMemory(Policy):
+    def __init__(self, snapshot: Snapshot, *args: Any) -> None:
+        super().__init__(replace(snapshot, num_remembered_blocks=0), *args)
+
+
+class KeepsAllForChat(Policy):
+    def _room_beside(self, request: RequestView) -> int:
+        return self.snapshot.num_remembered_blocks
 
 
 class MoreSlots(Policy):

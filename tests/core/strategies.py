@@ -141,4 +141,5 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
         copy_tail=draw(st.sampled_from([1, block_size])),
         restore_tokens_per_s=draw(st.sampled_from([0.0, 100.0, 1e6])),
         restore_queue_s=draw(st.sampled_from([0.0, 0.5])),
+        num_remembered_blocks=draw(st.just(0) | st.integers(0, 400)),
     )

@@ -8,17 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conserve.core import invariants
 from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel
+from conserve.core.plan import Plan
 from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
-from conserve.core.snapshot import Targets
+from conserve.core.snapshot import Snapshot, Targets
 from conserve.sim.cost import Machine
 from conserve.sim.request import Phase, SimRequest
 from tests.core import strategies
 from tests.core.careless import (
     ForgetsLeastProgress,
     GivesPromisedBlocksAway,
+    KeepsAllForChat,
     StarvesOffline,
     StopsForEver,
     planner_of,
@@ -174,6 +177,35 @@ def test_admission_keeps_the_blocks_it_promised() -> None:
 def test_promises_not_kept_are_caught() -> None:
     """Whom a policy starts on promised blocks finds them taken: the engine cannot let it in."""
     assert run_scarce(planner_of(GivesPromisedBlocksAway), check=False).num_refused > 0
+
+
+def remembering_everything(planner: Planner) -> Planner:
+    """All of memory is worth more as chat's history."""
+
+    def plan(snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
+        snapshot = replace(snapshot, num_remembered_blocks=10**6)
+        plan = planner(snapshot, model, settings)
+        if planner is decide:
+            invariants.check(snapshot, plan, model, settings)
+        return plan
+
+    return plan
+
+
+def run_beside_chat(planner: Planner) -> Simulation:
+    run = Simulation(GPU, MACHINE, planner=remembering_everything(planner), check=False)
+    run.submit([*offline_work(5), *online_work(10, every_s=0.5)])
+    run.run(most_plans=3000)
+    return run
+
+
+def test_offline_work_gets_on_whatever_chat_has_to_remember() -> None:
+    assert_accounts(run_beside_chat(decide))
+
+
+def test_a_room_that_spares_nobody_is_caught() -> None:
+    with pytest.raises(LivelockError, match="P0"):
+        run_beside_chat(planner_of(KeepsAllForChat))
 
 
 @st.composite

@@ -37,6 +37,7 @@ from tests.core.careless import (
     StopsForEver,
     StopsFullSlack,
     StretchesFirstTokens,
+    TakesChatsMemory,
     YieldsForNobody,
     planner_of,
 )
@@ -152,6 +153,17 @@ SCENES = {
     "idle but for a prompt": replace(
         BASE, waiting_offline=(waiting("off", False, 100),), targets=Targets(ttft_s=0.01)
     ),
+    "room for chat": replace(
+        BASE,
+        running=OFFLINE,
+        waiting_offline=(waiting("off", False, 100),),
+        num_remembered_blocks=95,
+    ),
+    "room for chat, and nobody runs": replace(
+        BASE,
+        waiting_offline=(waiting("off-0", False, 32), waiting("off-1", False, 32)),
+        num_remembered_blocks=1000,
+    ),
     "floor": replace(
         BASE,
         running=(decoding("on", True, 5.0), prefilling("chunk", False)),
@@ -266,6 +278,7 @@ CONTROLS = [
     Control("forgets least progress", of(ForgetsLeastProgress), "P0: "),
     Control("forgets late online requests", of(ForgetsOnlineMinimum), "P0: running online"),
     Control("gives promised blocks away", of(GivesPromisedBlocksAway), "free blocks"),
+    Control("takes chat's memory", of(TakesChatsMemory), "starts in chat's room to remember"),
     Control("more slots than there are", of(MoreSlots), "into . slots"),
     Control("more tokens than there are", of(MoreTokens), "tokens in a step"),
     Control("P7: classes mixed up", altered(shift_tokens), "P7: the plan's token counts"),

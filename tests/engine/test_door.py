@@ -82,7 +82,7 @@ STATE = {
     "scheduler.kv_cache_manager": ["get_block_ids", "block_pool", "coordinator", "evict_blocks",
         "make_prefix_cache_stats", "prefix_cache_lookup_enabled"],
     "scheduler.kv_cache_manager.block_pool": ["get_num_free_blocks", "blocks", "hash_block_size",
-        "free_block_queue"],
+        "num_gpu_blocks", "free_block_queue"],
     "scheduler.kv_cache_manager.block_pool.blocks[0]": ["block_id", "block_hash", "ref_cnt"],
     "scheduler.kv_cache_manager.coordinator": ["single_type_managers", "find_longest_cache_hit"],
     "scheduler.kv_cache_manager.coordinator.single_type_managers[0]": ["block_size",
@@ -107,7 +107,8 @@ STATE = {
     "request": ["request_id", "priority", "arrival_time", "status", "num_tokens",
         "num_computed_tokens", "num_tokens_with_spec", "num_output_placeholders",
         "num_in_flight_tokens", "mm_features", "is_prefill_chunk", "is_finished", "block_hashes",
-        "trace_headers"],
+        "trace_headers", "num_prompt_tokens", "num_preemptions", "prefill_stats"],
+    "request.prefill_stats": ["num_local_cached_tokens"],
 }  # fmt: skip
 """Where we look -> the attributes that must be there."""
 

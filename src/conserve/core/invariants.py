@@ -166,8 +166,22 @@ def _check_memory(case: _Case) -> None:
     need += case.promised(view for view in staying if view.online or offline)
     free = snapshot.num_free_blocks + sum(case.by_id[i].num_blocks for i in displaced)
     _require(need <= free, f"admitted into {free} free blocks, {need} needed")
+    _check_room(case, admitted, free - need)
     slots = snapshot.num_free_slots + len(case.running.intersection(displaced))
     _require(len(admitted) <= slots, f"admitted {len(admitted)} into {slots} slots")
+
+
+def _check_room(case: _Case, admitted: list[RequestView], left: int) -> None:
+    """Chat's room to remember stays free of offline requests that start, but for the only one and
+    for those that hold their blocks already. `left`: blocks free once all have what they need."""
+    plan, snapshot = case.plan, case.snapshot
+    takes = [view for view in admitted if not view.online and not view.num_blocks]
+    stays = any(not v.online and v.request_id not in plan.displace for v in snapshot.running)
+    others = stays or len([view for view in admitted if not view.online]) > 1
+    if takes and others:
+        room = snapshot.num_remembered_blocks
+        held = sum(case.lacking(view) for view in admitted if view.num_blocks)
+        _require(left + held >= room, f"{takes[-1].request_id} starts in chat's room to remember")
 
 
 def _check_checkpoints(case: _Case) -> None:

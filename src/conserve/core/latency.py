@@ -92,6 +92,16 @@ class LatencyModel:
         shape.add_prefill(num_tokens, context)
         return self.predict_s(shape)
 
+    def prefill_work_s(self, num_tokens: int, context: int) -> float:
+        """Seconds by which `num_tokens` of a prompt behind `context` lengthen steps that are full:
+        what computing them costs others, or spares if they need not be."""
+        pairs = num_tokens * (context + num_tokens / 2)
+        return self.per_token * num_tokens + self.per_pair * pairs
+
+    def fixed_s(self, shape: StepShape) -> float:
+        """What of a step's time is there whatever is in it: more of the same would be free."""
+        return self.fixed + self.per_token * max(0.0, self.knee - shape.num_tokens)
+
     def fitting_prefill_tokens(self, shape: StepShape, context: int, limit_s: float) -> int:
         """Largest chunk behind `context` tokens that keeps `shape` within limit_s, margin and all.
 

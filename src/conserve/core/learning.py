@@ -73,7 +73,10 @@ class Experience:
         self._last_end_s = ended_s
         if seconds <= 0:
             return None
-        lesson = Lesson(seconds, self.model.predict_s(shape))
+        model = self.model
+        lesson = Lesson(seconds, model.predict_s(shape))
         self.recalibrator.observe(shape, seconds)
-        self.traffic.stepped(seconds, seconds * (num_offline_tokens / shape.num_tokens))
+        fixed_share = model.fixed_s(shape) / lesson.predicted_s if lesson.predicted_s else 0.0
+        offline_s = seconds * (num_offline_tokens / shape.num_tokens)
+        self.traffic.stepped(seconds, offline_s, fixed_share)
         return lesson

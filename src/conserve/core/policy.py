@@ -187,11 +187,23 @@ class Policy:
         for request in step.staying(waiting):
             if step.has(request):
                 continue
+            kept = reserve + self._room_beside(request)
             if num_tokens := self._num_restorable(request):
-                if not step.restore(request, num_tokens, reserve):
+                if not step.restore(request, num_tokens, kept):
                     return
-            elif not step.tokens_left or not step.start(request, reserve, limit_s):
+            elif not step.tokens_left or not step.start(request, kept, limit_s):
                 return
+
+    def _room_beside(self, request: RequestView) -> int:
+        """Blocks that a starting offline request must leave to chat's memory: none if it holds its
+        own already, or if it is the only one, since offline work must get on (P0)."""
+        step = self.step
+        if request.num_blocks or not self.snapshot.num_remembered_blocks:
+            return 0
+        others = step.staying(self.running.offline) or step.restores
+        if not others and not any(step.has(r) for r in self.snapshot.waiting_offline):
+            return 0
+        return self.snapshot.num_remembered_blocks
 
     def _num_restorable(self, request: RequestView) -> int:
         if request.num_blocks or not request.num_checkpointed_tokens:
@@ -228,6 +240,7 @@ class Policy:
             return
         reserve = promised_blocks(self.running.online, self.block_size)
         for request in step.staying(self.snapshot.waiting_offline[:1]):
+            reserve += self._room_beside(request)
             self._release_for(request, lacking_blocks(request, self.block_size) + reserve)
             step.start(request, reserve, 0.0, at_least=least)
 

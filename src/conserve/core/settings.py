@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 
@@ -41,6 +42,15 @@ class PolicySettings:
     """Whether free blocks that only offline requests used are handed out before those that an
     online request used. False is an ablation: the least recently used first, whoever used it."""
 
+    room_weight: float = 10.0
+    """Seconds of harvest that a second of prefill which a returning conversation is spared is
+    worth: how dear its memory may be to offline work."""
+    room_min_share: float = 0.0
+    """Least share of KV memory that offline requests leave to conversations that pause, as far as
+    there are any."""
+    room_max_share: float = 0.8
+    """Most of KV memory that they leave; 0 leaves what happens to be free."""
+
     def __post_init__(self) -> None:
         for name in (
             "prefill_stretch",
@@ -49,12 +59,22 @@ class PolicySettings:
             "patience",
             "unstoppable_share",
             "stop_gap_share",
+            "room_min_share",
+            "room_max_share",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         for name, least in (("max_stops", 0), ("min_chunk", 1), ("fixed_step_tokens", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+        if not 0 <= self.room_weight < math.inf:
+            raise ValueError(f"room_weight must not be negative, not {self.room_weight}")
+        if self.room_min_share > self.room_max_share:
+            raise ValueError(
+                f"room_min_share ({self.room_min_share}) must not be above room_max_share "
+                f"({self.room_max_share})"
+            )
 
     @classmethod
     def names(cls) -> list[str]:

@@ -92,6 +92,9 @@ class Snapshot:
     """How fast checkpoints come back; 0 where there are none."""
     restore_queue_s: float = 0.0
     """How long the restores under way will take."""
+    num_remembered_blocks: int = 0
+    """Free blocks that offline requests which start must leave to conversations that pause; the
+    only one of them may start all the same."""
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ class TrafficEstimate:
         self._online_s = 0.0
         self._total_s = self.PRIOR_S
         self._offline_step_s = 0.0
+        self._offline_fixed_s = 0.0
         self._step_s = 1e-9
 
     @property
@@ -39,6 +40,14 @@ class TrafficEstimate:
     @property
     def offline_share(self) -> float:
         return self._offline_step_s / self._step_s
+
+    def harvest_price(self, num_offline_blocks: int) -> float:
+        """What offline work would gain from one more block: seconds of steps, per second.
+
+        More blocks are more requests in each step, which share its fixed cost: the harvest grows by
+        the share of that cost in the steps' time for each per cent of blocks.
+        """
+        return self._offline_fixed_s / self._step_s / max(num_offline_blocks, 1)
 
     def spent(self, seconds: float, *, online_resident: bool) -> None:
         """The engine spent `seconds` since the last call, with an online request in it or not."""
@@ -56,12 +65,14 @@ class TrafficEstimate:
         """An online request came while there was none in the engine."""
         self._interruptions += 1.0
 
-    def stepped(self, seconds: float, offline_seconds: float) -> None:
-        """A step of `seconds` ended, of which offline tokens are charged `offline_seconds`."""
+    def stepped(self, seconds: float, offline_seconds: float, fixed_share: float = 0.0) -> None:
+        """A step of `seconds` ended, of which offline tokens are charged `offline_seconds`; a step
+        of its shape spends `fixed_share` of its time whatever is in it."""
         keep, weight_s = self._decay(seconds)
         self._step_s = self._step_s * keep + weight_s
         share = offline_seconds / seconds if seconds > 0 else 0.0
         self._offline_step_s = self._offline_step_s * keep + share * weight_s
+        self._offline_fixed_s = self._offline_fixed_s * keep + share * fixed_share * weight_s
 
     def _decay(self, seconds: float) -> tuple[float, float]:
         """What `seconds` leave of the past, and what they weigh themselves."""

@@ -37,6 +37,7 @@ DOORS = {
     "cpu_attn_reshape_and_cache": "vllm._custom_ops",
     "current_platform": "vllm.platforms",
     "engine_core_module": "vllm.v1.engine.core:",
+    "get_block_hash": "vllm.v1.core.kv_cache_utils",
     "get_cgroup_memory_limit": "vllm.utils.cpu_resource_utils",
     "get_cgroup_memory_usage": "vllm.utils.cpu_resource_utils",
     "get_kv_transfer_group": "vllm.distributed.kv_transfer",

@@ -20,6 +20,7 @@ from conserve.engine.connector import hand_over
 from conserve.engine.gauges import Gauges
 from conserve.engine.pausing import is_frozen
 from conserve.engine.queue import is_online
+from conserve.engine.remembering import Remembering
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.snapshots import OFFLINE_HEAD, Snapshots
 from conserve.engine.stats import EngineStats
@@ -45,6 +46,7 @@ class Driver:
     tracker: RequestTracker
     experience: Experience
     snapshots: Snapshots
+    remembering: Remembering
     keeper: CheckpointKeeper
     stopper: Stopper
     notes: TraceNotes
@@ -148,6 +150,7 @@ class Driver:
         record.shape, record.offline_shape = shapes
         record.ends = {name: requests[name].num_computed_tokens for name in num_scheduled}
         self.notes.ran(requests[name] for name in num_scheduled)
+        self.remembering.scheduled(output, record.started_s)
         if not output.total_num_scheduled_tokens:
             return
         model = self.experience.model

@@ -17,6 +17,7 @@ from conserve.engine.driver import Driver
 from conserve.engine.orphan import end_with_parent
 from conserve.engine.pausing import preempt_all
 from conserve.engine.queue import ClassQueue
+from conserve.engine.remembering import Remembering
 from conserve.engine.retention import Retention
 from conserve.engine.settings import EngineSettings
 from conserve.engine.snapshots import Snapshots
@@ -50,8 +51,16 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         """Where the plugin reports arrivals."""
         self.admission = Admission(self)
         self.retention = Retention(self, class_aware=settings.policy.class_aware)
+        self.remembering = Remembering(
+            self, settings.policy, self.retention, self.experience, side.stats
+        )
         self.snapshots = Snapshots(
-            self, settings.targets, self.tracker, self.experience, side.checkpointer
+            self,
+            settings.targets,
+            self.tracker,
+            self.experience,
+            side.checkpointer,
+            self.remembering,
         )
         self.driver = Driver(
             scheduler=self,
@@ -61,6 +70,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             tracker=self.tracker,
             experience=self.experience,
             snapshots=self.snapshots,
+            remembering=self.remembering,
             keeper=self.keeper,
             stopper=self.stopper,
             notes=TraceNotes(config.observability_config.otlp_traces_endpoint is not None),
@@ -111,6 +121,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
     def _free_request_blocks(self, request: Any) -> None:
         """vLLM calls this wherever a request lets go of its blocks."""
         self.retention.lets_go(request)
+        self.remembering.lets_go(request)
         super()._free_request_blocks(request)
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
@@ -130,6 +141,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
         finally:
             self.retention.forget()
+            self.remembering.forget()
             self.checkpointer.forget_all()
 
     def shutdown(self) -> None:

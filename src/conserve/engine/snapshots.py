@@ -11,6 +11,7 @@ from conserve.core.snapshot import RequestView, Snapshot, Targets
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.pausing import admits_new
 from conserve.engine.queue import SCHEDULABLE, is_online
+from conserve.engine.remembering import Remembering
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.speculation import with_drafts
 from conserve.engine.tracker import RequestTracker
@@ -29,6 +30,7 @@ class Snapshots:
         tracker: RequestTracker,
         experience: Experience,
         checkpointer: Checkpointer,
+        remembering: Remembering,
     ) -> None:
         self.decode_width = 1 + scheduler.num_spec_tokens
         self._scheduler = scheduler
@@ -36,6 +38,7 @@ class Snapshots:
         self._tracker = tracker
         self._experience = experience
         self._checkpointer = checkpointer
+        self._remembering = remembering
 
     def online_resident(self) -> bool:
         """Whether an online request runs, or waits for more than blocks of its own."""
@@ -80,6 +83,7 @@ class Snapshots:
             copy_tail=host.least_tail,
             restore_tokens_per_s=host.restore_tokens_per_s,
             restore_queue_s=host.restore_queue_s,
+            num_remembered_blocks=self._remembering.room(now_s, running),
         )
 
     def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:

@@ -86,6 +86,12 @@ METRICS = (
     Metric("running_requests", Gauge, "Requests that hold a slot.", "class"),
     Metric("kv_blocks", Gauge, "KV blocks in use; one that both use is an online one.", "class"),
     Metric("kv_free_blocks", Gauge, "KV blocks that can be taken, cached prefixes included."),
+    Metric("prompt_tokens", Counter, "Prompt tokens of requests that first ran.", "class"),
+    Metric("prefix_hit_tokens", Counter, "Of those, tokens whose KV was on the device.", "class"),
+    Metric("lost_history_tokens", Counter, "Chat tokens to compute again because of offline work."),
+    Metric("lost_history_seconds", Counter, "What computing those takes, by the latency model."),
+    Metric("history_blocks", Gauge, "Free KV blocks that an online request used."),
+    Metric("room_blocks", Gauge, "Free KV blocks that starting offline requests leave to chat."),
     Metric("interruptions_per_second", Gauge, "Online arrivals per second of offline-only work."),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
