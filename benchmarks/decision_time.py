@@ -118,7 +118,7 @@ def track(requests: Iterable[EngineRequest]) -> RequestTracker:
     """A tracker that knows the requests, each decode's newest token 20 ms old or less."""
     tracker = RequestTracker(BLOCK_SIZE)
     for index, request in enumerate(requests):
-        tracker.add(request)
+        tracker.add(request, request.arrival_time)
         view = tracker.get(request.request_id)
         if view and request.num_computed_tokens == request.num_tokens - 1:
             view.last_token_s = 9.98 + 1e-4 * (index % 100)
