@@ -69,7 +69,7 @@ def test_both_copy_and_restore_the_same(
 def test_both_find_and_forget_the_same(
     tmp_path: Path, world: World, seed: int, class_aware: bool
 ) -> None:
-    world = replace(world, policy=PolicySettings(class_aware=class_aware))
+    world = replace(world, policy=PolicySettings(class_aware=class_aware, room_max_share=0.0))
     asks = sessions(seed)
     simulated, real = _play_both(tmp_path, world, asks)
     assert simulated.histories == real.histories
