@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import random
 import threading
@@ -298,7 +297,7 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[mmap.mmap]]:
 
 
 def assert_nothing_kept(maps: list[weakref.ref[mmap.mmap]], staging: list[Any]) -> None:
-    gc.collect()
+    """At once, whatever still refers to whom."""
     assert len(maps) == 2
     assert not any(one() is not None for one in (*maps, *staging))
 
@@ -310,9 +309,10 @@ def test_all_of_a_devices_pool_is_given_back(
     """At the end, or when another rank can keep none: pinned and mapped memory, the device's."""
     device = PinningDevice()
     copies = on_streams(device, caches(), tmp_path)
-    staging = [weakref.ref(one) for one in copies._making._staging]  # type: ignore[union-attr]
+    making: Any = copies._making
+    staging = [weakref.ref(one) for one in making._staging]
     device.may_pin.release(100)
-    made_ready(copies._making._pinned)  # type: ignore[union-attr]
+    made_ready(making._pinned)
     copies.begin_step(Orders())
     copies.begin_step(Orders(num_slots=4, jobs=[store(1, 2, 3)], wait=[1]))
     if how == "close":
@@ -331,7 +331,8 @@ def test_so_is_one_that_is_still_on_its_way(
 ) -> None:
     device = PinningDevice()
     copies = on_streams(device, caches(), tmp_path)
-    staging = [weakref.ref(one) for one in copies._making._staging]  # type: ignore[union-attr]
+    making: Any = copies._making
+    staging = [weakref.ref(one) for one in making._staging]
     device.may_pin.release(100)
     copies.begin_step(Orders(give_back=True))
     assert not device.pinned
