@@ -21,7 +21,8 @@ from conserve.engine.checkpoint.orders import Job, Orders
 from conserve.engine.checkpoint.pinned import PinnedMemory
 from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.slots import HostSlots
-from conserve.engine.checkpoint.streams import StreamCopies, staging_buffers
+from conserve.engine.checkpoint.staging import staging_buffers
+from conserve.engine.checkpoint.streams import StreamCopies
 
 POOL_BYTES = 2 << 30
 NUM_REPEATS = 5

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from conserve.engine.checkpoint.copier import BlockCopies
-from conserve.engine.checkpoint.copy_queue import CopyQueue, Piece
+from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.orders import Orders, Report
+from conserve.engine.checkpoint.pieces import Piece
 from conserve.engine.checkpoint.sizes import PoolSize
 from conserve.engine.settings import EngineSettings
 from tests.engine.device import Device, chain

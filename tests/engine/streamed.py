@@ -20,7 +20,8 @@ from conserve.engine.checkpoint.disk import SlotFile
 from conserve.engine.checkpoint.orders import Orders, Report
 from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.slots import HostSlots
-from conserve.engine.checkpoint.streams import StreamCopies, staging_buffers
+from conserve.engine.checkpoint.staging import staging_buffers
+from conserve.engine.checkpoint.streams import StreamCopies
 from conserve.engine.step_times import StepTimes, TimedOutput
 from conserve.engine.stopped import StoppedOutput
 from tests.engine.device import Row, StaleReadError, sample
@@ -83,7 +84,7 @@ class PumpedByHand:
 
     def finish(self) -> None:
         """All that is queued still, of copies and forwards."""
-        while self.copies.queue.has_work() or any(s.queue for s in self.streams.streams):
+        while self.copies.has_work() or any(s.queue for s in self.streams.streams):
             self.copies.pump()
             self.streams.dawdle(5)
 
@@ -107,10 +108,18 @@ class StreamedDevice:
         self._inputs: list[list[Span]] = [[] for _ in range(depth)]
         self._num_steps = 0
 
-    def give_copies(self, connector: Any, num_slots: int, make_file: MakeFile | None) -> None:
+    def give_copies(
+        self,
+        connector: Any,
+        num_slots: int,
+        make_file: MakeFile | None,
+        *,
+        checksums: bool = False,
+    ) -> None:
         rows = BlockRows(list(self.kv))
         memory = torch.full((num_slots * rows.slot_bytes,), 85, dtype=torch.int8)
-        slots = HostSlots(memory, rows.slot_bytes, make_file and make_file(rows.slot_bytes))
+        file = make_file and make_file(rows.slot_bytes)
+        slots = HostSlots(memory, rows.slot_bytes, file, checksums=checksums)
         queue, staging = CopyQueue(rows.slot_bytes), staging_buffers(self.streams, rows.slot_bytes)
         self.copies = StreamCopies(queue, rows, slots, self.streams, staging)
         self.connector = connector

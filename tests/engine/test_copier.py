@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("vllm")
 
 from conserve.engine.checkpoint.copier import BesideTheForward, BlockCopies, ThreadCopier
-from conserve.engine.checkpoint.copy_queue import CopyQueue, Piece, num_bytes_of
+from conserve.engine.checkpoint.copy_queue import CopyQueue, num_bytes_of
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
+from conserve.engine.checkpoint.pieces import Piece
 
 pytestmark = pytest.mark.engine
 
@@ -202,7 +203,7 @@ def test_a_thread_that_fails_holds_nobody_up_and_says_so(
         if what == failing:
             raise LookupError("no such stream")
 
-    thread = BesideTheForward(queue, lambda: do("prepare"), lambda: do("work"))
+    thread = BesideTheForward(queue, lambda: do("prepare"), queue.has_work, lambda: do("work"))
     queue.take(Orders(moves=[(0, 1)], jobs=[store(1, (5, 0)), store(2, (6, 1))]))
     with queue.changed:
         assert queue.changed.wait_for(lambda: queue.is_over([1, 2]), LONG_S)

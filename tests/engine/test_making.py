@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import threading
 import weakref
@@ -283,7 +284,7 @@ def test_a_device_with_nothing_pinned_keeps_nothing() -> None:
 
 @pytest.fixture
 def maps(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[mmap.mmap]]:
-    """Whatever is mapped: the pool's memory, and its file."""
+    """Whatever is mapped: the pool's memory."""
     made: list[weakref.ref[mmap.mmap]] = []
 
     class Noted(mmap.mmap):
@@ -296,10 +297,20 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[mmap.mmap]]:
     return made
 
 
-def assert_nothing_kept(maps: list[weakref.ref[mmap.mmap]], staging: list[Any]) -> None:
-    """At once, whatever still refers to whom."""
-    assert len(maps) == 2
-    assert not any(one() is not None for one in (*maps, *staging))
+class Held:
+    """What a pool on its way has taken."""
+
+    def __init__(self, making: Any, maps: list[weakref.ref[mmap.mmap]]) -> None:
+        self._making, self._maps = making, maps
+        self._staging = [weakref.ref(one) for one in making._staging]
+        self._descriptor = making._file.descriptor
+
+    def assert_given_back(self) -> None:
+        """At once, whoever still refers to whom."""
+        assert len(self._maps) == 1
+        assert not any(one() is not None for one in (*self._maps, *self._staging))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(self._descriptor)
 
 
 @pytest.mark.parametrize("how", ["close", "give back"])
@@ -309,10 +320,9 @@ def test_all_of_a_devices_pool_is_given_back(
     """At the end, or when another rank can keep none: pinned and mapped memory, the device's."""
     device = PinningDevice()
     copies = on_streams(device, caches(), tmp_path)
-    making: Any = copies._making
-    staging = [weakref.ref(one) for one in making._staging]
+    held = Held(copies._making, maps)
     device.may_pin.release(100)
-    made_ready(making._pinned)
+    made_ready(copies._making._pinned)  # type: ignore[union-attr]
     copies.begin_step(Orders())
     copies.begin_step(Orders(num_slots=4, jobs=[store(1, 2, 3)], wait=[1]))
     if how == "close":
@@ -323,7 +333,7 @@ def test_all_of_a_devices_pool_is_given_back(
         copies.begin_step(Orders(give_back=True))
         copies.close()
     assert not device.pinned
-    assert_nothing_kept(maps, staging)
+    held.assert_given_back()
 
 
 def test_so_is_one_that_is_still_on_its_way(
@@ -331,12 +341,11 @@ def test_so_is_one_that_is_still_on_its_way(
 ) -> None:
     device = PinningDevice()
     copies = on_streams(device, caches(), tmp_path)
-    making: Any = copies._making
-    staging = [weakref.ref(one) for one in making._staging]
+    held = Held(copies._making, maps)
     device.may_pin.release(100)
     copies.begin_step(Orders(give_back=True))
     assert not device.pinned
-    assert_nothing_kept(maps, staging)
+    held.assert_given_back()
 
 
 def test_a_link_that_cannot_be_measured_leaves_nothing_pinned(

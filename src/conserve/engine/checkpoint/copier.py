@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from threading import Thread
 from typing import Protocol
 
-from conserve.engine.checkpoint.copy_queue import CopyQueue, Moves, Piece
+from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.orders import Orders, Report
+from conserve.engine.checkpoint.pieces import Moves, Piece
 from conserve.engine.checkpoint.streams import StreamCopies
 from conserve.engine.door import init_logger
 
@@ -81,11 +82,17 @@ class BesideTheForward:
     """A thread that works while there is something to copy."""
 
     def __init__(
-        self, queue: CopyQueue, prepare: Callable[[], None], work: Callable[[], None]
+        self,
+        queue: CopyQueue,
+        prepare: Callable[[], None],
+        has_work: Callable[[], bool],
+        work: Callable[[], None],
     ) -> None:
-        """`prepare` is called in the thread first, `work` while the queue has any. Whichever
+        """`prepare` is called in the thread first, `work` while there is any, which is looked for
+        when the queue has changed. Whichever
         raises ends all copying: forwards that wait go on, and the scheduler hears why."""
-        self._queue, self._prepare, self._work = queue, prepare, work
+        self._queue, self._prepare = queue, prepare
+        self._has_work, self._work = has_work, work
         self._closed = False
         self._thread = Thread(target=self._run, name="conserve-copier", daemon=True)
         self._thread.start()
@@ -108,7 +115,7 @@ class BesideTheForward:
         queue = self._queue
         while True:
             with queue.changed:
-                queue.changed.wait_for(lambda: queue.has_work() or self._closed)
+                queue.changed.wait_for(lambda: self._has_work() or self._closed)
                 if self._closed:
                     return
             self._work()
@@ -119,7 +126,9 @@ class ThreadCopier:
 
     def __init__(self, copies: BlockCopies, clock: Callable[[], float] = time.perf_counter) -> None:
         self._queue, self._clock = copies.queue, clock
-        self._thread = BesideTheForward(copies.queue, _leave_the_forwards_core, copies.advance)
+        self._thread = BesideTheForward(
+            copies.queue, _leave_the_forwards_core, copies.queue.has_work, copies.advance
+        )
 
     def begin_step(self, orders: Orders) -> None:
         queue = self._queue
@@ -146,7 +155,9 @@ class StreamCopier:
 
     def __init__(self, copies: StreamCopies) -> None:
         self._copies = copies
-        self._thread = BesideTheForward(copies.queue, copies.prepare_thread, self._pump)
+        self._thread = BesideTheForward(
+            copies.queue, copies.prepare_thread, copies.has_work, self._pump
+        )
 
     def begin_step(self, orders: Orders) -> None:
         self._copies.begin_step(orders)

@@ -6,38 +6,10 @@ import threading
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
-
-
-class Piece(NamedTuple):
-    """Some blocks of a job that are copied in one go."""
-
-    job: Job
-    start: int
-    stop: int
-    """Of the job's blocks."""
-    after: Any = None
-    """What the device must have passed before the job's blocks may be read or written."""
-
-    @property
-    def block_ids(self) -> list[int]:
-        return self.job.block_ids[self.start : self.stop]
-
-    @property
-    def slots(self) -> list[int]:
-        return self.job.slots[self.start : self.stop]
-
-    @property
-    def ranges(self) -> list[tuple[int, int]] | None:
-        return self.job.ranges[self.start : self.stop] or None
-
-
-class Moves(NamedTuple):
-    """Slots of one step to be moved, in order: (from slot, to slot)."""
-
-    moves: list[tuple[int, int]]
+from conserve.engine.checkpoint.pieces import Batch, Moves, Piece
 
 
 @dataclass(slots=True)
@@ -132,14 +104,29 @@ class CopyQueue:
             if self._moves:
                 return self._moves.popleft()
             lane = self._urgent or self._others
-            if not lane:
-                return None
-            one = self._open[lane[0]]
-            start = one.num_taken
-            one.num_taken = min(start + most_blocks, len(one.job.slots))
-            if one.num_taken == len(one.job.slots):
-                lane.popleft()
-            return Piece(one.job, start, one.num_taken, one.after)
+            return self._piece(lane, most_blocks) if lane else None
+
+    def _piece(self, lane: deque[int], most_blocks: int) -> Piece:
+        one = self._open[lane[0]]
+        start = one.num_taken
+        one.num_taken = min(start + most_blocks, len(one.job.slots))
+        if one.num_taken == len(one.job.slots):
+            lane.popleft()
+        return Piece(one.job, start, one.num_taken, one.after)
+
+    def next_batch(self, most_blocks: int, *, urgent_only: bool = False) -> Moves | Batch:
+        """As `next`, with pieces of the jobs that follow in the same direction and lane, while
+        they have room. Empty where there is nothing."""
+        with self.changed:
+            first = self.next(most_blocks, urgent_only=urgent_only)
+            if not isinstance(first, Piece):
+                return first or Batch(())
+            pieces, room = [first], most_blocks - len(first.slots)
+            lane = self._urgent if urgent_only else self._urgent or self._others
+            while room and lane and self._open[lane[0]].job.store is first.job.store:
+                pieces.append(self._piece(lane, room))
+                room -= len(pieces[-1].slots)
+            return Batch(pieces)
 
     # What has become of it
 
@@ -161,6 +148,23 @@ class CopyQueue:
             one.failed_slots |= failed_slots
             one.seconds += seconds
             self._end_if_over(one)
+
+    def put_back_if_dropped(self, piece: Piece) -> bool:
+        """Whether the job has been dropped since the piece was handed out. It counts as never
+        begun then."""
+        with self.changed:
+            one = self._open.get(piece.job.number)
+            if one is None:
+                return True
+            if one.dropped:
+                one.num_taken -= len(piece.slots)
+                self._end_if_over(one)
+            return one.dropped
+
+    def wake(self) -> None:
+        """There is something to do for whoever copies."""
+        with self.changed:
+            self.changed.notify_all()
 
     def _end_if_over(self, one: _Open) -> None:
         if not one.is_over:

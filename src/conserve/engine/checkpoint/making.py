@@ -18,8 +18,9 @@ from conserve.engine.checkpoint.pinned import PinnedMemory, Pinning
 from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.sizes import PoolSize
 from conserve.engine.checkpoint.slots import HostSlots
+from conserve.engine.checkpoint.staging import staging_buffers
 from conserve.engine.checkpoint.store import SlotStore
-from conserve.engine.checkpoint.streams import StreamCopies, staging_buffers
+from conserve.engine.checkpoint.streams import StreamCopies
 from conserve.engine.door import group_kernel_blocks
 from conserve.engine.settings import EngineSettings
 
@@ -136,7 +137,9 @@ class StreamMaking:
             self._copies.close()
         if self._slots is not None:
             self._slots.close()
-        self._file, self._staging = None, []
+        if self._file is not None:
+            self._file.close()
+        self._staging = []
         self._pinned.close()
 
 

@@ -36,7 +36,8 @@ class Orders:
     """(from slot, to slot)."""
     jobs: list[Job] = field(default_factory=list)
     wait: list[int] = field(default_factory=list)
-    """Jobs that must be over before the forward, since it may write to their blocks."""
+    """Jobs that must be over before the forward, since it may write to their blocks: copies to the
+    host, and copies back that are dropped."""
 
 
 @dataclass(slots=True)
