@@ -43,6 +43,7 @@ def play(folder: Path, world: World, asks: Sequence[Ask]) -> Seen:
         profile_seconds=0,
         stop_response_s=1e3,
         checkpoint_bytes=1 << 24,
+        checkpoint_online=False,  # not simulated
         policy=world.policy,
     )
     scheduler = make_scheduler(

@@ -57,6 +57,11 @@ class StopsFullSlack(Policy):
         return slack_s if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
 
 
+class RestoresAtAnyPrice(Policy):
+    def _restores_online(self, request: RequestView) -> bool:
+        return self.step.restore(request, request.num_checkpointed_tokens, 0)
+
+
 class ForgetsDisplaced(Policy):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -76,7 +76,7 @@ def running_requests(
         num_blocks=draw(st.integers(fewest, most)),
         last_token_s=draw(st.floats(arrival_s, NOW_S)) if started else None,
         deadline_s=None if online else draw(st.none() | st.floats(NOW_S, 2 * NOW_S)),
-        num_checkpointed_tokens=0 if online else draw(st.integers(0, computed)),
+        num_checkpointed_tokens=draw(st.just(0) | st.integers(0, computed)),
         num_stops=0 if online else draw(st.integers(0, 3)),
     )
 
@@ -97,7 +97,7 @@ def waiting_requests(
         num_tokens=num_tokens,
         num_computed_tokens=cached,
         num_blocks=held,
-        num_checkpointed_tokens=0 if online else draw(st.just(0) | st.integers(0, num_tokens)),
+        num_checkpointed_tokens=draw(st.just(0) | st.integers(0, num_tokens)),
         num_stops=0 if online else draw(st.integers(0, 3)),
     )
 
@@ -142,4 +142,6 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
         restore_tokens_per_s=draw(st.sampled_from([0.0, 100.0, 1e6])),
         restore_queue_s=draw(st.sampled_from([0.0, 0.5])),
         num_remembered_blocks=draw(st.just(0) | st.integers(0, 400)),
+        copies_online=draw(st.booleans()),
+        num_loading_online=draw(st.sampled_from([0, 0, 1])),
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conserve.core.checkpointing import (
     choose_copies,
+    copies_by_class,
     copy_budget,
     copy_is_quicker,
     tokens_to_restore,
+    tokens_worth_waiting_for,
 )
 from conserve.core.latency import LatencyModel
-from conserve.core.snapshot import RequestView
+from conserve.core.snapshot import RequestView, Snapshot
 
 MODEL = LatencyModel(fixed=0.01, per_token=1e-3, per_pair=1e-6)
 
@@ -122,3 +127,90 @@ def test_a_copy_is_waited_for_only_if_it_is_quicker() -> None:
     assert copy_is_quicker(16, 16, 400, MODEL, rate=1e4)
     assert not copy_is_quicker(16, 16, 400, MODEL, rate=10.0)
     assert not copy_is_quicker(16, 16, 400, MODEL, rate=0.0)
+
+
+# Online requests
+
+SCENE = Snapshot(
+    now_s=0.0,
+    running=(),
+    waiting_online=(),
+    waiting_offline=(),
+    num_free_blocks=100,
+    num_free_slots=4,
+    block_size=16,
+    max_step_tokens=512,
+    copy_tail=4,
+    restore_tokens_per_s=1e5,
+)
+
+
+def by_class(budget: int, *, copies_online: bool = True) -> dict[str, int]:
+    offline = [running("off", 40)]
+    online = [replace(running("on", 50), online=True)]
+    scene = replace(SCENE, copy_tokens=budget, copies_online=copies_online)
+    return copies_by_class(offline, online, scene)
+
+
+def test_online_requests_get_whole_blocks_of_what_is_left() -> None:
+    assert by_class(96) == {"off": 40, "on": 48}
+    assert by_class(95) == {"off": 40, "on": 32}
+    assert by_class(60) == {"off": 40}
+    assert by_class(0) == {}
+    assert by_class(96, copies_online=False) == {"off": 40}
+
+
+@settings(derandomize=True, deadline=None, database=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), st.booleans()), max_size=6),
+    st.integers(0, 500),
+    st.sampled_from([1, 4, 16]),
+)
+def test_copies_of_both_classes_stay_within_one_budget(
+    requests: list[tuple[int, int, bool]], budget: int, block_size: int
+) -> None:
+    views = [
+        replace(running(f"r{i}", max(a, b), copying=min(a, b)), online=online)
+        for i, (a, b, online) in enumerate(requests)
+    ]
+    offline, online = ([v for v in views if v.online is kind] for kind in (False, True))
+    scene = replace(SCENE, block_size=block_size, copy_tokens=budget, copies_online=True)
+    chosen = copies_by_class(offline, online, scene)
+    alone = choose_copies(offline, budget, block_size, scene.copy_tail)
+    assert {v.request_id: chosen[v.request_id] for v in offline if v.request_id in chosen} == alone
+    cost = 0
+    for view in views:
+        if end := chosen.get(view.request_id):
+            first = view.num_copying_tokens // block_size
+            cost += (-(-end // block_size) - first) * block_size
+            assert not view.online or end % block_size == 0
+    assert cost <= budget
+
+
+def worth_waiting(
+    copied: int, *, num_tokens: int = 900, cached: int = 0, step_s: float = 0.01, **more: Any
+) -> int:
+    view = replace(waiting(num_tokens, copied), online=True, num_computed_tokens=cached)
+    return tokens_worth_waiting_for(view, replace(SCENE, **more), MODEL, step_s)
+
+
+def test_a_conversation_is_waited_for_where_its_first_token_comes_sooner_so() -> None:
+    assert worth_waiting(800) == 800
+    assert worth_waiting(900) == 899, "one token is left, which yields the next"
+    assert worth_waiting(800, cached=400) == 800
+
+
+@pytest.mark.parametrize(
+    ("why", "found"),
+    [
+        ("nothing of it", worth_waiting(0)),
+        ("no link", worth_waiting(800, restore_tokens_per_s=0.0)),
+        ("the device has as much", worth_waiting(800, cached=800)),
+        ("computing is quicker", worth_waiting(800, restore_tokens_per_s=500.0)),
+        ("the link is busy", worth_waiting(800, restore_queue_s=10.0)),
+        ("the steps beside it take as long", worth_waiting(800, step_s=0.7)),
+        ("little is missing", worth_waiting(800, cached=790)),
+    ],
+)
+def test_a_conversation_is_computed(why: str, found: int) -> None:
+    assert found == 0, why

@@ -32,6 +32,7 @@ from tests.core.careless import (
     LongUnstoppable,
     MoreSlots,
     MoreTokens,
+    RestoresAtAnyPrice,
     SkipsAnOnlineDecode,
     StopsFirstTokens,
     StopsForEver,
@@ -149,6 +150,23 @@ SCENES = {
     "copies beside online work": replace(
         BASE, running=(decoding("on", True, 0.05), *OFFLINE), copy_tokens=200
     ),
+    "copies of both classes": replace(
+        BASE,
+        running=(decoding("on", True, 0.05), *OFFLINE),
+        copy_tokens=4096,
+        copies_online=True,
+    ),
+    "a conversation on the host": replace(
+        BASE,
+        waiting_online=(replace(waiting("goes on", True, 900), num_checkpointed_tokens=800),),
+        restore_tokens_per_s=1e6,
+    ),
+    "a conversation on a slow host": replace(
+        BASE,
+        waiting_online=(replace(waiting("goes on", True, 900), num_checkpointed_tokens=800),),
+        restore_tokens_per_s=100.0,
+    ),
+    "a conversation on its way": replace(BASE, running=OFFLINE, num_loading_online=1),
     "no limit is kept": replace(BASE, running=OFFLINE, targets=Targets(ttft_s=0.01)),
     "idle but for a prompt": replace(
         BASE, waiting_offline=(waiting("off", False, 100),), targets=Targets(ttft_s=0.01)
@@ -243,6 +261,13 @@ def restore_what_computes(plan: Plan, snapshot: Snapshot) -> Plan:
     return replace(plan, restore={**plan.restore, **computing})
 
 
+def copy_online_first(plan: Plan, snapshot: Snapshot) -> Plan:
+    if not snapshot.copies_online:
+        return plan
+    online = {v.request_id: v.num_computed_tokens for v in snapshot.running if v.online}
+    return replace(plan, checkpoint=online)
+
+
 def claim_stoppable(plan: Plan, snapshot: Snapshot) -> Plan:
     return replace(plan, stoppable=bool(plan.grants))
 
@@ -273,6 +298,8 @@ CONTROLS = [
     Control("copies what is not there", altered(copy_too_much), "P2: "),
     Control("copies online work", altered(copy_online), "is not to be copied"),
     Control("restores what is not there", altered(restore_too_much), "P3: "),
+    Control("copies online work first", altered(copy_online_first), "and an online request is"),
+    Control("restores at any price", of(RestoresAtAnyPrice), "is computed sooner"),
     Control("restores who computes", altered(restore_what_computes), "restored and granted"),
     Control("displaces who waits", altered(displace_waiting), "neither runs"),
     Control("forgets least progress", of(ForgetsLeastProgress), "P0: "),

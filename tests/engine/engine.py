@@ -112,7 +112,13 @@ def _speculation(num_tokens: int) -> dict[str, Any] | None:
 
 
 def make_request(
-    name: str, prompt: list[int], num_output: int, *, online: bool, arrival_s: float
+    name: str,
+    prompt: list[int],
+    num_output: int,
+    *,
+    online: bool,
+    arrival_s: float,
+    salt: str | None = None,
 ) -> Any:
     from vllm import SamplingParams
     from vllm.utils.hashing import sha256
@@ -126,6 +132,7 @@ def make_request(
         None,
         arrival_time=arrival_s,
         priority=0 if online else 1,
+        cache_salt=salt,
         block_hasher=get_request_block_hasher(BLOCK_SIZE, sha256),
     )
 

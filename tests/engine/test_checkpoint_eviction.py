@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 from conserve.core.snapshot import RequestView
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.checkpoint.orders import Ended, Report
 from conserve.engine.checkpoint.pool import HostPool, Worth
@@ -50,7 +51,7 @@ def test_a_checkpoint_that_is_lost_is_not_restored_from_copies_still_under_way()
     """Its first block cannot be copied while the copy of its second goes on."""
     pool = HostPool(num_slots=4, block_size=4)
     keeper = Checkpointer(pool, Bandwidth(token_bytes=16), num_ranks=1)
-    request = SimpleNamespace(request_id="a", block_hashes=[])
+    request = SimpleNamespace(request_id="a", block_hashes=[], priority=1)
     first = keeper.checkpoint(request, 4, [7, 8], Worth(1.0))
     second = keeper.checkpoint(request, 8, [7, 8], Worth(1.0))
     assert first is not None
@@ -59,7 +60,7 @@ def test_a_checkpoint_that_is_lost_is_not_restored_from_copies_still_under_way()
     assert keeper.num_restored_tokens("a") <= 8
     keeper.take(Report(ended={first.number: Ended(failed_slots=set(first.slots))}))
     assert keeper.num_restored_tokens("a") == 0
-    assert keeper.describe([RequestView("a", False, 0.0, 8)])[0].num_copying_tokens == 0
+    assert HostView(keeper).describe([RequestView("a", False, 0.0, 8)])[0].num_copying_tokens == 0
     assert pool.num_used_slots == 2, "the second copy's slots were given away under it"
     keeper.take(Report(ended={second.number: Ended()}))
     assert pool.num_used_slots == 0

@@ -417,18 +417,18 @@ class Oracle(RuleBasedStateMachine):
     def slots_are_owned_as_counted_and_none_leaks(self) -> None:
         entries = list(self.pool._entries.values())
         owners = Counter(slot for entry in entries for slot in entry.slots)
-        assert owners == self.pool._num_owners
+        assert owners == self.pool._table.num_owners
         assert all(len(set(entry.slots)) == len(entry.slots) for entry in entries)
         shared = {slot for slot, count in owners.items() if count > 1}
         if not any(entry.leaving for entry in entries):
-            assert shared <= set(self.pool._hash_of), "an unfinished slot has two owners"
-        free = [*self.pool._free, *self.pool._free_on_disk]
+            assert shared <= set(self.pool._table.hash_of), "an unfinished slot has two owners"
+        free = [*self.pool._table.free, *self.pool._table.free_on_disk]
         assert sorted([*free, *owners]) == list(
             range(self.pool.num_slots + self.pool.num_disk_slots)
         )
-        assert all(self.pool.is_on_disk(slot) for slot in self.pool._free_on_disk)
+        assert all(self.pool.is_on_disk(slot) for slot in self.pool._table.free_on_disk)
         assert self.pool.num_used_slots <= self.pool.num_slots
-        assert {s: h for h, s in self.pool._slot_of.items()} == self.pool._hash_of
+        assert {s: h for h, s in self.pool._table.slot_of.items()} == self.pool._table.hash_of
 
     @invariant()
     def slots_with_copies_in_flight_stay_put(self) -> None:
@@ -450,7 +450,7 @@ class Oracle(RuleBasedStateMachine):
             self.pool.drop(name)
         assert self.pool.num_used_slots == 0
         assert self.pool.num_used_disk_slots == 0
-        assert not self.pool._hash_of
+        assert not self.pool._table.hash_of
 
 
 TestOracle = Oracle.TestCase
@@ -480,8 +480,8 @@ class ForgetsPins(HostPool):
 class SharesUnfinished(HostPool):
     """Careless: shares a block as soon as it has a slot, before its bytes are there."""
 
-    def grow(self, request_id, num_tokens, block_hashes, worth):  # type: ignore[no-untyped-def]
-        done = super().grow(request_id, num_tokens, block_hashes, worth)
+    def grow(self, request_id, num_tokens, block_hashes, worth, **more):  # type: ignore[no-untyped-def]
+        done = super().grow(request_id, num_tokens, block_hashes, worth, **more)
         if done:
             entry = self._entries[request_id]
             for index, block_hash in enumerate(block_hashes[: num_tokens // SIZE]):

@@ -42,13 +42,14 @@ def engine(groups: Any = None, **changes: Any) -> Any:
         "num_speculative_tokens": 0,
         "runner_type": "generate",
         "world_size": 1,
+        "enable_prefix_caching": True,
         "decode_context_parallel_size": 1,
         "prefill_context_parallel_size": 1,
         "num_blocks": 100,
         "kv_cache_groups": groups or [group()],
     } | changes
     part = SimpleNamespace(**values)
-    part.parallel_config = part.model_config = part
+    part.parallel_config = part.model_config = part.cache_config = part
     return part
 
 
@@ -137,3 +138,21 @@ def test_by_default_it_is_a_share_of_free_memory_or_of_the_cache(
     monkeypatch.setattr(sizes, "available_bytes", lambda: 4000)
     assert sizes.default_bytes(10_000) == 1000
     assert sizes.default_bytes(100) == 400
+
+
+@pytest.mark.parametrize(
+    ("keeps", "prefix_caching", "wishes"),
+    [
+        (True, True, {}),
+        (False, False, {}),
+        (False, True, {"checkpoint_online": False}),
+        (False, True, {"checkpoint": "swap"}),
+        (False, True, {"checkpoint": "off"}),
+    ],
+)
+def test_what_online_requests_leave_is_found_by_hash(
+    keeps: bool, prefix_caching: bool, wishes: dict[str, Any]
+) -> None:
+    part = engine(enable_prefix_caching=prefix_caching)
+    keeper = make_checkpointer(part, part, EngineSettings(**wishes), EngineStats())
+    assert (keeper.conversations is not None) == keeps

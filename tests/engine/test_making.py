@@ -20,6 +20,7 @@ import torch
 from conserve.engine.checkpoint import making, packing, pinned, workers
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.checkpoint.making import StreamMaking, packing_of_all, planes_of
 from conserve.engine.checkpoint.orders import Job, Orders, Report
 from conserve.engine.checkpoint.pinned import PinnedMemory
@@ -379,15 +380,16 @@ def checkpointer(num_ranks: int) -> Checkpointer:
 
 def test_nothing_is_copied_before_every_rank_has_its_pool() -> None:
     keeper = checkpointer(num_ranks=2)
-    keeper.copy_tokens(1.0)
-    assert keeper.copy_tokens(1.1) == 0
-    assert keeper.restore_tokens_per_s == 0.0
+    view = HostView(keeper)
+    view.copy_tokens(1.0)
+    assert view.copy_tokens(1.1) == 0
+    assert view.restore_tokens_per_s == 0.0
     assert keeper.take_orders().num_slots == 0
     keeper.take(Report(pools=[10], bytes_per_s=2e6))
-    assert keeper.copy_tokens(1.2) == 0
+    assert view.copy_tokens(1.2) == 0
     keeper.take(Report(pools=[10], bytes_per_s=3e6))
-    assert keeper.copy_tokens(1.3) > 0
-    assert keeper.restore_tokens_per_s == 2e6 / 16, "the slowest rank's"
+    assert view.copy_tokens(1.3) > 0
+    assert view.restore_tokens_per_s == 2e6 / 16, "the slowest rank's"
     assert keeper.take_orders().num_slots == 10
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from conserve.core.blocks import blocks_cost
 from conserve.core.displacement import victim_order
 from conserve.core.latency import LatencyModel
-from conserve.core.snapshot import RequestView
+from conserve.core.snapshot import RequestView, Snapshot
 
 COPY_SHARE = 0.25
 """Of the link's speed, for copies that nobody waits for."""
@@ -26,6 +26,25 @@ def least_tail(block_size: int) -> int:
     """New tokens that make a partly filled block worth a copy: a quarter of a block. The rest is
     copied when the request is displaced."""
     return max(1, block_size // 4)
+
+
+def copies_by_class(
+    offline: Sequence[RequestView], online: Sequence[RequestView], snapshot: Snapshot
+) -> dict[str, int]:
+    """request_id -> leading tokens to have on the host: what offline requests need first, and of
+    online ones whole blocks with what that leaves of the budget. Others find those by their
+    hash, and a partly filled block has none."""
+    budget, size = snapshot.copy_tokens, snapshot.block_size
+    if not budget:
+        return {}
+    chosen = choose_copies(offline, budget, size, snapshot.copy_tail)
+    if not snapshot.copies_online:
+        return chosen
+    for view in offline:
+        if end := chosen.get(view.request_id):
+            start = max(view.num_copying_tokens, view.num_checkpointed_tokens)
+            budget -= blocks_cost(start - start % size, end, size)
+    return chosen | choose_copies(online, budget, size, size)
 
 
 def choose_copies(
@@ -111,6 +130,27 @@ def tokens_to_restore(
         return 0
     restore_s = queue_s + missing / tokens_per_s
     return end if restore_s < prefill_s(missing, num_cached_tokens) else 0
+
+
+def tokens_worth_waiting_for(
+    request: RequestView, snapshot: Snapshot, model: LatencyModel, longest_step_s: float
+) -> int:
+    """Leading tokens to bring back of a waiting online request, which another left on the host
+    that began alike; 0 where the first token comes sooner if all of it is computed.
+
+    Both ways end with the prefill of what is not there. Before it, a restore takes the link and
+    two steps: the one beside which the KV comes, and the one that is decided meanwhile.
+    """
+    if request.num_blocks or not request.num_checkpointed_tokens or not request.can_restore:
+        return 0
+    cached, rate = request.num_computed_tokens, snapshot.restore_tokens_per_s
+    end = min(request.num_checkpointed_tokens, request.num_tokens - 1)
+    if end <= cached or rate <= 0:
+        return 0
+    restored_s = snapshot.restore_queue_s + (end - cached) / rate + 2 * longest_step_s
+    restored_s += model.predict_prefill_s(request.num_tokens - end, end)
+    computed_s = model.predict_prefill_s(request.num_tokens - cached, cached)
+    return end if restored_s < computed_s else 0
 
 
 def copy_is_quicker(

@@ -188,7 +188,8 @@ def _check_checkpoints(case: _Case) -> None:
     """Only what is computed is copied, only what is copied is restored, and neither for all."""
     for request_id, end in case.plan.checkpoint.items():
         view = case.by_id[request_id]
-        copied = not view.online and view.can_restore and case.runs(view)
+        of_class = case.snapshot.copies_online or not view.online
+        copied = of_class and view.can_restore and case.runs(view)
         _require(copied, f"{request_id} is not to be copied")
         _require(end <= view.num_computed_tokens, f"P2: {request_id} is copied past its KV")
     for request_id, end in case.plan.restore.items():
@@ -198,6 +199,31 @@ def _check_checkpoints(case: _Case) -> None:
         there = min(view.num_checkpointed_tokens, view.num_tokens - 1)
         in_reach = view.num_computed_tokens < end <= there
         _require(in_reach, f"P3: {request_id} restores {end} tokens")
+        if view.online:
+            _check_quicker(case, view, end)
+    _check_offline_copies_first(case)
+
+
+def _check_quicker(case: _Case, view: RequestView, end: int) -> None:
+    """No online request waits for a copy longer than computing its tokens takes."""
+    snapshot, cached = case.snapshot, view.num_computed_tokens
+    restored_s = (end - cached) / snapshot.restore_tokens_per_s + snapshot.restore_queue_s
+    computed_s = case.model.predict_prefill_s(view.num_tokens - cached, cached)
+    _require(restored_s < computed_s, f"{view.request_id} waits for what is computed sooner")
+
+
+def _check_offline_copies_first(case: _Case) -> None:
+    """Online requests are copied with what is left when each offline one has its whole blocks."""
+    checkpoint, size = case.plan.checkpoint, case.snapshot.block_size
+    if not any(case.by_id[name].online for name in checkpoint):
+        return
+    for view in case.snapshot.running:
+        if view.online or not view.can_restore or view.request_id in case.plan.displace:
+            continue
+        there = max(view.num_copying_tokens, view.num_checkpointed_tokens)
+        end = checkpoint.get(view.request_id, there)
+        behind = view.num_computed_tokens - view.num_computed_tokens % size > end
+        _require(not behind, f"{view.request_id} is not copied, and an online request is")
 
 
 def _check_stopping(case: _Case) -> None:

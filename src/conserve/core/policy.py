@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
+from conserve.core import checkpointing
 from conserve.core.blocks import lacking_blocks, promised_blocks
-from conserve.core.checkpointing import choose_copies, tokens_to_restore
 from conserve.core.displacement import choose_victims, num_servable
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Mode, Plan
@@ -57,11 +57,12 @@ class Policy:
         num_within = self.step.shape.num_tokens
         self._grant_floor(self.model.predict_s(online_shape))
         shape, num_online = self.step.shape, online_shape.num_tokens
+        offline = self.step.staying(self.running.offline)
         return Plan(
             mode=mode if shape.num_tokens else Mode.IDLE,
             grants=self.step.grants,
             displace=list(self.step.displaced),
-            checkpoint=self._copies(),
+            checkpoint=checkpointing.copies_by_class(offline, self.running.online, self.snapshot),
             restore=self.step.restores,
             stoppable=self._stoppable(mode, num_online),
             online_shape=online_shape,
@@ -102,10 +103,23 @@ class Policy:
         promised = promised_blocks(self.running.online, self.block_size)
         self._displace(promised)
         for request in self.snapshot.waiting_online:
+            if self._restores_online(request):
+                continue
             granted = self.step.start(request, promised, limit_s, at_least=floor)
             floor -= granted
             if not granted:
                 break
+
+    def _restores_online(self, request: RequestView) -> bool:
+        """Bring its KV back instead, if its first token comes sooner so and no running request
+        could take its blocks meanwhile."""
+        snapshot = self.snapshot
+        longest_step_s = snapshot.targets.ttft_s * self.settings.unstoppable_share
+        num = checkpointing.tokens_worth_waiting_for(request, snapshot, self.model, longest_step_s)
+        if not num:
+            return False
+        reserve = promised_blocks(self.step.staying(snapshot.running), self.block_size)
+        return self.step.restore(request, num, reserve)
 
     def _displace(self, promised: int) -> None:
         """Make room for as many waiting online requests, first to last, as victims can serve."""
@@ -135,7 +149,8 @@ class Policy:
     # Offline
 
     def _mode(self) -> Mode:
-        if self.running.online_prefills or self.snapshot.waiting_online:
+        snapshot = self.snapshot
+        if self.running.online_prefills or snapshot.waiting_online or snapshot.num_loading_online:
             return Mode.ONLINE_PREFILL
         return Mode.ONLINE_DECODE if self.running.online_decodes else Mode.OFFLINE
 
@@ -153,7 +168,8 @@ class Policy:
             return slack_s * min(most, fill)
         if mode is Mode.OFFLINE and self._may_stop:
             return UNLIMITED
-        # Also where an online request waits for blocks that only offline work can free.
+        # Also where an online request waits for blocks that only offline work can free, or for
+        # its KV to come back.
         return snapshot.targets.ttft_s * settings.unstoppable_share
 
     def _grant_offline(self, limit_s: float, mode: Mode) -> None:
@@ -208,21 +224,13 @@ class Policy:
     def _num_restorable(self, request: RequestView) -> int:
         if request.num_blocks or not request.num_checkpointed_tokens:
             return 0
-        return tokens_to_restore(
+        return checkpointing.tokens_to_restore(
             request,
             request.num_computed_tokens,
             self.model.predict_prefill_s,
             self.snapshot.restore_tokens_per_s,
             self.snapshot.restore_queue_s,
         )
-
-    def _copies(self) -> dict[str, int]:
-        """What running offline requests have computed before this step goes to the host."""
-        snapshot = self.snapshot
-        if not snapshot.copy_tokens:
-            return {}
-        staying = self.step.staying(self.running.offline)
-        return choose_copies(staying, snapshot.copy_tokens, snapshot.block_size, snapshot.copy_tail)
 
     # Floor
 

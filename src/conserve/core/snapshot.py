@@ -30,7 +30,8 @@ class RequestView:
     """When its newest token left the engine; None before the first."""
     deadline_s: float | None = None
     num_checkpointed_tokens: int = 0
-    """Leading tokens whose KV also lies on the host."""
+    """Leading tokens whose KV also lies on the host; of a waiting online request, what another
+    left there that began alike."""
     num_copying_tokens: int = 0
     """Leading tokens whose KV will lie there once the copies under way are done."""
     num_stops: int = 0
@@ -95,6 +96,10 @@ class Snapshot:
     num_remembered_blocks: int = 0
     """Free blocks that offline requests which start must leave to conversations that pause; the
     only one of them may start all the same."""
+    copies_online: bool = False
+    """Whether KV of online requests is worth copying too: they are continued often enough."""
+    num_loading_online: int = 0
+    """Online requests whose KV is on its way back; they are not among those that wait."""
 
 
 @dataclass(slots=True)

@@ -133,7 +133,7 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self.scheduler_side.checkpointer.finished(request.request_id)
+        self.scheduler_side.checkpointer.finished(request)
         return False, None
 
     # In the API process

@@ -65,6 +65,7 @@ class Driver:
         """A request is about to enter vLLM's scheduler; more input of one that is there counts
         for nothing."""
         if request.request_id not in self.scheduler.requests:
+            self.keeper.came(request, self.clock())
             self.tracker.add(request, arrived_s)
             self.notes.came(request)
             self.stats.count("requests", label="online" if is_online(request) else "offline")
@@ -75,6 +76,7 @@ class Driver:
         """Plan the next step and carry out of the plan what vLLM must find done."""
         now_s = self.clock()
         self.experience.schedules(now_s, online_resident=self.snapshots.online_resident())
+        self.keeper.look(now_s)
         self.keeper.take_loaded()
         promote(self.scheduler, OFFLINE_HEAD)
         plan = Plan(Mode.IDLE) if self._must_hold_back() else self._decide(now_s)

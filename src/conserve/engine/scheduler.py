@@ -10,6 +10,7 @@ from conserve.core.learning import Experience
 from conserve.engine.admission import Admission
 from conserve.engine.arrival import arrived_s
 from conserve.engine.capabilities import refuse_several_schedules, runs_workers_inside
+from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import scheduler_side
 from conserve.engine.door import AsyncScheduler
@@ -59,7 +60,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             settings.targets,
             self.tracker,
             self.experience,
-            side.checkpointer,
+            HostView(side.checkpointer),
             self.remembering,
         )
         self.driver = Driver(

@@ -50,6 +50,9 @@ class EngineSettings:
     """Longest time between two safepoints; 0 picks 100 ms on a CPU and 5 ms on a GPU."""
     checkpoint: str = "incremental"
     """Copies of offline requests' KV: incremental (as it grows), swap (when displaced), off."""
+    checkpoint_online: bool = True
+    """With `incremental`: whether KV of online requests is kept too, for those that continue
+    them."""
     checkpoint_bytes: int = 0
     """Host memory for them, over all ranks; 0 takes a quarter of what is free at start, at most
     four times the KV cache."""

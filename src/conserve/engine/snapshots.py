@@ -8,7 +8,7 @@ from typing import Any
 
 from conserve.core.learning import Experience
 from conserve.core.snapshot import RequestView, Snapshot, Targets
-from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.pausing import admits_new
 from conserve.engine.queue import SCHEDULABLE, is_online
 from conserve.engine.remembering import Remembering
@@ -29,7 +29,7 @@ class Snapshots:
         targets: Targets,
         tracker: RequestTracker,
         experience: Experience,
-        checkpointer: Checkpointer,
+        host: HostView,
         remembering: Remembering,
     ) -> None:
         self.decode_width = 1 + scheduler.num_spec_tokens
@@ -37,12 +37,15 @@ class Snapshots:
         self._targets = targets
         self._tracker = tracker
         self._experience = experience
-        self._checkpointer = checkpointer
+        self._host = host
         self._remembering = remembering
 
     def online_resident(self) -> bool:
         """Whether an online request runs, or waits for more than blocks of its own."""
-        return bool(self._new_online()) or any(is_online(r) for r in self._scheduler.running)
+        if self._new_online() or any(is_online(r) for r in self._scheduler.running):
+            return True
+        held = self._scheduler.kv_holding_waiting
+        return self._host.num_loading(r for r in held if is_online(r)) > 0
 
     def _new_online(self) -> Sequence[Any]:
         """Those without blocks that may be admitted."""
@@ -50,7 +53,7 @@ class Snapshots:
 
     def take(self, now_s: float, *, can_stop: bool) -> Snapshot:
         """Good until the next step is scheduled. Call once a step: it spends the copies' budget."""
-        scheduler, host = self._scheduler, self._checkpointer
+        scheduler, host = self._scheduler, self._host
         traffic = self._experience.traffic
         # vLLM keeps those that hold blocks (their KV was loaded) apart, and admits them first.
         held = list(scheduler.kv_holding_waiting)
@@ -61,10 +64,12 @@ class Snapshots:
         waiting_offline = self._waiting_views(chain(held_offline, head))
         host.describe(running)
         host.describe_waiting(waiting_offline)
+        waiting_online = self._waiting_views(chain(held_online, self._new_online()))
+        host.describe_online(chain(running, waiting_online), scheduler.requests)
         return Snapshot(
             now_s=now_s,
             running=running,
-            waiting_online=self._waiting_views(chain(held_online, self._new_online())),
+            waiting_online=waiting_online,
             waiting_offline=waiting_offline,
             num_free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
             num_free_slots=scheduler.max_num_active_reqs
@@ -84,6 +89,8 @@ class Snapshots:
             restore_tokens_per_s=host.restore_tokens_per_s,
             restore_queue_s=host.restore_queue_s,
             num_remembered_blocks=self._remembering.room(now_s, running),
+            copies_online=host.copies_online(self._experience.model),
+            num_loading_online=host.num_loading(held_online),
         )
 
     def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:

@@ -74,10 +74,12 @@ METRICS = (
     Metric("copied_bytes", Counter, "KV copied, over all ranks.", "direction"),
     Metric("copy_seconds", Counter, "Time of those copies on the slowest rank.", "direction"),
     Metric("copy_wait_seconds", Histogram, "One wait of a forward for copies out of its blocks."),
-    Metric("restored_tokens", Counter, "Tokens whose KV was brought back, by tier.", "source"),
+    Metric("restored_tokens", Counter, "Offline tokens brought back, by tier.", "source"),
+    Metric("online_restored_tokens", Counter, "Online tokens brought back, not computed."),
     Metric("checkpoint_faults", Counter, "Copies that failed; those recompute.", "operation"),
     Metric("checkpoint_evictions", Counter, "Checkpoints that made room for others.", "how"),
     Metric("checkpoint_used_ratio", Gauge, "Share of the host pool in use.", "tier"),
+    Metric("checkpoint_bytes", Gauge, "Of it in use; what both use is online.", "class"),
     Metric("decision_seconds", Counter, "Time spent deciding steps, summed."),
     Metric(
         "latency_model_error_ratio", Gauge, "Recent mean relative error of the predicted step time."

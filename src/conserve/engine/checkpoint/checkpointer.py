@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from conserve.core.checkpointing import copy_is_quicker, least_tail
+from conserve.core.checkpointing import copy_is_quicker
 from conserve.core.latency import LatencyModel
-from conserve.core.snapshot import RequestView
+from conserve.engine.checkpoint import figures
 from conserve.engine.checkpoint.bandwidth import Bandwidth
+from conserve.engine.checkpoint.conversations import Conversations
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 from conserve.engine.checkpoint.pool import HostPool, Worth
 from conserve.engine.checkpoint.ranks import RankPools
 from conserve.engine.checkpoint.under_way import Sent, UnderWay
 from conserve.engine.door import init_logger
+from conserve.engine.queue import is_online
 from conserve.engine.stats import EngineStats
 
 logger = init_logger("vllm.conserve")
@@ -35,11 +37,14 @@ class Checkpointer:
         incremental: bool = True,
         stats: EngineStats | None = None,
         unusable: str = "",
+        conversations: Conversations | None = None,
     ) -> None:
         """pool: of its kind, and without room until the ranks have reported theirs."""
         self.pool = pool
         self.bandwidth = bandwidth
         self.stats = stats if stats is not None else EngineStats()
+        self.conversations = conversations
+        """None where nothing is kept of online requests."""
         self.unusable = unusable
         """Why nothing is kept, here or on a worker; empty where checkpoints are kept."""
         self.hold_still = False
@@ -47,7 +52,7 @@ class Checkpointer:
         self._ranks = RankPools(num_ranks, bandwidth)
         self.restoring: Mapping[str, int] = {}
         """request_id -> leading tokens that the step under construction brings back."""
-        self._incremental = incremental
+        self.incremental = incremental
         self.under_way = UnderWay()
         self._orders = Orders()
         self._next_number = 0
@@ -60,26 +65,7 @@ class Checkpointer:
         """Every rank has its pool. Until then nothing is copied."""
         return not self.unusable and self._ranks.all_there
 
-    # What the policy sees
-
-    def describe(self, views: Iterable[RequestView]) -> list[RequestView]:
-        """Say of each view how much of it is on the host, or will be."""
-        described = []
-        for view in views:
-            if self.pool.num_slots and not view.online:
-                view.num_checkpointed_tokens = self.pool.num_covered_tokens(view.request_id)
-                view.num_copying_tokens = self._coming(view.request_id)
-            described.append(view)
-        return described
-
-    def describe_waiting(self, views: Iterable[RequestView]) -> list[RequestView]:
-        """Copies under way count as done: a restore is queued behind them."""
-        described = self.describe(views)
-        for view in described:
-            view.num_checkpointed_tokens = view.num_copying_tokens
-        return described
-
-    def _coming(self, request_id: str) -> int:
+    def num_coming_tokens(self, request_id: str) -> int:
         """Leading tokens on the host once the stores under way are done. None of a checkpoint that
         was lost: stores may still be under way into slots that are no longer its own."""
         if self.pool.get(request_id) is None:
@@ -88,25 +74,6 @@ class Checkpointer:
         ends = [sent.num_tokens for sent in stores if not sent.dropped]
         return max([self.pool.num_covered_tokens(request_id), *ends])
 
-    @property
-    def least_tail(self) -> int:
-        return least_tail(self.pool.block_size)
-
-    def copy_tokens(self, now_s: float) -> int:
-        """What the bandwidth budget allows to be queued now, in tokens. Call once a step."""
-        queued = self.under_way.num_slots(store=True) * self.pool.block_size
-        tokens = self.bandwidth.earned_tokens(now_s, queued)
-        return tokens if self._incremental and self.is_ready else 0
-
-    @property
-    def restore_tokens_per_s(self) -> float:
-        return self.bandwidth.load_tokens_per_s if self.is_ready else 0.0
-
-    @property
-    def restore_queue_s(self) -> float:
-        queued = self.under_way.num_slots(store=False) * self.pool.block_size
-        return queued / self.bandwidth.load_tokens_per_s if queued else 0.0
-
     # Copies to the host
 
     def checkpoint(
@@ -114,14 +81,15 @@ class Checkpointer:
     ) -> Job | None:
         """Queue what is missing of the request's first `num_tokens` tokens, if there is room.
         They must be in its blocks when the next step's forward begins, on every rank."""
-        name, start = request.request_id, self._coming(request.request_id)
+        name, start = request.request_id, self.num_coming_tokens(request.request_id)
         if num_tokens <= start or self._refused.get(name) == self.pool.num_used_slots:
             return None
-        if not self.pool.grow(name, num_tokens, request.block_hashes, worth):
+        online, hashes = is_online(request), request.block_hashes
+        if not self.pool.grow(name, num_tokens, hashes, worth, online=online):
             self._refused[name] = self.pool.num_used_slots
             return None
         self._orders.moves.extend(self.pool.take_moves())
-        start = self._coming(name)
+        start = self.num_coming_tokens(name)
         spans = self.pool.spans(name, start, num_tokens) if start < num_tokens else []
         if not spans:
             return None
@@ -158,25 +126,46 @@ class Checkpointer:
         size = self.pool.block_size
         copied = -(-lacking // size) * size if lacking else 0
         rate = self.bandwidth.store_tokens_per_s
-        wait = not self._incremental or copy_is_quicker(copied, lacking, covered, model, rate)
+        wait = not self.incremental or copy_is_quicker(copied, lacking, covered, model, rate)
         if lacking and wait and self.is_ready:
             self.checkpoint(request, computed, block_ids, worth)
             self._orders.wait.extend(s.job.number for s in self.under_way.of(name, store=True))
             return
-        self._drop(s for s in self.under_way.of(name, store=True) if not s.dropped)
+        self.drop_copies(name)
+
+    def drop_copies(self, request_id: str) -> None:
+        """The request's blocks go to others after this call, and no copy out of them is waited
+        for."""
+        self._drop(s for s in self.under_way.of(request_id, store=True) if not s.dropped)
 
     def _drop(self, sent: Iterable[Sent]) -> None:
-        for one in sent:
+        """Their blocks change hands, and they count for nothing."""
+        dropped = list(sent)
+        for one in dropped:
             one.dropped = True
+        self._end(dropped)
+
+    def _end(self, sent: Iterable[Sent]) -> None:
+        """Their blocks change hands: they are not begun, nor gone on with. One that is done by
+        then counts."""
+        for one in sent:
             self._orders.drop.append(one.job.number)
             self._orders.wait.append(one.job.number)
 
-    def finished(self, request_id: str) -> None:
+    def finished(self, request: Any) -> None:
         """The request is done, or was cancelled; its blocks go to others after this call."""
-        for store in (True, False):
-            self._drop(self.under_way.of(request_id, store=store))
-        self._refused.pop(request_id, None)
-        self.pool.drop(request_id)
+        name = request.request_id
+        self._refused.pop(name, None)
+        stores, loads = (self.under_way.of(name, store=store) for store in (True, False))
+        self._drop(loads)
+        if self.conversations is None or self.hold_still or not is_online(request):
+            self._drop(stores)
+            self.pool.drop(name)
+            return
+        for sent in (*stores, *loads):
+            sent.outlived = True
+        self._end(stores)
+        self.conversations.ended(request, self.pool)
 
     def forget_all(self) -> None:
         """What is on the host, or on its way, is worth nothing any more: the weights may have
@@ -184,14 +173,23 @@ class Checkpointer:
         self._drop(sent for sent in self.under_way if not sent.dropped)
         self._refused.clear()
         self.pool.forget_all()
+        if self.conversations is not None:
+            self.conversations.forget()
 
     # Copies back
+
+    def adopt(self, request: Any, num_tokens: int, worth: Worth) -> None:
+        """Have what others left of the request's leading tokens, before it is brought back."""
+        size, hashes = self.pool.block_size, request.block_hashes
+        shared = self.pool.num_shared_tokens(hashes[: -(-num_tokens // size)])
+        if shared > self.pool.num_covered_tokens(request.request_id):
+            self.pool.grow(request.request_id, shared, hashes, worth, online=True)
 
     def num_restored_tokens(self, request_id: str) -> int:
         """Leading tokens that this step's plan brings back, as far as they are still there: a
         copy queued since the plan was made may have needed the room."""
         planned = self.restoring.get(request_id, 0)
-        return min(planned, self._coming(request_id))
+        return min(planned, self.num_coming_tokens(request_id))
 
     def load(self, request: Any, num_loaded: int, block_ids: Sequence[int]) -> None:
         """Fill the request's blocks with the last `num_loaded` of the tokens to be restored."""
@@ -203,11 +201,9 @@ class Checkpointer:
         assert len(entry.slots) >= last, request.request_id
         slots = entry.slots[first:last]
         self._send(request, num_tokens, False, list(block_ids[first:last]), slots)
-        num_disk = sum(self.pool.is_on_disk(slot) for slot in slots)
-        for source, count in (("disk", num_disk), ("memory", len(slots) - num_disk)):
-            if count:
-                tokens = round((num_tokens - first * self.pool.block_size) * count / len(slots))
-                self.stats.count("restored_tokens", tokens, source)
+        num_new = num_tokens - first * self.pool.block_size
+        online = is_online(request)
+        figures.count_restore(self.stats, self.pool, slots, num_new, online=online)
 
     def is_loading(self, request_id: str) -> bool:
         return any(not sent.dropped for sent in self.under_way.of(request_id, store=False))
@@ -224,16 +220,8 @@ class Checkpointer:
 
     def gauge(self) -> None:
         """Report how full the pool is, and who had to go since the last call."""
-        pool = self.pool
-        if not pool.num_slots:
-            return
-        self.stats.set("checkpoint_used_ratio", pool.num_used_slots / pool.num_slots, "memory")
-        if pool.num_disk_slots:
-            used = pool.num_used_disk_slots / pool.num_disk_slots
-            self.stats.set("checkpoint_used_ratio", used, "disk")
-        for how in ("evicted", "demoted", "refused_too_large"):
-            if count := pool.counts.pop(how, 0):
-                self.stats.count("checkpoint_evictions", count, how)
+        slot_bytes = self.bandwidth.token_bytes * self.pool.block_size * self._ranks.num_ranks
+        figures.gauge(self.stats, self.pool, slot_bytes)
 
     # To the workers and back
 
@@ -278,28 +266,33 @@ class Checkpointer:
         if sent.ended.num_ranks < self._ranks.num_ranks:
             return
         self.under_way.remove(sent)
-        self._account(sent, sent.ended)
+        figures.count_copy(self.stats, sent.ended, store=sent.job.store)
         failed = sent.ended.failed_slots
         whole = not (sent.dropped or sent.ended.dropped or failed)
-        name = sent.request.request_id
+        name, hashes = sent.request.request_id, sent.request.block_hashes
         self.pool.unpin(name)
         if sent.job.store:
-            covered = self.pool.num_covered_tokens(name)
-            if whole:
-                self.pool.written(name, sent.num_tokens, sent.request.block_hashes)
-                newly = self.pool.num_covered_tokens(name) - covered
-                self.stats.count("checkpointed_tokens", max(0, newly))
-        elif not sent.dropped:
-            self._loaded.append((name, whole))
+            self._stored(sent, whole)
+        else:
+            self.bandwidth.loaded(sent.ended.num_bytes / self._ranks.num_ranks, sent.ended.seconds)
+            if not sent.dropped:
+                self._loaded.append((name, whole))
+        if sent.outlived:
+            self.pool.keep(name, hashes)
         if failed:
             self._lose(failed, "store" if sent.job.store else "load")
 
-    def _account(self, sent: Sent, ended: Ended) -> None:
-        direction = "store" if sent.job.store else "load"
-        self.stats.count("copy_seconds", ended.seconds, direction)
-        self.stats.count("copied_bytes", ended.num_bytes, direction)
-        if not sent.job.store:
-            self.bandwidth.loaded(ended.num_bytes / self._ranks.num_ranks, ended.seconds)
+    def _stored(self, sent: Sent, whole: bool) -> None:
+        name, hashes = sent.request.request_id, sent.request.block_hashes
+        covered = self.pool.num_covered_tokens(name)
+        if whole:
+            self.pool.written(name, sent.num_tokens, hashes)
+            if not is_online(sent.request):
+                newly = self.pool.num_covered_tokens(name) - covered
+                self.stats.count("checkpointed_tokens", max(0, newly))
+        elif sent.outlived:
+            for later in self.under_way.of(name, store=True):
+                later.dropped = True
 
     def _lose(self, slots: set[int], doing: str) -> None:
         losers = self.pool.lose(slots)

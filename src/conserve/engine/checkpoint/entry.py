@@ -27,6 +27,7 @@ class Entry:
 
     request_id: str
     worth: Worth
+    online: bool = False
     slots: list[int] = field(default_factory=list)
     num_tokens: int = 0
     """Leading tokens whose bytes are complete in the slots."""

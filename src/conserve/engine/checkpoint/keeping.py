@@ -18,7 +18,7 @@ from conserve.engine.tracker import RequestTracker, comes_back
 
 
 class CheckpointKeeper:
-    """Every way in which an offline request loses its blocks passes through here, so that no copy
+    """Every way in which a request loses its blocks passes through here, so that no copy
     reads or writes a block that has changed hands (P2)."""
 
     def __init__(
@@ -36,6 +36,10 @@ class CheckpointKeeper:
     def follow(self, plan: Plan) -> None:
         """Queue the plan's copies; its restores begin when vLLM admits their requests."""
         self.checkpointer.restoring = plan.restore
+        for request_id, num_tokens in plan.restore.items():
+            request = self._scheduler.requests[request_id]
+            if is_online(request):
+                self.checkpointer.adopt(request, num_tokens, self._worth(request))
         for request_id, num_tokens in plan.checkpoint.items():
             request = self._scheduler.requests[request_id]
             blocks = self._block_ids(request_id)
@@ -48,7 +52,25 @@ class CheckpointKeeper:
     def _worth(self, request: Any) -> Worth:
         view = self._tracker.get(request.request_id)
         deadline_s = view.deadline_s if view and view.deadline_s is not None else math.inf
-        return Worth(self._experience.model.predict_prefill_s(request.num_tokens), deadline_s)
+        saved_s = self._experience.model.predict_prefill_s(request.num_tokens)
+        if is_online(request) and (conversations := self.checkpointer.conversations):
+            saved_s *= conversations.chance()
+        return Worth(saved_s, deadline_s)
+
+    # Conversations
+
+    def came(self, request: Any, now_s: float) -> None:
+        """A request is about to enter vLLM's scheduler; none that had its name is meant."""
+        host = self.checkpointer
+        host.pool.drop(request.request_id)
+        if host.conversations is not None and is_online(request):
+            host.conversations.came(request, now_s)
+
+    def look(self, now_s: float) -> None:
+        """Once a step."""
+        host = self.checkpointer
+        if host.conversations is not None:
+            host.conversations.look(now_s, self._experience.model, host.pool)
 
     # Blocks that change hands
 
@@ -57,7 +79,9 @@ class CheckpointKeeper:
 
     def leaves(self, request: Any) -> None:
         """The running request's blocks go to others, after this call."""
-        if not self.checkpointer.unusable and not is_online(request) and comes_back(request):
+        if is_online(request):
+            self.checkpointer.drop_copies(request.request_id)
+        elif not self.checkpointer.unusable and comes_back(request):
             blocks = self._block_ids(request.request_id)
             model = self._experience.model
             self.checkpointer.leaves(request, blocks, self._worth(request), model)

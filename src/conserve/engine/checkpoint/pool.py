@@ -1,7 +1,6 @@
 """Who owns which checkpoint slot. Lives in the scheduler's process and touches no bytes.
 
-A slot holds one block's worth of KV of every layer, on each rank under the same number. Slots
-[0, num_slots) are host memory; the numbers after them are the lower tier, on disk.
+A slot holds one block's worth of KV of every layer, on each rank under the same number.
 
     tokens of a request   [0 ........................... num_tokens) [num_tokens ... reserved)
     its slots             | slots[0] | slots[1] | ... | slots[i] partly |
@@ -12,8 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from itertools import takewhile
 
 from conserve.engine.checkpoint.entry import Entry, Move, Span, Worth
+from conserve.engine.checkpoint.eviction import choose_victims
+from conserve.engine.checkpoint.slot_table import SlotTable
 
 __all__ = ["Entry", "HostPool", "Move", "Span", "Worth"]
 
@@ -31,13 +33,7 @@ class HostPool:
         self.num_disk_slots = num_disk_slots
         self.counts: Counter[str] = Counter()
         self._entries: dict[str, Entry] = {}
-        self._free = list(range(num_slots - 1, -1, -1))
-        self._free_on_disk = list(range(num_slots + num_disk_slots - 1, num_slots - 1, -1))
-        self._num_owners: dict[int, int] = {}
-        """Used slots only: how many entries hold each."""
-        self._slot_of: dict[Hashable, int] = {}
-        self._hash_of: dict[int, Hashable] = {}
-        """Slots that are complete and may be shared, both ways round."""
+        self._table = SlotTable(num_slots, num_disk_slots)
         self._moves: list[Move] = []
         self._too_large: set[str] = set()
         self._disk_failed = False
@@ -46,11 +42,15 @@ class HostPool:
 
     @property
     def num_used_slots(self) -> int:
-        return self.num_slots - len(self._free)
+        return self.num_slots - len(self._table.free)
 
     @property
     def num_used_disk_slots(self) -> int:
-        return self.num_disk_slots - len(self._free_on_disk)
+        return self.num_disk_slots - len(self._table.free_on_disk)
+
+    def num_slots_of(self, *, online: bool) -> int:
+        """Used slots of both tiers by class; one that both use is an online one."""
+        return self._table.num_used_by(online=online)
 
     def get(self, request_id: str) -> Entry | None:
         """The entry as it stands; changed by this class only."""
@@ -61,8 +61,13 @@ class HostPool:
         entry = self.get(request_id)
         return entry.num_tokens if entry else 0
 
+    def num_shared_tokens(self, block_hashes: Sequence[Hashable]) -> int:
+        """Leading tokens of whoever has these full blocks that are complete in the pool."""
+        known = self._table.slot_of
+        return self.block_size * sum(1 for _ in takewhile(known.__contains__, block_hashes))
+
     def is_on_disk(self, slot: int) -> bool:
-        return slot >= self.num_slots
+        return self._table.is_on_disk(slot)
 
     def spans(self, request_id: str, start: int, stop: int) -> list[Span]:
         """Tokens [start, stop), block by block, without blocks that somebody else's copy
@@ -71,7 +76,7 @@ class HostPool:
         found = []
         for index in range(start // size, -(-stop // size)):
             first = index * size
-            if slots[index] not in self._hash_of:
+            if slots[index] not in self._table.hash_of:
                 low, high = max(start - first, 0), min(stop - first, size)
                 found.append(Span(index, slots[index], low, high))
         return found
@@ -79,7 +84,13 @@ class HostPool:
     # A request's checkpoint grows
 
     def grow(
-        self, request_id: str, num_tokens: int, block_hashes: Sequence[Hashable], worth: Worth
+        self,
+        request_id: str,
+        num_tokens: int,
+        block_hashes: Sequence[Hashable],
+        worth: Worth,
+        *,
+        online: bool = False,
     ) -> bool:
         """Have slots for the leading `num_tokens` tokens; block_hashes[i] names full block i.
 
@@ -88,7 +99,7 @@ class HostPool:
         Where slots lack, entries of lower rank are demoted or evicted, whole. False if that would
         not do: nobody is evicted then, and what the request has stays.
         """
-        entry = self._entries.setdefault(request_id, Entry(request_id, worth))
+        entry = self._entries.setdefault(request_id, Entry(request_id, worth, online))
         if entry.leaving:
             return False
         entry.worth = worth
@@ -98,17 +109,18 @@ class HostPool:
                 self._too_large.add(request_id)
                 self.counts["refused_too_large"] += 1
             return self._refuse(entry)
-        while len(entry.slots) < wanted and (slot := self._shared(entry, block_hashes)) is not None:
-            self._own(entry, slot)
+        known, rest = self._table.slot_of, block_hashes[len(entry.slots) : wanted]
+        for block_hash in takewhile(known.__contains__, rest):
+            self._own(entry, known[block_hash])
         self._advance(entry, entry.num_tokens)
         on_disk = self._open_on_disk(entry) if num_tokens > entry.num_tokens else []
-        lacking = wanted - len(entry.slots) + len(on_disk)
+        lacking, free = wanted - len(entry.slots) + len(on_disk), self._table.free
         stays = bool(on_disk and entry.num_pins)
-        if stays or not (lacking <= len(self._free) or self._make_room(lacking, entry, wanted)):
+        if stays or not (lacking <= len(free) or self._make_room(lacking, entry, wanted)):
             return self._refuse(entry)
         self._begin_anew(entry, on_disk)
         for _ in range(lacking):
-            self._own(entry, self._free.pop())
+            self._own(entry, free.pop())
         self._advance(entry, entry.num_tokens)
         return True
 
@@ -123,7 +135,7 @@ class HostPool:
         del entry.slots[len(entry.slots) - len(slots) :]
         entry.num_tokens = min(entry.num_tokens, len(entry.slots) * self.block_size)
         for slot in slots:
-            self._disown(slot)
+            self._table.disown(slot, online=entry.online)
 
     def _refuse(self, entry: Entry) -> bool:
         if not entry.slots and not entry.num_pins:
@@ -132,13 +144,9 @@ class HostPool:
             self._advance(entry, entry.num_tokens)
         return False
 
-    def _shared(self, entry: Entry, block_hashes: Sequence[Hashable]) -> int | None:
-        index = len(entry.slots)
-        return self._slot_of.get(block_hashes[index]) if index < len(block_hashes) else None
-
     def _own(self, entry: Entry, slot: int) -> None:
         entry.slots.append(slot)
-        self._num_owners[slot] = self._num_owners.get(slot, 0) + 1
+        self._table.own(slot, online=entry.online)
 
     def written(self, request_id: str, num_tokens: int, block_hashes: Sequence[Hashable]) -> None:
         """The bytes of the leading `num_tokens` tokens are in the slots, on every rank. Blocks
@@ -152,19 +160,19 @@ class HostPool:
         self._advance(entry, num_tokens)
 
     def _publish(self, entry: Entry, index: int, block_hash: Hashable) -> None:
-        slot, known = entry.slots[index], self._slot_of.get(block_hash)
-        if known is None and slot not in self._hash_of:
-            self._slot_of[block_hash] = slot
-            self._hash_of[slot] = block_hash
+        table, slot = self._table, entry.slots[index]
+        known = table.slot_of.get(block_hash)
+        if known is None and slot not in table.hash_of:
+            table.publish(slot, block_hash)
         elif known is not None and known != slot and not entry.num_pins:
-            self._num_owners[known] += 1
+            table.own(known, online=entry.online)
             entry.slots[index] = known
-            self._disown(slot)
+            table.disown(slot, online=entry.online)
 
     def _advance(self, entry: Entry, num_tokens: int) -> None:
         """Complete up to `num_tokens`, and through the shared blocks right behind."""
         index = num_tokens // self.block_size
-        while index < len(entry.slots) and entry.slots[index] in self._hash_of:
+        while index < len(entry.slots) and entry.slots[index] in self._table.hash_of:
             index += 1
             num_tokens = index * self.block_size
         entry.num_tokens = num_tokens
@@ -189,7 +197,30 @@ class HostPool:
         moves, self._moves = self._moves, []
         return moves
 
-    # A checkpoint goes
+    # A checkpoint stays, or goes
+
+    def keep(self, request_id: str, block_hashes: Sequence[Hashable]) -> int:
+        """The request has ended, or a copy of one that has: whole blocks that are complete stay
+        for whoever begins alike, the other slots go with the last pin. Returns the tokens."""
+        entry = self.get(request_id)
+        if entry is None:
+            return 0
+        num_blocks = min(entry.num_tokens // self.block_size, len(block_hashes))
+        for index in range(num_blocks):
+            self._publish(entry, index, block_hashes[index])
+        if not entry.num_pins:
+            for slot in entry.slots[num_blocks:]:
+                self._table.disown(slot, online=entry.online)
+            del entry.slots[num_blocks:]
+            entry.num_tokens = num_blocks * self.block_size
+            if not num_blocks:
+                self.drop(request_id)
+        return num_blocks * self.block_size
+
+    def rate(self, request_id: str, worth: Worth) -> None:
+        """The entry of that request, if it has one, is worth so much from here on."""
+        if entry := self.get(request_id):
+            entry.worth = worth
 
     def drop(self, request_id: str) -> None:
         """The request is done with it. Slots come back now, or with the last pin."""
@@ -204,8 +235,7 @@ class HostPool:
     def forget_all(self) -> None:
         """What every slot holds is worth nothing: nobody shares it from here on, not even while
         a copy of it is in flight."""
-        self._slot_of.clear()
-        self._hash_of.clear()
+        self._table.unpublish_all()
         for request_id in list(self._entries):
             self.drop(request_id)
 
@@ -216,7 +246,7 @@ class HostPool:
         bad = set(slots)
         self._disk_failed |= any(map(self.is_on_disk, bad))
         for slot in bad:
-            self._unpublish(slot)
+            self._table.unpublish(slot)
         losers = [n for n, e in self._entries.items() if not e.leaving and bad & {*e.slots}]
         self.counts["lost"] += len(losers)
         for request_id in losers:
@@ -226,60 +256,38 @@ class HostPool:
     def _release(self, entry: Entry) -> None:
         del self._entries[entry.request_id]
         for slot in entry.slots:
-            self._disown(slot)
-
-    def _disown(self, slot: int) -> None:
-        self._num_owners[slot] -= 1
-        if not self._num_owners[slot]:
-            del self._num_owners[slot]
-            self._unpublish(slot)
-            (self._free_on_disk if self.is_on_disk(slot) else self._free).append(slot)
-
-    def _unpublish(self, slot: int) -> None:
-        if slot in self._hash_of:
-            del self._slot_of[self._hash_of.pop(slot)]
+            self._table.disown(slot, online=entry.online)
 
     # Room for others
 
     def _make_room(self, num_free: int, entry: Entry, num_slots: int) -> bool:
-        victims = self._victims(num_free - len(self._free), entry, num_slots, on_disk=False)
+        victims = self._victims(num_free - len(self._table.free), entry, num_slots, on_disk=False)
         if not victims:
             return False
         self._send_down(victims)
         return True
 
     def _victims(self, lacking: int, entry: Entry, num_slots: int, *, on_disk: bool) -> list[Entry]:
-        """Entries below `entry`'s rank, lowest first, whose going frees `lacking` slots of that
-        tier; none if all of them together would not do."""
-        rank = entry.rank(num_slots)
-        below = [e for e in self._entries.values() if not e.num_pins and e.rank() < rank]
-        chosen: list[Entry] = []
-        seen: Counter[int] = Counter()
-        for victim in sorted(below, key=lambda e: (*e.rank(), e.request_id)):
-            if lacking <= 0:
-                break
-            mine = [s for s in victim.slots if self.is_on_disk(s) == on_disk]
-            if victim is entry or not mine:
-                continue
-            chosen.append(victim)
-            seen.update(mine)
-            lacking -= sum(seen[slot] == self._num_owners[slot] for slot in mine)
-        return chosen if lacking <= 0 else []
+        entries, rank = self._entries.values(), entry.rank(num_slots)
+        others = [e for e in entries if e is not entry and not e.num_pins]
+        return choose_victims(others, rank, lacking, self._table, on_disk=on_disk)
 
     def _send_down(self, victims: list[Entry]) -> None:
         """To the disk, the worthiest first, as far as there is room; the others are evicted."""
         held = Counter(slot for victim in victims for slot in victim.slots)
-        leaving = {s for s, n in held.items() if n == self._num_owners[s] and s < self.num_slots}
+        owners = self._table.num_owners
+        leaving = {s for s, n in held.items() if n == owners[s] and not self.is_on_disk(s)}
         moved: dict[int, int] = {}
         evicted = []
         for victim in reversed(victims):
             mine = [slot for slot in victim.slots if slot in leaving and slot not in moved]
             if self._room_on_disk(len(mine), victim, victims):
-                moved.update((slot, self._free_on_disk.pop()) for slot in mine)
+                moved.update((slot, self._table.free_on_disk.pop()) for slot in mine)
             else:
                 evicted.append(victim)
         for from_slot, to_slot in moved.items():
-            self._move(from_slot, to_slot)
+            self._moves.append(Move(from_slot, to_slot))
+            self._table.move(from_slot, to_slot)
         for victim in victims:
             victim.slots = [moved.get(slot, slot) for slot in victim.slots]
         for victim in evicted:
@@ -288,7 +296,7 @@ class HostPool:
         self.counts["demoted"] += len(victims) - len(evicted)
 
     def _room_on_disk(self, num_free: int, entry: Entry, spared: list[Entry]) -> bool:
-        lacking = num_free - len(self._free_on_disk)
+        lacking = num_free - len(self._table.free_on_disk)
         if lacking <= 0:
             return self.num_disk_slots > 0 and not self._disk_failed
         victims = self._victims(lacking, entry, len(entry.slots), on_disk=True)
@@ -298,12 +306,3 @@ class HostPool:
             self._release(victim)
         self.counts["evicted"] += len(victims)
         return True
-
-    def _move(self, from_slot: int, to_slot: int) -> None:
-        self._moves.append(Move(from_slot, to_slot))
-        self._num_owners[to_slot] = self._num_owners.pop(from_slot)
-        if from_slot in self._hash_of:
-            block_hash = self._hash_of.pop(from_slot)
-            self._hash_of[to_slot] = block_hash
-            self._slot_of[block_hash] = to_slot
-        self._free.append(from_slot)

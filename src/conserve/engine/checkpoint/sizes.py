@@ -7,6 +7,7 @@ from typing import Any
 
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.conversations import Conversations
 from conserve.engine.checkpoint.pool import HostPool
 from conserve.engine.door import (
     FullAttentionSpec,
@@ -69,7 +70,18 @@ def make_checkpointer(
         num_ranks=num_ranks,
         incremental=settings.checkpoint == "incremental",
         stats=stats,
+        conversations=_conversations(vllm_config, settings, block_size),
     )
+
+
+def _conversations(
+    vllm_config: Any, settings: EngineSettings, block_size: int
+) -> Conversations | None:
+    """None where nothing is kept of online requests: they are found by the hashes of prefix
+    caching."""
+    keeps = settings.checkpoint_online and settings.checkpoint == "incremental"
+    has_hashes = vllm_config.cache_config.enable_prefix_caching
+    return Conversations(block_size) if keeps and has_hashes else None
 
 
 def no_checkpoints(reason: str) -> Checkpointer:

@@ -19,6 +19,9 @@ class Sent:
     num_tokens: int
     """Leading tokens of the request that it makes whole, on the host or on the device."""
     dropped: bool = False
+    """Whatever becomes of it, it counts for nothing."""
+    outlived: bool = False
+    """Its request has ended."""
     ended: Ended = field(default_factory=lambda: Ended(num_ranks=0))
 
 

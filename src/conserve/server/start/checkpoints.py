@@ -24,6 +24,7 @@ def take_flags(args: argparse.Namespace, free_bytes: Callable[[], int]) -> dict[
             "checkpoint_dir_bytes",
         )
     }
+    online = not vars(args).pop("no_checkpoint_online")
     _check_together(own)
     num_replicas = max(1, args.data_parallel_size_local or args.data_parallel_size)
     num_bytes = own["checkpoint_bytes"] or 0
@@ -41,6 +42,7 @@ def take_flags(args: argparse.Namespace, free_bytes: Callable[[], int]) -> dict[
         own["checkpoint_dir"] = str(_folder(own["checkpoint_dir"], own["checkpoint_dir_bytes"]))
     return {
         "checkpoint": own["checkpoint"],
+        "checkpoint_online": online,
         "checkpoint_bytes": num_bytes // num_replicas,
         "checkpoint_dir": own["checkpoint_dir"] or "",
         "checkpoint_dir_bytes": (own["checkpoint_dir_bytes"] or 0) // num_replicas,

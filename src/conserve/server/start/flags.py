@@ -144,6 +144,15 @@ def flags() -> tuple[Flag, ...]:
             "request is displaced (an arrival then waits for the copy), off keeps nothing.",
         ),
         Flag(
+            "--no-checkpoint-online",
+            None,
+            False,
+            "",
+            "Keep no KV of online requests on the host. Otherwise what the copies of offline "
+            "requests leave of the budget goes to them, so that the next turn of a conversation "
+            "need not compute what it has in common with the last.",
+        ),
+        Flag(
             "--checkpoint-bytes",
             _bytes,
             None,

@@ -1,0 +1,85 @@
+"""What the policy is told of the host: whose KV lies there, and what copies cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from conserve.core.checkpointing import least_tail
+from conserve.core.latency import LatencyModel
+from conserve.core.returning import worth_copying
+from conserve.core.snapshot import RequestView
+from conserve.engine.checkpoint.checkpointer import Checkpointer
+
+
+class HostView:
+    """Reads the checkpointer; changes nothing of it but the copies' budget."""
+
+    def __init__(self, checkpointer: Checkpointer) -> None:
+        self._host = checkpointer
+
+    # Requests
+
+    def describe(self, views: Iterable[RequestView]) -> list[RequestView]:
+        """Say of each view of an offline request how much of it is on the host, or will be."""
+        host, described = self._host, []
+        for view in views:
+            if host.pool.num_slots and not view.online:
+                view.num_checkpointed_tokens = host.pool.num_covered_tokens(view.request_id)
+                view.num_copying_tokens = host.num_coming_tokens(view.request_id)
+            described.append(view)
+        return described
+
+    def describe_waiting(self, views: Iterable[RequestView]) -> list[RequestView]:
+        """Copies under way count as done: a restore is queued behind them."""
+        described = self.describe(views)
+        for view in described:
+            view.num_checkpointed_tokens = view.num_copying_tokens
+        return described
+
+    def describe_online(self, views: Iterable[RequestView], requests: Mapping[str, Any]) -> None:
+        """Say of each view of an online request what the host has of it, whoever left it there."""
+        host = self._host
+        if host.conversations is None or not host.is_ready:
+            return
+        for view in views:
+            if view.online and view.can_restore:
+                name = view.request_id
+                own = host.pool.num_covered_tokens(name)
+                found = own or host.pool.num_shared_tokens(requests[name].block_hashes)
+                view.num_checkpointed_tokens = found
+                view.num_copying_tokens = max(found, host.num_coming_tokens(name))
+
+    def num_loading(self, requests: Iterable[Any]) -> int:
+        """How many of them wait for a restore under way."""
+        return sum(self._host.is_loading(request.request_id) for request in requests)
+
+    # Copies
+
+    def copies_online(self, model: LatencyModel) -> bool:
+        """Whether KV of online requests is worth its copy."""
+        host = self._host
+        if host.conversations is None or not host.is_ready:
+            return False
+        return worth_copying(host.conversations.chance(), model, host.bandwidth.store_tokens_per_s)
+
+    @property
+    def least_tail(self) -> int:
+        return least_tail(self._host.pool.block_size)
+
+    def copy_tokens(self, now_s: float) -> int:
+        """What the bandwidth budget allows to be queued now, in tokens. Call once a step."""
+        tokens = self._host.bandwidth.earned_tokens(now_s, self._num_queued_tokens(store=True))
+        return tokens if self._host.incremental and self._host.is_ready else 0
+
+    @property
+    def restore_tokens_per_s(self) -> float:
+        return self._host.bandwidth.load_tokens_per_s if self._host.is_ready else 0.0
+
+    @property
+    def restore_queue_s(self) -> float:
+        queued = self._num_queued_tokens(store=False)
+        return queued / self._host.bandwidth.load_tokens_per_s if queued else 0.0
+
+    def _num_queued_tokens(self, *, store: bool) -> int:
+        return self._host.under_way.num_slots(store=store) * self._host.pool.block_size

@@ -1,0 +1,259 @@
+"""What online requests leave on the host, through the real scheduler and connector on the pretend
+device, which checks every block that is copied (P2), read (P3), and every output (P4)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.orders import Ended
+from conserve.engine.checkpoint.pool import HostPool
+from conserve.engine.door import RequestStatus
+from conserve.engine.steps import GENERIC_MODEL
+from tests.engine.copies import ForeignCopyError
+from tests.engine.device import VOCABULARY, StaleReadError, expected_output
+from tests.engine.engine import Engine, make_request
+from tests.engine.test_checkpoints import (
+    MakeEngine,
+    assert_nothing_left,
+    give_ranks,
+    make_engine,
+    totals_of,
+)
+
+pytestmark = pytest.mark.engine
+
+__all__ = ["make_engine"]
+
+QUICK = 0.002
+"""A TTFT target at which a restore is quicker than computing even these short prompts."""
+
+
+class Talk:
+    """Conversations that pause while offline documents flow through the KV cache."""
+
+    def __init__(self, engine: Engine, seed: int, *, num_offline: int = 30) -> None:
+        self.engine, self.chance = engine, random.Random(seed)
+        self.wanted: dict[str, list[int]] = {}
+        for i in range(num_offline):
+            self.ask(f"off{i}", self.words(self.chance.randrange(20, 50)), 6, online=False)
+
+    def words(self, count: int) -> list[int]:
+        return [self.chance.randrange(1, VOCABULARY) for _ in range(count)]
+
+    def ask(
+        self, name: str, prompt: list[int], num_output: int, *, online: bool = True, salt: str = ""
+    ) -> list[int]:
+        """Returns the prompt and its answer, which is what the next turn begins with."""
+        now_s = self.engine.scheduler.clock.now_s
+        request = make_request(
+            name, prompt, num_output, online=online, arrival_s=now_s, salt=salt or None
+        )
+        self.engine.add(request)
+        self.wanted[name] = expected_output(prompt, num_output)
+        return prompt + self.wanted[name]
+
+    def finish(self, *names: str) -> None:
+        for _ in range(2000):
+            if self.engine.finished.issuperset(names):
+                return
+            self.engine.step()
+        raise AssertionError(f"{names} do not end")
+
+    def pause(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.engine.step()
+
+    def run(self, num_turns: int = 5, num_conversations: int = 2, *, cancel: bool = False) -> None:
+        histories = [self.words(30) for _ in range(num_conversations)]
+        for turn in range(num_turns):
+            names = [f"on{turn}-{i}" for i in range(num_conversations)]
+            for i, name in enumerate(names):
+                prompt = histories[i] + self.words(5)
+                histories[i] = self.ask(name, prompt, self.chance.randrange(6, 14))
+            if cancel and self.chance.random() < 0.5:
+                self.pause(self.chance.randrange(4))
+                self.cancel(names.pop())
+            self.finish(*names)
+            self.pause(self.chance.randrange(8, 16))
+        self.end()
+
+    def cancel(self, name: str) -> None:
+        if name in self.engine.scheduler.requests:
+            self.engine.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+        self.wanted.pop(name)
+
+    def end(self) -> None:
+        self.engine.run()
+        assert {name: self.engine.outputs[name] for name in self.wanted} == self.wanted
+        assert_nothing_left(self.engine)
+
+
+def make_quick(make_engine: MakeEngine, depth: int = 1, **options: Any) -> Engine:
+    """Steps take the longer the more they compute, so that there is something to save."""
+    wishes = {"slo_ttft_s": QUICK, "checkpoint_online": True}
+    engine = make_engine(depth, wishes=wishes, **{"num_blocks": 44, **options})
+    engine.seconds = lambda record: GENERIC_MODEL.predict_s(record.shape)  # type: ignore[method-assign]
+    return engine
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_conversation_comes_back_from_the_host(
+    make_engine: MakeEngine, depth: int, seed: int
+) -> None:
+    engine = make_quick(make_engine, depth, pace=seed + 2)
+    totals = totals_of(engine)
+    Talk(engine, seed).run()
+    assert totals["online_restored_tokens"] > 0
+    assert totals["computed_tokens online"] + totals["online_restored_tokens"] >= 10 * 35
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize("seed", range(6))
+def test_stops_and_cancels_beside_conversations(
+    make_engine: MakeEngine, depth: int, seed: int
+) -> None:
+    engine = make_quick(make_engine, depth, pace=seed + 2)
+    totals = totals_of(engine)
+    chance = random.Random(seed)
+    engine.stop = lambda step: chance.random() < 0.4
+    Talk(engine, seed).run(num_turns=8, cancel=True)
+    assert engine.num_stops > 0
+    assert totals["online_restored_tokens"] > 0
+
+
+@pytest.mark.parametrize("num_slots", [12, 24])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_pool_keeps_some(make_engine: MakeEngine, num_slots: int, seed: int) -> None:
+    engine = make_quick(make_engine, num_slots=num_slots)
+    totals = totals_of(engine)
+    Talk(engine, seed).run()
+    assert totals["checkpoint_evictions evicted"] > 0
+
+
+@pytest.mark.parametrize("operation", ["store", "load"])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_cannot_be_copied_is_computed(
+    make_engine: MakeEngine, operation: str, seed: int
+) -> None:
+    chance = random.Random(seed)
+    engine = make_quick(
+        make_engine, pace=8, fail=lambda doing: doing == operation and chance.random() < 0.2
+    )
+    totals = totals_of(engine)
+    Talk(engine, seed).run()
+    assert totals[f"checkpoint_faults {operation}"] > 0
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_every_rank_has_comes_back(make_engine: MakeEngine, depth: int, seed: int) -> None:
+    engine = make_quick(make_engine, depth)
+    give_ranks(engine, 3)
+    totals = totals_of(engine)
+    Talk(engine, seed).run()
+    assert totals["online_restored_tokens"] > 0
+
+
+def left_by(engine: Engine, prompt: list[int], *, salt: str = "") -> Talk:
+    """A conversation of one turn, and then nothing of it on the device."""
+    talk = Talk(engine, 0, num_offline=4)
+    talk.ask("first", prompt, 6, salt=salt)
+    talk.finish("first")
+    talk.finish(*(f"off{i}" for i in range(4)))
+    engine.scheduler.kv_cache_manager.reset_prefix_cache()
+    return talk
+
+
+def test_other_salts_share_nothing(make_engine: MakeEngine) -> None:
+    engine = make_quick(make_engine, pace=8)
+    totals = totals_of(engine)
+    prompt = [5 + i for i in range(48)]
+    talk = left_by(engine, prompt, salt="mine")
+    for salt in ("", "yours"):
+        talk.ask(f"with {salt}", [*prompt, 1, 2, 3], 2, salt=salt)
+        talk.finish(f"with {salt}")
+        assert "online_restored_tokens" not in totals
+        engine.scheduler.kv_cache_manager.reset_prefix_cache()
+    talk.ask("again", [*prompt, 1, 2, 3], 2, salt="mine")
+    talk.end()
+    assert totals["online_restored_tokens"] >= 44
+
+
+def test_nothing_outlives_a_change_of_weights(make_engine: MakeEngine) -> None:
+    engine = make_quick(make_engine, pace=8)
+    totals = totals_of(engine)
+    prompt = [5 + i for i in range(48)]
+    talk = left_by(engine, prompt)
+    assert engine.scheduler.checkpointer.pool.num_used_slots > 0
+    engine.scheduler.reset_prefix_cache()
+    assert engine.scheduler.checkpointer.pool.num_used_slots == 0
+    talk.ask("again", [*prompt, 1, 2, 3], 2)
+    talk.end()
+    assert "online_restored_tokens" not in totals
+
+
+def test_a_name_used_again_is_another_request(make_engine: MakeEngine) -> None:
+    engine = make_quick(make_engine, pace=8)
+    talk = left_by(engine, [5 + i for i in range(48)])
+    engine.finished.clear()
+    talk.ask("first", [9 + i for i in range(52)], 3)
+    talk.end()
+
+
+# Negative controls
+
+
+def copies_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Careless: copies under way go on when their request has ended and its blocks are free."""
+    monkeypatch.setattr(Checkpointer, "_end", lambda self, sent: None)
+
+
+def counted_though_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Careless: what was under way when the request ended counts as copied."""
+    add = Ended.add
+
+    def forgetful(self: Ended, other: Ended) -> None:
+        add(self, other)
+        self.dropped = False
+
+    monkeypatch.setattr(Ended, "add", forgetful)
+
+
+def found_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Careless: blocks are found by where they stand, not by their hash."""
+    real = HostPool.grow
+
+    def grow(self: Any, name: str, num: int, hashes: Any, *args: Any, **more: Any) -> bool:
+        return real(self, name, num, [str(i) for i, _ in enumerate(hashes)], *args, **more)
+
+    def shared(self: Any, hashes: Any) -> int:
+        return num_shared(self, [str(i) for i, _ in enumerate(hashes)])
+
+    def published(self: Any, entry: Any, index: int, block_hash: Any) -> None:
+        publish(self, entry, index, str(index))
+
+    num_shared, publish = HostPool.num_shared_tokens, HostPool._publish
+    monkeypatch.setattr(HostPool, "grow", grow)
+    monkeypatch.setattr(HostPool, "num_shared_tokens", shared)
+    monkeypatch.setattr(HostPool, "_publish", published)
+
+
+@pytest.mark.parametrize("careless", [copies_go_on, counted_though_dropped, found_by_length])
+def test_a_careless_host_is_caught(
+    make_engine: MakeEngine, careless: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    careless(monkeypatch)
+
+    def run_some() -> None:
+        for seed in range(8):
+            Talk(make_quick(make_engine, pace=1 + seed % 3), seed).run()
+
+    with pytest.raises((ForeignCopyError, StaleReadError)):
+        run_some()
