@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from conserve.core.plan import Plan
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.orders import Orders
@@ -272,6 +273,32 @@ def test_a_rank_whose_copies_end_leaves_nobody_waiting(
     run_bursts(engine, seed)
     assert engine.scheduler.checkpointer.unusable == "its thread has failed"
     assert engine.device.devices[0].connector.worker_side.copies.copier is None
+
+
+def test_a_plan_that_is_put_off_gives_its_copies_all_the_same(make_engine: MakeEngine) -> None:
+    """A snapshot spends the budget of its turn: nothing would be copied in steps that follow one
+    whose output is not read yet."""
+    engine = make_engine(2, num_blocks=26)
+    driver = engine.scheduler.driver
+    driver.dispatch_blocks = True
+    engine.stop = lambda step: False
+    planned: list[Plan] = []
+    followed: list[Plan] = []
+    planner, follow = driver.planner, driver.keeper.follow
+
+    def plan(*args: Any) -> Plan:
+        planned.append(planner(*args))
+        return planned[-1]
+
+    def note(plan: Plan) -> None:
+        followed.append(plan)
+        follow(plan)
+
+    driver.planner, driver.keeper.follow = plan, note
+    run_bursts(engine, 2)
+    copied = [plan.checkpoint for plan in followed if plan.checkpoint]
+    assert copied == [plan.checkpoint for plan in planned if plan.checkpoint]
+    assert any(plan.checkpoint and not plan.grants for plan in followed), "none was put off"
 
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])

@@ -113,8 +113,9 @@ class Driver:
         plan = self.stopper.narrowed(plan)
         if plan.stoppable and self.dispatch_blocks and any(step.ends for step in self.steps):
             # The host keeps close to the device in it: tokens of the step in flight would be
-            # read when this one is nearly over.
-            return Plan(Mode.IDLE)
+            # read when this one is nearly over. Copies are behind that step on the device, and
+            # have their budget from this snapshot alone.
+            return Plan(Mode.IDLE, checkpoint=plan.checkpoint)
         return plan
 
     def _displace(self, plan: Plan, now_s: float) -> None:
