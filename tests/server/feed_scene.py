@@ -58,7 +58,14 @@ SUMMARY = Summary(
         recomputed_tokens=200.0,
     ),
     requests=Requests(online=Held(1, 0), offline=Held(24, 1200)),
-    memory=Memory(online_blocks=10, offline_blocks=60, free_blocks=30, checkpoint_used_ratio=0.25),
+    memory=Memory(
+        online_blocks=10,
+        offline_blocks=60,
+        free_blocks=30,
+        history_blocks=20,
+        found_ratio=0.94,
+        checkpoint_used_ratio=0.25,
+    ),
     yields=Yields(
         stopped_steps=3,
         dropped_tokens=64,

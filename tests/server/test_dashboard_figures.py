@@ -63,6 +63,24 @@ async def test_engines_add_up_and_the_worst_model_is_told(series: Series) -> Non
     assert said(collector).latency_model_error == 0.3
 
 
+async def test_what_chats_found_is_of_those_that_first_ran_in_the_last_minute(
+    series: Series,
+) -> None:
+    series.gauge("history_blocks", 20)
+    series.count("prompt_tokens", 1000, "online")
+    collector = series.collector()
+    await collector.look()
+    assert said(collector).memory.found_ratio is None
+    series.count("prompt_tokens", 100, "online")
+    series.count("prefix_hit_tokens", 80, "online")
+    series.count("prompt_tokens", 500, "offline")
+    await series.after(collector, 2.0)
+    assert said(collector).memory.found_ratio == 0.8
+    assert said(collector).memory.history_blocks == 20
+    await series.after(collector, 70.0)
+    assert said(collector).memory.found_ratio is None
+
+
 async def test_latencies_are_those_of_the_last_ten_seconds(series: Series) -> None:
     series.observe("ttft_seconds", 0.05)
     collector = series.collector()

@@ -31,12 +31,15 @@ TOTALS = (
     "displaced_tokens_total",
     "displaced_covered_tokens_total",
     "restored_tokens_total",
+    "prompt_tokens_total",
+    "prefix_hit_tokens_total",
     "stop_response_seconds_sum",
     "stop_response_seconds_count",
 )
 GAUGES = (
     "kv_blocks",
     "kv_free_blocks",
+    "history_blocks",
     "running_requests",
     "waiting_requests",
     "latency_model_error_ratio",

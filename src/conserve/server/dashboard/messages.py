@@ -121,6 +121,10 @@ class Memory(Struct, frozen=True):
     online_blocks: float | None
     offline_blocks: float | None
     free_blocks: float | None
+    history_blocks: float | None
+    """Of the free ones, those that a chat left something in."""
+    found_ratio: float | None
+    """Of the prompts of chats that first ran in the last minute, what was there already."""
     checkpoint_used_ratio: float | None
 
 

@@ -43,6 +43,8 @@ def summarise(reading: Reading, history: History, facts: Facts, status: Status) 
             online_blocks=reading.get("kv_blocks", "online"),
             offline_blocks=reading.get("kv_blocks", "offline"),
             free_blocks=reading.get("kv_free_blocks"),
+            history_blocks=reading.get("history_blocks"),
+            found_ratio=_found_ratio(minute),
             checkpoint_used_ratio=reading.get("checkpoint_used_ratio", "memory"),
         ),
         yields=_yields(reading),
@@ -153,6 +155,11 @@ def _harvest(reading: Reading, ten: Change | None) -> Harvest:
         offline_tokens=reading.get("computed_tokens_total", "offline") or 0.0,
         recomputed_tokens=reading.get("recomputed_tokens_total", "offline") or 0.0,
     )
+
+
+def _found_ratio(minute: Change | None) -> float | None:
+    asked = minute.total("prompt_tokens_total", "online") if minute else 0.0
+    return minute.total("prefix_hit_tokens_total", "online") / asked if minute and asked else None
 
 
 def _yields(reading: Reading) -> Yields:

@@ -116,6 +116,9 @@ def _glance(facts: Facts, summary: Summary) -> Table:
     table.add_row("harvest", rate, Text(queue, "dim"))
     if shares := _memory_shares(summary.memory):
         table.add_row("KV memory", shares[0], Text(", ".join(shares[1:]), "dim"))
+    if summary.memory.found_ratio is not None:
+        found = f"{summary.memory.found_ratio:.0%} found"
+        table.add_row("  chat's prompts", found, Text("in KV memory, last minute", "dim"))
     table.add_row("gave way", "", Text(_gave_way(summary.yields), "dim"))
     return table
 

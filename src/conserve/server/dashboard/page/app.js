@@ -150,6 +150,8 @@ function showMemory(memory) {
   for (const [name, blocks] of Object.entries({ online, offline, free })) put(`memory-${name}`, percent(share(blocks)));
   for (const [name, blocks] of Object.entries({ online, offline })) at("memory-bar").querySelector(`.${name}`).style.width = `${100 * (share(blocks) ?? 0)}%`;
   at("memory-bar").setAttribute("aria-label", `Online ${percent(share(online))}, offline ${percent(share(offline))}, free ${percent(share(free))} of ${plural(total, "block")}`);
+  put("memory-history", percent(share(memory.history_blocks)));
+  put("memory-found", percent(memory.found_ratio));
   at("checkpointed").hidden = memory.checkpoint_used_ratio === null;
   put("memory-checkpointed", percent(memory.checkpoint_used_ratio));
 }
