@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conserve.server.start.flags import flags
+from tests.engine.engine import TINY
 
 CONSERVE = str(Path(sys.executable).with_name("conserve"))
 
@@ -90,3 +92,24 @@ def test_a_data_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_flag_nobody_knows() -> None:
     """Through a process: whatever vLLM's import says stays off the message."""
     assert_refused(run("serve", "--no-such-flag", "1"), "--no-such-flag")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("--api-server-count", "2"), "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+        (("--max-model-len", "99999"), "max_model_len"),
+    ],
+)
+def test_what_vllm_refuses_when_it_configures_itself(
+    flags: tuple[str, ...], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    place = ("--port", "0", "--no-batches", "--skip-tokenizer-init")
+    done = run("serve", str(tmp_path), *place, *flags)
+    assert done.returncode == 2, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("conserve serve: ")]
+    assert word in said
+    assert "Traceback" not in done.stderr + done.stdout

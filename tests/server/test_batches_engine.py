@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 from argparse import Namespace
 from typing import Any
@@ -14,6 +15,7 @@ from conserve.batch.executor import Reply
 from conserve.engine.batch_line import current_line
 from conserve.server.batches import engine as batches_engine
 from conserve.server.batches.engine import EngineExecutor, fitting_settings, lines_in_flight
+from conserve.server.batches.pauses import before_pauses
 
 CHAT = "/v1/chat/completions"
 
@@ -105,8 +107,8 @@ async def test_a_dead_engines_error_is_held_against_no_line(
     ],
 )
 async def test_only_the_engines_own_word_counts(body: bytes, kept: bool) -> None:
-    executor = EngineExecutor(Answering(Reply(200, body)), Namespace(errored=False))  # type: ignore[arg-type]
-    assert (await executor.run(CHAT, b"", {})).status_code == (200 if kept else 503)
+    executor = EngineExecutor(Answering(Reply(200, body)), Stopping(False))  # type: ignore[arg-type]
+    assert (await executor.run(CHAT, b"", {})).status_code == (200 if kept else 500)
 
 
 class Stopping:
@@ -141,6 +143,61 @@ async def test_a_response_counts_if_its_engine_goes_on(
     assert (await executor.run("/v1/responses", b"", {})).status_code == (200 if kept else 503)
     assert (await executor.run(CHAT, b"", {})).status_code == 200
     assert engine.asked == 1
+
+
+ABORT = Reply(200, b'{"choices":[{"finish_reason":"abort"}]}')
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("answer", [True, Exception("Server shutting down"), None])
+async def test_an_engine_that_has_stopped_working_aborts_at_no_lines_cost(
+    answer: bool | Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paused by another process, told to end, or dead."""
+    monkeypatch.setattr(batches_engine, "LOOK_S", 0.01)
+    executor = EngineExecutor(Answering(ABORT), Stopping(answer))  # type: ignore[arg-type]
+    assert (await executor.run(CHAT, b"", {})).status_code == 503
+
+
+class Pausing(Answering):
+    """The engine is paused and resumed while the request runs."""
+
+    def __init__(self, reply: Reply, engine: Any) -> None:
+        super().__init__(reply)
+        self.engine = engine
+
+    async def run(self, *_: Any) -> Reply:
+        await self.engine.pause_generation(mode="abort")
+        return self.reply
+
+
+class Pausable(Stopping):
+    def __init__(self) -> None:
+        super().__init__(False)
+        self.modes: list[str] = []
+
+    async def pause_generation(self, mode: str) -> None:
+        self.modes.append(mode)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("reply", [ABORT, Reply(200, b'{"status":"completed","output":[]}')])
+async def test_a_pause_counts_against_no_line(reply: Reply) -> None:
+    """However soon the engine is resumed. A response that was cut short looks complete."""
+    engine = Pausable()
+    executor = EngineExecutor(Pausing(reply, engine), engine)  # type: ignore[arg-type]
+    url = CHAT if reply is ABORT else batches_engine.RESPONSES
+    with before_pauses(engine, executor.pauses):
+        assert (await executor.run(url, b"", {})).status_code == 503
+    assert engine.modes == ["abort"]
+    assert "pause_generation" not in vars(engine)
+
+
+@pytest.mark.anyio
+async def test_a_line_that_somebody_aborts_is_told_why() -> None:
+    executor = EngineExecutor(Answering(ABORT), Stopping(False))  # type: ignore[arg-type]
+    reply = await executor.run(CHAT, b"", {})
+    assert json.loads(reply.body)["error"]["code"] == "request_aborted"
 
 
 @pytest.mark.parametrize(

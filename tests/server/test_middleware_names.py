@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from conserve.server.start.middleware import BATCHES, DASHBOARD, LOGS, REDIRECTS, TIERS
+from conserve.server.start.middleware import BATCHES, DASHBOARD, DRAINING, LOGS, REDIRECTS, TIERS
 from tests.server.vllms_app import Engine, engine_config, named, started, vllms_app
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -62,7 +62,13 @@ async def redirects_relatively(client: httpx.AsyncClient) -> bool:
     return (await client.get(f"{CHAT}/")).headers["location"] == "../completions"
 
 
+async def drains(client: httpx.AsyncClient) -> bool:
+    client._transport.app.state.engine_client.shutdown(timeout=0)  # type: ignore[attr-defined]
+    return (await client.get("/health")).status_code == 503
+
+
 NAMES: dict[str, Works] = {
+    "conserve.server.draining.DrainingMiddleware": drains,
     "conserve.server.tiers.ServiceTierMiddleware": reads_the_tier,
     "conserve.server.batches.middleware.BatchesMiddleware": serves_batches,
     "conserve.server.batches_middleware.BatchesMiddleware": serves_batches,
@@ -96,4 +102,4 @@ def test_the_names_in_the_documentation_and_of_conserve_serve_are_among_them() -
     text = "\n".join(page.read_text() for page in DOCUMENTS)
     told = set(re.findall(r"conserve\.server[\w.]*Middleware", text))
     assert told
-    assert {*told, TIERS, LOGS, BATCHES, DASHBOARD, REDIRECTS} <= set(NAMES)
+    assert {*told, DRAINING, TIERS, LOGS, BATCHES, DASHBOARD, REDIRECTS} <= set(NAMES)

@@ -15,7 +15,7 @@ from conserve.bench.server import free_port
 from conserve.engine.settings import EngineSettings
 from conserve.server.errors import BadInputError
 from conserve.server.start import cpu, dtype, serve
-from conserve.server.start.middleware import BATCHES, DASHBOARD, LOGS, REDIRECTS, TIERS
+from conserve.server.start.middleware import BATCHES, DASHBOARD, DRAINING, LOGS, REDIRECTS, TIERS
 
 pytestmark = pytest.mark.engine
 
@@ -97,7 +97,7 @@ class TestHandedToVllm:
         assert args.scheduler_cls == "conserve.engine.scheduler.ConserveScheduler"
         assert args.scheduling_policy == "priority"
         assert args.kv_transfer_config.kv_role == "kv_both"
-        assert args.middleware == [LOGS, REDIRECTS, TIERS, DASHBOARD, BATCHES]
+        assert args.middleware == [DRAINING, LOGS, REDIRECTS, TIERS, DASHBOARD, BATCHES]
 
     def test_a_config_file_without_a_model_serves_the_default_one(self, tmp_path: Path) -> None:
         file = tmp_path / "serve.yaml"
@@ -174,7 +174,7 @@ class TestHandedToVllm:
 
     def test_without_batches_nothing_is_made(self, tmp_path: Path) -> None:
         args = handed("--no-batches", "--no-dashboard", "--middleware", "a.b")
-        assert args.middleware == [LOGS, REDIRECTS, TIERS, "a.b"]
+        assert args.middleware == [DRAINING, LOGS, REDIRECTS, TIERS, "a.b"]
         assert "CONSERVE_BATCH_DATA_DIR" not in os.environ
         assert not (tmp_path / "share").exists()
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import huggingface_hub
 import vllm
+from pydantic import ValidationError
 from vllm.config import KVTransferConfig
 from vllm.config.logging import LoggingConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
@@ -148,4 +150,23 @@ def run(args: argparse.Namespace) -> None:
         command.validate(args)
     except ValueError as error:
         raise BadInputError(str(error)) from error
-    command.cmd(args)
+    try:
+        command.cmd(args)
+    except ValueError as error:
+        if not _is_refusal(error):
+            raise
+        raise BadInputError(_first_words(error)) from error
+
+
+def _is_refusal(error: ValueError) -> bool:
+    """Whether vLLM raised it where it judges the arguments, before it loads anything: in the making
+    of its configuration, or in what starts several API servers, itself."""
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return "create_engine_config" in names or names[-1] == "run_multi_api_server"
+
+
+def _first_words(error: ValueError) -> str:
+    """What vLLM, or pydantic for it, has against the arguments, on one line."""
+    if isinstance(error, ValidationError):
+        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return " ".join(str(error).split())

@@ -28,6 +28,13 @@ LOOK_S = 1.0
 """Between looks at whether an engine that does not answer is dead."""
 
 NOT_NOW = Reply(503, b"")
+ABORTED = Reply(
+    500,
+    b'{"error":{"message":"The request was aborted at the server.","type":"aborted",'
+    b'"param":null,"code":"request_aborted"}}',
+)
+"""Somebody aborted this line, and it counts: or who aborts it again and again would never be rid
+of it."""
 
 
 def fitting_settings(args: Namespace, config: Any) -> BatchSettings:
@@ -68,25 +75,35 @@ class EngineExecutor:
         self._engine = engine
         self.is_leaving = False
         """Set when the engine is about to be stopped; nothing it says from then on is kept."""
+        self._num_pauses = 0
+
+    def pauses(self) -> None:
+        """To be called before an operator pauses the engine: it may abort all it has."""
+        self._num_pauses += 1
 
     async def run(self, url: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        num_pauses = self._num_pauses
         with running_line(headers.get("x-request-id", "")):
             reply = await self._executor.run(url, body, headers)
         died = reply.status_code >= 500 and self._engine.errored
-        if self.is_leaving or died or _is_cut_short(reply):
+        if self.is_leaving or died:
             return NOT_NOW
-        if url == RESPONSES and not await self._is_going_on():
+        cut_short = _is_cut_short(reply)
+        # What an engine has cut short of a response looks complete.
+        doubtful = cut_short or url == RESPONSES
+        if doubtful and (self._num_pauses != num_pauses or not await self._is_going_on()):
             return NOT_NOW
-        return reply
+        return ABORTED if cut_short else reply
 
     async def _is_going_on(self) -> bool:
-        """Whether the engine still takes questions: one that was told to stop refuses them, and
-        what it has cut short of a response looks complete."""
+        """Whether the engine works and takes questions: one that was told to stop refuses them, and
+        one that was paused, by another process maybe, has aborted what it had."""
         asking = asyncio.ensure_future(self._engine.is_sleeping())
         try:
             while not asking.done() and not self._engine.errored:
                 await asyncio.wait({asking}, timeout=LOOK_S)
-            return asking.done() and asking.exception() is None and not self.is_leaving
+            answered = asking.done() and asking.exception() is None
+            return answered and not asking.result() and not self.is_leaving
         finally:
             asking.cancel()
 

@@ -24,6 +24,7 @@ from conserve.batch.executor import asgi_executor
 from conserve.batch.service import BatchService
 from conserve.server.batches.engine import EngineExecutor, fitting_settings
 from conserve.server.batches.metrics import batch_metrics
+from conserve.server.batches.pauses import before_pauses
 from conserve.server.batches.routes import batch_service
 from conserve.server.keys import api_keys
 from conserve.server.lifespan import LifespanMiddleware
@@ -61,7 +62,10 @@ async def _batches(app: FastAPI) -> AsyncIterator[None]:
                 await asyncio.wait({stopping}, timeout=settings.drain_s + GIVE_BACK_S)
                 executor.is_leaving = True
 
-            with before_shutdown(engine, _in_its_loop(stop)):
+            with (
+                before_pauses(engine, executor.pauses),
+                before_shutdown(engine, _in_its_loop(stop)),
+            ):
                 async with _metrics(service, engine.vllm_config):
                     yield
     finally:

@@ -7,6 +7,7 @@ import os
 
 from conserve.server.start.address import url_of
 
+DRAINING = "conserve.server.draining.DrainingMiddleware"
 DASHBOARD = "conserve.server.dashboard.middleware.DashboardMiddleware"
 TIERS = "conserve.server.tiers.ServiceTierMiddleware"
 LOGS = "conserve.server.logs.middleware.LogsMiddleware"
@@ -48,4 +49,5 @@ def choose_dashboard(args: argparse.Namespace) -> str:
 
 def add_always(args: argparse.Namespace) -> None:
     """What no flag turns off."""
-    args.middleware = [LOGS, REDIRECTS, TIERS, *args.middleware]
+    # The innermost hears of the end first, and nothing behind it is begun after that.
+    args.middleware = [DRAINING, LOGS, REDIRECTS, TIERS, *args.middleware]
