@@ -162,7 +162,8 @@ class StreamedDevice:
     def _others_get_on(self) -> None:
         """The thread that pumps, and the device."""
         for _ in range(self._chance.randrange(3)):
-            self.copies.pump()
+            if self.connector.worker_side.copies.copier:
+                self.copies.pump()
             self.streams.dawdle(4)
 
     def _reported(self) -> Any:

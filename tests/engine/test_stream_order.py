@@ -6,6 +6,7 @@ restores, stops and cancellations.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ pytest.importorskip("vllm")
 
 from conserve.engine.checkpoint import staging
 from conserve.engine.checkpoint.disk import SlotFile
+from conserve.engine.checkpoint.orders import Orders
 from conserve.engine.checkpoint.streams import StreamCopies
+from conserve.engine.checkpoint.workers import CheckpointWorker
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.settings import EngineSettings
 from tests.engine.copies import hashes_of, rank_is_ready
@@ -170,6 +173,34 @@ def test_checksums_fit_whatever_goes_on_beside(make_engine: MakeEngine, seed: in
     assert not any("faults" in name for name in totals)
 
 
+def fail_midway(engine: AheadEngine, number: int) -> None:
+    """The thread that pumps fails, with a load on the streams."""
+    copies = engine.device.copies
+    begin_step = copies.begin_step
+
+    def begin(orders: Orders) -> None:
+        begin_step(orders)
+        if any(not job.store and job.number > number for job in orders.jobs):
+            copies.pump()
+            copies.queue.give_up("its thread has failed")
+
+    copies.begin_step = begin
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_thread_that_fails_leaves_nobody_waiting_and_no_copy_going_on(
+    make_engine: MakeEngine, depth: int, seed: int
+) -> None:
+    engine = make_engine(depth, seed=seed)
+    fail_midway(engine, 10 + 5 * seed)
+    run_bursts(engine, seed)
+    assert engine.scheduler.checkpointer.unusable == "its thread has failed"
+    assert not engine.device.copies._in_flight or not any(
+        stream.queue for stream in engine.device.streams.streams[1:]
+    )
+
+
 # Negative controls
 
 
@@ -225,9 +256,25 @@ def resolve_stopped_steps_early(engine: AheadEngine, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(StandInMark, "wait", lambda self: None)
 
 
+def give_nothing_back(engine: AheadEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a thread that has failed left on the streams goes on, whoever has the blocks, when the
+    link comes to it."""
+    fail_midway(engine, 10)
+    monkeypatch.setattr(CheckpointWorker, "close", lambda self: None)
+    copies, num_looks = engine.device.copies, itertools.count()
+    can_go_on = StandInStream.can_go_on
+
+    def late(self: StandInStream) -> bool:
+        waits = self is copies._copies and copies.queue.is_given_up and next(num_looks) < 200
+        return can_go_on(self) and not waits
+
+    monkeypatch.setattr(StandInStream, "can_go_on", late)
+
+
 @pytest.mark.parametrize(
     "careless",
     [
+        give_nothing_back,
         pytest.param(forget_waits_on("compute"), id="forwards wait for no gather"),
         pytest.param(forget_waits_on("gathers"), id="gathers wait for no forward and no buffer"),
         pytest.param(forget_waits_on("copies"), id="copies wait for no gather"),

@@ -89,8 +89,8 @@ class BesideTheForward:
         work: Callable[[], None],
     ) -> None:
         """`prepare` is called in the thread first, `work` while there is any, which is looked for
-        when the queue has changed. Whichever
-        raises ends all copying: forwards that wait go on, and the scheduler hears why."""
+        when the queue has changed. Whichever raises ends all copying: forwards that wait go on,
+        and the scheduler hears why."""
         self._queue, self._prepare = queue, prepare
         self._has_work, self._work = has_work, work
         self._closed = False

@@ -50,7 +50,7 @@ class CopyQueue:
         """Numbers of jobs with blocks left to take, in their order."""
         self._open: dict[int, _Open] = {}
         self._report = Report()
-        self._given_up = False
+        self.is_given_up = False
         self.changed = threading.Condition(threading.RLock())
 
     # A step's orders
@@ -58,7 +58,7 @@ class CopyQueue:
     def take(self, orders: Orders, after: Any = None) -> None:
         """Queue them. `after` is handed on with every piece of the jobs."""
         with self.changed:
-            if self._given_up:
+            if self.is_given_up:
                 return
             if orders.moves:
                 self._moves.append(Moves(list(orders.moves)))
@@ -183,7 +183,7 @@ class CopyQueue:
         """Nobody copies any more: all jobs are over, as those to come will be, and the report says
         why. What is queued on a device goes on there."""
         with self.changed:
-            self._given_up = True
+            self.is_given_up = True
             for lane in (self._moves, self._urgent, self._others, self._open):
                 lane.clear()
             self._report = Report(unusable=why)
