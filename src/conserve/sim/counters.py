@@ -23,6 +23,10 @@ class Counters:
     restored_tokens: int = 0
     reclaimed_tokens: int = 0
     """Found again in blocks that nobody had taken since."""
+    lost_history_tokens: int = 0
+    """Of conversations, what had to be computed again because of offline work."""
+    lost_history_s: float = 0.0
+    """What that takes, as the policy's model has it."""
     num_displaced: int = 0
     """Offline requests that made room for waiting online ones."""
     num_preempted: int = 0

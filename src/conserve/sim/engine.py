@@ -44,6 +44,7 @@ class Engine:
         self.places = Places(
             machine, prefix_caching=prefix_caching, class_aware=scheduler.class_aware
         )
+        scheduler.joins(self.places)
         self.state = EngineState(self.places, strict_classes=strict_classes)
         self.link = self.places.link
         self._async = async_scheduling

@@ -65,6 +65,10 @@ class BlockPool:
                 return
             yield blocks[0]
 
+    def names_of(self, blocks: Iterable[int]) -> Iterator[Hashable]:
+        """Of those that have one."""
+        return (name for block in blocks if (name := self._name_of[block]) is not None)
+
     # Blocks are given
 
     def take(self, owner: str, num_blocks: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort_right
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from itertools import islice, takewhile
 
 from conserve.core.blocks import blocks_for
@@ -17,6 +17,10 @@ from conserve.sim.request import Phase, SimRequest
 
 QUEUE_HEAD = 32
 """Waiting offline requests that are looked at: as many as the engine looks at."""
+
+
+def _ignore(request: SimRequest) -> None:
+    """Nobody wants to know."""
 
 
 class Places:
@@ -43,6 +47,10 @@ class Places:
         self.counters = Counters()
         self._mixed = False
         """Whether an online request may stand behind an offline one in `running`."""
+        self.admits: Callable[[SimRequest], None] = _ignore
+        """Told of each request that leaves the queue for the first time."""
+        self.lets_go: Callable[[SimRequest], None] = _ignore
+        """Told of each that is about to free its blocks."""
         self._telling: list[SimRequest] = []
         """Those with KV in their blocks and texts that others may begin with."""
 
@@ -135,6 +143,7 @@ class Places:
         request.num_blocks, request.num_found_tokens = found, found_tokens
         if request.num_cached_tokens is None:
             request.num_cached_tokens = found_tokens
+            self.admits(request)
         self.counters.reclaimed_tokens += min(found_tokens, request.num_lost_tokens)
         return found_tokens
 
@@ -220,6 +229,7 @@ class Places:
 
     def _free(self, request: SimRequest, *, waits: bool) -> None:
         """Its blocks go; it will wait for others or has ended."""
+        self.lets_go(request)
         if request in self._telling:
             self._telling.remove(request)
         full = request.num_computed_tokens // self.machine.block_size

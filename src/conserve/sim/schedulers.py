@@ -15,6 +15,7 @@ from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
 from conserve.core.stopping import Arrivals, RunningStep, should_stop
 from conserve.sim.places import QUEUE_HEAD, Places
+from conserve.sim.remembering import Remembering
 from conserve.sim.request import SimRequest
 from conserve.sim.step import Step
 
@@ -35,6 +36,9 @@ class Scheduler(Protocol):
     def model(self) -> LatencyModel | None:
         """What it believes steps take; None where it believes nothing."""
         ...
+
+    def joins(self, places: Places) -> None:
+        """The engine is made: called once, before anything else."""
 
     def plan(self, places: Places, now_s: float) -> Plan: ...
 
@@ -89,6 +93,9 @@ class ConserveScheduler:
         """Mean of |predicted - actual| / actual over the whole steps so far; 0 before the first."""
         return self._error_sum / self._num_errors if self._num_errors else 0.0
 
+    def joins(self, places: Places) -> None:
+        self._remembering = Remembering(places, self.settings, self.experience)
+
     def plan(self, places: Places, now_s: float) -> Plan:
         self.experience.schedules(now_s, online_resident=places.num_online > 0)
         self._copy_tokens = places.link.copy_tokens(now_s)
@@ -125,6 +132,7 @@ class ConserveScheduler:
             copy_tail=link.copy_tail,
             restore_tokens_per_s=link.tokens_per_s,
             restore_queue_s=link.restore_queue_s,
+            num_remembered_blocks=self._remembering.room(now_s),
         )
 
     def predict_s(self, shape: StepShape) -> float:
@@ -170,6 +178,9 @@ class StockScheduler:
     def __init__(self, *, by_class: bool, step_tokens: int = 0) -> None:
         self.by_class = by_class
         self.step_tokens = step_tokens
+
+    def joins(self, places: Places) -> None:
+        """It leaves no room to anybody."""
 
     def plan(self, places: Places, now_s: float) -> Plan:
         tokens = _StockTokens()
