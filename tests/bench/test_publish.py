@@ -12,7 +12,8 @@ from conserve.bench.arms import ARMS
 from conserve.bench.report.publish import QUOTES, fill_documents, publish_result
 from conserve.bench.store import ResultError, ResultFolder
 from conserve.workload import Scenario
-from conserve.workload.scenario import Offline
+from conserve.workload.scenario import Offline, Online
+from conserve.workload.sessions import Sessions
 
 ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).with_name("stored")
@@ -154,8 +155,10 @@ def test_a_scenario_without_a_result_says_so(root: Path, result: Path) -> None:
 def test_every_arm_scenario_and_key_is_in_the_docs() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     scenarios = [file.stem for file in (ROOT / "benchmarks" / "scenarios").glob("*.toml")]
-    kinds = ["bursts", "phases", "gamma", "diurnal", "replay", "independent", "trace"]
+    kinds = ["bursts", "opening", "phases", "gamma", "diurnal", "replay", "independent", "trace"]
     keys = [name for name in Scenario.model_fields if name not in ("name", "online", "offline")]
     keys += [f"offline.{name}" for name in Offline.model_fields]
+    keys += [f"online.{name}" for name in Online.model_fields]
+    keys += list(Sessions.model_fields)
     for word in [*ARMS, *scenarios, *kinds, *keys]:
         assert f"`{word}" in page, word

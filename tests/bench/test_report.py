@@ -17,6 +17,7 @@ from conserve.bench.report.figures import Spread, figures_of, read_figures
 from conserve.bench.report.tables import Column
 from conserve.bench.report.write import write_report
 from conserve.bench.store import ResultError, ResultFolder
+from conserve.metrics import read_records, write_records
 
 STORED = Path(__file__).with_name("stored")
 TEXTS = ("report.md", "figures.json")
@@ -86,6 +87,28 @@ def test_ratios_pair_the_seeds(copy: Path) -> None:
     assert "offline_tps_over_bound" not in figures.points[point]["online-only"]
     assert "ttft_p99_over_alone" not in figures.points[point]["online-only"]
     assert own["counted:conserve:stopped_steps_total"].median == 5
+
+
+def test_what_chats_found_is_told_where_servers_tell_it(copy: Path) -> None:
+    write_report(copy)
+    assert "What chats find again" not in (copy / "report.md").read_text()
+    found = {"online-only": 100, "conserve": 50}
+    for path in copy.glob("records/*/*.jsonl.gz"):
+        records = read_records(path)
+        share = found.get(path.name.partition(".")[0], 0)
+        for record in records:
+            record.num_cached_tokens = record.num_prompt_tokens * share // 100
+        write_records(path, records)
+    write_report(copy)
+    own = next(iter(read_figures(copy / "figures.json").points.values()))["conserve"]
+    assert own["online_hit_ratio"].median == pytest.approx(0.5, abs=0.01)
+    assert own["hits_over_alone"].median == pytest.approx(0.5, abs=0.01)
+    assert own["ttft_p50_over_alone"].num_seeds == 2
+    text = (copy / "report.md").read_text()
+    row = next(
+        line for line in text.split("What chats find again")[1].splitlines() if "| conserve" in line
+    )
+    assert "0.50" in row
 
 
 def test_figures_survive_their_file(copy: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from conserve.metrics import read_records
 from conserve.sim.arms import ARMS, ArmError, arm_named
 from conserve.sim.profiles import Profile
 from conserve.sim.study import Study, table
-from conserve.sim.validation import COMPARED, RealRun, compare, markdown
+from conserve.sim.validation import COMPARED, SHARES, RealRun, compare, markdown
 from conserve.workload import Scenario, load_scenario
 from tests.sim.sim_world import COST, MACHINE
 
@@ -113,10 +114,82 @@ def test_a_wrong_profile_shows_as_an_error(scenario: Scenario) -> None:
     slow = replace(PROFILE, cost=replace(COST, fixed=COST.fixed * 2))
     comparisons = compare(scenario, _real(scenario, PROFILE), slow, {})
     alone = {c.figure: c.error for c in comparisons if c.arm == "online-only"}
-    assert set(alone) == {name for name in COMPARED if "offline" not in name}
+    told = set(COMPARED) - set(SHARES)
+    assert set(alone) == {name for name in told if "offline" not in name}
     # fixed is 4 ms of about 6.6 ms.
     assert alone["tbt_p50_s"] == pytest.approx(4 / 6.6, abs=0.1)
     assert "+6" in markdown(comparisons)
+
+
+CONVERSATIONS = """
+about = "a test"
+duration_s = 5
+lead_in_s = 2
+seeds = [1]
+arms = ["online-only", "fcfs", "conserve-forgetful", "conserve"]
+[online]
+in_lead_in = true
+[online.arrivals]
+kind = "opening"
+num_requests = 3
+span_s = 1
+[[online.sessions]]
+opening = { kind = "fixed", tokens = 200 }
+message = { kind = "fixed", tokens = 20 }
+answer = { kind = "fixed", tokens = 4 }
+pause = { median_s = 0.6, max_s = 2 }
+max_turns = 20
+max_tokens = 700
+[offline]
+in_flight = 8
+[offline.lengths]
+kind = "independent"
+prompt = { kind = "fixed", tokens = 400 }
+output = { kind = "fixed", tokens = 20 }
+"""
+
+
+@pytest.fixture
+def conversations(tmp_path: Path) -> Scenario:
+    path = tmp_path / "conversations.toml"
+    path.write_text(CONVERSATIONS)
+    return load_scenario(path)
+
+
+SMALL = replace(PROFILE, machine=replace(MACHINE, num_blocks=320))
+"""Memory for the conversations and all documents that run at a time, and not for much more."""
+
+
+def test_a_sweep_evicts_conversations_unless_they_are_kept(conversations: Scenario) -> None:
+    cells = list(Study(conversations, SMALL, {}).cells())
+    found = {cell.arm: cell.summary.online_hit_ratio or 0.0 for cell in cells}
+    assert max(found["fcfs"], found["conserve-forgetful"]) < found["online-only"] / 2
+    assert found["conserve"] > 0.95 * found["online-only"] > 0.5
+    heading, *rows = table(cells)
+    shown = dict(zip((row[1] for row in rows), (row[heading.index("chat found %")] for row in rows),
+                     strict=True))  # fmt: skip
+    assert shown["conserve"] == f"{100 * found['conserve']:.1f}"
+
+
+def test_turns_follow_answers_until_the_window_ends(conversations: Scenario) -> None:
+    (cell, *_) = Study(conversations, SMALL, {}).cells()
+    turns = [record for record in cell.records if record.request_id.startswith("online-0")]
+    assert len(turns) > 3
+    for before, after in pairwise(turns):
+        assert after.arrival_s >= before.token_times_s[-1] + 0.5
+    assert all(record.arrival_s < 5 and record.finished for record in turns)
+
+
+def test_shares_that_are_foretold_are_off_by_points(conversations: Scenario) -> None:
+    real = _real(conversations, SMALL)
+    assert all(c.error == 0 for c in compare(conversations, real, SMALL, {}))
+    ample = replace(SMALL, machine=replace(MACHINE, num_blocks=2000))
+    comparisons = compare(conversations, real, ample, {})
+    fcfs = next(c for c in comparisons if (c.arm, c.figure) == ("fcfs", "online_hit_ratio"))
+    assert fcfs.error == pytest.approx(fcfs.simulated - fcfs.real)
+    text = markdown(comparisons)
+    assert f", {100 * fcfs.error:+.1f}" in text
+    assert "shares of tokens found are within 5 points" in text
 
 
 def test_arms_that_are_not_simulated_are_left_out(scenario: Scenario) -> None:

@@ -20,6 +20,8 @@ LATER: Mapping[str, Any] = {"priority": 1}
 
 ONLINE_ONLY = "online-only"
 BOUND = "fcfs"
+FORGETFUL = "conserve-forgetful"
+"""What came before chat's memory was its own: what that costs offline work is told against it."""
 
 FIXED_STEP_TOKENS = 256
 """About what two CPU cores compute of the default model in the default TBT target."""
@@ -129,6 +131,22 @@ ARMS: Mapping[str, Arm] = {
             "conserve-swap",
             "ConServe where KV is copied to the host when a request is displaced, not before.",
             args=("--checkpoint", "swap"),
+        ),
+        _ablation(
+            FORGETFUL,
+            "ConServe where a sweep evicts conversations that pause: no memory is kept for chat.",
+            policy={"class_aware": False, "room_max_share": 0},
+        ),
+        _ablation(
+            "conserve-no-retention",
+            "ConServe where free blocks are handed out the least recently used first, whoever "
+            "used them.",
+            policy={"class_aware": False},
+        ),
+        _ablation(
+            "conserve-no-room",
+            "ConServe where offline work may hold every block that no chat runs in.",
+            policy={"room_max_share": 0},
         ),
         _offline_only(
             "conserve-offline-only",

@@ -87,6 +87,21 @@ ARMS: Mapping[str, Arm] = {
             "A waiting online request does not displace running offline ones.",
             settings=PolicySettings(displacement=False),
         ),
+        Arm(
+            "conserve-forgetful",
+            "No memory is kept for conversations that pause.",
+            settings=PolicySettings(class_aware=False, room_max_share=0.0),
+        ),
+        Arm(
+            "conserve-no-retention",
+            "Free blocks are handed out the least recently used first, whoever used them.",
+            settings=PolicySettings(class_aware=False),
+        ),
+        Arm(
+            "conserve-no-room",
+            "Offline work may hold every block that no chat runs in.",
+            settings=PolicySettings(room_max_share=0.0),
+        ),
         Arm("conserve-no-stop", "A step that has begun runs to its end.", can_stop=False),
         Arm(
             "conserve-recompute",

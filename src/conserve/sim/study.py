@@ -106,17 +106,26 @@ COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "offline_rps": ("offline req/s", 1.0, ".2f"),
     "offline_tps": ("offline tok/s", 1.0, ".0f"),
     "total_tps": ("total tok/s", 1.0, ".0f"),
+    "online_hit_ratio": ("chat found %", 1e2, ".1f"),
+    "offline_hit_ratio": ("offline found %", 1e2, ".1f"),
 }
 """Field of RunSummary -> heading, factor, format."""
+FOUND = ("online_hit_ratio", "offline_hit_ratio")
+"""Of prompt tokens in the prefix cache: shown where anything was found."""
 
 
 def table(cells: Sequence[Cell]) -> list[list[str]]:
     """A header and a row for each (point, arm): medians over seeds, "-" where there is nothing."""
-    rows = [["point", "arm", *(heading for heading, _, _ in COLUMNS.values())]]
+    columns = {
+        name: column
+        for name, column in COLUMNS.items()
+        if name not in FOUND or any(getattr(cell.summary, name) for cell in cells)
+    }
+    rows = [["point", "arm", *(heading for heading, _, _ in columns.values())]]
     for point, arm in dict.fromkeys((cell.point, cell.arm) for cell in cells):
         chosen = [cell for cell in cells if (cell.point, cell.arm) == (point, arm)]
         row = [point, arm]
-        for name, (_, factor, form) in COLUMNS.items():
+        for name, (_, factor, form) in columns.items():
             value = median_of(chosen, name)
             row.append("-" if value is None else format(value * factor, form))
         rows.append(row)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from conserve.bench.arms import ARMS, BOUND, ONLINE_ONLY
+from conserve.bench.arms import ARMS, BOUND, FORGETFUL, ONLINE_ONLY
 from conserve.bench.batch_load import offline_figures
 from conserve.bench.report.kv_copies import figures_of_copies
 from conserve.bench.report.stops import stop_figures
@@ -16,6 +16,8 @@ from conserve.bench.store import ResultFolder, Run
 from conserve.metrics import RunSummary, Targets, median, summarise
 
 PREFIX_HITS = "prefix_cache_hit_ratio"
+HITS = "online_hit_ratio"
+"""RunSummary's, of the prompts of conversations."""
 
 ALONE = (ONLINE_ONLY, "conserve-online-only")
 """Arms without offline work; the first that was run is what latencies are compared with."""
@@ -66,9 +68,21 @@ RATIOS = (
     Ratio("total_tps_over_alone", "total tokens over {alone}", "total_tps", "alone"),
 )
 
+HISTORY_RATIOS = (
+    Ratio("hits_over_alone", "chats' tokens found over {alone}", HITS, "alone"),
+    Ratio("ttft_p50_over_alone", "TTFT P50 over {alone}", "ttft_p50_s", "alone"),
+    Ratio(
+        "offline_tps_over_forgetful",
+        "offline tokens over {forgetful}",
+        "offline_tps",
+        "forgetful",
+    ),
+)
+"""Of runs whose servers told what they found in the prefix cache."""
+
 ArmFigures = dict[str, Spread]
-"""Figures of one arm at one point: names of RunSummary and RATIOS, PREFIX_HITS, `counted:NAME`,
-and those of stops (stops.py)."""
+"""Figures of one arm at one point: names of RunSummary, RATIOS and HISTORY_RATIOS, PREFIX_HITS,
+`counted:NAME`, and those of stops (stops.py)."""
 
 RISING = ("_total", "_sum", "_count", "_bucket")
 """How the names of samples end that only ever rise."""
@@ -83,7 +97,7 @@ class Figures:
     bound: str | None
 
     def label(self, ratio: Ratio) -> str:
-        return ratio.label.format(alone=self.alone, bound=self.bound)
+        return ratio.label.format(alone=self.alone, bound=self.bound, forgetful=FORGETFUL)
 
     def has_ratio(self, ratio: Ratio) -> bool:
         return any(ratio.name in arm for arms in self.points.values() for arm in arms.values())
@@ -123,9 +137,11 @@ def figures_of(folder: ResultFolder) -> Figures:
     alone = next((arm for arm in ALONE if arm in measured), None)
     bound = BOUND if BOUND in measured else None
     recompute = next((arm for arm in RECOMPUTING if arm in measured), None)
+    forgetful = FORGETFUL if FORGETFUL in measured else None
+    over = {"alone": alone, "bound": bound, "recompute": recompute, "forgetful": forgetful}
     points = {}
     for point, arms in runs.items():
-        _add_ratios(arms, {"alone": alone, "bound": bound, "recompute": recompute})
+        _add_ratios(arms, over)
         points[point] = {arm: _spreads(by_seed) for arm, by_seed in arms.items()}
     return Figures(points, alone, bound)
 
@@ -159,7 +175,8 @@ def _add_ratios(
 ) -> None:
     for arm, by_seed in arms.items():
         for seed, values in by_seed.items():
-            for ratio in RATIOS:
+            told = values.get(HITS) is not None
+            for ratio in (*RATIOS, *HISTORY_RATIOS) if told else RATIOS:
                 base = over[ratio.over]
                 if base is None or base == arm or not _comparable(arm, ratio):
                     continue

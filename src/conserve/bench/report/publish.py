@@ -24,6 +24,8 @@ from conserve.bench.report.tables import (
     STOPS,
     THROUGHPUT,
     Column,
+    Table,
+    history_table,
     ratio_table,
     table,
 )
@@ -55,12 +57,17 @@ def _quote(columns: Sequence[Column], *, with_spread: bool = True) -> Quote:
     return fill
 
 
+def _markdown(table: Table | None) -> str:
+    return NOT_YET if table is None else table.markdown()
+
+
 QUOTES: dict[str, Quote] = {
     "headline": _quote(HEADLINE, with_spread=False),
     "latency": _quote(LATENCY),
     "throughput": _quote(THROUGHPUT),
     "copies": _quote(KV_COPIES, with_spread=False),
     "stops": _quote(STOPS, with_spread=False),
+    "histories": lambda figures, point: _markdown(history_table(figures, point)),
     "ratios": lambda figures, point: ratio_table(figures, point).markdown(),
 }
 

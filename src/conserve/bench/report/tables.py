@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conserve.bench.report.figures import PREFIX_HITS, RATIOS, ArmFigures, Figures, Spread
+from conserve.bench.report.figures import (
+    HISTORY_RATIOS,
+    HITS,
+    PREFIX_HITS,
+    RATIOS,
+    ArmFigures,
+    Figures,
+    Spread,
+)
 
 NOT_MEASURED = "-"
 MIB = 1 << 20
@@ -117,6 +125,25 @@ def table(
         for arm, figures in arms.items()
     ]
     return Table(title, ["arm", *(column.heading for column in used)], rows)
+
+
+def history_table(figures: Figures, point: str, with_spread: bool = True) -> Table | None:
+    """What chats found of what they had said before, and what it gave them; None where no server
+    told."""
+    arms = {arm: f for arm, f in figures.points[point].items() if HITS in f}
+    if not arms:
+        return None
+    over = [Column(r.name, f"{figures.label(r)}, x") for r in HISTORY_RATIOS]
+    p99 = next(r for r in RATIOS if r.name == "ttft_p99_over_alone")
+    columns = [
+        Column(HITS, "chats' prompt tokens found, %", 100, 1),
+        *over[:2],
+        Column(p99.name, f"{figures.label(p99)}, x"),
+        Column("offline_hit_ratio", "offline prompt tokens found, %", 100, 1),
+        Column("offline_tps", "offline tokens/s", 1, 0),
+        *over[2:],
+    ]
+    return table("What chats find again", columns, arms, with_spread)
 
 
 def ratio_table(figures: Figures, point: str, with_spread: bool = True) -> Table:

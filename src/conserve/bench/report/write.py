@@ -26,6 +26,7 @@ from conserve.bench.report.tables import (
     THROUGHPUT,
     Table,
     counter_table,
+    history_table,
     ratio_table,
     table,
 )
@@ -104,6 +105,8 @@ def _tables(figures: Figures, point: str) -> Iterator[Table]:
     ratios = ratio_table(figures, point)
     if ratios.rows:
         yield ratios
+    if histories := history_table(figures, point):
+        yield histories
     yield table("Latency of online requests", LATENCY, arms)
     yield table("Targets", ATTAINMENT, arms)
     yield table("Throughput", THROUGHPUT, arms)
