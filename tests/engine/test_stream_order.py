@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from errno import EIO
 from functools import partial
@@ -133,18 +134,20 @@ def test_whole_requests_are_copied_when_they_are_displaced(
 
 
 @pytest.mark.parametrize("num_disk_slots", [0, 200])
-@pytest.mark.parametrize("seed", [1, 3, 4, 5])
 def test_a_small_pool_keeps_some_and_a_disk_more(
-    make_engine: MakeEngine, seed: int, num_disk_slots: int
+    make_engine: MakeEngine, num_disk_slots: int
 ) -> None:
     """Slots move to the disk at once, while copies are on the streams, and are filled again."""
-    engine = make_engine(seed=seed, num_slots=6, num_disk_slots=num_disk_slots)
-    totals = totals_of(engine)
-    run_bursts(engine, seed)
-    assert totals["restored_tokens memory"] > 0
+    seen: Counter[str] = Counter()
+    for seed in range(6):
+        engine = make_engine(seed=seed, num_slots=6, num_disk_slots=num_disk_slots)
+        totals = totals_of(engine)
+        run_bursts(engine, seed)
+        seen.update(name for name, total in totals.items() if total)
+    assert seen["restored_tokens memory"]
     if num_disk_slots:
-        assert totals["checkpoint_evictions demoted"] > 0
-        assert totals["restored_tokens disk"] > 0
+        assert seen["checkpoint_evictions demoted"]
+        assert seen["restored_tokens disk"]
 
 
 @pytest.mark.parametrize("fails", ["read", "write"])
