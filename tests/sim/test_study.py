@@ -72,8 +72,13 @@ def scenario(file: Path) -> Scenario:
     return load_scenario(file)
 
 
-NOT_SIMULATED = {"conserve-swap", "conserve-batch", "conserve-batch-file-order"}
-"""Another connector, and the batch service, which are not in the simulator."""
+NOT_SIMULATED = {
+    "conserve-swap",
+    "conserve-batch",
+    "conserve-batch-file-order",
+    "conserve-no-online-copies",
+}
+"""Another connector, the batch service, and copies of conversations, which are not simulated."""
 
 
 def test_every_arm_of_the_benchmark_exists_here() -> None:

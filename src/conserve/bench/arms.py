@@ -135,6 +135,7 @@ ARMS: Mapping[str, Arm] = {
         _ablation(
             FORGETFUL,
             "ConServe where a sweep evicts conversations that pause: no memory is kept for chat.",
+            args=("--no-checkpoint-online",),
             policy={"class_aware": False, "room_max_share": 0},
         ),
         _ablation(
@@ -147,6 +148,11 @@ ARMS: Mapping[str, Arm] = {
             "conserve-no-room",
             "ConServe where offline work may hold every block that no chat runs in.",
             policy={"room_max_share": 0},
+        ),
+        _ablation(
+            "conserve-no-online-copies",
+            "ConServe where what chats have said is not copied to the host.",
+            args=("--no-checkpoint-online",),
         ),
         _offline_only(
             "conserve-offline-only",
