@@ -1,0 +1,257 @@
+"""Jobs, lines, the batches of a key and every number from outside have bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from conserve.batch.errors import StoreUnavailableError, TooManyBatchesError
+from conserve.batch.executor import Reply
+from conserve.batch.ids import tenant_of
+from conserve.batch.intake import Intake
+from conserve.batch.job_store import JobStore
+from conserve.batch.lease_store import LeaseStore
+from conserve.batch.lifecycle import Status
+from conserve.batch.outcome import MAX_TOKENS, keep_reply
+from conserve.batch.records import BatchRecord, Line
+from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
+from conserve.batch.wire import BatchCreate
+from tests.batch.batch_fakes import FakeClock, FakeModel, Running, eventually, running
+from tests.batch.builders import (
+    TENANT,
+    batch_body,
+    jsonl,
+    line,
+    numbered,
+    stored_batch,
+    stored_file,
+)
+
+pytestmark = pytest.mark.anyio
+
+MAX_LIVE = 3
+
+
+@pytest.fixture
+async def stores(tmp_path: Path, database_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
+    settings = BatchSettings(
+        data_dir=tmp_path, database_url=database_url, max_live_batches=MAX_LIVE
+    )
+    made = Stores(settings, clock)
+    await made.prepare()
+    yield made
+    await made.close()
+
+
+async def fail(*_: Any) -> None:
+    raise OverflowError("value out of int64 range")
+
+
+class OfUnknownLength(FakeModel):
+    """As an adapter is described: without a length."""
+
+    async def models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": self.name, "object": "model"}]}
+
+
+async def test_absurd_numbers_in_a_file_of_a_model_without_a_length(
+    settings: BatchSettings,
+) -> None:
+    absurd = {"max_tokens": 10**20, "n": 10**20, "seed": 10**40, "max_completion_tokens": 1e300}
+    async with running(settings, OfUnknownLength()) as run:
+        batch = await run.submit(jsonl([line("a", body=absurd), line("b")]))
+        batch = await run.until(batch.id, "completed", "failed")
+        assert (batch.status, batch.request_counts.completed) == ("completed", 2)
+
+
+@pytest.mark.parametrize("job", ["validation", "assembly"])
+async def test_a_job_that_always_fails_ends_its_batch(
+    tmp_path: Path, database_url: str, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BatchSettings(
+        data_dir=tmp_path, database_url=database_url, poll_s=0.05, max_attempts=1
+    )
+    place, name = (Intake, "run") if job == "validation" else (JobStore, "settle")
+    monkeypatch.setattr(place, name, fail)
+    async with running(settings) as run:
+        batch = await run.until((await run.submit(numbered(3))).id, "failed")
+        (reason,) = batch.errors.data
+        assert reason.code == "server_error"
+        assert "value out of int64 range" in reason.message
+        assert batch.failed_at is not None
+
+
+async def try_once(run: Running, worker_id: str) -> BatchRecord:
+    """One try at the only job, by a worker of the test's own."""
+    job = await run.service.stores.jobs.claim(worker_id)
+    assert job is not None
+    await run.service._worker._job(job)
+    (batch,), _ = await run.service.stores.batches.page("everybody", None, 1)
+    return batch
+
+
+async def test_tries_are_counted_and_wait_longer_each_time(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BatchSettings(data_dir=tmp_path, tenant_by_key=False, max_attempts=3)
+    async with running(settings, clock=clock) as run:
+        await run.service.stores.prepare()
+        await run.service.stop()
+        await run.service.stores.workers.enlist("w")
+        await run.submit(numbered(3))
+        monkeypatch.setattr(Intake, "run", fail)
+        for tries, delay_s in ((1, 5), (2, 10)):
+            batch = await try_once(run, "w")
+            assert (batch.status, batch.attempts) == (Status.VALIDATING, tries)
+            assert batch.not_before == clock() + delay_s
+            assert await run.service.stores.jobs.claim("w") is None
+            clock.advance(delay_s)
+        batch = await try_once(run, "w")
+        assert batch.status is Status.FAILED
+
+
+async def test_a_storage_that_is_away_counts_against_no_batch(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any) -> None:
+        raise StoreUnavailableError("away")
+
+    settings = BatchSettings(data_dir=tmp_path, tenant_by_key=False, max_attempts=1)
+    async with running(settings, clock=clock) as run:
+        await run.service.stores.prepare()
+        await run.service.stop()
+        await run.service.stores.workers.enlist("w")
+        await run.submit(numbered(3))
+        with monkeypatch.context() as patch:
+            patch.setattr(Intake, "run", away)
+            for _ in range(3):
+                batch = await try_once(run, "w")
+                assert (batch.status, batch.attempts) == (Status.VALIDATING, 0)
+                clock.advance(60)
+        assert (await try_once(run, "w")).status is Status.IN_PROGRESS
+
+
+async def test_a_job_that_ends_its_process_ends_its_batch(tmp_path: Path, clock: FakeClock) -> None:
+    settings = BatchSettings(data_dir=tmp_path, tenant_by_key=False, max_losses=2)
+    async with running(settings, clock=clock) as run:
+        stores = run.service.stores
+        await stores.prepare()
+        await run.service.stop()
+        await run.submit(numbered(3))
+        for _ in range(settings.max_losses + 1):
+            await stores.workers.enlist("dies")
+            assert await stores.jobs.claim("dies") is not None
+            await stores.workers.bury("dies", only_overdue=False)
+        await stores.workers.enlist("w")
+        batch = await try_once(run, "w")
+        assert (batch.status, batch.losses) == (Status.FAILED, settings.max_losses + 1)
+
+
+async def test_what_was_retired_politely_is_no_loss(stores: Stores) -> None:
+    batch = await stored_batch(stores, await stored_file(stores, numbered(1)))
+    await stores.workers.enlist("polite")
+    await stores.jobs.claim("polite")
+    await stores.workers.retire("polite")
+    assert (await stores.batches.get(TENANT, batch.id)).losses == 0
+
+
+async def test_late_batches_end_where_no_server_has_their_model(
+    tmp_path: Path, database_url: str, clock: FakeClock
+) -> None:
+    """One whose lines were running when its server went, and one that was never validated."""
+    settings = BatchSettings(data_dir=tmp_path, database_url=database_url, poll_s=0.05)
+    away = FakeModel()
+    away.open.clear()
+    async with running(settings, away, clock) as run:
+        begun = await run.submit(numbered(3), deadline="60s")
+        await eventually(lambda: away.running == 3)
+        file_id = begun.input_file_id
+    async with running(settings, FakeModel(name="other"), clock) as run:
+        stores = run.service.stores
+        request = BatchCreate(**batch_body(file_id, deadline="60s"))
+        waiting = await stores.batches.create(tenant_of("Bearer any"), request, None, 1, "fake")
+        clock.advance(61)
+        begun = await run.until(begun.id, "expired")
+        assert len(await run.lines_of(begun.error_file_id)) == 3
+        batch = await run.until(waiting.id, "expired")
+        assert batch.expired_at == int(clock())
+        assert (batch.request_counts.total, batch.error_file_id) == (0, None)
+
+
+async def test_a_result_that_cannot_be_stored_fails_its_line_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = LeaseStore._record
+
+    async def choke(connection: Any, worker_id: Any, batch_id: str, part: list[Any]) -> Any:
+        if any(getattr(each, "payload", b"").find(b"nosiop") >= 0 for each in part):
+            raise OverflowError("out of range")
+        return await record(connection, worker_id, batch_id, part)
+
+    monkeypatch.setattr(LeaseStore, "_record", staticmethod(choke))
+    settings = BatchSettings(data_dir=tmp_path, poll_s=0.05, max_attempts=1)
+    async with running(settings) as run:
+        content = jsonl([line("a"), line("bad", "poison"), line("b")])
+        batch = await run.until((await run.submit(content)).id, "completed")
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 1)
+        (row,) = (await run.lines_of(batch.error_file_id)).values()
+        assert (row["custom_id"], row["error"]["code"]) == ("bad", "server_error")
+
+
+def test_usage_beyond_belief_is_bounded() -> None:
+    usage = {"prompt_tokens": 10**25, "completion_tokens": -5}
+    tokens = keep_reply(
+        Line("batch_x", 1, "a", 0, 0, 0), Reply(200, json.dumps({"usage": usage}).encode())
+    ).tokens
+    assert (tokens.input, tokens.output) == (MAX_TOKENS, 0)
+
+
+async def test_a_key_has_so_many_live_batches(tmp_path: Path) -> None:
+    settings = BatchSettings(data_dir=tmp_path, poll_s=0.05, max_live_batches=2)
+    model = FakeModel(api_keys=["mine", "theirs"])
+    model.open.clear()
+    async with running(settings, model) as run:
+        first = await run.submit(numbered(2))
+        await run.submit(numbered(2))
+        file_id = await run.upload(numbered(2))
+        with pytest.raises(openai.RateLimitError, match="2 batches of this key") as caught:
+            await run.client.batches.create(**batch_body(file_id))
+        assert "--max-live-batches" in caught.value.message
+        assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "rate_limit_error")
+        assert int(caught.value.response.headers["retry-after"]) > 0
+        other = run.client_of("theirs")
+        theirs = await other.files.create(file=("in.jsonl", numbered(1)), purpose="batch")
+        await other.batches.create(**batch_body(theirs.id))
+        await run.client.batches.cancel(first.id)
+        await run.until(first.id, "cancelled")
+        await run.client.batches.create(**batch_body(file_id))
+        model.open.set()
+
+
+async def test_the_limit_holds_however_many_ask_at_once(stores: Stores) -> None:
+    file = await stored_file(stores, numbered(1))
+    found = await asyncio.gather(
+        *(stored_batch(stores, file) for _ in range(MAX_LIVE + 4)), return_exceptions=True
+    )
+    refused = [one for one in found if isinstance(one, TooManyBatchesError)]
+    assert len(found) - len(refused) == MAX_LIVE
+    assert all(isinstance(one, BatchRecord | TooManyBatchesError) for one in found)
+
+
+async def test_a_key_once_used_is_answered_at_the_limit(stores: Stores) -> None:
+    file = await stored_file(stores, numbered(1))
+    made = [await stored_batch(stores, file, f"key-{n}") for n in range(MAX_LIVE)]
+    assert (await stored_batch(stores, file, "key-0")).id == made[0].id
+
+
+@pytest.mark.parametrize("name", ["max_lines", "max_line_bytes", "max_file_bytes"])
+def test_settings_fit_the_database(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        BatchSettings.model_validate({name: 2**63})
