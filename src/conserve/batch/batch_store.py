@@ -20,9 +20,9 @@ from conserve.batch.errors import (
 )
 from conserve.batch.file_store import BATCH, later
 from conserve.batch.ids import BATCH_ID, FILE_ID, new_batch_id
-from conserve.batch.lifecycle import CANCELLABLE, LIVE, TERMINAL, FileState, Status, check
+from conserve.batch.lifecycle import CANCELLABLE, TERMINAL, FileState, Status, check
 from conserve.batch.records import BatchRecord, FileRecord, LiveBatch
-from conserve.batch.schema import batches, files
+from conserve.batch.schema import batches, files, is_live
 from conserve.batch.wire import BatchCreate, deadline_time, duration_s
 
 
@@ -125,7 +125,7 @@ class BatchStore:
     async def _check_room(self, connection: AsyncConnection, tenant: str) -> None:
         """Raises TooManyBatchesError."""
         await self._database.queue_up(connection, tenant)
-        mine = and_(batches.c.tenant == tenant, batches.c.status.in_(sorted(LIVE)))
+        mine = and_(is_live(), batches.c.tenant == tenant)
         query = select(func.count()).select_from(batches).where(mine)
         if (await connection.execute(query)).scalar_one() >= self._max_live_batches:
             raise TooManyBatchesError(
@@ -207,7 +207,7 @@ class BatchStore:
     async def views(self) -> list[BatchView]:
         """Live batches of every tenant, as the policy sees them."""
         columns = (batches.c[name] for name in LiveBatch.__struct_fields__)
-        query = select(*columns).where(batches.c.status.in_(sorted(LIVE)))
+        query = select(*columns).where(is_live())
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         return [view_of(LiveBatch(*row)) for row in rows]

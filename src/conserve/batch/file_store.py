@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +16,17 @@ from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
 from conserve.batch.errors import InvalidRequestError, NotFoundError, StoreUnavailableError
 from conserve.batch.ids import FILE_ID, new_file_id
-from conserve.batch.lifecycle import LIVE, FileState
+from conserve.batch.lifecycle import FileState
 from conserve.batch.records import FileRecord
-from conserve.batch.schema import batches, files
+from conserve.batch.schema import batches, files, is_live, is_passing
 
 logger = logging.getLogger(__name__)
 
 # An upload whose row is this old and still not ready belongs to a process that died.
 STALE_UPLOAD_S = 3600.0
 COLLECT_ROWS = 100
+# Files that a collection passes over before it is given up, as where the storage is away.
+MAX_STUCK = 10_000
 BATCH, BATCH_OUTPUT = "batch", "batch_output"
 
 
@@ -136,21 +138,21 @@ class FileStore:
         Returns how many files went. One that cannot be deleted stays for the next time, and keeps
         no other.
         """
-        num_gone, last_id = 0, ""
-        while ids := await self._doom(last_id):
+        num_gone, stuck = 0, set[str]()
+        while len(stuck) < MAX_STUCK and (ids := await self._doom(stuck)):
             for file_id in ids:
                 try:
                     await self.contents.delete(file_id)
                 except StoreUnavailableError as error:
                     logger.warning("%s cannot be deleted: %s", file_id, error.__cause__)
+                    stuck.add(file_id)
                     continue
                 await self._forget(file_id)
                 num_gone += 1
-            last_id = ids[-1]
         return num_gone
 
-    async def _doom(self, last_id: str) -> Sequence[str]:
-        """Some files that are to go, after the one named; from here on nobody sees them."""
+    async def _doom(self, stuck: Collection[str]) -> Sequence[str]:
+        """Some files that are to go, none of them `stuck`; from here on nobody sees them."""
         now = self._clock()
         stale = and_(
             files.c.state == FileState.UPLOADING, files.c.created_at < now - STALE_UPLOAD_S
@@ -159,7 +161,7 @@ class FileStore:
             files.c.state == FileState.READY, files.c.expires_at <= now, ~_in_use(files.c.id)
         )
         doomed = or_(files.c.state == FileState.DELETING, stale, late)
-        query = select(files.c.id).where(doomed, files.c.id > last_id).order_by(files.c.id)
+        query = select(files.c.id).where(is_passing(), doomed, files.c.id.not_in(stuck))
         async with self._database.write() as connection:
             some = query.limit(COLLECT_ROWS).with_for_update(skip_locked=True)
             ids = (await connection.execute(some)).scalars().all()
@@ -170,8 +172,7 @@ class FileStore:
 
 
 def _in_use(file_id: Any) -> Any:
-    live = batches.c.status.in_(sorted(LIVE))
-    return exists().where(batches.c.input_file_id == file_id, live)
+    return exists().where(batches.c.input_file_id == file_id, is_live())
 
 
 def later(columns: tuple[Any, Any], last: tuple[float, str], descending: bool) -> Any:

@@ -15,9 +15,9 @@ from conserve.batch.batch_store import move
 from conserve.batch.database import Database
 from conserve.batch.errors import LeaseLostError
 from conserve.batch.file_store import BATCH_OUTPUT
-from conserve.batch.lifecycle import LIVE, FileState, LineState, Status
+from conserve.batch.lifecycle import FileState, LineState, Status
 from conserve.batch.records import BatchRecord, FileRecord, LineEnd, encode_errors
-from conserve.batch.schema import batches, files, lines, of_models, results
+from conserve.batch.schema import batches, files, is_live, is_passing, lines, of_models, results
 from conserve.batch.settings import MAX_BIGINT
 from conserve.batch.validation import LineIndex, Validation
 from conserve.batch.wire import LineErrorObject
@@ -36,6 +36,7 @@ class JobStore:
         """Close batches whose time is over to further leases and to validation: what is left is to
         end them, which any worker may."""
         late = and_(
+            is_live(),
             batches.c.status.in_([Status.VALIDATING, Status.IN_PROGRESS]),
             batches.c.expiring.is_(False),
             batches.c.expires_at <= self._clock(),
@@ -199,6 +200,7 @@ class JobStore:
         Raises LeaseLostError: they may be another worker's, who has the job.
         """
         left = (
+            is_passing(),
             files.c.state == FileState.UPLOADING,
             files.c.purpose == BATCH_OUTPUT,
             files.c.filename.in_(filenames),
@@ -235,17 +237,14 @@ class JobStore:
 
 
 def _needs_work() -> Any:
-    def none_in(*states: LineState) -> Any:
-        mine = and_(lines.c.batch_id == batches.c.id, lines.c.state.in_(states))
-        return ~exists().where(mine).correlate(batches)
-
-    idle = none_in(LineState.LEASED)
-    over = none_in(LineState.LEASED, LineState.PENDING)
+    leased = and_(lines.c.batch_id == batches.c.id, lines.c.state == LineState.LEASED)
+    idle = ~exists().where(leased).correlate(batches)
+    # Known of the batch itself: one with many lines is not read through to learn it.
+    is_done = batches.c.completed + batches.c.failed >= batches.c.total
     ready = or_(
         batches.c.status.in_([Status.VALIDATING, Status.FINALIZING]),
         and_(batches.c.status == Status.CANCELLING, idle),
         and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(True), idle),
-        and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False), over),
+        and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False), is_done),
     )
-    # Said once more where an index answers it: ended batches are not looked at.
-    return and_(batches.c.status.in_(sorted(LIVE)), ready)
+    return and_(is_live(), ready)

@@ -18,7 +18,7 @@ from conserve.batch.database import Database
 from conserve.batch.lifecycle import LineState, Status
 from conserve.batch.outcome import Outcome, Postponed, Result, Tokens
 from conserve.batch.records import Line
-from conserve.batch.schema import batches, lines, of_models, results
+from conserve.batch.schema import batches, is_live, lines, of_models, results
 from conserve.batch.worker_store import hold_worker
 
 # Databases bound the parameters of one statement, at about 32,000.
@@ -165,9 +165,9 @@ def _within(found: list[Line], max_bytes: int) -> list[Line]:
     return found[: max(1, bisect_right(ends, max_bytes))]
 
 
-def _is_open() -> tuple[Any, Any]:
+def _is_open() -> tuple[Any, Any, Any]:
     """Of a batch: its lines may run."""
-    return batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False)
+    return is_live(), batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False)
 
 
 def _named(batch_id: str, named: Iterable[Line]) -> tuple[Any, Any]:

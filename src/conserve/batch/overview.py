@@ -10,8 +10,8 @@ from sqlalchemy import func, select
 
 from conserve.batch.deadlines import LiveDeadlineState
 from conserve.batch.ended import COLUMNS, Sums
-from conserve.batch.lifecycle import LIVE, Status
-from conserve.batch.schema import batches
+from conserve.batch.lifecycle import Status
+from conserve.batch.schema import batches, is_live
 from conserve.batch.stores import Stores
 
 
@@ -70,9 +70,7 @@ async def _live_sums(stores: Stores) -> dict[Status, Sums]:
     """Of the live batches in each status."""
     columns = [func.sum(batches.c[name]) for name in COLUMNS]
     query = (
-        select(batches.c.status, func.count(), *columns)
-        .where(batches.c.status.in_(sorted(LIVE)))
-        .group_by(batches.c.status)
+        select(batches.c.status, func.count(), *columns).where(is_live()).group_by(batches.c.status)
     )
     async with stores.database.read() as connection:
         rows = (await connection.execute(query)).all()

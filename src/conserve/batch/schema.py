@@ -24,6 +24,8 @@ from sqlalchemy import (
     true,
 )
 
+from conserve.batch.lifecycle import LIVE
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(column_0_N_label)s",
@@ -32,6 +34,12 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+LIVE_STATUSES = f"status IN {tuple(map(str, sorted(LIVE)))}"
+
+
+PASSING_FILES = "(state != 'ready' OR expires_at IS NOT NULL)"
 
 
 def _where(condition: str) -> dict[str, Any]:
@@ -52,7 +60,7 @@ files = Table(
     Column("expires_at", Double),
     Column("state", String(16), nullable=False),
     Index("ix_files_listing", "tenant", "created_at", "id"),
-    Index("ix_files_collect", "state", "expires_at"),
+    Index("ix_files_passing", "id", **_where(PASSING_FILES)),
 )
 
 batches = Table(
@@ -107,6 +115,7 @@ batches = Table(
     Index("ix_batches_status", "status"),
     Index("ix_batches_input", "input_file_id"),
     # Every worker looks for these all the time; ended batches stay for ever.
+    Index("ix_batches_live", "status", "created_at", **_where(LIVE_STATUSES)),
     Index("ix_batches_uncleared", "id", **_where("has_lines")),
 )
 
@@ -171,6 +180,16 @@ harvest = Table(
     # Seconds of this minute in which the worker had at least one line in flight.
     Column("busy_s", Double, nullable=False),
 )
+
+
+def is_live() -> Any:
+    """Batches that have not ended, in the words of the index that holds no others."""
+    return text(f"batches.{LIVE_STATUSES}")
+
+
+def is_passing() -> Any:
+    """Files that may be deleted one day without being told to, in the words of their index."""
+    return text("(files.state != 'ready' OR files.expires_at IS NOT NULL)")
 
 
 def of_models(models: Collection[str] | None) -> Any:

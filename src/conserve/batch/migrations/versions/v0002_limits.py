@@ -13,6 +13,8 @@ branch_labels = None
 depends_on = None
 
 SUMS = ("total", "completed", "failed", "input_tokens", "output_tokens")
+LIVE = "status IN ('cancelling', 'finalizing', 'in_progress', 'validating')"
+PASSING = "(state != 'ready' OR expires_at IS NOT NULL)"
 ENDS = ("failed", "completed", "expired", "cancelled")
 
 
@@ -24,9 +26,10 @@ def upgrade() -> None:
     for name in ("attempts", "losses"):
         column = sa.Column(name, sa.Integer(), nullable=False, server_default="0")
         op.add_column("batches", column)
+    op.create_index("ix_batches_live", "batches", ["status", "created_at"], **_where(LIVE))
     op.create_index("ix_batches_uncleared", "batches", ["id"], **_where("has_lines"))
     op.create_index("ix_lines_lost", "lines", ["batch_id", "line_no"], **_where("losses > 0"))
-    op.create_index("ix_files_collect", "files", ["state", "expires_at"])
+    op.create_index("ix_files_passing", "files", ["id"], **_where(PASSING))
     op.create_table(
         "ended",
         sa.Column("status", sa.String(length=16), nullable=False),
@@ -53,9 +56,10 @@ def _sum_up() -> None:
 
 def downgrade() -> None:
     op.drop_table("ended")
-    op.drop_index("ix_files_collect", "files")
+    op.drop_index("ix_files_passing", "files")
     op.drop_index("ix_lines_lost", "lines")
     op.drop_index("ix_batches_uncleared", "batches")
+    op.drop_index("ix_batches_live", "batches")
     with op.batch_alter_table("batches", schema=None) as batch_op:
         batch_op.drop_column("losses")
         batch_op.drop_column("attempts")
