@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import ColumnElement, delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
-from conserve.batch.lifecycle import TERMINAL, Status
+from conserve.batch.lifecycle import LIVE, TERMINAL, Status
 from conserve.batch.schema import batches, ended, lines, results
 
 CLEAR_ROWS = 2000
@@ -35,16 +35,28 @@ COLUMNS = Sums._fields[1:]
 async def count_ended(connection: AsyncConnection, batch_id: str, status: Status) -> None:
     """Add a batch that ends to the sums, in the transaction that ends it and after the rest of
     it: the row is everybody's."""
+    await _add(connection, batch_id, status, num_batches=ended.c.num_batches + 1)
+
+
+async def uncount(connection: AsyncConnection, batch_id: str, status: Status) -> None:
+    """A batch is about to be deleted: what it came to stays in the sums, with what was cancelled
+    where it had not ended."""
+    if status in LIVE:
+        await _add(connection, batch_id, Status.CANCELLED)
+        return
+    fewer = update(ended).where(ended.c.status == status)
+    await connection.execute(fewer.values(num_batches=ended.c.num_batches - 1))
+
+
+async def _add(
+    connection: AsyncConnection, batch_id: str, status: Status, **more: ColumnElement[int]
+) -> None:
+    here = batches.c.id == batch_id
     added = {
-        name: ended.c[name]
-        + select(batches.c[name]).where(batches.c.id == batch_id).scalar_subquery()
+        name: ended.c[name] + select(batches.c[name]).where(here).scalar_subquery()
         for name in COLUMNS
     }
-    await connection.execute(
-        update(ended)
-        .where(ended.c.status == status)
-        .values(num_batches=ended.c.num_batches + 1, **added)
-    )
+    await connection.execute(update(ended).where(ended.c.status == status).values(**added, **more))
 
 
 class EndedStore:

@@ -126,6 +126,16 @@ class FileStore:
         await self.contents.delete(file_id)
         await self._forget(file_id)
 
+    async def delete_all(self, tenant: str) -> None:
+        """Every file of the tenant, whatever reads it."""
+        here = files.c.tenant == tenant
+        async with self._database.write() as connection:
+            await connection.execute(update(files).where(here).values(state=FileState.DELETING))
+            ids = (await connection.execute(select(files.c.id).where(here))).scalars().all()
+        for file_id in ids:
+            await self.contents.delete(file_id)
+            await self._forget(file_id)
+
     async def _forget(self, file_id: str) -> None:
         async with self._database.write() as connection:
             await connection.execute(

@@ -18,6 +18,7 @@ from conserve.batch.harvest_store import HarvestStore
 from conserve.batch.job_store import JobStore
 from conserve.batch.lease_store import LeaseStore
 from conserve.batch.lookout import Lookout
+from conserve.batch.owner_store import OwnerStore
 from conserve.batch.private import FOLDER
 from conserve.batch.settings import BatchSettings
 from conserve.batch.worker_store import WorkerStore
@@ -39,6 +40,7 @@ class Stores:
         self.leases = LeaseStore(self.database, clock, group_prefixes=settings.group_prefixes)
         self.jobs = JobStore(self.database, clock)
         self.ended = EndedStore(self.database)
+        self.owners = OwnerStore(self.database, self.files)
         self.harvest = HarvestStore(self.database, clock)
         self.lookout = Lookout(self.batches, self.harvest)
         self._prepared = False

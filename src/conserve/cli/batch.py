@@ -18,6 +18,7 @@ from conserve.cli.failures import fail, note
 from conserve.cli.following import EveryOption, Looks, PatienceOption, follow
 from conserve.cli.input_file import FileArgument, endpoint_for, name_of, opened
 from conserve.cli.output import written
+from conserve.cli.owners import app as owners
 from conserve.cli.remote import (
     CHUNK_BYTES,
     DEFAULT_URL,
@@ -31,6 +32,8 @@ from conserve.cli.remote import (
 app = typer.Typer(
     name="batch", no_args_is_help=True, help="Batches on any OpenAI-compatible server."
 )
+
+app.add_typer(owners)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 IdArgument = Annotated[str, typer.Argument(metavar="BATCH", help="Id of the batch.")]
