@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, delete, select, text, update
+from sqlalchemy import ColumnElement, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
 from conserve.batch.lifecycle import LIVE, TERMINAL, Status
-from conserve.batch.schema import batches, ended, lines, results
+from conserve.batch.schema import batches, ended, is_live, lines, results
 
 CLEAR_ROWS = 2000
 
@@ -64,11 +64,15 @@ class EndedStore:
         self._database = database
 
     async def sums(self) -> Mapping[Status, Sums]:
-        """Of each last status."""
-        query = select(ended.c.status, *(ended.c[name] for name in Sums._fields))
+        """Of the live batches in each status, and of all that ended in each."""
+        columns = [func.sum(batches.c[name]) for name in COLUMNS]
+        live = select(batches.c.status, func.count(), *columns).where(is_live())
+        over = select(ended.c.status, *(ended.c[name] for name in Sums._fields))
+        # One statement: a batch that ends meanwhile is in one half or in the other.
+        query = live.group_by(batches.c.status).union_all(over)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return {Status(status): Sums(*numbers) for status, *numbers in rows}
+        return {Status(status): Sums(*map(int, numbers)) for status, *numbers in rows}
 
     async def clear_lines(self) -> bool:
         """Delete some lines and results of batches that ended. True when there may be more."""
