@@ -90,12 +90,11 @@ class LeaseStore:
 
     async def worn_out(self, max_losses: int) -> list[Line]:
         """Waiting lines that went down with their process too often to be tried again."""
-        running = select(batches.c.id).where(*_is_open())
         query = _select_lines().where(
             text("lines.losses > 0"),  # as the index has it, which holds few lines or none
-            lines.c.batch_id.in_(running),
             lines.c.state == LineState.PENDING,
             lines.c.losses > max_losses,
+            exists().where(batches.c.id == lines.c.batch_id, *_is_open()),
         )
         async with self._database.read() as connection:
             rows = await connection.execute(query.limit(STATEMENT_ROWS))
