@@ -12,6 +12,7 @@ from conserve.core.latency import StepShape
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Targets
 from tests.contract.situation import (
+    BLOCK_SIZE,
     COST,
     Ask,
     Play,
@@ -52,6 +53,24 @@ def everything_adds_up(play: Play) -> None:
         assert seen.dropped_tokens == dropped
         assert seen.computed_tokens == sum(granted.values())
         assert seen.recomputed_tokens == sum(granted.values()) - sum(needed.values())
+
+
+def nobody_waits_for_ever(play: Play) -> None:
+    """P0 where memory holds one request and no token more: requests of both classes as long as
+    memory, with one slot and with several, and with copies that come back meanwhile."""
+    whole = 10 * BLOCK_SIZE
+    asks = [offline(f"f{i}", 0.0, whole - 7, 8) for i in range(3)]
+    for i in range(5):
+        prompt = whole - 3 if i % 2 else 9
+        asks.append(online(f"o{i}", 0.08 + 0.11 * i, prompt, 4))
+    for max_running in (1, 2, 8):
+        for link_tokens_per_s in (0.0, 300.0, 1e5):
+            for async_scheduling in (False, True):
+                world = World(10, max_running, link_tokens_per_s=link_tokens_per_s)
+                seen = play(replace(world, async_scheduling=async_scheduling), asks)
+                for ask in asks:
+                    assert len(seen.token_times_s[ask.name]) == ask.num_output_tokens, ask
+                assert seen.num_free_blocks == 10
 
 
 def one_step_at_a_time(play: Play) -> None:
@@ -250,6 +269,7 @@ def stops_keep_the_tbt_target(play: Play) -> None:
 
 CLAUSES: tuple[Clause, ...] = (
     everything_adds_up,
+    nobody_waits_for_ever,
     one_step_at_a_time,
     online_comes_first,
     the_cheapest_makes_room,
