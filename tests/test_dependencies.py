@@ -25,7 +25,6 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 OWNERS = packages_distributions()
 PYTHONS = ("3.11", "3.12", "3.13")
 USED_WITHOUT_AN_IMPORT = {
-    "aiosqlite": "SQLAlchemy's driver of sqlite+aiosqlite addresses",
     "asyncpg": "SQLAlchemy's driver of postgresql+asyncpg addresses",
     "accelerate": "transformers loads the default model with it",
     "gguf": "transformers reads the default model's file with it",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+import threading
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +15,7 @@ import fsspec
 import openai
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from conserve.batch.database import Database
 from conserve.batch.schema import workers
@@ -155,3 +157,41 @@ async def test_a_cancelled_writer_gives_its_lock_back(tmp_path: Path) -> None:
     finally:
         gc.enable()
         await database.close()
+
+
+async def test_a_closed_database_runs_nothing_any_more(tmp_path: Path) -> None:
+    """Two cancellations leave a query to itself; its thread would answer a loop that is closed."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> int:
+        entered.set()
+        leave.wait()
+        return 0
+
+    async def ask() -> None:
+        async with database.read() as connection:
+            raw = await connection.get_raw_connection()
+            driver = raw.driver_connection
+            assert driver is not None
+            await driver.create_function("hold", 0, hold)
+            await connection.execute(text("SELECT hold()"))
+
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    others = set(threading.enumerate())
+    asking = asyncio.create_task(ask())
+    await asyncio.to_thread(entered.wait)
+    (querying,) = (each for each in threading.enumerate() if is_sqlites(each, others))
+    for _ in range(2):
+        asking.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([asking])
+    closing_down = asyncio.create_task(database.close())
+    ended, _ = await asyncio.wait([closing_down], timeout=0.2)
+    leave.set()
+    await closing_down
+    assert not ended, "while the query ran"
+    assert not querying.is_alive()
+
+
+def is_sqlites(thread: threading.Thread, others: Collection[threading.Thread]) -> bool:
+    return thread not in others and "_connection_worker_thread" in thread.name

@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from glob import escape, glob
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from weakref import WeakSet
 
+import aiosqlite
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Table, event, exc, make_url, text
@@ -37,7 +40,10 @@ class Database:
     def __init__(self, url: str) -> None:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self._file = make_url(url).database or ""
-        self._engine = _sqlite_engine(url) if self.is_sqlite else _postgres_engine(url)
+        self._threads = WeakSet[Thread]()
+        self._engine = (
+            _sqlite_engine(url, self._threads) if self.is_sqlite else _postgres_engine(url)
+        )
         self._writer = self._engine.execution_options(conserve_write=True)
 
     @asynccontextmanager
@@ -74,7 +80,11 @@ class Database:
             await connection.run_sync(_upgrade)
 
     async def close(self) -> None:
+        """Returns when nothing of it runs any more. A connection that was given up within a query
+        ends after it, and tells the event loop, which must be there still."""
         await self._engine.dispose()
+        for thread in [each for each in self._threads if each.is_alive()]:
+            await asyncio.to_thread(thread.join, BUSY_TIMEOUT_S)
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -124,10 +134,21 @@ def _postgres_engine(url: str) -> AsyncEngine:
     )
 
 
-def _sqlite_engine(url: str) -> AsyncEngine:
+def _sqlite_engine(url: str, threads: WeakSet[Thread]) -> AsyncEngine:
+    """`threads` is where the connections' are put: aiosqlite has one for each."""
     engine = create_async_engine(
         url, pool_timeout=BUSY_TIMEOUT_S, connect_args={"timeout": BUSY_TIMEOUT_S}
     )
+
+    def open_one(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+        connection = aiosqlite.connect(*arguments, **options)
+        connection._thread.daemon = True  # as SQLAlchemy has it
+        threads.add(connection._thread)
+        return connection
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connect(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
+        options["async_creator_fn"] = open_one
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
