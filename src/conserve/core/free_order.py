@@ -61,7 +61,8 @@ class FreeOrder:
         first = self._regions[0]
         if self._class_aware and len(first) >= count:
             # Nearly always, and in every step: these have no rank to lose.
-            return [first.popitem(last=False)[0] for _ in range(count)]
+            pop = first.popitem
+            return [pop(False)[0]] if count == 1 else [pop(False)[0] for _ in range(count)]
         taken: list[int] = []
         for region in self._regions:
             number = min(count - len(taken), len(region))

@@ -151,8 +151,12 @@ class Places:
         """Blocks up to token `end`, from the free ones."""
         need = blocks_for(end, self.machine.block_size) - request.num_blocks
         if need > 0:
-            self.pool.take(request.request_id, need)
-            request.num_blocks += need
+            self.give(request, need)
+
+    def give(self, request: SimRequest, num_blocks: int) -> None:
+        """So many of the free blocks."""
+        self.pool.take(request.request_id, num_blocks)
+        request.num_blocks += num_blocks
 
     def run(self, request: SimRequest) -> None:
         request.move(Phase.RUNNING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import chain
 
 from conserve.core.chat_memory import ChatMemory
 from conserve.core.learning import Experience
@@ -49,7 +50,9 @@ class Remembering:
     def _forgets(self, blocks: Sequence[int]) -> None:
         """Online history is handed out. Without offline requests chat does that to itself."""
         places = self._places
-        if any(not r.online for r in (*places.running, *places.holding, *places.restoring)):
+        # Of those that run, offline requests come last.
+        holders = chain(reversed(places.running), places.holding, places.restoring)
+        if any(not request.online for request in holders):
             self._memory.driven_out(places.pool.names_of(blocks))
 
     def _names(self, request: SimRequest, num_tokens: int) -> list[Hashable]:

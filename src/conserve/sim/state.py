@@ -149,7 +149,7 @@ class EngineState:
             self.counters.num_preempted += 1
             if victim is request:
                 return False
-        places.hold(request, end)
+        places.give(request, need)
         return True
 
     def _lowest(self) -> SimRequest:
