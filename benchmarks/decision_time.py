@@ -37,9 +37,9 @@ MOST_TOKENS = 8192
 MODEL = LatencyModel(fixed=0.006, per_token=2.5e-5, per_pair=5e-10, per_context=1e-9, knee=256)
 
 
-def not_cached(request: EngineRequest) -> int:
+def not_cached(request: EngineRequest) -> tuple[int, int]:
     """What the prefix cache has of a prompt nobody sent before."""
-    return request.num_computed_tokens
+    return request.num_computed_tokens, 0
 
 
 @dataclass

@@ -11,7 +11,7 @@ from conserve.core.latency import LatencyModel
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import Planner, Policy
 from conserve.core.settings import PolicySettings
-from conserve.core.snapshot import RequestView, Snapshot
+from conserve.core.snapshot import RequestView, Sharing, Snapshot
 from conserve.core.step import UNLIMITED
 
 
@@ -116,6 +116,11 @@ class GivesPromisedBlocksAway(Policy):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("conserve.core.policy.promised_blocks", lambda *_: 0)
             return super().plan()
+
+
+class CountsSharedAsFreed(Policy):
+    def __init__(self, snapshot: Snapshot, *args: Any) -> None:
+        super().__init__(replace(snapshot, sharing=Sharing()), *args)
 
 
 class TakesChatsMemory(Policy):

@@ -8,7 +8,7 @@ from hypothesis.strategies import DrawFn
 from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.settings import PolicySettings
-from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
 
 NOW_S = 100.0
 
@@ -97,9 +97,20 @@ def waiting_requests(
         num_tokens=num_tokens,
         num_computed_tokens=cached,
         num_blocks=held,
+        num_borrowed_blocks=0 if held else draw(st.integers(0, cached // block_size)),
         num_checkpointed_tokens=draw(st.just(0) | st.integers(0, num_tokens)),
         num_stops=0 if online else draw(st.integers(0, 3)),
     )
+
+
+@st.composite
+def sharings(draw: DrawFn, running: list[RequestView]) -> Sharing:
+    """Some leading blocks of some offline requests, of which some are shared among them alone."""
+    offline = [view for view in running if not view.online and view.num_blocks]
+    sharers = [view for view in offline if draw(st.booleans())]
+    shared = {view.request_id: draw(st.integers(1, view.num_blocks)) for view in sharers}
+    # Each of those blocks is held twice or more.
+    return Sharing(shared, draw(st.integers(0, sum(shared.values()) // 2)))
 
 
 @st.composite
@@ -110,12 +121,13 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
     # Who is there decides the mode, so each mode is drawn often.
     online = draw(st.sampled_from([None, None, False]))
     num_waiting_online = draw(lengths) if draw(st.booleans()) else 0
+    running = [
+        draw(running_requests(f"run-{i}", block_size, width, online)) for i in range(draw(lengths))
+    ]
     return Snapshot(
         now_s=NOW_S,
-        running=[
-            draw(running_requests(f"run-{i}", block_size, width, online))
-            for i in range(draw(lengths))
-        ],
+        running=running,
+        sharing=draw(st.just(Sharing()) | sharings(running)),
         waiting_online=[
             draw(waiting_requests(f"on-{i}", True, block_size)) for i in range(num_waiting_online)
         ],

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from conserve.core.blocks import blocks_for
 from conserve.core.displacement import choose_victims
-from conserve.core.snapshot import RequestView
+from conserve.core.sharing import arrivals_lack_room, note_sharing
+from conserve.core.snapshot import RequestView, Sharing
 from tests.core import strategies
 
 
@@ -150,3 +151,37 @@ def test_for_slots_alone_the_cheapest_go(candidates: list[RequestView], num_slot
     groups = itertools.combinations(candidates, num_slots)
     assert len(victims) == num_slots
     assert lost(victims) == min(lost(list(group)) for group in groups)
+
+
+def test_blocks_that_others_hold_are_not_freed() -> None:
+    """Each has one block of its own and three of a prefix that somebody online holds as well."""
+    candidates = [offline(name, blocks=4, arrival_s=-i) for i, name in enumerate("abcd")]
+    sharing = Sharing(dict.fromkeys("abcd", 3))
+    chosen = choose_victims(candidates, 2, 0, sharing)
+    assert [r.request_id for r in chosen] == ["a", "b"]
+    assert choose_victims(candidates, 5, 0, sharing) == []
+
+
+def test_what_only_they_share_is_freed_when_all_of_them_go() -> None:
+    candidates = [offline(name, blocks=4) for name in "abcd"]
+    sharing = Sharing(dict.fromkeys("abcd", 3), num_among_offline=3)
+    assert len(choose_victims(candidates, 4, 0, sharing)) == 4
+    assert len(choose_victims(candidates, 7, 0, sharing)) == 4
+    assert choose_victims(candidates, 8, 0, sharing) == []
+
+
+def test_sharing_is_what_leading_blocks_have_in_common() -> None:
+    """Blocks 1 and 2 are held by both of these, 1 by somebody else, too; 7 by somebody else."""
+    sharing = note_sharing(
+        [("a", [(1, 3), (2, 2), (3, 1), (7, 2)]), ("b", [(1, 3), (2, 2)]), ("c", [(9, 1)])]
+    )
+    assert sharing == Sharing({"a": 2, "b": 2}, num_among_offline=1)
+
+
+def test_an_arrival_lacks_room_where_blocks_or_slots_end() -> None:
+    arrival = RequestView("on", True, 0.0, num_tokens=40, num_borrowed_blocks=1)
+    assert not arrivals_lack_room([arrival], 2, 1, size=16)
+    assert arrivals_lack_room([arrival], 1, 1, size=16)
+    assert arrivals_lack_room([arrival], 2, 0, size=16)
+    assert arrivals_lack_room([arrival, arrival], 3, 9, size=16)
+    assert not arrivals_lack_room([], 0, 0, size=16)

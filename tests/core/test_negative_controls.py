@@ -19,8 +19,9 @@ from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Plan
 from conserve.core.policy import Policy, decide
 from conserve.core.settings import PolicySettings
-from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
 from tests.core.careless import (
+    CountsSharedAsFreed,
     DisplacesEverybody,
     DisplacesForNobody,
     DisplacesOnline,
@@ -100,6 +101,13 @@ SCENES = {
         running=(*OFFLINE, decoding("old", True)),
         waiting_online=(waiting("new", True, 100),),
         num_free_blocks=0,
+    ),
+    "an arrival beside requests that share": replace(
+        BASE,
+        running=OFFLINE,
+        waiting_online=(waiting("new", True, 96),),
+        num_free_blocks=0,
+        sharing=Sharing({view.request_id: 5 for view in OFFLINE}, num_among_offline=5),
     ),
     "no slot for an arrival": replace(
         BASE, running=OFFLINE, waiting_online=(waiting("new", True, 100),), num_free_slots=0
@@ -305,6 +313,7 @@ CONTROLS = [
     Control("forgets least progress", of(ForgetsLeastProgress), "P0: "),
     Control("forgets late online requests", of(ForgetsOnlineMinimum), "P0: running online"),
     Control("gives promised blocks away", of(GivesPromisedBlocksAway), "free blocks"),
+    Control("counts shared blocks as freed", of(CountsSharedAsFreed), "displaced needlessly"),
     Control("takes chat's memory", of(TakesChatsMemory), "starts in chat's room to remember"),
     Control("more slots than there are", of(MoreSlots), "into . slots"),
     Control("more tokens than there are", of(MoreTokens), "tokens in a step"),

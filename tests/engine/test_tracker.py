@@ -80,7 +80,7 @@ def test_blocks_of_a_stopped_step_are_still_held(tracker: RequestTracker) -> Non
     (view,) = tracker.running([request])
     assert (view.num_computed_tokens, view.num_blocks, view.num_stops) == (2, 5, 2)
     request.num_computed_tokens = 0
-    (view,) = tracker.waiting([request], lambda _: 0, most_tokens=100)
+    (view,) = tracker.waiting([request], lambda _: (0, 0), most_tokens=100)
     assert view.num_blocks == 0, "it was sent back since"
 
 
@@ -95,16 +95,14 @@ def test_nothing_is_left_to_compute_behind_the_last_token(tracker: RequestTracke
 def test_waiting_views_know_what_the_prefix_cache_has(tracker: RequestTracker) -> None:
     asked = []
 
-    def num_cached(request: Any) -> int:
+    def find_cached(request: Any) -> tuple[int, int]:
         asked.append(request.request_id)
-        return 8
+        return 8, 1
 
     requests = [Request("on", num_tokens=10), Request("off", 1, num_tokens=30)]
-    views = tracker.waiting(requests, num_cached, most_tokens=2)
-    assert [(v.request_id, v.num_computed_tokens, v.num_blocks) for v in views] == [
-        ("on", 8, 0),
-        ("off", 0, 0),
-    ]
+    views = tracker.waiting(requests, find_cached, most_tokens=2)
+    shown = [(v.num_computed_tokens, v.num_blocks, v.num_borrowed_blocks) for v in views]
+    assert shown == [(8, 0, 1), (0, 0, 0)]
     assert asked == ["on"], "the second is out of reach of this step"
 
 
@@ -113,7 +111,9 @@ def test_a_waiting_request_that_holds_restored_blocks_shows_them_out_of_reach_to
 ) -> None:
     tracker.add(Request("held", 1, num_tokens=30, num_computed_tokens=24), 100.0)
     requests = [Request("off", 1, num_tokens=30), Request("held", 1, 30, 24)]
-    views = tracker.waiting(requests, lambda request: request.num_computed_tokens, most_tokens=2)
+    views = tracker.waiting(
+        requests, lambda request: (request.num_computed_tokens, 0), most_tokens=2
+    )
     assert [(v.num_computed_tokens, v.num_blocks > 0) for v in views] == [(0, False), (24, True)]
 
 

@@ -17,8 +17,11 @@ def blocks_cost(first: int, end: int, block_size: int) -> int:
 
 
 def lacking_blocks(request: RequestView, block_size: int) -> int:
-    """Blocks a request needs beyond its own for all its known tokens."""
+    """Free blocks a request needs beyond its own, and those that it shares, for all its known
+    tokens."""
     lacking = -(-request.num_tokens // block_size) - request.num_blocks
+    if not request.num_blocks:
+        lacking -= request.num_borrowed_blocks
     return lacking if lacking > 0 else 0
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from conserve.core.snapshot import RequestView
+from conserve.core.snapshot import RequestView, Sharing
+
+NO_SHARING = Sharing()
 
 
 def num_servable(needs: Iterable[int], freeable: int) -> int:
@@ -30,40 +32,49 @@ def victim_order(request: RequestView) -> tuple[int, float, float]:
 
 
 def choose_victims(
-    candidates: Sequence[RequestView], num_blocks: int, num_slots: int
+    candidates: Sequence[RequestView],
+    num_blocks: int,
+    num_slots: int,
+    sharing: Sharing = NO_SHARING,
 ) -> list[RequestView]:
     """Offline requests to displace so that `num_blocks` more blocks and `num_slots` slots are free.
 
     Cheapest first: what would have to be computed again is smallest (the checkpoint covers
     the rest), then the farthest deadline, then the latest arrival. Stops as soon as enough
-    is free, and spares whomever a later, larger victim made needless. Where all candidates
-    together are not enough, none goes.
+    is free, and spares whomever a later, larger victim made needless. Blocks that somebody else
+    holds too do not become free, but for those that only candidates share, where all have to go.
+    Where all candidates together are not enough, none goes.
     """
     if num_blocks <= 0 and num_slots <= 0:
         return []
     order = sorted(candidates, key=victim_order)
-    if sum(r.num_blocks for r in order) < num_blocks or len(order) < num_slots:
+    freed = sharing.freed_by
+    missing = num_blocks - sum(map(freed, order))
+    if missing > sharing.num_among_offline or len(order) < num_slots:
         return []
+    if missing > 0:
+        return order
     victims: list[RequestView] = []
     for request in order:
         if num_blocks <= 0 and num_slots <= 0:
             break
-        if num_slots <= 0 and not request.num_blocks:
+        if num_slots <= 0 and not freed(request):
             continue
         victims.append(request)
-        num_blocks -= request.num_blocks
+        num_blocks -= freed(request)
         num_slots -= 1
-    return _without_needless(victims, num_blocks, num_slots)
+    return _without_needless(victims, num_blocks, num_slots, sharing)
 
 
 def _without_needless(
-    victims: list[RequestView], spare_blocks: int, spare_slots: int
+    victims: list[RequestView], spare_blocks: int, spare_slots: int, sharing: Sharing
 ) -> list[RequestView]:
     """Drop victims that later, larger ones made unnecessary, dearest first (spare: at most 0)."""
     kept: list[RequestView] = []
     for request in reversed(victims):
-        if request.num_blocks <= -spare_blocks and spare_slots < 0:
-            spare_blocks += request.num_blocks
+        freed = sharing.freed_by(request)
+        if freed <= -spare_blocks and spare_slots < 0:
+            spare_blocks += freed
             spare_slots += 1
         else:
             kept.append(request)

@@ -14,7 +14,7 @@ from conserve.core.plan import Mode, Plan
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, RunningByClass, Snapshot
 from conserve.core.step import UNLIMITED, StepBuilder
-from conserve.core.stopping import best_offline_tokens
+from conserve.core.stopping import best_offline_tokens, worth_the_gap
 
 Planner = Callable[[Snapshot, LatencyModel, PolicySettings], Plan]
 """Whoever plans a step: `decide`, or what stands in its place for a profile or a test."""
@@ -126,15 +126,24 @@ class Policy:
         if not self.settings.displacement:
             return
         step, candidates = self.step, self.running.offline
-        needs = [lacking_blocks(r, self.block_size) for r in self.snapshot.waiting_online]
+        waiting = self.snapshot.waiting_online
+        needs = [lacking_blocks(r, self.block_size) for r in waiting]
+        if len(needs) <= step.slots_left and sum(needs) <= step.blocks_left - promised:
+            return
+        # Those who yield may be the only ones to hold what an arrival would share.
+        needs = [need + r.num_borrowed_blocks for need, r in zip(needs, waiting, strict=True)]
         held = sum(r.num_blocks for r in step.staying(self.held))
         room = step.blocks_left + held - promised
-        freeable = room + sum(r.num_blocks for r in candidates)
+        sharing = self.snapshot.sharing
+        freeable = room + sum(map(sharing.freed_by, candidates)) + sharing.num_among_offline
         served = num_servable(needs[: step.slots_left + len(candidates)], freeable)
         if not served:
             return
         lacking = sum(needs[:served]) - room
-        step.release(choose_victims(candidates, lacking, served - step.slots_left), slots=True)
+        victims = choose_victims(candidates, lacking, served - step.slots_left, sharing)
+        step.release(victims, slots=True)
+        if len(victims) == len(candidates):
+            step.blocks_left += sharing.num_among_offline
         self._release_held(promised + sum(needs[:served]) - step.blocks_left)
 
     def _release_held(self, num_blocks: int) -> None:
@@ -285,7 +294,7 @@ class Policy:
     def _stoppable(self, mode: Mode, num_online: int) -> bool:
         if self.step.shape.num_tokens == num_online or not self.snapshot.can_stop:
             return False  # nothing in it to stop, or no way to
-        if not self._worth_the_gap():
+        if not worth_the_gap(self.snapshot, self.model, self.settings, self.step.shape):
             return False
         if num_online:
             # Of a fixed number of tokens, nothing bounds how much of the slack it fills.
@@ -294,14 +303,3 @@ class Policy:
         worn = self.settings.max_stops
         views = (*self.snapshot.running, *self.snapshot.waiting_offline)
         return self._may_stop or not any(r.num_stops >= worn for r in views if self.step.has(r))
-
-    def _worth_the_gap(self) -> bool:
-        """Whether the step is long beside what the device stands idle behind it if it can be
-        stopped, or too long for one that cannot be."""
-        if not self.snapshot.stop_gap_s:
-            return True
-        predicted_s = self.model.predict_s(self.step.shape)
-        longest_s = self.snapshot.targets.ttft_s * self.settings.unstoppable_share
-        if predicted_s * (1 + self.model.margin) > longest_s:
-            return True
-        return self.snapshot.stop_gap_s <= predicted_s * self.settings.stop_gap_share

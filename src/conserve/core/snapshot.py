@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -26,6 +26,9 @@ class RequestView:
     num_computed_tokens: int = 0
     num_blocks: int = 0
     """Blocks it holds; 0 while it waits, unless its KV has been brought back already."""
+    num_borrowed_blocks: int = 0
+    """While it waits and holds none: blocks of its prompt's beginning that others hold, and that
+    cost no free block when it starts."""
     last_token_s: float | None = None
     """When its newest token left the engine; None before the first."""
     deadline_s: float | None = None
@@ -55,6 +58,19 @@ class Targets:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.offline_floor < 1:
             raise ValueError(f"offline_floor must be in [0, 1), not {self.offline_floor}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Blocks of running offline requests that others hold as well."""
+
+    num_shared: Mapping[str, int] = field(default_factory=dict)
+    """request_id -> blocks that its displacement alone does not free; those without are absent."""
+    num_among_offline: int = 0
+    """Different ones of them that are free once all running offline requests are displaced."""
+
+    def freed_by(self, request: RequestView) -> int:
+        return request.num_blocks - self.num_shared.get(request.request_id, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,8 @@ class Snapshot:
     """How fast checkpoints come back; 0 where there are none."""
     restore_queue_s: float = 0.0
     """How long the restores under way will take."""
+    sharing: Sharing = field(default_factory=Sharing)
+    """Looked up where somebody may have to yield."""
     num_remembered_blocks: int = 0
     """Free blocks that offline requests which start must leave to conversations that pause; the
     only one of them may start all the same."""

@@ -26,6 +26,7 @@ class StepBuilder:
         self.blocks_left = snapshot.num_free_blocks
         self.slots_left = snapshot.num_free_slots
         self._block_size = snapshot.block_size
+        self._sharing = snapshot.sharing
         self._model = model
 
     def has(self, request: RequestView) -> bool:
@@ -108,5 +109,5 @@ class StepBuilder:
         """Offline requests give their blocks back, and their slots if they run."""
         for request in requests:
             self.displaced[request.request_id] = request
-            self.blocks_left += request.num_blocks
+            self.blocks_left += self._sharing.freed_by(request)
             self.slots_left += slots

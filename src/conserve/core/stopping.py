@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from conserve.core.latency import LatencyModel, StepShape
-from conserve.core.snapshot import RunningByClass
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import RunningByClass, Snapshot
 
 RESPONSE_SHARE = 0.25
 """Most of a step's time that it goes on for after it was asked to stop: engines look at least
@@ -133,3 +134,17 @@ def best_offline_tokens(
     return best_step_tokens(
         predict_s, interruption_rate, min(most, max(decode_tokens, least)), most
     )
+
+
+def worth_the_gap(
+    snapshot: Snapshot, model: LatencyModel, settings: PolicySettings, shape: StepShape
+) -> bool:
+    """Whether the step is long beside what the device stands idle behind it if it can be
+    stopped, or too long for one that cannot be."""
+    if not snapshot.stop_gap_s:
+        return True
+    predicted_s = model.predict_s(shape)
+    longest_s = snapshot.targets.ttft_s * settings.unstoppable_share
+    if predicted_s * (1 + model.margin) > longest_s:
+        return True
+    return snapshot.stop_gap_s <= predicted_s * settings.stop_gap_share

@@ -7,7 +7,8 @@ from itertools import chain
 from typing import Any
 
 from conserve.core.learning import Experience
-from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.core.sharing import arrivals_lack_room, note_sharing
+from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
 from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.pausing import admits_new
 from conserve.engine.queue import SCHEDULABLE, is_online
@@ -66,15 +67,15 @@ class Snapshots:
         host.describe_waiting(waiting_offline)
         waiting_online = self._waiting_views(chain(held_online, self._new_online()))
         host.describe_online(chain(running, waiting_online), scheduler.requests)
+        num_free_slots = scheduler.max_num_active_reqs - len(scheduler.running)
+        num_free_slots -= scheduler.num_waiting_for_streaming_input
         return Snapshot(
             now_s=now_s,
             running=running,
             waiting_online=waiting_online,
             waiting_offline=waiting_offline,
             num_free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
-            num_free_slots=scheduler.max_num_active_reqs
-            - len(scheduler.running)
-            - scheduler.num_waiting_for_streaming_input,
+            num_free_slots=num_free_slots,
             block_size=scheduler.block_size,
             max_step_tokens=scheduler.max_num_scheduled_tokens,
             targets=self._targets,
@@ -88,6 +89,7 @@ class Snapshots:
             copy_tail=host.least_tail,
             restore_tokens_per_s=host.restore_tokens_per_s,
             restore_queue_s=host.restore_queue_s,
+            sharing=self._sharing(waiting_online, num_free_slots),
             num_remembered_blocks=self._remembering.room(now_s, running),
             copies_online=host.copies_online(self._experience.model),
             num_loading_online=host.num_loading(held_online),
@@ -96,13 +98,33 @@ class Snapshots:
     def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:
         schedulable = (r for r in requests if r.status in SCHEDULABLE)
         most_tokens = self._scheduler.max_num_scheduled_tokens
-        views = self._tracker.waiting(schedulable, self._num_prefix_cached, most_tokens)
+        views = self._tracker.waiting(schedulable, self._find_cached, most_tokens)
         return with_drafts(self._scheduler, views)
 
-    def _num_prefix_cached(self, request: Any) -> int:
-        """Tokens of a waiting request that vLLM will find computed when it admits it."""
+    def _find_cached(self, request: Any) -> tuple[int, int]:
+        """Tokens of a waiting request that vLLM will find computed when it admits it, and how many
+        blocks of them somebody holds."""
         manager = self._scheduler.kv_cache_manager
         if request.num_computed_tokens or not manager.prefix_cache_lookup_enabled(request):
-            return int(request.num_computed_tokens)
+            return int(request.num_computed_tokens), 0
         longest = request.num_tokens - 1
-        return int(manager.coordinator.find_longest_cache_hit(request.block_hashes, longest)[1])
+        found, num_tokens = manager.coordinator.find_longest_cache_hit(
+            request.block_hashes, longest
+        )[:2]
+        # With several kinds of layers, blocks are not counted in tokens of the whole model.
+        borrowed = sum(block.ref_cnt > 0 for block in found[0]) if len(found) == 1 else 0
+        return int(num_tokens), borrowed
+
+    def _sharing(self, waiting_online: Sequence[RequestView], num_free_slots: int) -> Sharing:
+        """Who shares blocks, where an arrival may need them."""
+        scheduler = self._scheduler
+        managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        size = scheduler.block_size
+        if len(managers) > 1 or not arrivals_lack_room(waiting_online, free, num_free_slots, size):
+            return Sharing()
+        offline = [r.request_id for r in scheduler.running if not is_online(r)]
+        tables = managers[0].req_to_blocks
+        return note_sharing(
+            (name, ((b.block_id, b.ref_cnt) for b in tables.get(name, ()))) for name in offline
+        )

@@ -70,17 +70,22 @@ class RequestTracker:
         return views
 
     def waiting(
-        self, requests: Iterable[Any], num_cached: Callable[[Any], int], most_tokens: int
+        self,
+        requests: Iterable[Any],
+        find_cached: Callable[[Any], tuple[int, int]],
+        most_tokens: int,
     ) -> list[RequestView]:
         """Views of waiting requests. What they had computed before or the prefix cache has of
         them counts as computed; only the former holds blocks. Looks into the cache for those
-        only that `most_tokens` can reach; those that hold blocks are known without a look."""
+        only that `most_tokens` can reach; those that hold blocks are known without a look.
+        `find_cached`: a request's tokens there, and how many blocks of them others hold."""
         views = []
         for request in requests:
             view = self._views[request.request_id]
             view.num_tokens = request.num_tokens
             looks = most_tokens > 0 or request.num_computed_tokens > 0
-            view.num_computed_tokens = num_cached(request) if looks else 0
+            found = find_cached(request) if looks else (0, 0)
+            view.num_computed_tokens, view.num_borrowed_blocks = found
             view.num_blocks = -(-request.num_computed_tokens // self._block_size)
             most_tokens -= view.num_tokens - view.num_computed_tokens
             views.append(view)

@@ -69,6 +69,10 @@ class BlockPool:
         """Of those that have one."""
         return (name for block in blocks if (name := self._name_of[block]) is not None)
 
+    def table(self, owner: str) -> Iterator[tuple[int, int]]:
+        """Its blocks, each with how many hold it."""
+        return ((block, self._num_holders[block]) for block in self._held.get(owner, ()))
+
     # Blocks are given
 
     def take(self, owner: str, num_blocks: int) -> None:

@@ -78,11 +78,15 @@ class Places:
         engine looks for only as far as one step's tokens reach)."""
         most = self.machine.max_step_tokens
         for request in waiting:
+            request.num_borrowed_blocks = 0
             if not request.num_blocks:
                 found = 0
                 if most > 0 and (request.num_lost_tokens or request.text.shared):
                     found = self._num_found(request)
                 request.num_computed_tokens = found * self.machine.block_size
+                if found:
+                    borrowed = self.pool.num_in_use(request.text, self._most_found(request))
+                    request.num_borrowed_blocks = borrowed
             most -= request.num_tokens - request.num_computed_tokens
 
     def _num_found(self, request: SimRequest) -> int:

@@ -12,7 +12,8 @@ from conserve.core.learning import Experience
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
-from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.core.sharing import arrivals_lack_room, note_sharing
+from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
 from conserve.core.stopping import Arrivals, RunningStep, should_stop
 from conserve.sim.places import QUEUE_HEAD, Places
 from conserve.sim.remembering import Remembering
@@ -133,6 +134,7 @@ class ConserveScheduler:
             restore_tokens_per_s=link.tokens_per_s,
             restore_queue_s=link.restore_queue_s,
             num_remembered_blocks=self._remembering.room(now_s),
+            sharing=_sharing(places),
         )
 
     def predict_s(self, shape: StepShape) -> float:
@@ -161,6 +163,15 @@ class ConserveScheduler:
         if lesson:
             self._error_sum += abs(lesson.seconds - lesson.predicted_s) / lesson.seconds
             self._num_errors += 1
+
+
+def _sharing(places: Places) -> Sharing:
+    """Who shares blocks, where an arrival may need them."""
+    size, free = places.machine.block_size, places.pool.num_free_blocks
+    if not arrivals_lack_room(places.waiting_online, free, places.num_free_slots, size):
+        return Sharing()
+    offline = (request.request_id for request in places.running if not request.online)
+    return note_sharing((name, places.pool.table(name)) for name in offline)
 
 
 class StockScheduler:

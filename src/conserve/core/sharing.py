@@ -1,0 +1,42 @@
+"""Blocks that several requests hold: what displacing whom would free."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import takewhile
+
+from conserve.core.blocks import lacking_blocks
+from conserve.core.snapshot import RequestView, Sharing
+
+Table = Iterable[tuple[int, int]]
+"""A request's blocks in the order of its tokens: which, and how many requests hold it."""
+
+
+def arrivals_lack_room(
+    waiting_online: Iterable[RequestView], num_free_blocks: int, num_free_slots: int, size: int
+) -> bool:
+    """Whether somebody may have to yield, so that it matters who shares what. `size`: tokens in a
+    block."""
+    for request in waiting_online:
+        num_free_blocks -= lacking_blocks(request, size)
+        num_free_slots -= 1
+        if num_free_blocks < 0 or num_free_slots < 0:
+            return True
+    return False
+
+
+def note_sharing(tables: Iterable[tuple[str, Table]]) -> Sharing:
+    """Of requests that may be displaced. Requests share leading blocks: those of a prefix that the
+    later ones found. Costs what is shared."""
+    shared: dict[str, int] = {}
+    times: Counter[int] = Counter()
+    holders: dict[int, int] = {}
+    for request_id, table in tables:
+        leading = list(takewhile(lambda block: block[1] > 1, table))
+        if leading:
+            shared[request_id] = len(leading)
+            holders.update(leading)
+            times.update(block_id for block_id, _ in leading)
+    among = sum(times[block_id] == number for block_id, number in holders.items())
+    return Sharing(shared, among)

@@ -1,0 +1,120 @@
+"""What displacing frees, and what arrivals need, against what vLLM's own block pool does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from conserve.core.snapshot import Sharing
+from conserve.engine.settings import EngineSettings
+from tests.engine.device import VOCABULARY, Device, expected_output
+from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
+
+pytestmark = pytest.mark.engine
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
+    made: list[Any] = []
+
+    def make(num_blocks: int) -> Engine:
+        settings = EngineSettings(profile_seconds=0, checkpoint="off")
+        scheduler = make_scheduler(tmp_path, settings=settings, num_blocks=num_blocks)
+        made.append(scheduler)
+        return Engine(scheduler, Device(BLOCK_SIZE))
+
+    yield make
+    for scheduler in made:
+        scheduler.shutdown()
+
+
+class Freed:
+    """Compares each displacement's freed blocks with what its snapshot promised."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.pool = scheduler.kv_cache_manager.block_pool
+        self.driver = scheduler.driver
+        self.num_shared = self.num_compared = 0
+        self._snapshot: Any = None
+        planner, displace = self.driver.planner, self.driver._displace
+
+        def plan(snapshot: Any, model: Any, settings: Any) -> Any:
+            self._snapshot = snapshot
+            return planner(snapshot, model, settings)
+
+        def compared(plan: Any, now_s: float) -> None:
+            before = self.pool.get_num_free_blocks()
+            displace(plan, now_s)
+            if plan.displace:
+                self.compare(set(plan.displace), self.pool.get_num_free_blocks() - before)
+
+        self.driver.planner, self.driver._displace = plan, compared
+
+    def compare(self, names: set[str], num_freed: int) -> None:
+        sharing: Sharing = self._snapshot.sharing
+        offline = [view for view in self._snapshot.running if not view.online]
+        gone = [view for view in offline if view.request_id in names]
+        promised = sum(map(sharing.freed_by, gone))
+        if len(gone) == len(offline):
+            promised += sharing.num_among_offline
+        self.num_compared += 1
+        self.num_shared += sum(sharing.num_shared.get(name, 0) for name in names)
+        # Several victims may share what no other holds: that is free as well, and not counted on.
+        assert promised <= num_freed
+        assert len(gone) > 1 or promised == num_freed
+
+
+def prompt_of(chance: random.Random, count: int) -> list[int]:
+    return [chance.randrange(1, VOCABULARY) for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_displacement_frees_what_the_snapshot_says(make_engine: MakeEngine, seed: int) -> None:
+    """Documents with one beginning, and chats that begin so, too, or not."""
+    engine, chance = make_engine(60), random.Random(seed)
+    freed, head = Freed(engine.scheduler), prompt_of(chance, 24)
+    wanted: dict[str, list[int]] = {}
+
+    def send(name: str, prompt: list[int], length: int, *, online: bool) -> None:
+        arrival_s = engine.scheduler.clock.now_s
+        engine.add(make_request(name, prompt, length, online=online, arrival_s=arrival_s))
+        wanted[name] = expected_output(prompt, length)
+
+    for i in range(14):
+        send(f"doc{i}", head + prompt_of(chance, chance.randrange(3, 30)), 16, online=False)
+    for i in range(10):
+        for _ in range(chance.randrange(2, 9)):
+            engine.step()
+        start = head if chance.random() < 0.3 else []
+        send(f"chat{i}", start + prompt_of(chance, chance.randrange(40, 120)), 3, online=True)
+    engine.run()
+    assert engine.outputs == wanted
+    assert freed.num_compared
+    assert freed.num_shared
+
+
+def test_documents_that_share_their_beginning_fit_beside_each_other(
+    make_engine: MakeEngine,
+) -> None:
+    """Memory for two of them if each had a beginning of its own; they have one."""
+    engine, chance = make_engine(26), random.Random(1)
+    head = prompt_of(chance, 32)
+    engine.add(make_request("doc0", [*head, 1], 12, online=False, arrival_s=0.0))
+    for _ in range(3):
+        engine.step()
+    for i in range(1, 8):
+        document = head + prompt_of(chance, 3)
+        engine.add(make_request(f"doc{i}", document, 4, online=False, arrival_s=float(i)))
+    most = 0
+    while len(engine.finished) < 8:
+        engine.step()
+        most = max(most, len(engine.scheduler.running))
+    assert most == 8
