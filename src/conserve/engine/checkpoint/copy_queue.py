@@ -70,7 +70,8 @@ class CopyQueue:
             self.changed.notify_all()
 
     def _drop(self, numbers: Iterable[int]) -> None:
-        dropped = [self._open[number] for number in numbers if number in self._open]
+        # One may be named twice: its blocks change hands, and then all copies are forgotten.
+        dropped = [self._open[number] for number in {*numbers} & self._open.keys()]
         for one in dropped:
             one.dropped = True
         self._forget({one.job.number for one in dropped})
