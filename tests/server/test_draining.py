@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.responses import StreamingResponse
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from conserve.batch.service import BatchService
 from conserve.server import draining
@@ -75,6 +76,24 @@ async def test_nothing_new_is_begun_and_what_has_begun_ends() -> None:
         served.open.set()
         assert (await stream).text.endswith("data: last\n\n")
     assert served.engine.shutdowns == [10]
+
+
+async def test_what_outlasts_the_engine_ends_with_an_error() -> None:
+    served = Served(Engine(engine_config()))
+    error = asyncio.get_running_loop().create_future()
+
+    async def tokens() -> AsyncIterator[bytes]:
+        served.begun.set()
+        yield str(await error).encode()
+
+    served.engine.output_processor.error = error
+    served.app.post("/v1/completions")(lambda: StreamingResponse(tokens()))
+    async with started(served.app), served.client() as client:
+        stream = asyncio.create_task(client.post("/v1/completions"))
+        await served.begun.wait()
+        await asyncio.to_thread(served.engine.shutdown, timeout=1)
+        assert (await stream).text == "The server has shut down before the answer was complete."
+    assert isinstance(error.result(), EngineDeadError)
 
 
 async def test_anthropics_clients_find_their_own_envelope() -> None:

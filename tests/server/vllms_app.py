@@ -30,6 +30,17 @@ def engine_config(**parallel: Any) -> Namespace:
     )
 
 
+class Outputs:
+    """The requests in flight, as far as they can be told of an error."""
+
+    def __init__(self) -> None:
+        self.error: asyncio.Future[Exception] | None = None
+
+    def propagate_error(self, error: Exception) -> None:
+        if self.error is not None:
+            self.error.set_result(error)
+
+
 class Engine:
     """The engine's client: notes when it is shut down."""
 
@@ -37,6 +48,7 @@ class Engine:
         self.vllm_config = config
         self.errored = False
         self.shutdowns: list[float | None] = []
+        self.output_processor = Outputs()
 
     def shutdown(self, timeout: float | None = None) -> None:
         self.shutdowns.append(timeout)

@@ -25,6 +25,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.transformers_utils.config import get_config
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from conserve.server.errors import BadInputError
@@ -128,6 +129,13 @@ def kv_transfer_dict(config: object) -> dict[str, Any] | None:
     except (ValueError, ImportError, AttributeError) as error:
         raise BadInputError(f"--kv-transfer-config: {error}") from error
     return asdict(config)  # type: ignore[call-overload,no-any-return]
+
+
+def engine_gone(message: str) -> Exception:
+    """What vLLM's requests end with when their engine is no more, in our words."""
+    error: Exception = EngineDeadError()
+    error.args = (message,)
+    return error
 
 
 def log_json(args: argparse.Namespace) -> None:

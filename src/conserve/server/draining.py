@@ -6,17 +6,19 @@ Works in `conserve serve` and, by name, under plain vLLM:
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
 
 from conserve.server.asgi import App, Receive, Scope, Send
+from conserve.server.door import engine_gone
 from conserve.server.lifespan import LifespanMiddleware
-from conserve.server.shutdown import before_shutdown
+from conserve.server.shutdown import after_shutdown, before_shutdown
 
 ANTHROPIC = "/v1/messages"
 """Has an envelope of its own."""
@@ -25,6 +27,7 @@ DRAIN_SHARE = 0.8
 """Of `--shutdown-timeout`, for the requests of a process that owns no engine; the rest is left to
 the engines, which are told when all such processes have ended."""
 LOOK_S = 0.05
+GONE = "The server has shut down before the answer was complete."
 REFUSAL = {
     "message": "The server is shutting down and takes no new requests. Ask another, or try again.",
     "type": "ServiceUnavailableError",
@@ -63,13 +66,26 @@ class _Draining:
 
 @asynccontextmanager
 async def _noticing(engine: Any, draining: _Draining) -> AsyncIterator[None]:
-    with before_shutdown(engine, draining.begin):
+    loop = asyncio.get_running_loop()
+
+    def end_what_is_left() -> None:
+        # The loop may be closed where vLLM shuts its engine down once more at the very end.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(end_requests, engine)
+
+    with after_shutdown(engine, end_what_is_left), before_shutdown(engine, draining.begin):
         core = getattr(engine, "engine_core", None)
         if core is None or owns_its_engine(core):
             yield
             return
         with before_shutdown(core, lambda timeout_s: wait_for_requests(engine, timeout_s)):
             yield
+
+
+def end_requests(engine: Any) -> None:
+    """End what has outlasted the engine with an error: nothing will answer it any more, and the
+    web server waits for its connections before it ends."""
+    engine.output_processor.propagate_error(engine_gone(GONE))
 
 
 def owns_its_engine(core: Any) -> bool:
