@@ -187,9 +187,18 @@ def answers(engine: Any, job: dict[str, Any], name: str, priority: int) -> dict[
         num_steps += 1
         if priority and num_steps % 40 == 0:
             ask(engine, job, "chat", priority=0)
+        if priority and num_steps % job.get("reset_every", sys.maxsize) == 0:
+            pause_and_reset(engine.engine_core.engine_core)
     return {key: value for key, value in done.items() if key.endswith(f"/{name}")} | {
         key: value for key, value in done.items() if key.endswith("/chat")
     }
+
+
+def pause_and_reset(core: Any) -> None:
+    """As a loop of reinforcement learning does between two versions of the weights."""
+    core.pause_scheduler(mode="keep")
+    assert core.scheduler.kv_cache_manager.usage == 0, "KV is still held"
+    core.resume_scheduler()
 
 
 def describe(output: Any) -> dict[str, Any]:

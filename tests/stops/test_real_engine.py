@@ -28,8 +28,9 @@ def test_every_kind_of_request_answers_as_if_nothing_had_been_stopped(
     play: Any, tiny_lora: Path
 ) -> None:
     """With LoRA: a JSON schema, a regex, penalties, logprobs, chunked prompts and shared
-    prefixes; with online requests coming in between."""
-    check(play(lora=str(tiny_lora), options=ONE_PROCESS), num_stops=30)
+    prefixes; with online requests coming in between, and all KV forgotten now and then, under a
+    pause, as it is when weights are updated."""
+    check(play(lora=str(tiny_lora), options=ONE_PROCESS, reset_every=50), num_stops=30)
 
 
 def test_under_async_scheduling_too(play: Any) -> None:
