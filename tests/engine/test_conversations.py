@@ -199,6 +199,30 @@ def test_nothing_outlives_a_change_of_weights(make_engine: MakeEngine) -> None:
     assert "online_restored_tokens" not in totals
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["loaded", "load-failed"])
+def test_a_load_that_the_engine_would_not_begin_is_not_waited_for(
+    make_engine: MakeEngine, fails: bool
+) -> None:
+    """vLLM keeps blocks free for all that was to be brought back and is not whole yet; offline
+    requests do not go on while an online one waits."""
+    failing = {"load"} if fails else set()
+    engine = make_quick(make_engine, num_blocks=30, pace=8, fail=failing.__contains__)
+    requests = engine.scheduler.requests
+    prompt = [5 + i for i in range(48)]
+    talk = left_by(engine, prompt)
+    talk.ask("off", talk.words(80), 6, online=False)
+    while requests["off"].num_computed_tokens < 56:
+        engine.step()
+    talk.ask("big", talk.words(64), 2)
+    talk.finish("big")
+    while requests["off"].status != RequestStatus.WAITING_FOR_REMOTE_KVS:
+        engine.step()
+    talk.ask("again", [*prompt, 1, 2, 3], 2)
+    engine.step()
+    failing.clear()
+    talk.end()
+
+
 def test_a_name_used_again_is_another_request(make_engine: MakeEngine) -> None:
     engine = make_quick(make_engine, pace=8)
     talk = left_by(engine, [5 + i for i in range(48)])

@@ -111,15 +111,15 @@ class Policy:
                 break
 
     def _restores_online(self, request: RequestView) -> bool:
-        """Bring its KV back instead, if its first token comes sooner so and no running request
-        could take its blocks meanwhile."""
+        """Bring its KV back instead, if its first token comes sooner so and nobody who holds blocks
+        could take its own meanwhile: a load keeps them, and the engine begins none otherwise."""
         snapshot = self.snapshot
         longest_step_s = snapshot.targets.ttft_s * self.settings.unstoppable_share
         num = checkpointing.tokens_worth_waiting_for(request, snapshot, self.model, longest_step_s)
         if not num:
             return False
-        reserve = promised_blocks(self.step.staying(snapshot.running), self.block_size)
-        return self.step.restore(request, num, reserve)
+        holders = self.step.staying((*snapshot.running, *self.held))
+        return self.step.restore(request, num, promised_blocks(holders, self.block_size))
 
     def _displace(self, promised: int) -> None:
         """Make room for as many waiting online requests, first to last, as victims can serve."""

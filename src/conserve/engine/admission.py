@@ -30,7 +30,9 @@ def promote(scheduler: SchedulerView, num_offline: int) -> None:
         scheduler._handle_blocked_waiting_request(request)
     for request in [r for r in scheduler.kv_holding_waiting if r.status in _BLOCKED]:
         if scheduler._handle_blocked_waiting_request(request) and not request.num_computed_tokens:
-            # Its load failed and it has given its blocks back.
+            # Its load failed and it has given its blocks back, but vLLM keeps free for it what it
+            # lacked, as for one whose load goes on.
+            scheduler._inflight_prefills.discard(request)
             scheduler.kv_holding_waiting.remove_request(request)
             queue.add_request(request)
 
