@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conserve.batch.first_line import first_model
+from conserve.batch.jsonl import num_lead_bytes
 from conserve.batch.outcome import offline_body
 from conserve.batch.prefix import prefix_key
 from conserve.batch.request_line import MAX_N, body_of
@@ -87,6 +89,19 @@ def test_what_other_programs_write_around_lines_is_read_over(content: bytes, ste
     assert validation.errors == []
     assert validation.num_lines == 2
     assert [content[one.offset : one.offset + one.length] for one in found] == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\n", MARK, MARK + b" "])
+def test_what_is_read_over_costs_nothing(blank: bytes) -> None:
+    """A line may have 16 MiB of it."""
+    text = blank * (300_000 // len(blank))
+    tracemalloc.start()
+    try:
+        assert num_lead_bytes(text) == len(text)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 10_000
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
