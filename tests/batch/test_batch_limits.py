@@ -138,6 +138,31 @@ async def test_a_storage_that_is_away_counts_against_no_batch(
         assert (await try_once(run, "w")).status is Status.IN_PROGRESS
 
 
+async def test_a_folder_that_is_missing_costs_no_result(tmp_path: Path, clock: FakeClock) -> None:
+    """As where its disk is not mounted."""
+    settings = BatchSettings(data_dir=tmp_path, tenant_by_key=False, max_attempts=1)
+    async with running(settings, clock=clock) as run:
+        stores, model = run.service.stores, run.model
+        model.open.clear()
+        batch_id = (await run.submit(numbered(3))).id
+        await eventually(lambda: model.running == 3)
+        folders = {tmp_path / name: tmp_path / f"away-{name}" for name in ("staging", "files")}
+        for folder, away in folders.items():
+            folder.rename(away)
+        model.open.set()
+        await run.until(batch_id, "finalizing")
+        await run.service.stop()
+        await stores.workers.enlist("w")
+        for folder, away in folders.items():
+            clock.advance(60)
+            batch = await try_once(run, "w")
+            assert (batch.status, batch.attempts) == (Status.FINALIZING, 0)
+            away.rename(folder)
+        clock.advance(60)
+        batch = await try_once(run, "w")
+        assert (batch.status, batch.completed) == (Status.COMPLETED, 3)
+
+
 async def test_a_job_that_ends_its_process_ends_its_batch(tmp_path: Path, clock: FakeClock) -> None:
     settings = BatchSettings(data_dir=tmp_path, tenant_by_key=False, max_losses=2)
     async with running(settings, clock=clock) as run:

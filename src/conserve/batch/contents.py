@@ -77,7 +77,7 @@ class FileContents:
         await asyncio.to_thread(self._keep, staged, blob_id)
 
     def _keep(self, staged: Path, blob_id: str) -> None:
-        with self._errors():
+        with missing_is_away(), self._errors():
             if not self._is_local:
                 self._fs.put_file(str(staged), self._path(blob_id))
                 staged.unlink()
@@ -166,7 +166,7 @@ class Staging:
         self._handle: IO[bytes] | None = None
 
     def __enter__(self) -> Staging:
-        with storage_errors():
+        with missing_is_away(), storage_errors():
             # Line by line would be a system call each; 64 KiB at a time is one for many.
             self._handle = open(self.path, "wb", CHUNK_BYTES, opener=open_private)
         return self
@@ -200,6 +200,15 @@ def storage_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFullError("The storage for files is full; try again later.") from error
+        raise StoreUnavailableError(AWAY) from error
+
+
+@contextmanager
+def missing_is_away() -> Iterator[None]:
+    """Around writing, where what is missing is a folder: its disk is not mounted, maybe."""
+    try:
+        yield
+    except FileNotFoundError as error:
         raise StoreUnavailableError(AWAY) from error
 
 
