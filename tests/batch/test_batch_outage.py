@@ -17,7 +17,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from sqlalchemy import select, text
 
+from conserve.batch import database as database_module
 from conserve.batch.database import Database
+from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.schema import workers
 from conserve.batch.settings import BatchSettings
 from tests.batch.batch_fakes import FakeModel, eventually, running
@@ -202,3 +204,18 @@ async def test_a_closed_database_runs_nothing_any_more(tmp_path: Path) -> None:
 
 def is_sqlites(thread: threading.Thread, others: Collection[threading.Thread]) -> bool:
     return thread not in others and "_connection_worker_thread" in thread.name
+
+
+async def test_a_migration_takes_the_time_it_takes(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On many rows, where any other statement would be given up."""
+    wait = text("SELECT pg_sleep(1)")
+    monkeypatch.setattr(database_module, "STATEMENT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(database_module, "_upgrade", lambda connection: connection.execute(wait))
+    database = Database(postgres_url)
+    await database.migrate()
+    with pytest.raises(StoreUnavailableError):
+        async with database.write() as connection:
+            await connection.execute(wait)
+    await database.close()

@@ -25,6 +25,7 @@ from conserve.batch.private import make_file
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_TIMEOUT_S = 10
+STATEMENT_TIMEOUT_S = 60.0
 # Any constant serves: it only has to be the same in every server that migrates.
 MIGRATION_LOCK = 0x636F6E73
 CALLERS_FAULT = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError)
@@ -39,10 +40,13 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._url = url
         self._file = make_url(url).database or ""
         self._threads = WeakSet[Thread]()
         self._engine = (
-            _sqlite_engine(url, self._threads) if self.is_sqlite else _postgres_engine(url)
+            _sqlite_engine(url, self._threads)
+            if self.is_sqlite
+            else _postgres_engine(url, STATEMENT_TIMEOUT_S)
         )
         self._writer = self._engine.execution_options(conserve_write=True)
 
@@ -70,14 +74,25 @@ class Database:
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     async def migrate(self) -> None:
-        """Bring the tables up to date; safe when many servers do it at once."""
-        if self.is_sqlite:
-            async with _named_errors():
-                await asyncio.to_thread(_turn_to_wal, self._file)
+        """Bring the tables up to date, however long it takes; safe when many servers do it at
+        once."""
+        if not self.is_sqlite:
+            await self._migrate_postgres()
+            return
+        async with _named_errors():
+            await asyncio.to_thread(_turn_to_wal, self._file)
         async with self.write() as connection:
-            if not self.is_sqlite:
-                await connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
             await connection.run_sync(_upgrade)
+
+    async def _migrate_postgres(self) -> None:
+        # What would be cut off would be begun anew for ever: a table may have millions of rows.
+        engine = _postgres_engine(self._url, statement_timeout_s=None)
+        try:
+            async with _named_errors(), engine.begin() as connection:
+                await connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+                await connection.run_sync(_upgrade)
+        finally:
+            await engine.dispose()
 
     async def close(self) -> None:
         """Returns when nothing of it runs any more. A connection that was given up within a query
@@ -125,12 +140,12 @@ def _turn_to_wal(file: str) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
-def _postgres_engine(url: str) -> AsyncEngine:
+def _postgres_engine(url: str, statement_timeout_s: float | None) -> AsyncEngine:
     return create_async_engine(
         url,
         pool_pre_ping=True,
         pool_timeout=BUSY_TIMEOUT_S,
-        connect_args={"timeout": BUSY_TIMEOUT_S, "command_timeout": 60},
+        connect_args={"timeout": BUSY_TIMEOUT_S, "command_timeout": statement_timeout_s},
     )
 
 
