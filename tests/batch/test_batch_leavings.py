@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from alembic import command
@@ -48,8 +49,12 @@ def blobs(stores: Stores) -> set[str]:
 
 
 async def test_files_that_cannot_be_deleted_keep_no_other(
-    stores: Stores, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    stores: Stores,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """And the log has two lines, however many they are."""
     monkeypatch.setattr("conserve.batch.file_store.COLLECT_ROWS", 2)
     every = [await expiring_file(stores) for _ in range(7)]
     stuck = set(every[:3])
@@ -64,6 +69,7 @@ async def test_files_that_cannot_be_deleted_keep_no_other(
     clock.advance(EXPIRES_S)
     assert await stores.files.collect() == 4
     assert blobs(stores) == stuck
+    assert [record.args for record in caplog.records] == [mock.ANY, (2,)]
     assert await stores.files.collect() == 0
     monkeypatch.undo()
     assert await stores.files.collect() == 3

@@ -154,11 +154,14 @@ class FileStore:
                 try:
                     await self.contents.delete(file_id)
                 except StoreUnavailableError as error:
-                    logger.warning("%s cannot be deleted: %s", file_id, error.__cause__)
+                    if not stuck:  # where the storage is away, there would be a line for each
+                        logger.warning("%s cannot be deleted: %s", file_id, error.__cause__)
                     stuck.add(file_id)
                     continue
                 await self._forget(file_id)
                 num_gone += 1
+        if len(stuck) > 1:
+            logger.warning("and so it is with others: %d files stay for now", len(stuck) - 1)
         return num_gone
 
     async def _doom(self, stuck: Collection[str]) -> Sequence[str]:
