@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -85,11 +86,6 @@ def test_names_that_nobody_else_can_point_here(name: str, local: bool) -> None:
     assert is_local(name) == local
 
 
-def test_the_machines_own_name_is_its(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "own_names", lambda: frozenset({"gpu1.lab.example"}))
-    assert is_local("gpu1.lab.example")
-
-
 CALLS = [
     ("GET", "/v1/files"),
     ("POST", "/v1/files"),
@@ -103,14 +99,17 @@ CALLS = [
 
 
 @asynccontextmanager
-async def asking(folder: Path, address: str, **args: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def asking(
+    folder: Path, address: str, client_address: str = "10.0.0.9", **args: Any
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a server with these arguments; `address` is where its connections arrive."""
     app = dashboard_app(folder, Series(), keys=args.get("api_key") or [])
     app.state.args = Namespace(**{"api_key": None, "allowed_origins": [], **args})
     app.state.leaving = True
 
     async def at(scope: Any, receive: Any, send: Any) -> None:
-        await app({**scope, "server": (address, 8000)}, receive, send)
+        ends = {"server": (address, 8000), "client": (client_address, 50_000)}
+        await app({**scope, **ends}, receive, send)
 
     async with (
         app.router.lifespan_context(app),
@@ -146,8 +145,18 @@ REBOUND = {"host": "evil.example:8000"}
 """What a browser sends for a page whose name points here: all of one origin."""
 
 
-async def test_a_name_that_may_be_anybodys_does_not_reach_this_machine(tmp_path: Path) -> None:
-    async with asking(tmp_path, "127.0.0.1") as client:
+@pytest.mark.parametrize(
+    ("address", "client_address"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),  # as a socket for IPv6 and IPv4 has it
+        ("10.0.0.5", "10.0.0.5"),
+    ],
+)
+async def test_a_name_that_may_be_anybodys_does_not_reach_this_machine(
+    tmp_path: Path, address: str, client_address: str
+) -> None:
+    async with asking(tmp_path, address, client_address) as client:
         assert await codes(client, REBOUND) == {"foreign_page"}
         message = (await client.get("/v1/files", headers=REBOUND)).json()["error"]["message"]
     assert "--api-key" in message
@@ -166,3 +175,26 @@ async def test_a_name_that_may_be_anybodys_does_not_reach_this_machine(tmp_path:
 async def test_where_any_name_will_do(tmp_path: Path, address: str, args: Any) -> None:
     async with asking(tmp_path, address, **args) as client:
         assert "foreign_page" not in await codes(client, REBOUND)
+
+
+async def test_the_machines_own_name_is_its(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is asked for beside the event loop: the resolver may take seconds."""
+    threads = []
+
+    def names() -> frozenset[str]:
+        threads.append(threading.get_ident())
+        return frozenset({"gpu1.lab.example"})
+
+    monkeypatch.setattr(pages, "own_names", names)
+    async with asking(tmp_path, "127.0.0.1") as client:
+        assert "foreign_page" not in await codes(client, {"host": "gpu1.lab.example:8000"})
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("headers", [{"host": "[::1"}, {"origin": "http://[::1"}])
+async def test_what_is_no_address_is_no_friend(tmp_path: Path, headers: Any) -> None:
+    async with asking(tmp_path, "127.0.0.1") as client:
+        assert await codes(client, headers) == {"foreign_page"}

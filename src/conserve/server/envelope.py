@@ -41,7 +41,7 @@ class EnvelopeRoute(APIRoute):
                 request = Request(request.scope, _bounded(request.receive))
             request_id = request.headers.get(REQUEST_ID, "")[:128] or f"req_{uuid4().hex}"
             try:
-                check_page(request)
+                await check_page(request)
                 response = await handle(request)
             except BatchError as error:
                 response = envelope(error)

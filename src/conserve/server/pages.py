@@ -7,6 +7,7 @@ page's owner may point its name at that machine (DNS rebinding), so that the pag
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Collection, Mapping
 from functools import cache
@@ -32,14 +33,21 @@ class ForeignPageError(BatchError):
     code = "foreign_page"
 
 
-def check_page(request: Request) -> None:
+async def check_page(request: Request) -> None:
     """Programs pass, which name no page. Raises ForeignPageError."""
+    try:
+        await _check(request)
+    except ValueError as error:
+        raise ForeignPageError(f"Host or Origin is no address: {error}.") from error
+
+
+async def _check(request: Request) -> None:
     args = getattr(request.app.state, "args", None)
     allowed = getattr(args, "allowed_origins", ())
     if "*" in allowed:
         return
     if not (args and api_keys(args)) and _came_to_this_machine(request):
-        _check_name(request.headers.get("host", ""), allowed)
+        await _check_name(request.headers.get("host", ""), allowed)
     if is_foreign(request.method, request.headers, allowed):
         page = request.headers.get("origin", "another site")[:100]
         raise ForeignPageError(
@@ -63,18 +71,24 @@ def is_foreign(method: str, headers: Mapping[str, str], allowed: Collection[str]
 
 
 def _came_to_this_machine(request: Request) -> bool:
-    """Whether the connection is from this machine to itself: a browser here, or a proxy."""
-    address, _ = request.scope.get("server") or ("", None)
+    """Whether the connection is from this machine to itself, by whichever of its addresses: a
+    browser here, or a proxy."""
+    (here, _), (there, _) = (request.scope.get(end) or ("", None) for end in ("server", "client"))
     try:
-        return ip_address(address).is_loopback
+        address = ip_address(here)
     except ValueError:
         return False
+    # To a socket for both, IPv4's addresses are IPv6's ::ffff:127.0.0.1.
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or here == there
 
 
-def _check_name(host: str, allowed: Collection[str]) -> None:
+async def _check_name(host: str, allowed: Collection[str]) -> None:
     """Raises ForeignPageError for a name that anybody may have pointed at this machine."""
     name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
     if name in {urlsplit(origin).hostname for origin in allowed} or is_local(name):
+        return
+    if name in await asyncio.to_thread(own_names):  # the resolver may take seconds
         return
     raise ForeignPageError(
         f"{name[:100]!r} is no name of this machine, and without API keys a web page could use it "
@@ -85,7 +99,7 @@ def _check_name(host: str, allowed: Collection[str]) -> None:
 
 def is_local(name: str) -> bool:
     """Whether nobody else can have pointed `name` at this machine."""
-    return "." not in name or name.endswith(LOCAL_NAMES) or name in own_names() or _is_address(name)
+    return "." not in name or name.endswith(LOCAL_NAMES) or _is_address(name)
 
 
 @cache
