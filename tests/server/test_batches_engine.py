@@ -146,6 +146,7 @@ async def test_a_response_counts_if_its_engine_goes_on(
 
 
 ABORT = Reply(200, b'{"choices":[{"finish_reason":"abort"}]}')
+WHOLE = Reply(200, b'{"status":"completed","output":[]}')
 
 
 @pytest.mark.anyio
@@ -162,12 +163,12 @@ async def test_an_engine_that_has_stopped_working_aborts_at_no_lines_cost(
 class Pausing(Answering):
     """The engine is paused and resumed while the request runs."""
 
-    def __init__(self, reply: Reply, engine: Any) -> None:
+    def __init__(self, reply: Reply, engine: Any, mode: str = "abort") -> None:
         super().__init__(reply)
-        self.engine = engine
+        self.engine, self.mode = engine, mode
 
     async def run(self, *_: Any) -> Reply:
-        await self.engine.pause_generation(mode="abort")
+        await self.engine.pause_generation(mode=self.mode)
         return self.reply
 
 
@@ -181,7 +182,7 @@ class Pausable(Stopping):
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("reply", [ABORT, Reply(200, b'{"status":"completed","output":[]}')])
+@pytest.mark.parametrize("reply", [ABORT, WHOLE])
 async def test_a_pause_counts_against_no_line(reply: Reply) -> None:
     """However soon the engine is resumed. A response that was cut short looks complete."""
     engine = Pausable()
@@ -191,6 +192,17 @@ async def test_a_pause_counts_against_no_line(reply: Reply) -> None:
         assert (await executor.run(url, b"", {})).status_code == 503
     assert engine.modes == ["abort"]
     assert "pause_generation" not in vars(engine)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ["keep", "wait"])
+async def test_what_goes_on_over_a_pause_is_an_answer(mode: str) -> None:
+    """Or a loop that pauses again and again would never let a long response end."""
+    engine = Pausable()
+    executor = EngineExecutor(Pausing(WHOLE, engine, mode), engine)  # type: ignore[arg-type]
+    with before_pauses(engine, executor.pauses):
+        assert (await executor.run(batches_engine.RESPONSES, b"", {})).status_code == 200
+    assert engine.modes == [mode]
 
 
 @pytest.mark.anyio
