@@ -37,6 +37,9 @@ def expanded(folder: Path, text: str, *arguments: str) -> list[str]:
     ("entry", "words"),
     [
         ("port: 8000", ["--port", "8000"]),
+        ("port:", ["--port", "None"]),
+        ("checkpoint: 2026-01-02", ["--checkpoint", "2026-01-02"]),
+        ("additional-config: {a: 2026-01-02}", ["--additional-config", '{"a": "2026-01-02"}']),
         ("checkpoint: off", ["--checkpoint", "off"]),
         ("checkpoint: No", ["--checkpoint", "No"]),
         ("checkpoint: 'off'", ["--checkpoint", "off"]),
@@ -101,6 +104,7 @@ def test_what_is_given_beside_it_comes_later_and_wins(tmp_path: Path) -> None:
     [
         ("port: 1", [], ["--port", "1"]),
         ("model: org/m\nport: 1", [], ["org/m", "--port", "1"]),
+        ("model:", [], []),
         ("model: ~/m", [], [str(Path.home() / "m")]),
         ("model: org/m\nport: 1", ["--model", "mine"], ["--port", "1", "--model", "mine"]),
     ],

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def expand(arguments: Sequence[str], actions: Actions) -> list[str]:
     for key, value, spelt in _entries(file):
         if key == "model":
             is_given = model or any(re.match("--model(=|$)", word) for word in rest)
-            model = model if is_given else [str(Path(str(value)).expanduser())]
+            if value is not None and not is_given:
+                model = [str(Path(str(value)).expanduser())]
             continue
         words += _words(file, key, value, spelt, actions)
     return [*model, *words, *rest]
@@ -68,7 +70,9 @@ def _entries(file: str) -> Iterator[tuple[str, Any, Any]]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BadInputError(f"{FLAG}: {file} must hold flags without their dashes, `port: 8000`.")
     spelt = {key.value: value.value for key, value in node.value}
-    yield from ((key, value, spelt.get(key)) for key, value in values.items())
+    for key, value in values.items():
+        is_date = isinstance(value, date)  # to YAML; to us, the name of a revision
+        yield key, spelt.get(key) if is_date else value, spelt.get(key)
 
 
 def _words(file: str, key: str, value: Any, spelt: Any, actions: Actions) -> list[str]:
@@ -103,4 +107,6 @@ def _switch(file: str, key: str, value: Any, actions: Actions) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if value is None:
+        return "None"  # which vLLM takes for what it leaves unset
+    return value if isinstance(value, str) else json.dumps(value, default=str)
