@@ -51,6 +51,15 @@ def test_a_file_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
+def test_two_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two containers that share a folder, too, where both processes have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with written(tmp_path / "a") as first, written(tmp_path / "b") as second:
+        first.write(b"a")
+        second.write(b"b")
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"a", b"b"]
+
+
 def test_what_breaks_off_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "out.jsonl"
     file.write_bytes(b"old")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 import typer
 from rich.console import Console
@@ -100,7 +101,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     if place.exists() and not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    part = place.with_name(f".conserve-{os.getpid()}.part")
+    part = place.with_name(f".conserve-{uuid4().hex}.part")
     try:
         with part.open("xb") as target:
             yield target
