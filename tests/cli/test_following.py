@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 import typer
 
+from conserve.cli.batch import _made
 from conserve.cli.following import Looks, follow
 from conserve.cli.remote import Server
 
@@ -42,9 +44,9 @@ class Script:
             raise answer
         return answer
 
-    def followed(self, patience_s: float = 600.0) -> Any:
+    def followed(self, patience_s: float = 600.0, heard_s: float | None = None) -> Any:
         with httpx.Client(transport=httpx.MockTransport(self), base_url="http://s/v1/") as client:
-            return follow(Looks(Server(client), ID, patience_s), every_s=0.0)
+            return follow(Looks(Server(client), ID, patience_s, heard_s), every_s=0.0)
 
 
 def test_a_server_that_comes_back_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +74,31 @@ def test_one_that_has_never_answered_is_not_waited_for(
     with pytest.raises(typer.Exit):
         Script(answer, state("completed")).followed()
     assert "gave up" not in capsys.readouterr().err
+
+
+def test_one_that_has_just_made_the_batch_is_waited_for() -> None:
+    script = Script(GONE, state("completed"))
+    assert script.followed(heard_s=time.monotonic())["status"] == "completed"
+
+
+@pytest.mark.parametrize(("status_code", "kept"), [(400, False), (429, False), (502, True)])
+def test_the_file_of_a_batch_that_is_certainly_refused_goes(
+    status_code: int, kept: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deleted = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            deleted.append(request.url.path)
+        return failed(status_code)
+
+    with (
+        httpx.Client(transport=httpx.MockTransport(answer), base_url="http://s/v1/") as client,
+        pytest.raises(typer.Exit),
+    ):
+        _made(Server(client), {"input_file_id": "file-a"})
+    assert deleted == ([] if kept else ["/v1/files/file-a"])
+    assert ("whether it began" in capsys.readouterr().err) == kept
 
 
 @pytest.mark.parametrize("status_code", [400, 401, 403, 404])

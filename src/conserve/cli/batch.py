@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +99,8 @@ def submit(
         sent = {name: value for name, value in wishes.items() if value is not None}
         batch = _made(one, {"input_file_id": made["id"], **sent})
         if wait:
-            end(follow(Looks(one, batch["id"], patience_s), every_s), as_json)
+            looks = Looks(one, batch["id"], patience_s, heard_s=time.monotonic())
+            end(follow(looks, every_s), as_json)
         else:
             show_batch(batch, as_json)
 
@@ -109,7 +111,10 @@ def _made(one: Server, body: dict[str, Any]) -> Any:
     try:
         return one.ask("POST", "batches", json=body)
     except AwayError as error:
-        raise fail(f"{error}; see `conserve batch list` for whether it began") from None
+        if not error.is_refusal:
+            raise fail(f"{error}; see `conserve batch list` for whether it began") from None
+        one.discard(body["input_file_id"])
+        raise fail(str(error)) from None
     except typer.Exit:
         one.discard(body["input_file_id"])
         raise

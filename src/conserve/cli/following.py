@@ -24,12 +24,13 @@ PatienceOption = Annotated[
 
 @dataclass
 class Looks:
-    """Looks at one batch. A server that has answered once may be away for `patience_s`."""
+    """Looks at one batch. A server that has answered once, `heard_s` by the monotonic clock, may be
+    away for `patience_s`."""
 
     server: Server
     batch_id: str
     patience_s: float
-    _heard_s: float | None = None
+    heard_s: float | None = None
     _away: bool = field(default=False)
 
     def look(self) -> Any | None:
@@ -42,13 +43,13 @@ class Looks:
             return None
         if self._away:
             note("the server is back")
-        self._heard_s, self._away = time.monotonic(), False
+        self.heard_s, self._away = time.monotonic(), False
         return batch
 
     def _bear(self, error: AwayError) -> None:
-        if self._heard_s is None:
+        if self.heard_s is None:
             raise fail(str(error)) from None
-        if time.monotonic() - self._heard_s >= self.patience_s:
+        if time.monotonic() - self.heard_s >= self.patience_s:
             raise fail(f"{error}; gave up after {self.patience_s:g} s") from None
         if not self._away:
             note(f"{error}; waiting for the server")

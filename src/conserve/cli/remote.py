@@ -16,8 +16,9 @@ from conserve.cli.failures import fail
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHUNK_BYTES = 65_536
+TOO_MANY = 429
 # Request timeout, too early, too many requests.
-NOT_NOW = (408, 425, 429)
+NOT_NOW = (408, 425, TOO_MANY)
 
 UrlOption = Annotated[
     str, typer.Option(envvar="CONSERVE_URL", help="The server, with or without /v1.")
@@ -26,7 +27,12 @@ KeyOption = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Its API k
 
 
 class AwayError(Exception):
-    """The server is not reached, or it or a proxy before it says that it cannot answer now."""
+    """The server is not reached, or it or a proxy before it says that it cannot answer now.
+    `is_refusal` where it has certainly not done what it was asked."""
+
+    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
+        super().__init__(message)
+        self.is_refusal = is_refusal
 
 
 @dataclass
@@ -51,7 +57,8 @@ class Server:
         except httpx.HTTPError as error:
             raise AwayError(f"{self.client.base_url} does not answer: {error}") from None
         if response.is_server_error or response.status_code in NOT_NOW:
-            raise AwayError(words_of(response))
+            is_refusal = response.status_code == TOO_MANY
+            raise AwayError(words_of(response), is_refusal=is_refusal)
         if response.is_error:
             raise refused(response)
         try:
