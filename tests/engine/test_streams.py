@@ -391,6 +391,58 @@ def test_a_load_that_is_dropped_while_it_is_looked_at_is_over() -> None:
     assert world.block(40) == {40}
 
 
+class Turns:
+    """In place of the lock for those that pump; says when somebody waits for it."""
+
+    def __init__(self, *, careless: bool) -> None:
+        self.wanted = threading.Event()
+        self._lock, self._careless = threading.Lock(), careless
+
+    def __enter__(self) -> None:
+        if not self._careless and not self._lock.acquire(blocking=False):
+            self.wanted.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        if not self._careless:
+            self._lock.release()
+
+
+def block_when_settled(*, careless: bool) -> set[int]:
+    """What is in a block whose load the thread looks at, when the device is said to be idle."""
+    world = World(checksums=True)
+    world.copies._pumping = turns = Turns(careless=careless)  # type: ignore[assignment]
+    world.copies.begin_step(Orders(jobs=[store(1, range(10, 12))]))
+    world.finish()
+    world.copies.begin_step(Orders(jobs=[load(2, range(2), 40)]))
+    found: list[set[int]] = []
+    look = Looked(world)
+    thread = threading.Thread(target=world.pump)
+    thread.start()
+    assert look.begun.wait(LONG_S)
+
+    def settle() -> None:
+        world.copies.settle()
+        found.append(world.block(40))
+        turns.wanted.set()
+
+    main = threading.Thread(target=settle, daemon=True)
+    main.start()
+    assert turns.wanted.wait(LONG_S)
+    look.set()
+    for one in (thread, main):
+        one.join(LONG_S)
+    return found[0]
+
+
+def test_the_device_is_not_idle_while_the_thread_looks_at_a_load() -> None:
+    assert block_when_settled(careless=False) == {10}
+
+
+def test_a_device_that_is_called_idle_too_early_is_caught() -> None:
+    assert block_when_settled(careless=True) == {40}
+
+
 def test_slots_move_before_they_are_filled_again() -> None:
     world = World()
     world.copies.begin_step(Orders(jobs=[store(1, range(10, 12))]))

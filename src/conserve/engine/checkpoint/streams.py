@@ -52,8 +52,8 @@ class _Flight(NamedTuple):
 class StreamCopies:
     """Queues copies on the streams, as many as there are staging buffers, and sees them end.
 
-    `begin_step` and `report` are called by the worker's main thread, `pump` and `wait_for_room`
-    by one thread that keeps the streams busy between steps.
+    `begin_step`, `report` and `settle` are called by the worker's main thread, `pump` and
+    `wait_for_room` by one thread that keeps the streams busy between steps.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class StreamCopies:
         """To the host and done, but for the checksums of their slots."""
         self._waits: deque[tuple[Event, Event]] = deque()
         self._lock = threading.RLock()
+        self._pumping = threading.Lock()
+        """Held by whoever has taken work from the queue that is not on the streams yet."""
 
     def measure(self) -> float:
         """Bytes a second from a staging buffer to slots. They hold nothing yet."""
@@ -125,7 +127,7 @@ class StreamCopies:
         while self.queue.has_work():
             if not self.pump():
                 self.wait_for_room()
-        with self._lock:
+        with self._pumping, self._lock:
             self._gathers.synchronize()
             self._copies.synchronize()
             self._retire()
@@ -148,21 +150,22 @@ class StreamCopies:
     def pump(self) -> bool:
         """Queue what fills a buffer, or do a step's moves. False where there is nothing to do, or
         no staging buffer is free."""
-        self._seal()
-        with self._lock:
-            self._retire()
-            if not self._staging.has_room:
-                return False
-            work = self.queue.next_batch(self._staging.num_blocks)
-            if isinstance(work, Moves) or not self._is_looked_at(work):
-                self._carry_out(work, self._gathers, self._staging.take)
-                return any(work)
-        # Which takes long, and the main thread waits for the lock.
-        found = [(piece, self._look(piece)) for piece in work.pieces]
-        with self._lock:
-            for piece, at in found:
-                self._load_found(piece, at)
-        return True
+        with self._pumping:
+            self._seal()
+            with self._lock:
+                self._retire()
+                if not self._staging.has_room:
+                    return False
+                work = self.queue.next_batch(self._staging.num_blocks)
+                if isinstance(work, Moves) or not self._is_looked_at(work):
+                    self._carry_out(work, self._gathers, self._staging.take)
+                    return any(work)
+            # Which takes long, and the main thread waits for the lock.
+            found = [(piece, self._look(piece)) for piece in work.pieces]
+            with self._lock:
+                for piece, at in found:
+                    self._load_found(piece, at)
+            return True
 
     def wait_for_room(self) -> None:
         """Until a staging buffer is free."""
