@@ -12,10 +12,11 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from conserve.batch.errors import BatchSettingsError
+from conserve.batch.contents import Staging
+from conserve.batch.errors import BatchSettingsError, InvalidRequestError
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from conserve.server.batches.upload import FORM_BYTES
+from conserve.server.batches.upload import FORM_BYTES, _Form
 from conserve.server.envelope import MAX_BODY_BYTES
 from tests.batch.batch_fakes import PATIENCE_S, FakeClock, Running, eventually, running
 from tests.batch.builders import CHAT, batch_body, numbered
@@ -192,6 +193,19 @@ async def test_an_endless_body_ends_at_a_bound(
         assert response.json()["error"]["message"]
         assert num_bytes <= max(5000 + FORM_BYTES, MAX_BODY_BYTES) + len(more)
         nothing_left(settings)
+
+
+async def test_headers_of_a_part_are_counted_whatever_the_parser_does(tmp_path: Path) -> None:
+    """Older ones have no bound."""
+    form = _Form(Staging(tmp_path / "staged"), max_file_bytes=1 << 30)
+    form.on_part_begin()
+    for number in range(FORM_BYTES // 8):
+        name = b"%7d" % number
+        form.on_header_field(name, 0, 7)
+        form.on_header_value(b"y", 0, 1)
+        form.on_header_end()
+    with pytest.raises(InvalidRequestError, match="header of a part"):
+        form.on_header_field(b"x", 0, 1)
 
 
 async def test_a_body_cut_off_leaves_nothing(settings: BatchSettings) -> None:

@@ -61,16 +61,18 @@ class _Form:
         self.complete = False
         self._staging = staging
         self._max_file_bytes = max_file_bytes
-        self._field_bytes = 0
+        self._form_bytes = 0
         self._part = _Part()
 
     def on_part_begin(self) -> None:
         self._part = _Part()
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._part.header_name += data[start:end]
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._part.header_value += data[start:end]
 
     def on_header_end(self) -> None:
@@ -108,12 +110,16 @@ class _Form:
         if self._part.name == "file":
             self._write(data[start:end])
             return
-        self._field_bytes += end - start
-        if self._field_bytes > FORM_BYTES:
-            name = self._part.name
-            message = f"{name}: the field is too long."
-            raise InvalidRequestError(message, code="invalid_value", param=name)
+        self._count(end - start)
         self._part.value += data[start:end]
+
+    def _count(self, num_bytes: int) -> None:
+        """What stays in memory: the headers and fields of all parts."""
+        self._form_bytes += num_bytes
+        if self._form_bytes > FORM_BYTES:
+            name = self._part.name
+            message = f"{name or 'The header of a part'}: the field is too long."
+            raise InvalidRequestError(message, code="invalid_value", param=name or None)
 
     def _write(self, data: bytes) -> None:
         if self.num_bytes == 0 and (reason := why_not_utf8(data)):
