@@ -163,6 +163,24 @@ async def test_a_folder_that_is_missing_costs_no_result(tmp_path: Path, clock: F
         assert (batch.status, batch.completed) == (Status.COMPLETED, 3)
 
 
+async def test_in_a_folder_that_is_missing_no_file_is_gone(stores: Stores, tmp_path: Path) -> None:
+    file_id = (await stored_file(stores, numbered(1))).id
+    contents = stores.contents
+    (tmp_path / "files").rename(tmp_path / "away")
+    with pytest.raises(StoreUnavailableError):
+        await contents.ranges(file_id, [(0, 1)])
+    with pytest.raises(StoreUnavailableError):
+        await anext(contents.chunks(file_id))
+    with pytest.raises(StoreUnavailableError):
+        await contents.delete(file_id)
+    (tmp_path / "away").rename(tmp_path / "files")
+    assert len(await contents.ranges(file_id, [(0, 1)])) == 1
+    await contents.delete(file_id)
+    await contents.delete(file_id)  # is gone already
+    with pytest.raises(FileNotFoundError):
+        await contents.ranges(file_id, [(0, 1)])
+
+
 async def test_a_job_that_ends_its_process_ends_its_batch(tmp_path: Path, clock: FakeClock) -> None:
     settings = BatchSettings(data_dir=tmp_path, tenant_by_key=False, max_losses=2)
     async with running(settings, clock=clock) as run:

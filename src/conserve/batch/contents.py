@@ -99,11 +99,8 @@ class FileContents:
         await asyncio.to_thread(self._delete, blob_id)
 
     def _delete(self, blob_id: str) -> None:
-        with self._errors():
-            try:
-                self._fs.rm_file(self._path(blob_id))
-            except FileNotFoundError:
-                return
+        with suppress(FileNotFoundError), self._errors():
+            self._fs.rm_file(self._path(blob_id))
 
     async def chunks(self, blob_id: str, span: range | None = None) -> AsyncGenerator[bytes]:
         """The blob, or the bytes of it whose places are in `span`, in pieces of CHUNK_BYTES."""
@@ -147,6 +144,10 @@ class FileContents:
         with storage_errors():
             try:
                 yield
+            except FileNotFoundError as error:
+                if self._is_local and not Path(self._root).is_dir():
+                    raise StoreUnavailableError(AWAY) from error
+                raise
             except OSError:
                 raise
             except Exception as error:
