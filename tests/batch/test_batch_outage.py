@@ -219,3 +219,18 @@ async def test_a_migration_takes_the_time_it_takes(
         async with database.write() as connection:
             await connection.execute(wait)
     await database.close()
+
+
+async def test_a_migration_waits_for_no_lock_for_ever(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_S", 1)
+    holder, database = Database(postgres_url), Database(postgres_url)
+    lock = text(f"SELECT pg_advisory_xact_lock({database_module.MIGRATION_LOCK})")
+    async with holder.write() as connection:
+        await connection.execute(lock)
+        with pytest.raises(StoreUnavailableError):
+            await database.migrate()
+    await database.migrate()
+    for each in (holder, database):
+        await each.close()

@@ -26,6 +26,9 @@ from conserve.batch.private import make_file
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 60.0
+# A statement of a migration may read millions of rows; what is cut off would begin anew for ever.
+MIGRATION_TIMEOUT_S = 3600.0
+LOCK_TIMEOUT_S = 60
 # Any constant serves: it only has to be the same in every server that migrates.
 MIGRATION_LOCK = 0x636F6E73
 CALLERS_FAULT = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError)
@@ -74,8 +77,7 @@ class Database:
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     async def migrate(self) -> None:
-        """Bring the tables up to date, however long it takes; safe when many servers do it at
-        once."""
+        """Bring the tables up to date; safe when many servers do it at once."""
         if not self.is_sqlite:
             await self._migrate_postgres()
             return
@@ -85,10 +87,10 @@ class Database:
             await connection.run_sync(_upgrade)
 
     async def _migrate_postgres(self) -> None:
-        # What would be cut off would be begun anew for ever: a table may have millions of rows.
-        engine = _postgres_engine(self._url, statement_timeout_s=None)
+        engine = _postgres_engine(self._url, MIGRATION_TIMEOUT_S)
         try:
             async with _named_errors(), engine.begin() as connection:
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
                 await connection.run_sync(_upgrade)
         finally:
@@ -140,7 +142,7 @@ def _turn_to_wal(file: str) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
-def _postgres_engine(url: str, statement_timeout_s: float | None) -> AsyncEngine:
+def _postgres_engine(url: str, statement_timeout_s: float) -> AsyncEngine:
     return create_async_engine(
         url,
         pool_pre_ping=True,
