@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from conserve.batch.file_store import FileStore
 from conserve.batch.first_line import first_model
 from conserve.batch.settings import BatchSettings
 from tests.batch.batch_fakes import FakeModel, eventually, running
@@ -57,6 +60,22 @@ async def test_a_batch_waits_for_a_server_of_its_model(
     async with running(settings) as run:
         batch = await run.until(batch.id, "completed")
         assert batch.request_counts.completed == 5
+    assert waits(caplog) == [f"{batch.id} waits for a server of 'fake'"]
+
+
+async def test_a_storage_that_hangs_keeps_no_warning(
+    settings: BatchSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: Any) -> int:
+        return int(await asyncio.Event().wait())
+
+    async with running(settings) as run:
+        run.model.open.clear()
+        batch = await run.submit(numbered(1))
+        await eventually(lambda: run.model.running == 1)
+    monkeypatch.setattr(FileStore, "collect", hang)
+    async with running(settings, FakeModel(name="other")):
+        await eventually(lambda: bool(waits(caplog)))
     assert waits(caplog) == [f"{batch.id} waits for a server of 'fake'"]
 
 

@@ -104,6 +104,7 @@ class Worker:
                 self._repeat(poll_s, self._jobs, worker_id, self._job_wake),
                 self._repeat(poll_s, self._tidy, worker_id),
                 self._repeat(COLLECT_EVERY_S, self._collect, worker_id),
+                self._repeat(COLLECT_EVERY_S, self._warn, worker_id),
             )
             helpers = [group.create_task(loop) for loop in loops]
             await self._make_dispatcher(worker_id).run(self._stopping, self._feed_wake)
@@ -164,9 +165,12 @@ class Worker:
         while await self._stores.ended.clear_lines():
             pass
 
-    async def _collect(self, worker_id: str) -> None:
+    async def _collect(self, _worker_id: str) -> None:
+        """Clear files away, for as long as their storage takes."""
         await self._stores.files.collect()
         await self._stores.contents.clear_leavings()
+
+    async def _warn(self, worker_id: str) -> None:
         await self._warn_of_misses()
         await self._warn_of_strangers(worker_id)
 
