@@ -1,4 +1,4 @@
-"""Requests that wait for KV from elsewhere."""
+"""Requests that wait with their blocks: for KV from elsewhere, or for more input."""
 
 from __future__ import annotations
 
@@ -70,3 +70,28 @@ def test_a_request_whose_kv_was_loaded_is_served(make_engine: MakeEngine, online
     assert engine.outputs["remote"] == expected_output(PROMPT, 3)
     assert engine.outputs["other"] == expected_output([1, 2, 3], 2)
     assert len(scheduler.kv_holding_waiting) == 0
+
+
+@pytest.mark.parametrize("online", [True, False], ids=["online", "offline"])
+def test_a_session_goes_on_when_it_is_told_more(make_engine: MakeEngine, online: bool) -> None:
+    """It has arrived anew then, while it is queued."""
+    engine = make_engine()
+
+    def tell(tokens: list[int], num_output: int, *, more: bool = True) -> None:
+        now_s = engine.scheduler.clock.now_s
+        request = make_request("talk", tokens, num_output, online=online, arrival_s=now_s)
+        request.resumable = more
+        engine.scheduler.add_request(request)
+        for _ in range(20):
+            engine.step()
+
+    engine.outputs["talk"] = []
+    tell(list(PROMPT), 3)
+    assert len(engine.scheduler.kv_holding_waiting) == 1, "it waits for more input"
+    first = expected_output(PROMPT, 3)
+    tell([21, 22], 2)
+    # The last token of an answer is no part of what follows.
+    second = expected_output([*PROMPT, *first[:-1], 21, 22], 2)
+    tell([], 1, more=False)
+    assert engine.outputs["talk"] == first + second
+    assert not engine.scheduler.requests

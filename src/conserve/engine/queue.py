@@ -19,7 +19,7 @@ def is_online(request: Any) -> bool:
     return bool(request.priority <= 0)
 
 
-def _order(request: Any) -> tuple[int, float, str]:
+def _place(request: Any) -> tuple[int, float, str]:
     return (request.priority, request.arrival_time, request.request_id)
 
 
@@ -32,8 +32,12 @@ class ClassQueue(RequestQueue):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        self.online: Any = SortedKeyList(key=_order)
-        self.offline: Any = SortedKeyList(key=_order)
+        self._places: dict[object, tuple[int, float, str]] = {}
+        """Of those in it. What a request's place comes from may change meanwhile: a session with
+        more input has arrived anew."""
+        place_of = self._places.__getitem__
+        self.online: Any = SortedKeyList(key=place_of)
+        self.offline: Any = SortedKeyList(key=place_of)
 
     def _list(self, request: Request) -> Any:
         return self.online if is_online(request) else self.offline
@@ -42,6 +46,7 @@ class ClassQueue(RequestQueue):  # type: ignore[misc]
         return list(islice(self.offline, count))
 
     def add_request(self, request: Request) -> None:
+        self._places[request] = _place(request)
         self._list(request).add(request)
 
     def peek_request(self) -> Request:
@@ -50,7 +55,9 @@ class ClassQueue(RequestQueue):  # type: ignore[misc]
 
     def pop_request(self) -> Request:
         """Remove and return the first request; raises IndexError on an empty queue."""
-        return self.online.pop(0) if self.online else self.offline.pop(0)
+        request = (self.online or self.offline).pop(0)
+        del self._places[request]
+        return request
 
     def prepend_request(self, request: Request) -> None:
         self.add_request(request)
@@ -61,15 +68,19 @@ class ClassQueue(RequestQueue):  # type: ignore[misc]
 
     def remove_request(self, request: Request) -> None:
         """Raises ValueError if it is not queued."""
+        if request not in self:
+            raise ValueError(f"{request.request_id} is not in list")
         self._list(request).remove(request)
+        del self._places[request]
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         """Those that are not queued are passed over, as in vLLM's own queues."""
         for request in requests:
-            self._list(request).discard(request)
+            if request in self:
+                self.remove_request(request)
 
     def __contains__(self, request: object) -> bool:
-        return request in self._list(request)
+        return request in self._places
 
     def __bool__(self) -> bool:
         return bool(self.online) or bool(self.offline)
