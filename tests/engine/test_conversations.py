@@ -4,15 +4,21 @@ device, which checks every block that is copied (P2), read (P3), and every outpu
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
+from conserve.core.snapshot import RequestView
+from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
-from conserve.engine.checkpoint.orders import Ended
-from conserve.engine.checkpoint.pool import HostPool
+from conserve.engine.checkpoint.conversations import Conversations
+from conserve.engine.checkpoint.host_view import HostView
+from conserve.engine.checkpoint.orders import Ended, Report
+from conserve.engine.checkpoint.pool import HostPool, Worth
 from conserve.engine.door import RequestStatus
 from conserve.engine.steps import GENERIC_MODEL
 from tests.engine.copies import ForeignCopyError
@@ -229,6 +235,35 @@ def test_a_name_used_again_is_another_request(make_engine: MakeEngine) -> None:
     engine.finished.clear()
     talk.ask("first", [9 + i for i in range(52)], 3)
     talk.end()
+
+
+class Counted(list[str]):
+    """Hashes; how often somebody goes through all of them."""
+
+    num_walks = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.num_walks += 1
+        return super().__iter__()
+
+
+def test_what_was_said_is_not_looked_through_in_each_step() -> None:
+    hashes = Counted("abcdefgh")
+    host = Checkpointer(
+        HostPool(0, 4), Bandwidth(16.0), num_ranks=1, conversations=Conversations(4)
+    )
+    host.take(Report(pools=[16], bytes_per_s=1e6))
+    host.pool.grow("left", 32, hashes, Worth(1.0), online=True)
+    host.pool.written("left", 32, hashes)
+    view, requests = RequestView("on", True, 0.0, 40), {"on": SimpleNamespace(block_hashes=hashes)}
+    for num_blocks, found in ((0, 32), (8, 32), (9, 32)):
+        view.num_blocks, hashes.num_walks = num_blocks, 0
+        HostView(host).describe_online([view], requests)
+        assert view.num_checkpointed_tokens == view.num_copying_tokens == found
+        assert hashes.num_walks == (not num_blocks)
+    host.pool.drop("left")
+    HostView(host).describe_online([view], requests)
+    assert view.num_checkpointed_tokens == 0
 
 
 # Negative controls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from conserve.core.checkpointing import least_tail
@@ -44,11 +44,21 @@ class HostView:
             return
         for view in views:
             if view.online and view.can_restore:
-                name = view.request_id
-                own = host.pool.num_covered_tokens(name)
-                found = own or host.pool.num_shared_tokens(requests[name].block_hashes)
+                found = self._num_found_tokens(view, requests[view.request_id].block_hashes)
                 view.num_checkpointed_tokens = found
-                view.num_copying_tokens = max(found, host.num_coming_tokens(name))
+                view.num_copying_tokens = max(found, host.num_coming_tokens(view.request_id))
+
+    def _num_found_tokens(self, view: RequestView, block_hashes: Sequence[Hashable]) -> int:
+        """All that was said is looked through while the request waits. Of one with blocks that was
+        done, in each step: only whether the last that was found is there still."""
+        pool = self._host.pool
+        if own := pool.num_covered_tokens(view.request_id):
+            return own
+        if not view.num_blocks:
+            return pool.num_shared_tokens(block_hashes)
+        end = view.num_checkpointed_tokens // pool.block_size
+        last = block_hashes[max(end - 1, 0) : end]
+        return end * pool.num_shared_tokens(last)
 
     def num_loading(self, requests: Iterable[Any]) -> int:
         """How many of them wait for a restore under way."""
