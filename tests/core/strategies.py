@@ -104,13 +104,19 @@ def waiting_requests(
 
 
 @st.composite
-def sharings(draw: DrawFn, running: list[RequestView]) -> Sharing:
-    """Some leading blocks of some offline requests, of which some are shared among them alone."""
+def sharings(
+    draw: DrawFn, running: list[RequestView], waiting_online: list[RequestView]
+) -> Sharing:
+    """Some leading blocks of some offline requests, of which some are shared among them alone; and
+    some that arrivals borrow last."""
     offline = [view for view in running if not view.online and view.num_blocks]
     sharers = [view for view in offline if draw(st.booleans())]
     shared = {view.request_id: draw(st.integers(1, view.num_blocks)) for view in sharers}
     # Each of those blocks is held twice or more.
-    return Sharing(shared, draw(st.integers(0, sum(shared.values()) // 2)))
+    among = draw(st.integers(0, sum(shared.values()) // 2))
+    borrowed = {view.request_id: view.num_borrowed_blocks for view in waiting_online}
+    lasting = {name: draw(st.just(0) | st.integers(0, most)) for name, most in borrowed.items()}
+    return Sharing(shared, among, lasting)
 
 
 @st.composite
@@ -124,13 +130,14 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
     running = [
         draw(running_requests(f"run-{i}", block_size, width, online)) for i in range(draw(lengths))
     ]
+    waiting_online = [
+        draw(waiting_requests(f"on-{i}", True, block_size)) for i in range(num_waiting_online)
+    ]
     return Snapshot(
         now_s=NOW_S,
         running=running,
-        sharing=draw(st.just(Sharing()) | sharings(running)),
-        waiting_online=[
-            draw(waiting_requests(f"on-{i}", True, block_size)) for i in range(num_waiting_online)
-        ],
+        sharing=draw(st.just(Sharing()) | sharings(running, waiting_online)),
+        waiting_online=waiting_online,
         waiting_offline=[
             draw(waiting_requests(f"off-{i}", False, block_size)) for i in range(draw(lengths))
         ],

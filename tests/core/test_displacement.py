@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conserve.core.blocks import blocks_for
 from conserve.core.displacement import choose_victims
-from conserve.core.sharing import arrivals_lack_room, note_sharing
-from conserve.core.snapshot import RequestView, Sharing
+from conserve.core.latency import LatencyModel
+from conserve.core.policy import decide
+from conserve.core.sharing import arrivals_lack_room, note_sharing, num_lasting
+from conserve.core.snapshot import RequestView, Sharing, Snapshot
 from tests.core import strategies
 
 
@@ -173,9 +176,37 @@ def test_what_only_they_share_is_freed_when_all_of_them_go() -> None:
 def test_sharing_is_what_leading_blocks_have_in_common() -> None:
     """Blocks 1 and 2 are held by both of these, 1 by somebody else, too; 7 by somebody else."""
     sharing = note_sharing(
-        [("a", [(1, 3), (2, 2), (3, 1), (7, 2)]), ("b", [(1, 3), (2, 2)]), ("c", [(9, 1)])]
+        [("a", [(1, 3), (2, 2), (3, 1), (7, 2)]), ("b", [(1, 3), (2, 2)]), ("c", [(9, 1)])],
+        {"on": 4},
     )
-    assert sharing == Sharing({"a": 2, "b": 2}, num_among_offline=1)
+    assert sharing == Sharing({"a": 2, "b": 2}, num_among_offline=1, num_lasting={"on": 4})
+
+
+def test_what_one_request_holds_of_those_blocks_lasts() -> None:
+    assert num_lasting([1, 2, 3], [[1, 2, 9], [4], [1, 2, 3, 5], []]) == 3
+    assert num_lasting([1, 2, 3], [[2, 3]]) == 0
+    assert num_lasting([1, 2, 3], []) == 0
+
+
+@pytest.mark.parametrize(("shared", "displaced"), [(60, ["off2"]), (0, [])])
+def test_what_a_running_chat_shares_with_an_arrival_needs_no_room(
+    shared: int, displaced: list[str]
+) -> None:
+    """It lacks 9 blocks of 69; three documents hold 10 each. Where one of those may be the only one
+    to hold what it borrows, all of them are not enough."""
+    running = [
+        RequestView("on", True, 0.0, 961, 960, num_blocks=61, last_token_s=9.9),
+        *(
+            RequestView(f"off{i}", False, i, 161, 160, num_blocks=10, last_token_s=9.9)
+            for i in range(3)
+        ),
+    ]
+    arrival = RequestView("new", True, 10.0, 1100, 960, num_borrowed_blocks=60)
+    sharing = Sharing(num_lasting={"new": shared})
+    snapshot = Snapshot(10.0, running, [arrival], [], 3, 9, 16, 2048, sharing=sharing)
+    plan = decide(snapshot, LatencyModel(0.005, 1e-4))
+    assert plan.displace == displaced
+    assert ("new" in plan.grants) == bool(displaced)
 
 
 def test_an_arrival_lacks_room_where_blocks_or_slots_end() -> None:

@@ -118,3 +118,23 @@ def test_documents_that_share_their_beginning_fit_beside_each_other(
         engine.step()
         most = max(most, len(engine.scheduler.running))
     assert most == 8
+
+
+def test_documents_yield_to_a_chat_that_begins_like_one_that_runs(make_engine: MakeEngine) -> None:
+    """Together they hold less than all that it has, and more than what it lacks."""
+    engine, chance = make_engine(60), random.Random(2)
+    head = prompt_of(chance, 136)
+    engine.add(make_request("first", [*head, 1], 80, online=True, arrival_s=0.0))
+    for i in range(3):
+        document = prompt_of(chance, 40)
+        engine.add(make_request(f"doc{i}", document, 60, online=False, arrival_s=float(i)))
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    while pool.get_num_free_blocks() > 4:
+        engine.step()
+    now_s = engine.scheduler.clock.now_s
+    chat = [*head, *prompt_of(chance, 32)]
+    engine.add(make_request("second", chat, 2, online=True, arrival_s=now_s))
+    engine.step()
+    assert {"first", "second"} <= {r.request_id for r in engine.scheduler.running}
+    engine.run()
+    assert engine.outputs["second"] == expected_output(chat, 2)

@@ -30,7 +30,7 @@ def _check_needless(case: Case, victims: list[RequestView], held: list[RequestVi
     blocks -= case.promised(v for v in snapshot.running if v.online)
     slots = snapshot.num_free_slots + len(victims)
     for view in snapshot.waiting_online:
-        need = case.lacking(view) + view.num_borrowed_blocks
+        need = case.lacking(view) + snapshot.sharing.at_risk(view)
         if need > blocks or slots < 1:
             break
         blocks, slots = blocks - need, slots - 1

@@ -131,10 +131,10 @@ class Policy:
         if len(needs) <= step.slots_left and sum(needs) <= step.blocks_left - promised:
             return
         # Those who yield may be the only ones to hold what an arrival would share.
-        needs = [need + r.num_borrowed_blocks for need, r in zip(needs, waiting, strict=True)]
+        sharing = self.snapshot.sharing
+        needs = [need + sharing.at_risk(r) for need, r in zip(needs, waiting, strict=True)]
         held = sum(r.num_blocks for r in step.staying(self.held))
         room = step.blocks_left + held - promised
-        sharing = self.snapshot.sharing
         freeable = room + sum(map(sharing.freed_by, candidates)) + sharing.num_among_offline
         served = num_servable(needs[: step.slots_left + len(candidates)], freeable)
         if not served:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
 from conserve.core.blocks import lacking_blocks
@@ -26,9 +26,20 @@ def arrivals_lack_room(
     return False
 
 
-def note_sharing(tables: Iterable[tuple[str, Table]]) -> Sharing:
-    """Of requests that may be displaced. Requests share leading blocks: those of a prefix that the
-    later ones found. Costs what is shared."""
+def num_lasting(found: Iterable[int], tables: Iterable[Iterable[int]]) -> int:
+    """Leading ones of the blocks `found` that one of those tables has: they stay with it."""
+    found = list(found)
+    return max((_num_common(found, table) for table in tables), default=0)
+
+
+def _num_common(found: Iterable[int], table: Iterable[int]) -> int:
+    pairs = zip(found, table)  # noqa: B905
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def note_sharing(tables: Iterable[tuple[str, Table]], lasting: Mapping[str, int]) -> Sharing:
+    """Of requests that may be displaced; `lasting` is `Sharing.num_lasting`. Requests share leading
+    blocks: those of a prefix that the later ones found. Costs what is shared."""
     shared: dict[str, int] = {}
     times: Counter[int] = Counter()
     holders: dict[int, int] = {}
@@ -39,4 +50,4 @@ def note_sharing(tables: Iterable[tuple[str, Table]]) -> Sharing:
             holders.update(leading)
             times.update(block_id for block_id, _ in leading)
     among = sum(times[block_id] == number for block_id, number in holders.items())
-    return Sharing(shared, among)
+    return Sharing(shared, among, lasting)

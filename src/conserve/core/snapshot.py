@@ -68,9 +68,16 @@ class Sharing:
     """request_id -> blocks that its displacement alone does not free; those without are absent."""
     num_among_offline: int = 0
     """Different ones of them that are free once all running offline requests are displaced."""
+    num_lasting: Mapping[str, int] = field(default_factory=dict)
+    """Waiting online request_id -> of the blocks that it borrows, those that a running online
+    request holds: they stay, whoever yields."""
 
     def freed_by(self, request: RequestView) -> int:
         return request.num_blocks - self.num_shared.get(request.request_id, 0)
+
+    def at_risk(self, request: RequestView) -> int:
+        """Blocks that a waiting online request borrows from those alone who may yield to it."""
+        return request.num_borrowed_blocks - self.num_lasting.get(request.request_id, 0)
 
 
 @dataclass(frozen=True, slots=True)

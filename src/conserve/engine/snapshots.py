@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from conserve.core.learning import Experience
-from conserve.core.sharing import arrivals_lack_room, note_sharing
+from conserve.core.sharing import arrivals_lack_room, note_sharing, num_lasting
 from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
 from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.pausing import admits_new
@@ -126,5 +126,18 @@ class Snapshots:
         offline = [r.request_id for r in scheduler.running if not is_online(r)]
         tables = managers[0].req_to_blocks
         return note_sharing(
-            (name, ((b.block_id, b.ref_cnt) for b in tables.get(name, ()))) for name in offline
+            ((name, ((b.block_id, b.ref_cnt) for b in tables.get(name, ()))) for name in offline),
+            {v.request_id: self._num_lasting(v) for v in waiting_online if v.num_borrowed_blocks},
+        )
+
+    def _num_lasting(self, view: RequestView) -> int:
+        """Of the blocks that a waiting request finds, those that a running online one holds."""
+        scheduler = self._scheduler
+        coordinator = scheduler.kv_cache_manager.coordinator
+        request, tables = scheduler.requests[view.request_id], coordinator.single_type_managers[0]
+        found = coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)[0]
+        online = (r.request_id for r in scheduler.running if is_online(r))
+        return num_lasting(
+            (block.block_id for block in found[0]),
+            ((b.block_id for b in tables.req_to_blocks.get(name, ())) for name in online),
         )

@@ -51,13 +51,14 @@ class BlockPool:
 
     def find(self, text: Text, most: int) -> int:
         """Leading blocks of the text that are there, up to `most`."""
-        return sum(1 for _ in self._found(text, most))
+        return sum(1 for _ in self.found(text, most))
 
     def num_in_use(self, text: Text, most: int) -> int:
         """Of those that `find` counts, the ones that somebody holds: they cost no free block."""
-        return sum(1 for block in self._found(text, most) if self._num_holders[block])
+        return sum(1 for block in self.found(text, most) if self._num_holders[block])
 
-    def _found(self, text: Text, most: int) -> Iterator[int]:
+    def found(self, text: Text, most: int) -> Iterator[int]:
+        """Those blocks."""
         named, size = self._named, self._block_size
         for index in range(most):
             blocks = named.get(text.name(index, size))
@@ -93,7 +94,7 @@ class BlockPool:
 
     def claim(self, owner: str, text: Text, most: int) -> int:
         """Give `owner`, who holds nothing, the leading blocks that `find` counts; how many."""
-        blocks = list(self._found(text, most))
+        blocks = list(self.found(text, most))
         for block in blocks:
             if not self._num_holders[block]:
                 self.order.remove(block)

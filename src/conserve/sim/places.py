@@ -9,6 +9,7 @@ from itertools import islice, takewhile
 
 from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel
+from conserve.core.sharing import num_lasting
 from conserve.sim.cost import Machine
 from conserve.sim.counters import Counters
 from conserve.sim.link import HostLink
@@ -128,6 +129,12 @@ class Places:
             return 0
         self._tell()
         return self.pool.num_in_use(request.text, self._most_found(request))
+
+    def num_lasting(self, request: SimRequest) -> int:
+        """Of those, the ones that a running online request holds."""
+        found = self.pool.found(request.text, self._most_found(request))
+        online = (r.request_id for r in self.running if r.online)
+        return num_lasting(found, ((block for block, _ in self.pool.table(r)) for r in online))
 
     def leave_queue(self, request: SimRequest) -> int:
         """Returns how many leading tokens it need not compute, as its blocks hold them."""

@@ -171,7 +171,12 @@ def _sharing(places: Places) -> Sharing:
     if not arrivals_lack_room(places.waiting_online, free, places.num_free_slots, size):
         return Sharing()
     offline = (request.request_id for request in places.running if not request.online)
-    return note_sharing((name, places.pool.table(name)) for name in offline)
+    lasting = {
+        request.request_id: places.num_lasting(request)
+        for request in places.waiting_online
+        if request.num_borrowed_blocks
+    }
+    return note_sharing(((name, places.pool.table(name)) for name in offline), lasting)
 
 
 class StockScheduler:
