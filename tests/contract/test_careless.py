@@ -100,7 +100,7 @@ CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
     ("engine", f"{ENGINE}.tracker:RequestTracker.stopped", nothing, clauses.stops_wear_off),
     ("sim", f"{SIM}.state:EngineState.drop", forget_the_stop, clauses.stops_wear_off),
     ("engine", f"{ENGINE}.tracker:RequestTracker.computed", nothing, clauses.everything_adds_up),
-    ("engine", f"{ENGINE}.queue:_order", youngest_first,
+    ("engine", f"{ENGINE}.queue:_place", youngest_first,
      clauses.first_come_first_served_within_a_class),
 )  # fmt: skip
 
