@@ -1,13 +1,18 @@
-"""Arrivals are seen while a forward runs, whichever of several API servers they come through."""
+"""Several API servers: arrivals through each are seen in a forward, and streams end whole."""
 
 from __future__ import annotations
 
+import json
 import re
+import signal
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("vllm")
@@ -51,3 +56,38 @@ def test_arrivals_through_either_stop_the_step_that_runs(
                     break
         assert len(+noticed) == 2, f"noticed through each: {noticed}"
         assert server.metric("conserve:stopped_steps_total") > 0
+
+
+NUM_STREAMS = 6
+
+
+def stream(server: Any, prompt: str, begun: threading.Barrier) -> str | None:
+    """How a stream ends that goes on for long after all have begun: the reason in its last chunk,
+    which is an error where it was cut."""
+    body = {"prompt": prompt, "max_tokens": 1900, "stream": True, "ignore_eos": True}
+    url = f"{server.url}/v1/completions"
+    with httpx.stream("POST", url, json=body, timeout=600) as reply:
+        lines = filter(None, reply.iter_lines())
+        seen = [next(lines)]
+        begun.wait(300)
+        seen += lines
+    last = json.loads(seen[-2].removeprefix("data: "))
+    return str(last["choices"][0]["finish_reason"]) if "choices" in last else None
+
+
+def test_streams_end_whole_when_the_server_is_told_to_end(
+    start_server: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Two engines, and an API server for each: neither owns them."""
+    limit = ("--data-parallel-size", "2", "--shutdown-timeout", "300")
+    with start_server(*flags(tiny_model, tmp_path, *limit)) as server:
+        begun = threading.Barrier(NUM_STREAMS + 1)
+        with ThreadPoolExecutor(NUM_STREAMS) as pool:
+            asked = [
+                pool.submit(stream, server, prompt, begun)
+                for prompt in documents(4, NUM_STREAMS, length=100)
+            ]
+            begun.wait(300)
+            server.process.send_signal(signal.SIGTERM)
+            assert [one.result() for one in asked] == ["length"] * NUM_STREAMS
+        assert server.process.wait(300) == 0
