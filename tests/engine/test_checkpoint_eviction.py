@@ -36,9 +36,9 @@ def test_a_planned_restore_survives_the_eviction_of_its_checkpoint(
     def worth(self: Any, request: Any) -> Worth:
         return Worth(chance.uniform(0.1, 100))
 
-    def counted(self: HostPool, victims: Any) -> None:
+    def counted(self: HostPool, victims: Any, grower: Any) -> None:
         evictions.append(len(victims))
-        send_down(self, victims)
+        send_down(self, victims, grower)
 
     monkeypatch.setattr(CheckpointKeeper, "_worth", worth)
     monkeypatch.setattr(HostPool, "_send_down", counted)

@@ -14,6 +14,7 @@ from conserve.engine.checkpoint.pool import Entry, HostPool, Span, Worth
 
 SIZE = 4
 NAMES = [f"r{i}" for i in range(6)]
+ONLINE = NAMES[::2]
 
 
 def hashes(tokens: list[int]) -> list[tuple[int, ...]]:
@@ -262,6 +263,37 @@ class TestDisk:
         assert slots_of(pool, "a") == before
         assert pool.num_covered_tokens("a") == 6
 
+    def test_a_request_does_not_make_room_with_its_own_checkpoint(self) -> None:
+        """It asks for fewer slots than it has, so what is in its way ranks between the two."""
+        pool = HostPool(4, SIZE, num_disk_slots=4)
+        fill(pool, "mine", [1] * 2, 1.0)
+        assert pool.grow("mine", 16, [], Worth(1.0))
+        assert fill(pool, "other", [2] * 16, 90.0)
+        assert all(map(pool.is_on_disk, slots_of(pool, "mine")))
+        pool.rate("other", Worth(2.0))
+        pool.take_moves()
+        assert pool.grow("mine", 3, [], Worth(1.0))
+        assert pool.get("other") is None, "no room is left on disk for it"
+        assert [pool.is_on_disk(slot) for slot in slots_of(pool, "mine")] == [False]
+        assert pool.take_moves() == []
+        assert (pool.num_used_slots, pool.num_used_disk_slots) == (1, 0)
+        assert +pool.counts == {"demoted": 1, "evicted": 1}
+
+    def test_on_a_full_disk_somebody_else_than_the_request_makes_room(self) -> None:
+        pool = HostPool(2, SIZE, num_disk_slots=4)
+        fill(pool, "next", [3] * 8, 0.1)
+        assert pool.grow("mine", 8, [], Worth(1.0))
+        pool.written("mine", 2, [])
+        assert fill(pool, "other", [2] * 8, 90.0)
+        assert pool.num_used_disk_slots == 4
+        pool.rate("next", Worth(1.2))
+        pool.rate("other", Worth(1.6))
+        assert pool.grow("mine", 3, [], Worth(1.0))
+        assert pool.get("next") is None
+        assert all(map(pool.is_on_disk, slots_of(pool, "other")))
+        assert pool.num_covered_tokens("other") == 8
+        assert [pool.is_on_disk(slot) for slot in slots_of(pool, "mine")] == [False]
+
 
 def test_a_request_with_a_copy_in_flight_outlives_a_refusal() -> None:
     pool = HostPool(1, SIZE)
@@ -326,9 +358,18 @@ class Oracle(RuleBasedStateMachine):
         self.bytes: dict[int, dict[int, tuple[int, ...]]] = {}
         """slot -> offset in the block -> the tokens up to there, whose KV it is."""
 
-    def obey_moves(self) -> None:
-        for from_slot, to_slot in self.pool.take_moves():
+    def grow_by_class(self, name: str, num_tokens: int, worth: Worth) -> bool:
+        """Every other name is an online request's."""
+        block_hashes = hashes(self.tokens[name])
+        return self.pool.grow(name, num_tokens, block_hashes, worth, online=name in ONLINE)
+
+    def obey_moves(self) -> int:
+        """How many there were."""
+        moves = self.pool.take_moves()
+        for from_slot, to_slot in moves:
+            assert (self.pool.is_on_disk(from_slot), self.pool.is_on_disk(to_slot)) == (False, True)
             self.bytes[to_slot] = dict(self.bytes.get(from_slot, {}))
+        return len(moves)
 
     @rule(
         name=st.sampled_from(NAMES),
@@ -345,29 +386,47 @@ class Oracle(RuleBasedStateMachine):
         covered = self.pool.num_covered_tokens(name)
         wanted = min(covered + more, len(self.tokens[name]))
         worths = Worth(worth, deadline_s)
+        mine = self.pool.get(name)
         before = {n: e for n in NAMES if (e := self.pool.get(n)) and n != name}
         ranks = {n: e.rank() for n, e in before.items()}
+        tokens = {n: e.num_tokens for n, e in before.items()}
         pinned = {n for n, e in before.items() if e.num_pins}
-        done = self.pool.grow(name, wanted, hashes(self.tokens[name]), worths)
-        self.obey_moves()
+        done = self.grow_by_class(name, wanted, worths)
+        num_moves = self.obey_moves()
         gone = {n for n in before if self.pool.get(n) is None}
         assert not gone & pinned
-        if not done:
+        assert all(e.num_tokens == tokens[n] for n, e in before.items() if n not in gone)
+        if done:
+            assert len(slots_of(self.pool, name)) * SIZE >= wanted
+            assert mine is None or self.pool.get(name) is mine
+            assert self.pool.num_covered_tokens(name) >= covered // SIZE * SIZE
+        else:
             assert not gone
-        mine = Entry(name, worths).rank(max(1, -(-wanted // SIZE)))
-        assert all(ranks[n] < mine for n in gone), "a worthier request was evicted"
+            assert not num_moves
+            assert self.pool.num_covered_tokens(name) >= covered
+        rank = Entry(name, worths).rank(max(1, -(-wanted // SIZE)))
+        assert all(ranks[n] < rank for n in gone), "a worthier request was evicted"
 
     @rule(name=st.sampled_from(NAMES), share=st.floats(0, 1))
     def copy(self, name: str, share: float) -> None:
         """A copy of some of the tokens that have slots, from start to end at once."""
+        if entry := self.pool.get(name):
+            room = min(len(entry.slots) * SIZE, len(self.tokens[name]))
+            stop = entry.num_tokens + round(share * (room - entry.num_tokens))
+            self.copy_up_to(name, stop, entry.worth)
+
+    @rule(name=st.sampled_from(NAMES), more=st.integers(1, 9), worth=st.integers(1, 100))
+    def grow_and_copy(self, name: str, more: int, worth: int) -> None:
+        if entry := self.pool.get(name):
+            stop = min(entry.num_tokens + more, len(self.tokens[name]))
+            self.copy_up_to(name, stop, Worth(worth))
+
+    def copy_up_to(self, name: str, stop: int, worth: Worth) -> None:
         entry = self.pool.get(name)
-        if entry is None:
+        assert entry is not None
+        if stop <= entry.num_tokens or not self.grow_by_class(name, stop, worth):
             return
-        room = min(len(entry.slots) * SIZE, len(self.tokens[name]))
-        stop = entry.num_tokens + round(share * (room - entry.num_tokens))
-        more = stop > entry.num_tokens
-        if not more or not self.pool.grow(name, stop, hashes(self.tokens[name]), entry.worth):
-            return
+        assert self.pool.get(name) is entry
         self.obey_moves()
         for span in self.pool.spans(name, entry.num_tokens, stop):
             assert not self.pool.is_on_disk(span.slot), "the disk is filled by moves alone"
@@ -399,6 +458,13 @@ class Oracle(RuleBasedStateMachine):
         if name not in self.pins:
             self.tokens.pop(name, None)
 
+    @rule(name=st.sampled_from(NAMES))
+    def keep(self, name: str) -> None:
+        covered = self.pool.num_covered_tokens(name)
+        if self.pool.get(name) is not None:
+            assert self.pool.keep(name, hashes(self.tokens[name])) == covered // SIZE * SIZE
+            assert self.pool.num_covered_tokens(name) >= covered // SIZE * SIZE
+
     @rule(slot=st.integers(0, 13))
     def lose(self, slot: int) -> None:
         owners = {n for n in NAMES if (e := self.pool.get(n)) and slot in e.slots}
@@ -418,6 +484,9 @@ class Oracle(RuleBasedStateMachine):
         entries = list(self.pool._entries.values())
         owners = Counter(slot for entry in entries for slot in entry.slots)
         assert owners == self.pool._table.num_owners
+        online = {slot for entry in entries if entry.online for slot in entry.slots}
+        assert self.pool.num_slots_of(online=True) == len(online)
+        assert self.pool.num_slots_of(online=False) == len(owners) - len(online)
         assert all(len(set(entry.slots)) == len(entry.slots) for entry in entries)
         shared = {slot for slot, count in owners.items() if count > 1}
         if not any(entry.leaving for entry in entries):

@@ -11,6 +11,10 @@ WORTH_STEP = 1.25
 by side do not take each other's slots in turns."""
 
 
+Rank = tuple[float, float]
+"""Of checkpoints, the lowest goes first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Worth:
     """What a checkpoint is good for."""
@@ -36,7 +40,7 @@ class Entry:
     leaving: bool = False
     """Dropped; its slots are given back with the last pin."""
 
-    def rank(self, num_slots: int | None = None) -> tuple[float, float]:
+    def rank(self, num_slots: int | None = None) -> Rank:
         """The lowest goes first: recompute time saved a slot, then the farthest deadline."""
         saved_s = self.worth.saved_s / max(1, num_slots or len(self.slots))
         step = math.floor(math.log(saved_s, WORTH_STEP)) if saved_s > 0 else -math.inf

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from conserve.engine.checkpoint.entry import Entry
+from conserve.engine.checkpoint.entry import Entry, Rank
 from conserve.engine.checkpoint.slot_table import SlotTable
 
 
 def choose_victims(
     entries: Iterable[Entry],
-    rank: tuple[float, float],
+    rank: Rank,
     lacking: int,
     table: SlotTable,
     *,

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import takewhile
 
-from conserve.engine.checkpoint.entry import Entry, Move, Span, Worth
+from conserve.engine.checkpoint.entry import Entry, Move, Rank, Span, Worth
 from conserve.engine.checkpoint.eviction import choose_victims
 from conserve.engine.checkpoint.slot_table import SlotTable
 
@@ -261,27 +261,30 @@ class HostPool:
     # Room for others
 
     def _make_room(self, num_free: int, entry: Entry, num_slots: int) -> bool:
-        victims = self._victims(num_free - len(self._table.free), entry, num_slots, on_disk=False)
+        lacking, rank = num_free - len(self._table.free), entry.rank(num_slots)
+        victims = self._victims(lacking, rank, {entry}, on_disk=False)
         if not victims:
             return False
-        self._send_down(victims)
+        self._send_down(victims, entry)
         return True
 
-    def _victims(self, lacking: int, entry: Entry, num_slots: int, *, on_disk: bool) -> list[Entry]:
-        entries, rank = self._entries.values(), entry.rank(num_slots)
-        others = [e for e in entries if e is not entry and not e.num_pins]
+    def _victims(
+        self, lacking: int, rank: Rank, spared: set[Entry], *, on_disk: bool
+    ) -> list[Entry]:
+        others = [e for e in self._entries.values() if e not in spared and not e.num_pins]
         return choose_victims(others, rank, lacking, self._table, on_disk=on_disk)
 
-    def _send_down(self, victims: list[Entry]) -> None:
-        """To the disk, the worthiest first, as far as there is room; the others are evicted."""
+    def _send_down(self, victims: list[Entry], grower: Entry) -> None:
+        """To the disk, the worthiest first, as far as there is room; the others are evicted.
+        `grower`, whom they make room for, may have slots on disk itself: they stay."""
         held = Counter(slot for victim in victims for slot in victim.slots)
         owners = self._table.num_owners
         leaving = {s for s, n in held.items() if n == owners[s] and not self.is_on_disk(s)}
         moved: dict[int, int] = {}
-        evicted = []
+        evicted, spared = [], {grower, *victims}
         for victim in reversed(victims):
             mine = [slot for slot in victim.slots if slot in leaving and slot not in moved]
-            if self._room_on_disk(len(mine), victim, victims):
+            if self._room_on_disk(len(mine), victim, spared):
                 moved.update((slot, self._table.free_on_disk.pop()) for slot in mine)
             else:
                 evicted.append(victim)
@@ -295,14 +298,14 @@ class HostPool:
         self.counts["evicted"] += len(evicted)
         self.counts["demoted"] += len(victims) - len(evicted)
 
-    def _room_on_disk(self, num_free: int, entry: Entry, spared: list[Entry]) -> bool:
+    def _room_on_disk(self, num_free: int, entry: Entry, spared: set[Entry]) -> bool:
+        if self._disk_failed or not self.num_disk_slots:
+            return False
         lacking = num_free - len(self._table.free_on_disk)
         if lacking <= 0:
-            return self.num_disk_slots > 0 and not self._disk_failed
-        victims = self._victims(lacking, entry, len(entry.slots), on_disk=True)
-        if self._disk_failed or not victims or any(victim in spared for victim in victims):
-            return False
+            return True
+        victims = self._victims(lacking, entry.rank(), spared, on_disk=True)
         for victim in victims:
             self._release(victim)
         self.counts["evicted"] += len(victims)
-        return True
+        return bool(victims)
