@@ -80,9 +80,11 @@ class TestSharing:
         pool = HostPool(10, SIZE)
         tokens = [1] * 12
         pool.grow("a", 4, hashes(tokens), Worth(1.0))
+        pool.pin("a")
         fill(pool, "b", tokens)
         pool.grow("a", 12, hashes(tokens), Worth(1.0))
         assert pool.num_covered_tokens("a") == 0
+        pool.unpin("a")
         pool.written("a", 4, hashes(tokens))
         assert pool.num_covered_tokens("a") == 12
 
@@ -252,6 +254,19 @@ class TestDisk:
         assert not pool.is_on_disk(span.slot)
         assert (span.start, span.stop) == (0, 3)
         assert pool.num_used_disk_slots == 2
+
+    def test_a_tail_that_somebody_else_has_completed_is_shared_instead(self) -> None:
+        pool = HostPool(3, SIZE, num_disk_slots=4)
+        tokens = [1] * 8 + [2] * 4
+        fill(pool, "a", tokens[:10], 1.0)
+        fill(pool, "b", [3] * 4, 9.0)
+        assert fill(pool, "c", tokens, 9.0)
+        pool.take_moves()
+        assert pool.grow("a", 12, hashes(tokens), Worth(1.0))
+        assert pool.take_moves() == []
+        assert pool.num_covered_tokens("a") == 12
+        assert slots_of(pool, "a") == slots_of(pool, "c")
+        assert pool.num_used_slots + pool.num_used_disk_slots == 4
 
     def test_a_tail_is_not_begun_anew_under_a_load(self) -> None:
         pool = HostPool(3, SIZE, num_disk_slots=4)

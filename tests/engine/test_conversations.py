@@ -247,6 +247,25 @@ class Counted(list[str]):
         return super().__iter__()
 
 
+def test_what_others_completed_is_adopted_in_place_of_a_tail_on_disk() -> None:
+    """A restore never covers less for it, and moves of slots are ordered with the step's loads."""
+    pool = HostPool(num_slots=3, block_size=4, num_disk_slots=4)
+    host = Checkpointer(pool, Bandwidth(token_bytes=16), num_ranks=1)
+    request = SimpleNamespace(request_id="a", block_hashes=["h0", "h1", "h2"], priority=0)
+    for name, num_tokens, worth in (("a", 10, 1.0), ("b", 12, 9.0)):
+        pool.grow(name, num_tokens, request.block_hashes[: num_tokens // 4], Worth(worth))
+        pool.written(name, num_tokens, request.block_hashes[: num_tokens // 4])
+        if name == "a":
+            pool.grow("c", 4, [], Worth(9.0))
+            pool.drop("c")
+    assert [pool.is_on_disk(slot) for slot in pool._entries["a"].slots] == [True] * 3
+    moves = pool._moves[:]
+    host.adopt(request, 10, Worth(1.0))
+    assert pool.num_covered_tokens("a") == 12
+    assert host.take_orders().moves == moves
+    assert not host.take_orders().moves
+
+
 def test_what_was_said_is_not_looked_through_in_each_step() -> None:
     hashes = Counted("abcdefgh")
     host = Checkpointer(

@@ -88,7 +88,6 @@ class Checkpointer:
         if not self.pool.grow(name, num_tokens, hashes, worth, online=online):
             self._refused[name] = self.pool.num_used_slots
             return None
-        self._orders.moves.extend(self.pool.take_moves())
         start = self.num_coming_tokens(name)
         spans = self.pool.spans(name, start, num_tokens) if start < num_tokens else []
         if not spans:
@@ -227,6 +226,7 @@ class Checkpointer:
 
     def take_orders(self) -> Orders:
         orders, self._orders = self._orders, Orders()
+        orders.moves.extend(self.pool.take_moves())
         orders.num_slots = self.pool.num_slots if self.is_ready else 0
         orders.hold_still = self.hold_still
         orders.give_back = bool(self.unusable)

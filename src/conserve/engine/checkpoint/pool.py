@@ -109,10 +109,7 @@ class HostPool:
                 self._too_large.add(request_id)
                 self.counts["refused_too_large"] += 1
             return self._refuse(entry)
-        known, rest = self._table.slot_of, block_hashes[len(entry.slots) : wanted]
-        for block_hash in takewhile(known.__contains__, rest):
-            self._own(entry, known[block_hash])
-        self._advance(entry, entry.num_tokens)
+        self._share(entry, block_hashes[:wanted])
         on_disk = self._open_on_disk(entry) if num_tokens > entry.num_tokens else []
         lacking, free = wanted - len(entry.slots) + len(on_disk), self._table.free
         stays = bool(on_disk and entry.num_pins)
@@ -123,6 +120,18 @@ class HostPool:
             self._own(entry, free.pop())
         self._advance(entry, entry.num_tokens)
         return True
+
+    def _share(self, entry: Entry, block_hashes: Sequence[Hashable]) -> None:
+        """Have what the pool has of them behind its complete tokens: in place of its own slots
+        that are not complete, too, while no copy fills those."""
+        known, end = self._table.slot_of, len(entry.slots)
+        first = entry.num_tokens // self.block_size
+        for index, block_hash in enumerate(block_hashes[first:end], first):
+            if block_hash in known:
+                self._publish(entry, index, block_hash)
+        for block_hash in takewhile(known.__contains__, block_hashes[end:]):
+            self._own(entry, known[block_hash])
+        self._advance(entry, entry.num_tokens)
 
     def _open_on_disk(self, entry: Entry) -> list[int]:
         """Its slots from the one that is partly filled, if that was moved to the disk."""
