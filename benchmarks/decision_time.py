@@ -42,7 +42,7 @@ def not_cached(request: EngineRequest) -> tuple[int, int]:
     return request.num_computed_tokens, 0
 
 
-@dataclass
+@dataclass(eq=False)
 class EngineRequest:
     """The fields of vLLM's request that the tracker and the queue read."""
 
