@@ -83,10 +83,13 @@ class PumpedByHand:
         return self.copies.report()
 
     def finish(self) -> None:
-        """All that is queued still, of copies and forwards."""
-        while self.copies.has_work() or any(s.queue for s in self.streams.streams):
-            self.copies.pump()
+        """All that is queued still, of copies and forwards; the last pump finds what the streams
+        have ended, whose checksums may be due."""
+        while self.copies.pump() or self.copies.has_work() or self._any_queued():
             self.streams.dawdle(5)
+
+    def _any_queued(self) -> bool:
+        return any(stream.queue for stream in self.streams.streams)
 
     def settle(self) -> None:
         self.copies.settle()
