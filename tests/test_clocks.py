@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "conserve"
 WALL = {
     "batch/contents.py": "the age of a file, which the file system stamps",
     "batch/service.py": "dates that clients are told, and leases that several machines share",
+    "cli/owners.py": "the store's dates",
     "cli/sim.py": "the date of a report",
     "bench/runner.py": "the date of a report",
     "engine/scheduler.py": "what vLLM stamps its requests with",

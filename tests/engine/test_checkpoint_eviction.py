@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 from conserve.core.snapshot import RequestView
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.eviction import Eviction
 from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.checkpoint.orders import Ended, Report
@@ -31,17 +32,17 @@ def test_a_planned_restore_survives_the_eviction_of_its_checkpoint(
     """Outputs are right, and nothing is left, however little room there is."""
     chance = random.Random(seed)
     evictions: list[int] = []
-    send_down = HostPool._send_down
+    send_down = Eviction._send_down
 
     def worth(self: Any, request: Any) -> Worth:
         return Worth(chance.uniform(0.1, 100))
 
-    def counted(self: HostPool, victims: Any, grower: Any) -> None:
+    def counted(self: Eviction, victims: Any, grower: Any) -> None:
         evictions.append(len(victims))
         send_down(self, victims, grower)
 
     monkeypatch.setattr(CheckpointKeeper, "_worth", worth)
-    monkeypatch.setattr(HostPool, "_send_down", counted)
+    monkeypatch.setattr(Eviction, "_send_down", counted)
     engine = make_engine(num_blocks=26, num_slots=6 + seed % 20, pace=1 + seed % 7)
     run_bursts(engine, seed, shared=(seed % 2) * 13)
     assert evictions

@@ -259,10 +259,10 @@ def test_what_others_completed_is_adopted_in_place_of_a_tail_on_disk() -> None:
             pool.grow("c", 4, [], Worth(9.0))
             pool.drop("c")
     assert [pool.is_on_disk(slot) for slot in pool._entries["a"].slots] == [True] * 3
-    moves = pool._moves[:]
+    ordered = pool._eviction._moves[:]
     host.adopt(request, 10, Worth(1.0))
     assert pool.num_covered_tokens("a") == 12
-    assert host.take_orders().moves == moves
+    assert host.take_orders().moves == ordered
     assert not host.take_orders().moves
 
 

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import takewhile
 
-from conserve.engine.checkpoint.entry import Entry, Move, Rank, Span, Worth
-from conserve.engine.checkpoint.eviction import choose_victims
+from conserve.engine.checkpoint.entry import Entry, Move, Span, Worth
+from conserve.engine.checkpoint.eviction import Eviction
 from conserve.engine.checkpoint.slot_table import SlotTable
 
 __all__ = ["Entry", "HostPool", "Move", "Span", "Worth"]
@@ -34,9 +34,8 @@ class HostPool:
         self.counts: Counter[str] = Counter()
         self._entries: dict[str, Entry] = {}
         self._table = SlotTable(num_slots, num_disk_slots)
-        self._moves: list[Move] = []
+        self._eviction = Eviction(self._entries, self._table, self.counts)
         self._too_large: set[str] = set()
-        self._disk_failed = False
 
     # What is there
 
@@ -113,7 +112,7 @@ class HostPool:
         on_disk = self._open_on_disk(entry) if num_tokens > entry.num_tokens else []
         lacking, free = wanted - len(entry.slots) + len(on_disk), self._table.free
         stays = bool(on_disk and entry.num_pins)
-        if stays or not (lacking <= len(free) or self._make_room(lacking, entry, wanted)):
+        if stays or not (lacking <= len(free) or self._eviction.make_room(lacking, entry, wanted)):
             return self._refuse(entry)
         self._begin_anew(entry, on_disk)
         for _ in range(lacking):
@@ -198,13 +197,12 @@ class HostPool:
         assert entry.num_pins > 0, f"{request_id} has no copy in flight"
         entry.num_pins -= 1
         if entry.leaving and not entry.num_pins:
-            self._release(entry)
+            self._eviction.release(entry)
 
     def take_moves(self) -> list[Move]:
         """Moves decided since the last call, in order. They belong in the next step's orders,
         since freed slots may be given to others in the same step."""
-        moves, self._moves = self._moves, []
-        return moves
+        return self._eviction.take_moves()
 
     # A checkpoint stays, or goes
 
@@ -239,7 +237,7 @@ class HostPool:
             return
         entry.leaving = True
         if not entry.num_pins:
-            self._release(entry)
+            self._eviction.release(entry)
 
     def forget_all(self) -> None:
         """What every slot holds is worth nothing: nobody shares it from here on, not even while
@@ -253,7 +251,7 @@ class HostPool:
         nobody may read them. A disk that failed gets no more. Returns the requests that lost
         their checkpoint."""
         bad = set(slots)
-        self._disk_failed |= any(map(self.is_on_disk, bad))
+        self._eviction.disk_failed |= any(map(self.is_on_disk, bad))
         for slot in bad:
             self._table.unpublish(slot)
         losers = [n for n, e in self._entries.items() if not e.leaving and bad & {*e.slots}]
@@ -261,60 +259,3 @@ class HostPool:
         for request_id in losers:
             self.drop(request_id)
         return losers
-
-    def _release(self, entry: Entry) -> None:
-        del self._entries[entry.request_id]
-        for slot in entry.slots:
-            self._table.disown(slot, online=entry.online)
-
-    # Room for others
-
-    def _make_room(self, num_free: int, entry: Entry, num_slots: int) -> bool:
-        lacking, rank = num_free - len(self._table.free), entry.rank(num_slots)
-        victims = self._victims(lacking, rank, {entry}, on_disk=False)
-        if not victims:
-            return False
-        self._send_down(victims, entry)
-        return True
-
-    def _victims(
-        self, lacking: int, rank: Rank, spared: set[Entry], *, on_disk: bool
-    ) -> list[Entry]:
-        others = [e for e in self._entries.values() if e not in spared and not e.num_pins]
-        return choose_victims(others, rank, lacking, self._table, on_disk=on_disk)
-
-    def _send_down(self, victims: list[Entry], grower: Entry) -> None:
-        """To the disk, the worthiest first, as far as there is room; the others are evicted.
-        `grower`, whom they make room for, may have slots on disk itself: they stay."""
-        held = Counter(slot for victim in victims for slot in victim.slots)
-        owners = self._table.num_owners
-        leaving = {s for s, n in held.items() if n == owners[s] and not self.is_on_disk(s)}
-        moved: dict[int, int] = {}
-        evicted, spared = [], {grower, *victims}
-        for victim in reversed(victims):
-            mine = [slot for slot in victim.slots if slot in leaving and slot not in moved]
-            if self._room_on_disk(len(mine), victim, spared):
-                moved.update((slot, self._table.free_on_disk.pop()) for slot in mine)
-            else:
-                evicted.append(victim)
-        for from_slot, to_slot in moved.items():
-            self._moves.append(Move(from_slot, to_slot))
-            self._table.move(from_slot, to_slot)
-        for victim in victims:
-            victim.slots = [moved.get(slot, slot) for slot in victim.slots]
-        for victim in evicted:
-            self._release(victim)
-        self.counts["evicted"] += len(evicted)
-        self.counts["demoted"] += len(victims) - len(evicted)
-
-    def _room_on_disk(self, num_free: int, entry: Entry, spared: set[Entry]) -> bool:
-        if self._disk_failed or not self.num_disk_slots:
-            return False
-        lacking = num_free - len(self._table.free_on_disk)
-        if lacking <= 0:
-            return True
-        victims = self._victims(lacking, entry.rank(), spared, on_disk=True)
-        for victim in victims:
-            self._release(victim)
-        self.counts["evicted"] += len(victims)
-        return bool(victims)
