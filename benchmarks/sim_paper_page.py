@@ -43,13 +43,15 @@ def tables(figures: Figures) -> dict[str, list[str]]:
 
 
 def arms_table(rows: Figures) -> list[str]:
-    headings = [heading for heading, _, _ in COLUMNS.values()]
+    # Figures are kept for longer than the simulator has the same ones.
+    columns = {name: COLUMNS[name] for name in COLUMNS if all(name in row for row in rows.values())}
+    headings = [heading for heading, _, _ in columns.values()]
     lines = [f"| arm | {' | '.join(headings)} | recomputed | stopped steps |"]
     lines.append("|---" * (len(headings) + 3) + "|")
     for arm, row in rows.items():
         values = [
             "-" if row[name] is None else format(row[name] * factor, form)
-            for name, (_, factor, form) in COLUMNS.items()
+            for name, (_, factor, form) in columns.items()
         ]
         recomputed = row["recomputed_tokens"] / max(1, row["computed_tokens"])
         lines.append(

@@ -14,8 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from conserve.bench.server import free_port
+
+# The same examples in every run, and no deadline: a slow machine fails nothing.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 START_LIMIT_S = 900.0
 QUIET = ("--disable-access-log-for-endpoints", "/metrics,/health")

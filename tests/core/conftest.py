@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-# The same examples in every run, and no deadline: a slow machine fails nothing.
-settings.register_profile("core", derandomize=True, deadline=None, database=None, max_examples=300)
+# As everywhere, and more examples.
+settings.register_profile("core", settings.get_profile("repeatable"), max_examples=300)
 settings.load_profile("core")

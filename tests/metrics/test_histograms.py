@@ -37,6 +37,11 @@ def test_inside_a_bucket_it_is_a_straight_line() -> None:
     assert bucket_percentile(BOUNDS, counts, 100) == 0.5
 
 
+def test_rounding_carries_it_past_no_bound() -> None:
+    counts = counted([0.05] * 3 + [1.5] * 9)
+    assert bucket_percentile(BOUNDS, counts, 25) == 0.1
+
+
 def test_above_every_bound_it_is_the_last() -> None:
     assert bucket_percentile(BOUNDS, [0, 0, 0, 0, 0, 3], 50) == 2.0
 

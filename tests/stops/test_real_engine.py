@@ -12,6 +12,8 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.engine
 
 ONE_PROCESS = {"distributed_executor_backend": "uni"}
+WHATEVER_THE_GAP = {"policy": {"stop_gap_share": 1.0}}
+"""Steps of so small a model are not worth the gap behind those that can be stopped."""
 
 
 def check(played: Any, num_stops: int) -> None:
@@ -36,7 +38,7 @@ def test_every_kind_of_request_answers_as_if_nothing_had_been_stopped(
 def test_under_async_scheduling_too(play: Any) -> None:
     """Steps are scheduled before the one ahead of them has told its tokens. Without LoRA, but
     with prompt logprobs."""
-    played = play(options=ONE_PROCESS, **{"async": True})
+    played = play(options=ONE_PROCESS, settings=WHATEVER_THE_GAP, **{"async": True})
     assert played.status == 0, played.output[-4000:]
     assert played.result["steps_in_flight"] == 2
     check(played, num_stops=15)

@@ -24,7 +24,8 @@ def bucket_percentile(bounds: Sequence[float], counts: Sequence[float], q: float
     rank, before, lower = total * q / 100, 0.0, 0.0
     for upper, count in zip(bounds, counts, strict=False):
         if count and before + count >= rank:
-            return lower + (upper - lower) * (rank - before) / count
+            # Rounding may carry it a hair past the bound.
+            return min(lower + (upper - lower) * (rank - before) / count, upper)
         before, lower = before + count, upper
     return bounds[-1]
 
