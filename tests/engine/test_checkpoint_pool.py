@@ -588,12 +588,14 @@ def test_the_oracle_catches_a_careless_pool(careless: type[HostPool]) -> None:
     class Careless(Oracle):
         pool_type = careless
 
+    # It ends at the first that it catches, after some 300 where moves are forgotten. Which examples
+    # are drawn depends on the modules that are loaded, so there must be many more to draw.
     with pytest.raises((AssertionError, KeyError)):
         run_state_machine_as_test(
             Careless,
             settings=settings(
                 derandomize=True, deadline=None, database=None,
-    suppress_health_check=list(HealthCheck), max_examples=300,
+    suppress_health_check=list(HealthCheck), max_examples=5000,
                 stateful_step_count=40, report_multiple_bugs=False, print_blob=False,
                 phases=[Phase.generate],
             ),
