@@ -10,11 +10,11 @@ before (a finished offline request, with 32 waiting ones that begin as it does).
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
+from decision_time import median_us
 from vllm.v1.core.block_pool import BlockPool
 
 from conserve.engine.free_queue import FreeQueue
@@ -25,6 +25,16 @@ POOL_BLOCKS = 25_000
 REQUEST_BLOCKS = 100
 BLOCK_SIZE = 16
 WAITING = 32
+
+
+@dataclass(eq=False)
+class WaitingRequest:
+    """The fields of vLLM's request that the queue and retention read."""
+
+    request_id: str
+    arrival_time: float
+    block_hashes: list[bytes]
+    priority: int = 1
 
 
 def take_and_free(pool: BlockPool) -> None:
@@ -43,11 +53,7 @@ def marking(pool: BlockPool) -> Callable[[], None]:
     )
     queue = ClassQueue()
     for i in range(WAITING):
-        queue.add_request(
-            SimpleNamespace(
-                request_id=str(i), priority=1, arrival_time=i, block_hashes=[*shared, b"own"]
-            )
-        )
+        queue.add_request(WaitingRequest(str(i), float(i), [*shared, b"own"]))
     manager = SimpleNamespace(
         block_pool=pool,
         block_size=BLOCK_SIZE,
@@ -61,16 +67,6 @@ def marking(pool: BlockPool) -> Callable[[], None]:
     )
     retention = Retention(scheduler, class_aware=True)
     return lambda: retention.lets_go(request)
-
-
-def median_us(call: Callable[[], None], calls: int, repeats: int) -> float:
-    means = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        means.append((time.perf_counter() - start) / calls * 1e6)
-    return statistics.median(means)
 
 
 def main() -> None:

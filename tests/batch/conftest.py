@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
 from tests.batch.batch_fakes import FakeClock
 from tests.batch.batch_postgres import Postgres, binary
 
@@ -59,3 +61,21 @@ def clock() -> FakeClock:
 @pytest.fixture
 def settings(tmp_path: Path) -> BatchSettings:
     return BatchSettings(data_dir=tmp_path / "data", poll_s=0.05)
+
+
+@pytest.fixture
+def store_limits() -> dict[str, Any]:
+    """Settings of `stores` that a module wants otherwise."""
+    return {}
+
+
+@pytest.fixture
+async def stores(
+    tmp_path: Path, database_url: str, clock: FakeClock, store_limits: dict[str, Any]
+) -> AsyncIterator[Stores]:
+    """A store on its own, that no service runs on."""
+    settings = BatchSettings(data_dir=tmp_path, database_url=database_url, **store_limits)
+    made = Stores(settings, clock)
+    await made.prepare()
+    yield made
+    await made.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,8 @@ MANY, BYTES = 1000, 1_000_000
 
 
 @pytest.fixture
-async def stores(tmp_path: Path, database_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
-    settings = BatchSettings(data_dir=tmp_path, database_url=database_url, lease_s=LEASE_S)
-    made = Stores(settings, clock)
-    await made.prepare()
-    yield made
-    await made.close()
+def store_limits() -> dict[str, Any]:
+    return {"lease_s": LEASE_S}
 
 
 async def new_batch(stores: Stores, num_lines: int = 3, **wishes: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,14 +26,6 @@ from tests.batch.builders import TENANT, numbered, stored_file
 pytestmark = pytest.mark.anyio
 
 EXPIRES_S = 3600
-
-
-@pytest.fixture
-async def stores(tmp_path: Path, database_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
-    made = Stores(BatchSettings(data_dir=tmp_path, database_url=database_url), clock)
-    await made.prepare()
-    yield made
-    await made.close()
 
 
 async def expiring_file(stores: Stores) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,8 @@ MAX_LIVE = 3
 
 
 @pytest.fixture
-async def stores(tmp_path: Path, database_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
-    settings = BatchSettings(
-        data_dir=tmp_path, database_url=database_url, max_live_batches=MAX_LIVE
-    )
-    made = Stores(settings, clock)
-    await made.prepare()
-    yield made
-    await made.close()
+def store_limits() -> dict[str, Any]:
+    return {"max_live_batches": MAX_LIVE}
 
 
 async def fail(*_: Any) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from conserve.batch.lookout import FRESH_S, Lookout
 from conserve.batch.overview import overview
 from conserve.batch.records import BatchRecord
 from conserve.batch.schema import batches, files, lines
-from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.wire import BatchCreate
 from tests.batch.batch_fakes import FakeClock
@@ -29,14 +26,6 @@ pytestmark = pytest.mark.anyio
 NUM_ENDED, NUM_FILES, NUM_LIVE, NUM_LINES = 3000, 3000, 20, 200
 RUNNING = {"status": Status.IN_PROGRESS, "in_progress_at": 0.0, "has_lines": True}
 BUSY = ("batches", "lines", "results", "files")
-
-
-@pytest.fixture
-async def stores(tmp_path: Path, database_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
-    made = Stores(BatchSettings(data_dir=tmp_path, database_url=database_url), clock)
-    await made.prepare()
-    yield made
-    await made.close()
 
 
 async def fill(stores: Stores, now_s: float) -> None:

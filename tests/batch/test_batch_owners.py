@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,14 +25,6 @@ from tests.batch.builders import numbered, stored_batch, stored_file
 pytestmark = pytest.mark.anyio
 
 OLD, NEW = tenant_of("Bearer old"), tenant_of("Bearer new")
-
-
-@pytest.fixture
-async def stores(tmp_path: Path, database_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
-    made = Stores(BatchSettings(data_dir=tmp_path, database_url=database_url), clock)
-    await made.prepare()
-    yield made
-    await made.close()
 
 
 async def test_owners_are_listed_and_moved(stores: Stores, clock: FakeClock) -> None:
