@@ -53,6 +53,7 @@ def play(folder: Path, world: World, asks: Sequence[Ask]) -> Seen:
         max_num_seqs=world.max_running,
         max_step_tokens=world.max_step_tokens,
         async_scheduling=world.async_scheduling,
+        chunked_prefill=world.chunked_prefill,
         settings=settings,
     )
     scheduler.clock.now_s = 0.0

@@ -33,6 +33,7 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
         block_size=BLOCK_SIZE,
         max_running=world.max_running,
         max_step_tokens=world.max_step_tokens,
+        chunked_prefill=world.chunked_prefill,
         num_layers=NUM_LAYERS,
         safepoint_layers=SAFEPOINT_LAYERS,
         kv_bytes_per_token=TOKEN_BYTES,

@@ -59,6 +59,7 @@ class World:
     targets: Targets = field(default_factory=lambda: Targets(ttft_s=0.4, tbt_s=0.06))
     policy: PolicySettings = field(default_factory=PolicySettings)
     async_scheduling: bool = False
+    chunked_prefill: bool = True
     link_tokens_per_s: float = 0.0
     """Speed of copies to the host and back; 0: there are none."""
 

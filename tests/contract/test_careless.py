@@ -17,6 +17,7 @@ from conserve.sim.step import Step
 from tests.contract import clauses
 from tests.contract.clauses import Clause
 from tests.contract.situation import Play
+from tests.contract.whole_prompts import prompts_that_cannot_be_cut_come_whole
 
 Careless = Callable[..., Any]
 
@@ -32,6 +33,11 @@ def greedy_in_the_slack(snapshot: Snapshot, *others: Any) -> Any:
     """Online tokens may come five times as late as promised."""
     targets = Targets(snapshot.targets.ttft_s, 5 * snapshot.targets.tbt_s)
     return decide(replace(snapshot, targets=targets), *others)
+
+
+def in_chunks(snapshot: Snapshot, *others: Any) -> Any:
+    """Cuts prompts whether they may be cut or not."""
+    return decide(replace(snapshot, whole_prompts=False), *others)
 
 
 def the_dearest_first(candidates: Sequence[RequestView], *needs: int) -> list[RequestView]:
@@ -84,6 +90,9 @@ CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
      clauses.offline_tokens_keep_the_tbt_target),
     ("sim", f"{SIM}.schedulers:decide", greedy_in_the_slack,
      clauses.offline_tokens_keep_the_tbt_target),
+    ("engine", f"{ENGINE}.driver:decide", in_chunks,
+     prompts_that_cannot_be_cut_come_whole),
+    ("sim", f"{SIM}.schedulers:decide", in_chunks, prompts_that_cannot_be_cut_come_whole),
     ("engine", f"{POLICY}:choose_victims", the_dearest_first, clauses.the_cheapest_makes_room),
     ("sim", f"{POLICY}:choose_victims", the_dearest_first, clauses.the_cheapest_makes_room),
     ("engine", f"{POLICY}:choose_victims", everybody, clauses.the_cheapest_makes_room),

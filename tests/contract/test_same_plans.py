@@ -29,6 +29,8 @@ WORLDS = {
     "scarce-async": replace(SCARCE, async_scheduling=True),
     "slack": replace(SCARCE, targets=SLACK),
     "slack-async": replace(SCARCE, targets=SLACK, async_scheduling=True),
+    "whole": replace(SCARCE, chunked_prefill=False),
+    "whole-async": replace(SCARCE, chunked_prefill=False, async_scheduling=True),
 }
 MEMORIES = {
     "scarce": replace(SCARCE, num_blocks=60),
@@ -37,6 +39,7 @@ MEMORIES = {
     "scarce-async": replace(SCARCE, num_blocks=60, async_scheduling=True),
     "slack": replace(SCARCE, num_blocks=60, targets=SLACK),
     "copies": replace(SCARCE, num_blocks=60, link_tokens_per_s=1e5),
+    "whole": replace(SCARCE, num_blocks=60, chunked_prefill=False),
 }
 RATES = {"crawling": 300.0, "slow": 3e3, "fast": 1e5}
 """Tokens a second; computing does 1,000."""

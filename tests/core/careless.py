@@ -133,6 +133,11 @@ class KeepsAllForChat(Policy):
         return self.snapshot.num_remembered_blocks
 
 
+class CutsPrompts(Policy):
+    def __init__(self, snapshot: Snapshot, *args: Any) -> None:
+        super().__init__(replace(snapshot, whole_prompts=False), *args)
+
+
 class MoreSlots(Policy):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

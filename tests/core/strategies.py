@@ -53,7 +53,12 @@ def settings() -> st.SearchStrategy[PolicySettings]:
 
 @st.composite
 def running_requests(
-    draw: DrawFn, request_id: str, block_size: int, decode_width: int, online: bool | None = None
+    draw: DrawFn,
+    request_id: str,
+    block_size: int,
+    decode_width: int,
+    online: bool | None = None,
+    most_left: int = 600,
 ) -> RequestView:
     if online is None:
         online = draw(st.booleans())
@@ -62,9 +67,10 @@ def running_requests(
     started = computed > 0 and draw(st.booleans())
     if started:
         # A decode, one whose token is still in flight, or a restart after a displacement.
-        remaining = draw(st.integers(0, decode_width) | st.integers(decode_width, 400))
+        most = max(decode_width, min(400, most_left))
+        remaining = draw(st.integers(0, decode_width) | st.integers(decode_width, most))
     else:
-        remaining = draw(st.integers(1, 600))
+        remaining = draw(st.integers(1, most_left))
     fewest = blocks_for(computed, block_size)
     most = blocks_for(computed + remaining, block_size)
     return RequestView(
@@ -83,10 +89,10 @@ def running_requests(
 
 @st.composite
 def waiting_requests(
-    draw: DrawFn, request_id: str, online: bool, block_size: int = 16
+    draw: DrawFn, request_id: str, online: bool, block_size: int = 16, most_tokens: int = 1200
 ) -> RequestView:
     arrival_s = draw(st.floats(0.0, NOW_S))
-    num_tokens = draw(st.integers(1, 1200))
+    num_tokens = draw(st.integers(1, most_tokens))
     # A prefix may lie in the cache already; at least one token is always computed.
     cached = draw(st.just(0) | st.integers(0, num_tokens - 1))
     held = 0 if online or not cached else draw(st.just(0) | st.just(blocks_for(cached, block_size)))
@@ -127,11 +133,17 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
     # Who is there decides the mode, so each mode is drawn often.
     online = draw(st.sampled_from([None, None, False]))
     num_waiting_online = draw(lengths) if draw(st.booleans()) else 0
+    max_step_tokens = draw(st.sampled_from([16, 256, 2048]))
+    whole = draw(st.sampled_from([False, False, True]))
+    # No engine that computes prompts whole takes one that is longer than a step.
+    left, length = (min(n, max_step_tokens) if whole else n for n in (600, 1200))
     running = [
-        draw(running_requests(f"run-{i}", block_size, width, online)) for i in range(draw(lengths))
+        draw(running_requests(f"run-{i}", block_size, width, online, left))
+        for i in range(draw(lengths))
     ]
     waiting_online = [
-        draw(waiting_requests(f"on-{i}", True, block_size)) for i in range(num_waiting_online)
+        draw(waiting_requests(f"on-{i}", True, block_size, length))
+        for i in range(num_waiting_online)
     ]
     return Snapshot(
         now_s=NOW_S,
@@ -139,12 +151,14 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
         sharing=draw(st.just(Sharing()) | sharings(running, waiting_online)),
         waiting_online=waiting_online,
         waiting_offline=[
-            draw(waiting_requests(f"off-{i}", False, block_size)) for i in range(draw(lengths))
+            draw(waiting_requests(f"off-{i}", False, block_size, length))
+            for i in range(draw(lengths))
         ],
         num_free_blocks=draw(st.integers(0, 400)),
         num_free_slots=draw(st.integers(0, 4)),
         block_size=block_size,
-        max_step_tokens=draw(st.sampled_from([16, 256, 2048])),
+        max_step_tokens=max_step_tokens,
+        whole_prompts=whole,
         targets=Targets(
             ttft_s=draw(st.sampled_from([0.05, 1.0])),
             tbt_s=draw(st.sampled_from([0.01, 0.2, 2.0])),

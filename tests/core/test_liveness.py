@@ -220,11 +220,14 @@ def scenarios(draw: st.DrawFn) -> Simulation:
         work.append(online(f"on-{i}", arrival_s, draw(prompts), draw(outputs)))
     block_size = draw(st.sampled_from([1, 16]))
     largest = max(blocks_for(request.most_tokens, block_size) for request in work)
+    max_step_tokens = draw(st.sampled_from([16, 512]))
     machine = Machine(
         num_blocks=largest + draw(st.integers(0, largest)),
         block_size=block_size,
         max_running=draw(st.integers(1, 4)),
-        max_step_tokens=draw(st.sampled_from([16, 512])),
+        max_step_tokens=max_step_tokens,
+        # Prompts that are computed whole are no longer than a step.
+        chunked_prefill=max_step_tokens == 16 or draw(st.booleans()),
         kv_bytes_per_token=1,
         link_bytes_per_s=draw(st.sampled_from([0.0, 300.0, 1e5])),
     )

@@ -22,6 +22,7 @@ from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
 from tests.core.careless import (
     CountsSharedAsFreed,
+    CutsPrompts,
     DisplacesEverybody,
     DisplacesForNobody,
     DisplacesOnline,
@@ -190,6 +191,15 @@ SCENES = {
         waiting_offline=(waiting("off-0", False, 32), waiting("off-1", False, 32)),
         num_remembered_blocks=1000,
     ),
+    "prompts that cannot be cut": replace(
+        BASE,
+        waiting_online=(waiting("on", True, 500), waiting("behind", True, 100)),
+        waiting_offline=(waiting("off", False, 100),),
+        whole_prompts=True,
+    ),
+    "an offline prompt that cannot be cut": replace(
+        BASE, waiting_offline=(waiting("off", False, 500),), whole_prompts=True
+    ),
     "floor": replace(
         BASE,
         running=(decoding("on", True, 5.0), prefilling("chunk", False)),
@@ -315,6 +325,7 @@ CONTROLS = [
     Control("gives promised blocks away", of(GivesPromisedBlocksAway), "free blocks"),
     Control("counts shared blocks as freed", of(CountsSharedAsFreed), "displaced needlessly"),
     Control("takes chat's memory", of(TakesChatsMemory), "starts in chat's room to remember"),
+    Control("cuts prompts", of(CutsPrompts), "its prompt cannot be cut"),
     Control("more slots than there are", of(MoreSlots), "into . slots"),
     Control("more tokens than there are", of(MoreTokens), "tokens in a step"),
     Control("P7: classes mixed up", altered(shift_tokens), "P7: the plan's token counts"),

@@ -515,6 +515,57 @@ class TestFloor:
         assert plan.grants == {"on": 1}
 
 
+class TestWholePrompts:
+    """Where chunked prefill is off: all of a prompt in one step, or nothing of it."""
+
+    def test_one_that_does_not_fit_the_limit_waits(self) -> None:
+        scene = snapshot(
+            offline=(waiting("fits", False, 60), waiting("not", False, 60)), whole_prompts=True
+        )
+        # 100 ms for offline steps that cannot be stopped; a second prompt makes it 130.
+        assert plan_for(scene).grants == {"fits": 60}
+
+    def test_longer_than_any_limit_it_comes_alone(self) -> None:
+        long, short = waiting("long", False, 2000), waiting("short", False, 10)
+        plan = plan_for(snapshot(offline=(long, short), whole_prompts=True))
+        assert plan.grants == {"long": 2000}
+
+    def test_also_where_shorter_steps_would_harvest_more(self) -> None:
+        scene = snapshot(
+            offline=(waiting("off", False, 2000),),
+            whole_prompts=True,
+            can_stop=True,
+            interruption_rate=500.0,
+        )
+        assert plan_for(scene).grants == {"off": 2000}
+
+    def test_and_past_a_fixed_budget(self) -> None:
+        scene = snapshot(online=(waiting("on", True, 2000),), whole_prompts=True)
+        plan = plan_for(scene, settings=PolicySettings(fixed_step_tokens=300))
+        assert plan.grants == {"on": 2000}
+
+    def test_online_prompts_come_in_order_as_far_as_the_engine_goes(self) -> None:
+        arrivals = tuple(waiting(f"on-{i}", True, 900) for i in range(3))
+        scene = snapshot(online=arrivals, whole_prompts=True)
+        assert plan_for(scene).grants == {"on-0": 900, "on-1": 900}
+
+    def test_beside_a_late_decode_one_prompt_gets_on(self) -> None:
+        arrivals = (waiting("first", True, 900), waiting("second", True, 900))
+        scene = snapshot(decoding("late", True, ago_s=5.0), online=arrivals, whole_prompts=True)
+        assert plan_for(scene).grants == {"late": 1, "first": 900}
+
+    def test_below_the_floor_one_passes_the_limit(self) -> None:
+        scene = snapshot(
+            decoding("on", True, ago_s=5.0),
+            offline=(waiting("long", False, 900), waiting("longer", False, 1000)),
+            targets=Targets(offline_floor=0.1),
+            whole_prompts=True,
+        )
+        plan = plan_for(scene)
+        assert plan.grants == {"on": 1, "long": 900}
+        assert plan.num_floor_tokens == 900
+
+
 class TestAblations:
     def test_a_fixed_budget_replaces_every_target(self) -> None:
         scene = snapshot(decoding("on", True, ago_s=5.0), prefilling("off", False, 1000))

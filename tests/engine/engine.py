@@ -50,6 +50,7 @@ def make_scheduler(
     max_step_tokens: int = 32,
     max_model_len: int = 512,
     async_scheduling: bool = False,
+    chunked_prefill: bool = True,
     settings: EngineSettings | None = None,
     their_connector: dict[str, Any] | None = None,
     num_spec_tokens: int = 0,
@@ -84,6 +85,7 @@ def make_scheduler(
         **vllm_arguments(settings or EngineSettings(profile_seconds=0), their_connector),
     ).create_engine_config()
     config.scheduler_config.async_scheduling = async_scheduling
+    config.scheduler_config.enable_chunked_prefill = chunked_prefill
     config.cache_config.num_gpu_blocks = num_blocks
     import torch
 

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from conserve.core.snapshot import RequestView
 
+UNCOUNTED = 1 << 60
+"""Free blocks of an engine whose model keeps no KV: whatever a request needs is there."""
+
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
     return -(-num_tokens // block_size)

@@ -38,6 +38,8 @@ def _check_grants(case: Case) -> None:
         assert view is not None
         left = view.num_tokens - view.num_computed_tokens
         require(0 < tokens <= left, f"{request_id}: {tokens} of {left} tokens granted")
+        whole = tokens == left or not case.snapshot.whole_prompts
+        require(whole, f"{request_id}: {tokens} of {left} tokens, and its prompt cannot be cut")
     total = sum(case.plan.grants.values())
     require(total <= case.snapshot.max_step_tokens, f"{total} tokens in a step")
 
@@ -167,7 +169,7 @@ def _check_unstoppable(case: Case) -> None:
     if plan.num_online_tokens or not plan.grants:
         return
     least = max(settings.min_chunk, snapshot.decode_width)
-    if len(plan.grants) == 1 and plan.num_offline_tokens <= least:
+    if len(plan.grants) == 1 and (plan.num_offline_tokens <= least or snapshot.whole_prompts):
         return
     limit_s = snapshot.targets.ttft_s * settings.unstoppable_share
     require(case.longest_s <= limit_s + EPSILON, "a long offline step that cannot be stopped")

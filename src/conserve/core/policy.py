@@ -200,9 +200,10 @@ class Policy:
         if mode is not Mode.ONLINE_PREFILL:
             self._start_offline(limit_s)
 
-    def _start_offline(self, limit_s: float) -> None:
+    def _start_offline(self, limit_s: float, at_least: int = 0) -> None:
         """Waiting offline requests in order, while each leaves a block for all that run. Those
-        with a checkpoint worth bringing back begin with that, which takes no tokens."""
+        with a checkpoint worth bringing back begin with that, which takes no tokens. Together they
+        may have `at_least` tokens past the limit."""
         step, waiting = self.step, self.snapshot.waiting_offline
         if not step.slots_left or not waiting:
             return
@@ -216,8 +217,10 @@ class Policy:
             if num_tokens := self._num_restorable(request):
                 if not step.restore(request, num_tokens, kept):
                     return
-            elif not step.tokens_left or not step.start(request, kept, limit_s):
+                continue
+            if not (granted := step.start(request, kept, limit_s, at_least)):
                 return
+            at_least -= granted
 
     def _room_beside(self, request: RequestView) -> int:
         """Blocks that a starting offline request must leave to chat's memory: none if it holds its
@@ -275,12 +278,14 @@ class Policy:
         if floor <= 0 or self.snapshot.offline_share >= floor or not online_s:
             return
         limit_s = online_s * (1 + self.model.margin) / (1 - floor)
+        # A prompt that cannot be cut passes the limit, so that longer ones have a share as well.
+        least = int(self.snapshot.whole_prompts)
         step.grant_decodes([r for r in self.running.offline_decodes if not step.has(r)], limit_s)
         for request in step.staying(self.running.offline_prefills):
             if not step.has(request):
-                step.grant_prefill(request, limit_s)
+                least -= step.grant_prefill(request, limit_s, at_least=least)
         if all(step.has(r) for r in self.snapshot.waiting_online):
-            self._start_offline(limit_s)
+            self._start_offline(limit_s, least)
 
     # Stoppable
 

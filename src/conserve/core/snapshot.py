@@ -95,6 +95,9 @@ class Snapshot:
     block_size: int
     max_step_tokens: int
     targets: Targets = field(default_factory=Targets)
+    whole_prompts: bool = False
+    """Whether a prompt is computed in one step or not at all, as where chunked prefill is off. None
+    is longer than `max_step_tokens`."""
     decode_width: int = 1
     """Tokens a decode computes in a step: 1 + speculative tokens."""
     interruption_rate: float = 0.0

@@ -26,6 +26,8 @@ class StepBuilder:
         self.blocks_left = snapshot.num_free_blocks
         self.slots_left = snapshot.num_free_slots
         self._block_size = snapshot.block_size
+        self._most_tokens = snapshot.max_step_tokens
+        self._whole_prompts = snapshot.whole_prompts
         self._sharing = snapshot.sharing
         self._model = model
 
@@ -70,18 +72,34 @@ class StepBuilder:
         self.tokens_left = left
 
     def grant_prefill(self, request: RequestView, limit_s: float, at_least: int = 0) -> int:
-        """Grant a chunk within the limit, or of `at_least` tokens past it; returns its size."""
+        """Grant a chunk within the limit, or of `at_least` tokens past it; returns its size. A
+        prompt that cannot be cut is granted whole on the same terms, or not at all."""
         context = request.num_computed_tokens
-        tokens = min(request.num_tokens - context, self.tokens_left)
-        if limit_s < UNLIMITED and tokens > at_least:
-            fitting = self._model.fitting_prefill_tokens(self.shape, context, limit_s)
-            tokens = min(tokens, max(fitting, at_least))
+        if self._whole_prompts:
+            tokens = self._whole(request.num_tokens - context, context, limit_s, at_least)
+        else:
+            tokens = min(request.num_tokens - context, self.tokens_left)
+            if limit_s < UNLIMITED and tokens > at_least:
+                fitting = self._model.fitting_prefill_tokens(self.shape, context, limit_s)
+                tokens = min(tokens, max(fitting, at_least))
         if tokens <= 0:
             return 0
         self.shape.add_prefill(tokens, context)
         self.grants[request.request_id] = tokens
         self.tokens_left -= tokens
         return tokens
+
+    def _whole(self, num_tokens: int, context: int, limit_s: float, at_least: int) -> int:
+        """`num_tokens` or 0. Where anything at all is granted past the limits, all of it is, as far
+        as the engine's own budget goes: what was planned to be left over is no reason to wait."""
+        if at_least > 0:
+            return num_tokens if num_tokens <= self._most_tokens - self.shape.num_tokens else 0
+        if num_tokens > self.tokens_left:
+            return 0
+        if limit_s == UNLIMITED:
+            return num_tokens
+        fitting = self._model.fitting_prefill_tokens(self.shape, context, limit_s)
+        return num_tokens if fitting >= num_tokens else 0
 
     def start(self, request: RequestView, reserve: int, limit_s: float, at_least: int = 0) -> int:
         """A waiting request's first chunk, if a slot, its blocks and `reserve` more are free;

@@ -36,7 +36,8 @@ class Remembering:
         """Tokens that one of a request's hashes stands for: maybe fewer than a block has."""
         self._pool = pool
         self._memory = ChatMemory(pool.num_gpu_blocks - 1, scheduler.block_size, settings)
-        retention.queues[0].order.forgets = self._forgets
+        for queue in retention.queues:
+            queue.order.forgets = self._forgets
 
     def scheduled(self, output: Any, now_s: float) -> None:
         """vLLM has admitted requests: what they found of their prompts when they first ran."""
@@ -70,7 +71,7 @@ class Remembering:
         num_free = self._pool.get_num_free_blocks()
         blocks = self._memory.room(now_s, running, num_free, self._experience.traffic)
         self._stats.set("room_blocks", blocks)
-        self._stats.set("history_blocks", self._retention.queues[0].order.num_online)
+        self._stats.set("history_blocks", sum(q.order.num_online for q in self._retention.queues))
         return blocks
 
     def forget(self) -> None:
@@ -79,7 +80,9 @@ class Remembering:
 
     def _names(self, request: Any, num_tokens: int) -> Sequence[Any]:
         """Of the full blocks within its first tokens: each the last hash in it, which names all
-        before it."""
+        before it. None where vLLM looks for no beginnings: what is left is never found again."""
+        if not self._scheduler.kv_cache_manager.enable_caching:
+            return ()
         each = self._scheduler.block_size // self._hash_tokens
         end = num_tokens // self._scheduler.block_size * each
         return request.block_hashes[each - 1 : end : each]  # type: ignore[no-any-return]

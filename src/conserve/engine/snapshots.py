@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
+from conserve.core.blocks import UNCOUNTED
 from conserve.core.learning import Experience
 from conserve.core.sharing import arrivals_lack_room, note_sharing, num_lasting
 from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
@@ -74,11 +75,12 @@ class Snapshots:
             running=running,
             waiting_online=waiting_online,
             waiting_offline=waiting_offline,
-            num_free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+            num_free_blocks=self._num_free_blocks(),
             num_free_slots=num_free_slots,
             block_size=scheduler.block_size,
             max_step_tokens=scheduler.max_num_scheduled_tokens,
             targets=self._targets,
+            whole_prompts=not scheduler.vllm_config.scheduler_config.enable_chunked_prefill,
             decode_width=self.decode_width,
             interruption_rate=traffic.interruption_rate,
             online_residency=traffic.online_residency,
@@ -94,6 +96,11 @@ class Snapshots:
             copies_online=host.copies_online(self._experience.model),
             num_loading_online=host.num_loading(held_online),
         )
+
+    def _num_free_blocks(self) -> int:
+        if not self._scheduler.kv_cache_config.kv_cache_groups:
+            return UNCOUNTED
+        return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
     def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:
         schedulable = (r for r in requests if r.status in SCHEDULABLE)
@@ -119,9 +126,9 @@ class Snapshots:
         """Who shares blocks, where an arrival may need them."""
         scheduler = self._scheduler
         managers = scheduler.kv_cache_manager.coordinator.single_type_managers
-        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        free = self._num_free_blocks()
         size = scheduler.block_size
-        if len(managers) > 1 or not arrivals_lack_room(waiting_online, free, num_free_slots, size):
+        if len(managers) != 1 or not arrivals_lack_room(waiting_online, free, num_free_slots, size):
             return Sharing()
         offline = [r.request_id for r in scheduler.running if not is_online(r)]
         tables = managers[0].req_to_blocks

@@ -34,6 +34,8 @@ class Machine:
     """Slots (vLLM's max_num_seqs)."""
     max_step_tokens: int = 2048
     """vLLM's max_num_batched_tokens."""
+    chunked_prefill: bool = True
+    """False: a prompt is computed in one step or not at all."""
     fixed_step_tokens: int = 0
     """The budget of arms that have a fixed one; 0 leaves them their own."""
     num_layers: int = 32

@@ -124,6 +124,7 @@ class ConserveScheduler:
             block_size=machine.block_size,
             max_step_tokens=machine.max_step_tokens,
             targets=self.targets,
+            whole_prompts=not machine.chunked_prefill,
             interruption_rate=traffic.interruption_rate,
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,

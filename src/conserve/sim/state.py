@@ -184,7 +184,9 @@ class EngineState:
         found = places.leave_queue(request)
         self._surprised |= request.num_computed_tokens != found
         request.num_computed_tokens = found
-        tokens = min(tokens, request.num_tokens - found)
+        left = request.num_tokens - found
+        # A prompt that is not to be cut is computed whole, though less of it is found than planned.
+        tokens = min(tokens, left) if places.machine.chunked_prefill else left
         self._surprised |= tokens == 1 and bool(request.token_times_s)
         places.hold(request, found + tokens)
         places.run(request)
