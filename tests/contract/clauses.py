@@ -156,6 +156,21 @@ def stops_only_if_needed(play: Play) -> None:
     assert _first_step(play, strict, online("o", 0.02, 8))[0]
 
 
+def a_step_that_outruns_its_prediction_is_judged_again(play: Play) -> None:
+    """An arrival waits for what should be over at once, and no longer than its patience: a step
+    that goes on is stopped, though nobody else has come."""
+    seconds = COST.predict_s(_prefill(150))
+    patience_s = 0.02
+    for arrival_s in (seconds - 0.01, seconds + 0.01):
+        world = World(held_up={150: 4.0})
+        stopped, ends = _first_step(play, world, online("o", arrival_s, 8))
+        assert stopped
+        assert seconds + patience_s <= ends == pytest.approx(2 * seconds), "at its next safepoint"
+    assert not _first_step(play, world, offline("o", 0.16, 8))[0], "nobody waits"
+    barely = World(held_up={150: 1 + 0.9 * patience_s / seconds})
+    assert not _first_step(play, barely, online("o", seconds - 0.01, 8))[0]
+
+
 def first_tokens_are_not_stopped(play: Play) -> None:
     asks = [online("first", 0.0, 200, 20), LONG, online("second", 0.02, 8)]
     seen = play(World(), asks)
@@ -275,6 +290,7 @@ CLAUSES: tuple[Clause, ...] = (
     the_cheapest_makes_room,
     nobody_yields_to_offline,
     stops_only_if_needed,
+    a_step_that_outruns_its_prediction_is_judged_again,
     first_tokens_are_not_stopped,
     decodes_are_stopped_while_their_tokens_can_be_in_time,
     a_stopped_step_leaves_no_trace,

@@ -58,7 +58,7 @@ def play(folder: Path, world: World, asks: Sequence[Ask]) -> Seen:
     )
     scheduler.clock.now_s = 0.0
     scheduler.experience.recalibrator = Recalibrator(COST, mean_error=COST.margin / 2)
-    seen = Seen({ask.name: ask for ask in asks})
+    seen = Seen(world, {ask.name: ask for ask in asks})
     try:
         device = Device(BLOCK_SIZE)
         engine = TimedEngine(scheduler, device, depth=1 + world.async_scheduling, seen=seen)
@@ -186,23 +186,29 @@ class TimedEngine(Engine):
         if record.plan.stoppable and scheduler.stopper.flag.is_raised_for(record.number):
             # While the step before it ran: it looks before its first layer.
             return start_s, 0
-        seconds = COST.predict_s(record.shape)
+        seconds = self.seen.world.step_s(record.shape)
         end_s, layers = start_s + seconds, None
         layer_s = seconds / NUM_LAYERS
-        for ask in self._coming:
-            if ask.arrival_s >= end_s:
-                break
-            if not ask.online:
-                continue
-            clock.now_s = ask.arrival_s
-            scheduler.monitor.arrived(ask.name, ask.arrival_s, ask.num_prompt_tokens)
+        coming = deque(ask for ask in self._coming if ask.online)
+        while (now_s := self._next_word_s(coming)) < end_s:
+            clock.now_s = now_s
+            if coming and coming[0].arrival_s == now_s:
+                ask = coming.popleft()
+                scheduler.monitor.arrived(ask.name, ask.arrival_s, ask.num_prompt_tokens)
+            else:
+                scheduler.monitor.alarm.ring()
             if layers is None and scheduler.stopper.flag.is_raised_for(record.number):
-                looks = math.ceil((ask.arrival_s - start_s) / (layer_s * SAFEPOINT_LAYERS) - 1e-9)
+                looks = math.ceil((now_s - start_s) / (layer_s * SAFEPOINT_LAYERS) - 1e-9)
                 looks = max(0, looks)
-                stop_s = max(ask.arrival_s, start_s + looks * SAFEPOINT_LAYERS * layer_s)
+                stop_s = max(now_s, start_s + looks * SAFEPOINT_LAYERS * layer_s)
                 if stop_s < end_s:
                     end_s, layers = stop_s, looks * SAFEPOINT_LAYERS
         return end_s, layers
+
+    def _next_word_s(self, coming: deque[Ask]) -> float:
+        """When the monitor hears of somebody next, or looks again by itself."""
+        arrival_s = coming[0].arrival_s if coming else math.inf
+        return min(arrival_s, float(self.scheduler.monitor.alarm.at_s))
 
     def _close(self) -> None:
         for ask in self.seen.asks.values():

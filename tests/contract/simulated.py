@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from conserve.core.latency import StepShape
 from conserve.sim.cost import Machine
 from conserve.sim.engine import Engine
 from conserve.sim.request import SimRequest
@@ -25,8 +27,18 @@ from tests.contract.situation import (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What steps take in a world."""
+
+    world: World
+
+    def predict_s(self, shape: StepShape) -> float:
+        return self.world.step_s(shape)
+
+
 def play(world: World, asks: Sequence[Ask]) -> Seen:
-    seen = Seen({ask.name: ask for ask in asks})
+    seen = Seen(world, {ask.name: ask for ask in asks})
     scheduler = ConserveScheduler(COST, world.targets, world.policy)
     machine = Machine(
         num_blocks=world.num_blocks,
@@ -45,7 +57,7 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
         seen.steps.append(one)
 
     engine = Engine(
-        machine, COST, scheduler, async_scheduling=world.async_scheduling, on_step=on_step
+        machine, Truth(world), scheduler, async_scheduling=world.async_scheduling, on_step=on_step
     )
     scheduler.planner = watched(scheduler.planner, seen, engine.places.pool.order)
     requests = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from conserve.core.free_order import FreeOrder
-from conserve.core.latency import LatencyModel
+from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Plan
 from conserve.core.policy import Planner
 from conserve.core.settings import PolicySettings
@@ -21,7 +21,8 @@ NUM_LAYERS = 8
 SAFEPOINT_LAYERS = 2
 TOKEN_BYTES = 128
 COST = LatencyModel(0.004, 1e-3, 1e-7, 1e-5, 1e-6, knee=8, margin=0.04)
-"""Both engines' steps take exactly this long, and both believe it at start."""
+"""Both engines believe this of their steps at start, and they take as long unless the world holds
+them up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,11 @@ class World:
     chunked_prefill: bool = True
     link_tokens_per_s: float = 0.0
     """Speed of copies to the host and back; 0: there are none."""
+    held_up: Mapping[int, float] = field(default_factory=dict)
+    """Steps of so many tokens take so many times as long as believed."""
+
+    def step_s(self, shape: StepShape) -> float:
+        return COST.predict_s(shape) * self.held_up.get(shape.num_tokens, 1.0)
 
 
 @dataclass(slots=True)
@@ -96,6 +102,7 @@ class SeenStep:
 class Seen:
     """All that a contract may ask of a played situation."""
 
+    world: World
     asks: dict[str, Ask]
     steps: list[SeenStep] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)

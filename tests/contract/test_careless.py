@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from conserve.core.policy import decide
 from conserve.core.snapshot import RequestView, Snapshot, Targets
-from conserve.core.stopping import RunningStep, should_stop
+from conserve.core.stopping import RunningStep, stop_at_s
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
 from tests.contract import clauses
@@ -50,13 +51,19 @@ def everybody(candidates: Sequence[RequestView], *needs: int) -> list[RequestVie
     return list(candidates)
 
 
-def at_every_arrival(*_: Any, **__: Any) -> bool:
-    return True
+def at_every_arrival(*_: Any, now_s: float, **__: Any) -> float:
+    return now_s
 
 
-def whoever_is_due(step: RunningStep, *others: Any, **given: Any) -> bool:
+def whoever_is_due(step: RunningStep, *others: Any, **given: Any) -> float:
     """Stops although online tokens come late for it."""
-    return should_stop(replace(step, due_s=float("inf")), *others, **given)
+    return stop_at_s(replace(step, due_s=float("inf")), *others, **given)
+
+
+def never_again(*given: Any, now_s: float, **others: Any) -> float:
+    """What is not stopped for an arrival goes on, however long it takes."""
+    stop_s = stop_at_s(*given, now_s=now_s, **others)
+    return stop_s if stop_s <= now_s else math.inf
 
 
 def nothing(*_: Any, **__: Any) -> list[str]:
@@ -97,11 +104,19 @@ CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
     ("sim", f"{POLICY}:choose_victims", the_dearest_first, clauses.the_cheapest_makes_room),
     ("engine", f"{POLICY}:choose_victims", everybody, clauses.the_cheapest_makes_room),
     ("sim", f"{POLICY}:choose_victims", everybody, clauses.the_cheapest_makes_room),
-    ("engine", f"{ENGINE}.monitor:should_stop", at_every_arrival, clauses.stops_only_if_needed),
-    ("sim", f"{SIM}.schedulers:should_stop", at_every_arrival, clauses.stops_only_if_needed),
-    ("engine", f"{ENGINE}.monitor:should_stop", whoever_is_due,
+    ("engine", f"{ENGINE}.monitor:stop_at_s", at_every_arrival, clauses.stops_only_if_needed),
+    ("sim", f"{SIM}.schedulers:stop_at_s", at_every_arrival, clauses.stops_only_if_needed),
+    ("engine", f"{ENGINE}.monitor:stop_at_s", never_again,
+     clauses.a_step_that_outruns_its_prediction_is_judged_again),
+    ("sim", f"{SIM}.schedulers:stop_at_s", never_again,
+     clauses.a_step_that_outruns_its_prediction_is_judged_again),
+    ("engine", f"{ENGINE}.monitor:stop_at_s", at_every_arrival,
+     clauses.a_step_that_outruns_its_prediction_is_judged_again),
+    ("sim", f"{SIM}.schedulers:stop_at_s", at_every_arrival,
+     clauses.a_step_that_outruns_its_prediction_is_judged_again),
+    ("engine", f"{ENGINE}.monitor:stop_at_s", whoever_is_due,
      clauses.decodes_are_stopped_while_their_tokens_can_be_in_time),
-    ("sim", f"{SIM}.schedulers:should_stop", whoever_is_due,
+    ("sim", f"{SIM}.schedulers:stop_at_s", whoever_is_due,
      clauses.decodes_are_stopped_while_their_tokens_can_be_in_time),
     ("engine", f"{ENGINE}.stopper:roll_back", nothing, clauses.a_stopped_step_leaves_no_trace),
     ("sim", f"{SIM}.state:EngineState.drop", forget_to_undo,

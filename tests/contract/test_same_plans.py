@@ -21,6 +21,7 @@ pytestmark = pytest.mark.engine
 
 VIEWS = ("running", "waiting_online", "waiting_offline")
 NARROW = World(num_blocks=64, max_running=3, max_step_tokens=48)
+HELD_UP = {num_tokens: 6.0 for num_tokens in range(50, 257) if num_tokens % 4 == 0}
 WORLDS = {
     "ample": AMPLE,
     "scarce": SCARCE,
@@ -31,6 +32,8 @@ WORLDS = {
     "slack-async": replace(SCARCE, targets=SLACK, async_scheduling=True),
     "whole": replace(SCARCE, chunked_prefill=False),
     "whole-async": replace(SCARCE, chunked_prefill=False, async_scheduling=True),
+    "held-up": replace(SCARCE, targets=SLACK, held_up=HELD_UP),
+    "held-up-async": replace(SCARCE, targets=SLACK, held_up=HELD_UP, async_scheduling=True),
 }
 MEMORIES = {
     "scarce": replace(SCARCE, num_blocks=60),

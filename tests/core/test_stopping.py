@@ -17,24 +17,37 @@ from conserve.core.stopping import (
     best_step_tokens,
     expected_harvest_rate,
     next_step_s,
-    should_stop,
+    stop_at_s,
     time_to_resume_s,
 )
 from tests.core import strategies
 
+NOW_S = 10.0
 
-def stops(
-    remaining_s: float, prefill_s: float = 0.1, waited_s: float = 0.0, patience: float = 1.0
-) -> bool:
-    """should_stop at now = 10 s for a TTFT target of 1 s, where a token takes a millisecond."""
-    return should_stop(
-        RunningStep(begins_s=9.0 + remaining_s, predicted_s=1.0),
-        Arrivals(oldest_s=10.0 - waited_s, num_tokens=round(1000 * prefill_s)),
-        LatencyModel(fixed=0.0, per_token=1e-3),
-        now_s=10.0,
+
+def stop_in_s(
+    remaining_s: float,
+    prefill_s: float = 0.1,
+    waited_s: float = 0.0,
+    patience: float = 1.0,
+    due_in_s: float = math.inf,
+) -> float:
+    """stop_at_s, counted from now, for a TTFT target of 1 s and a step of 1 s; a token takes a
+    millisecond, and the model errs by 2 %."""
+    stop_s = stop_at_s(
+        RunningStep(NOW_S - 1.0 + remaining_s, predicted_s=1.0, due_s=NOW_S + due_in_s),
+        Arrivals(oldest_s=NOW_S - waited_s, num_tokens=round(1000 * prefill_s)),
+        LatencyModel(fixed=0.0, per_token=1e-3, margin=0.02),
+        now_s=NOW_S,
         ttft_target_s=1.0,
         patience=patience,
     )
+    return stop_s - NOW_S
+
+
+def stops(*given: float, **named: float) -> bool:
+    """Whether at once."""
+    return stop_in_s(*given, **named) == 0.0
 
 
 def test_stops_where_remainder_and_prefill_would_miss_the_target() -> None:
@@ -57,8 +70,64 @@ def test_no_patience_stops_at_every_arrival() -> None:
 
 
 def test_a_step_that_should_be_over_is_left_to_end() -> None:
-    assert not stops(remaining_s=0.0, prefill_s=5.0, patience=0.01)
-    assert not stops(remaining_s=-0.5, prefill_s=5.0, patience=0.01)
+    """Also where the target is missed in any case: what remains is within the model's error."""
+    assert not stops(remaining_s=0.0, prefill_s=5.0, patience=0.05)
+    assert not stops(remaining_s=0.015, prefill_s=5.0, patience=0.05)
+    assert not stops(remaining_s=-0.015, prefill_s=5.0, patience=0.05)
+
+
+def test_a_step_that_outruns_its_prediction_is_expected_to_go_on_for_as_long_again() -> None:
+    assert stop_in_s(remaining_s=0.04, patience=0.05) == pytest.approx(0.09)
+    assert stop_in_s(remaining_s=-0.04, patience=0.05) == pytest.approx(0.01)
+    assert stops(remaining_s=-0.06, patience=0.05)
+    # It would end at twice the overrun: 0.1 s past the end, 0.2 s and the prompt's 0.4 s have
+    # used the 0.6 s that are left to who waits since 0.4 s.
+    assert stop_in_s(remaining_s=0.0, prefill_s=0.4, waited_s=0.4) == pytest.approx(0.1)
+    assert stop_in_s(remaining_s=0.01, prefill_s=5.0) == pytest.approx(0.03), "past the error"
+
+
+def test_its_decodes_come_no_later_for_a_stop() -> None:
+    """A quarter of the step until it has stopped, 0.102 s for the prompt: 0.352 s. A token that
+    cannot be in time any more comes sooner by a stop once more than that remains."""
+    assert stops(remaining_s=-0.06, patience=0.05, due_in_s=0.36)
+    assert stop_in_s(remaining_s=-0.06, patience=0.05, due_in_s=0.34) == pytest.approx(0.292)
+    assert stop_in_s(remaining_s=-0.06, patience=0.05, due_in_s=-9.0) == pytest.approx(0.292)
+    assert stops(remaining_s=-0.36, patience=0.05, due_in_s=-9.0)
+
+
+@settings(max_examples=300)
+@given(
+    strategies.models(),
+    st.floats(0.001, 2.0),
+    st.floats(-2.0, 2.0),
+    st.floats(-1.0, 3.0),
+    st.floats(0.0, 1.0),
+    st.integers(1, 2000),
+)
+def test_nothing_changes_before_the_moment_and_it_stops_then(
+    model: LatencyModel,
+    predicted_s: float,
+    remaining_s: float,
+    due_in_s: float,
+    patience: float,
+    num_tokens: int,
+) -> None:
+    """What an engine that sleeps until then relies on."""
+    step = RunningStep(NOW_S + remaining_s - predicted_s, predicted_s, due_s=NOW_S + due_in_s)
+
+    def at(now_s: float) -> float:
+        arrivals = Arrivals(NOW_S - 0.1, num_tokens)
+        return stop_at_s(step, arrivals, model, now_s=now_s, ttft_target_s=0.5, patience=patience)
+
+    stop_s = at(NOW_S)
+    assert NOW_S <= stop_s < math.inf
+    assert at(stop_s) == stop_s
+    if stop_s > NOW_S:
+        between_s = (NOW_S + stop_s) / 2
+        assert at(between_s) == pytest.approx(stop_s)
+    resume_s = time_to_resume_s(model, predicted_s, next_step_s(model, StepShape(), num_tokens))
+    late = stop_s + resume_s > step.due_s + 1e-9
+    assert not late or stop_s - (step.begins_s + predicted_s) >= resume_s - 1e-9, "P5"
 
 
 def test_without_patience_a_step_that_outruns_its_prediction_is_stopped() -> None:
@@ -70,7 +139,7 @@ def test_a_step_is_left_alone_once_a_stop_would_make_a_token_late() -> None:
     """A quarter of 0.4 s until it has stopped, and 0.1 s for the prompts."""
 
     def stops_at(now_s: float, due_s: float = math.inf) -> bool:
-        return should_stop(
+        stop_s = stop_at_s(
             RunningStep(begins_s=10.6, predicted_s=0.4, due_s=due_s),
             Arrivals(oldest_s=10.0, num_tokens=100),
             LatencyModel(fixed=0.0, per_token=1e-3),
@@ -78,6 +147,7 @@ def test_a_step_is_left_alone_once_a_stop_would_make_a_token_late() -> None:
             ttft_target_s=0.5,
             patience=0.0,
         )
+        return stop_s == now_s
 
     assert stops_at(10.0, due_s=10.3)
     assert not stops_at(10.15, due_s=10.3)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conserve.engine.alarm import Alarm
 from conserve.engine.launch import vllm_arguments
 from conserve.engine.settings import EngineSettings
 from conserve.engine.step_times import StepTimes
@@ -42,6 +44,19 @@ class FakeClock:
         return self.now_s
 
 
+class HandAlarm(Alarm):
+    """Rings when told: no thread waits for a clock that moves only when told."""
+
+    at_s = math.inf
+
+    def set(self, at_s: float) -> None:
+        self.at_s = at_s
+
+    def ring(self) -> None:
+        self.at_s = math.inf
+        self._ring()
+
+
 def make_scheduler(
     folder: Path,
     *,
@@ -69,6 +84,7 @@ def make_scheduler(
 
     class Timed(ConserveScheduler):
         clock = wall_clock = FakeClock()
+        make_alarm = HandAlarm
 
     model = TINY | {"max_position_embeddings": max_model_len}
     (folder / "config.json").write_text(json.dumps(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ import pytest
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.stopping import RunningStep
 from conserve.engine.monitor import ArrivalMonitor
+from tests.engine.engine import HandAlarm
 
 TARGET_S = 1.0
-MODEL = LatencyModel(fixed=0.0, per_token=0.001)
+MODEL = LatencyModel(fixed=0.0, per_token=0.001, margin=0.02)
 """A prompt of n tokens takes n milliseconds."""
 
 
@@ -46,7 +48,18 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.clock, self.flag = Clock(), Flag()
-        self.monitor = self.monitor_class(self.flag, self.clock, TARGET_S, self.patience)  # type: ignore[arg-type]
+        self.monitor = self.monitor_class(
+            self.flag,  # type: ignore[arg-type]
+            self.clock,
+            TARGET_S,
+            self.patience,
+            HandAlarm,
+        )
+
+    @property
+    def alarm(self) -> HandAlarm:
+        assert isinstance(self.monitor.alarm, HandAlarm)
+        return self.monitor.alarm
 
     def start(self, predicted_s: float, number: int = 7) -> None:
         step = RunningStep(self.clock.now_s, predicted_s)
@@ -81,6 +94,50 @@ def test_a_step_about_to_end_goes_on() -> None:
     assert scene.monitor.step_ended() is None
     assert scene.monitor.take_unstopped() == 1
     assert scene.monitor.take_unstopped() == 0, "taken once"
+
+
+def test_a_step_that_outruns_its_prediction_is_judged_again() -> None:
+    """0.36 s into it 0.04 s remain; 0.05 s past its end another 0.05 s: all patience."""
+    scene = Scene()
+    scene.start(0.4)
+    scene.clock.now_s += 0.36
+    scene.arrive()
+    assert scene.alarm.at_s == pytest.approx(100.45)
+    scene.clock.now_s = 100.44
+    scene.alarm.ring()
+    assert scene.flag.raised == []
+    assert scene.alarm.at_s == pytest.approx(100.45), "it was early"
+    scene.monitor.taken("a")  # under async scheduling the scheduler may know of it meanwhile
+    scene.clock.now_s = scene.alarm.at_s
+    scene.alarm.ring()
+    assert scene.flag.raised == [7]
+    assert scene.alarm.at_s == math.inf
+
+
+def test_a_step_that_ends_is_not_judged_again() -> None:
+    scene = Scene()
+    scene.start(0.4)
+    scene.clock.now_s += 0.36
+    scene.arrive()
+    scene.monitor.step_ended()
+    assert scene.alarm.at_s == math.inf
+    scene.monitor.taken("a")
+    scene.start(0.4, number=8)
+    assert scene.alarm.at_s == math.inf, "nobody waits for this one"
+    scene.clock.now_s += 10
+    scene.monitor.judge()
+    assert scene.flag.raised == []
+
+
+def test_who_comes_later_moves_the_moment() -> None:
+    """The second has waited for longer: its target is what the step may not make it miss."""
+    scene = Scene()
+    scene.start(0.4)
+    scene.clock.now_s += 0.39
+    scene.arrive("a")
+    before_s = scene.alarm.at_s
+    scene.monitor.arrived("old", scene.clock.now_s - 0.97, 10)
+    assert 100.4 < scene.alarm.at_s < before_s
 
 
 @pytest.mark.parametrize(("patience", "stops"), [(0.0, True), (0.3, True), (0.5, False)])

@@ -23,6 +23,7 @@ def test_kinds_leave_in_declared_order_however_they_came(pushed: tuple[EventKind
         EventKind.STEP_END,
         EventKind.RESTORED,
         EventKind.ARRIVAL,
+        EventKind.JUDGE,
         EventKind.SCHEDULE,
     ]
 

@@ -1,4 +1,4 @@
-"""Whether an arriving online request stops the step that runs, and how large such steps are."""
+"""When online requests that wait stop the step that runs, and how large such steps are."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Arrivals:
     """Of their prompts, together."""
 
 
-def should_stop(
+def stop_at_s(
     step: RunningStep,
     arrivals: Arrivals,
     model: LatencyModel,
@@ -44,25 +44,35 @@ def should_stop(
     now_s: float,
     ttft_target_s: float,
     patience: float,
-) -> bool:
-    """Whether to stop a stoppable step for online requests that wait.
+) -> float:
+    """When to stop a stoppable step for online requests that wait, unless it ends or somebody else
+    comes before: `now_s` if at once, else a later moment.
 
-    Stops when what remains of the step is more than `patience` (a share of the TTFT
-    target), or when remainder + next step would miss the target. The paper stops in the
-    second case only, which is `patience` = 1; 0 stops at every arrival.
+    At once if what remains of the step is more than `patience` (a share of the TTFT target), or if
+    remainder + next step would miss the target and the remainder is more than the model's error.
+    The paper stops in the second case only, which is `patience` = 1; 0 stops at every arrival.
 
-    A step with online decodes is left alone unless they would still be in time
-    (`time_to_resume_s`) after a stop.
+    A step that has outrun its prediction is expected to go on for as long again as it has outrun
+    it: the same two rules then hold from a known moment on.
+
+    A step with online decodes is left alone unless they would still be in time after a stop
+    (`time_to_resume_s`), or what remains is longer than that: it only brings their tokens sooner.
     """
     next_s = next_step_s(model, step.online_shape, arrivals.num_tokens)
-    if now_s + time_to_resume_s(model, step.predicted_s, next_s) > step.due_s:
-        return False
-    remaining_s = max(0.0, step.begins_s + step.predicted_s - now_s)
-    # Without patience a step that has outrun its prediction is stopped as well.
-    if not patience or remaining_s > patience * ttft_target_s:
-        return True
-    first_token_s = now_s + remaining_s + next_s
-    return remaining_s > 0 and first_token_s > arrivals.oldest_s + ttft_target_s
+    resume_s = time_to_resume_s(model, step.predicted_s, next_s)
+    end_s, patience_s = step.begins_s + step.predicted_s, patience * ttft_target_s
+    error_s = model.margin * step.predicted_s
+    latest_end_s = arrivals.oldest_s + ttft_target_s - next_s
+    remaining_s = end_s - now_s
+    too_long = remaining_s > patience_s or (end_s > latest_end_s and remaining_s > error_s)
+    if too_long and now_s + resume_s <= step.due_s:
+        return now_s
+    # At end_s + x, another x remains: it ends at end_s + 2 * x.
+    overrun_s = min(patience_s, max(error_s, (latest_end_s - end_s) / 2))
+    stop_s = max(now_s, end_s + overrun_s)
+    if stop_s + resume_s > step.due_s:
+        stop_s = max(stop_s, end_s + resume_s)
+    return stop_s
 
 
 def next_step_s(model: LatencyModel, online_shape: StepShape, num_arrived_tokens: int) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from conserve.core.latency import LatencyModel
-from conserve.core.stopping import Arrivals, RunningStep, should_stop
+from conserve.core.stopping import Arrivals, RunningStep, stop_at_s
+from conserve.engine.alarm import Alarm
 from conserve.engine.flag import StopFlag
 
 
@@ -20,26 +22,35 @@ class AskedStop:
 
 
 class ArrivalMonitor:
-    """Shared by two threads of the engine process: the input thread reports arrivals, the main
-    thread reports steps and takes arrivals over. All methods may be called from either."""
+    """Shared by three threads of the engine process: the input thread reports arrivals, the main
+    thread reports steps and takes arrivals over, and the alarm's has a step judged again that
+    outruns its prediction while they wait. All methods may be called from any."""
 
     def __init__(
-        self, flag: StopFlag, clock: Callable[[], float], ttft_target_s: float, patience: float
+        self,
+        flag: StopFlag,
+        clock: Callable[[], float],
+        ttft_target_s: float,
+        patience: float,
+        make_alarm: Callable[..., Alarm] = Alarm,
     ) -> None:
         self._flag = flag
         self._clock = clock
         self._ttft_target_s = ttft_target_s
         self._patience = patience
         self._lock = threading.Lock()
+        self.alarm = make_alarm(clock, self.judge)
+        """Set to when the running step is to be judged again, if it is."""
         self._step: RunningStep | None = None
         self._number = -1
         """Of that step, as the flag knows it."""
         self._model: LatencyModel | None = None
         self._pending: dict[str, tuple[float, int]] = {}
-        """request_id -> (arrival time, prompt tokens) of online requests not yet scheduled."""
+        """request_id -> (arrival time, prompt tokens) of online requests that the scheduler does
+        not know yet."""
+        self._waiting: list[tuple[float, int]] = []
+        """The same of all that the running step was decided without, known by now or not."""
         self._asked: AskedStop | None = None
-        self._num_in_step = 0
-        """Arrivals since the running step started, and those it started with."""
         self._num_unstopped = 0
 
     @property
@@ -50,7 +61,13 @@ class ArrivalMonitor:
         """An online request reached the engine process."""
         with self._lock:
             self._pending[request_id] = (arrival_s, num_tokens)
-            self._num_in_step += 1
+            if self._step is not None:
+                self._waiting.append((arrival_s, num_tokens))
+            self._judge()
+
+    def judge(self) -> None:
+        """Look again whether to stop the step that runs: time has passed."""
+        with self._lock:
             self._judge()
 
     def taken(self, request_id: str) -> None:
@@ -62,22 +79,24 @@ class ArrivalMonitor:
         """Arrivals that never reached the scheduler (rejected on the way) hold nothing up."""
         with self._lock:
             self._pending.clear()
+            self._waiting.clear()
 
     def step_started(self, number: int, step: RunningStep, model: LatencyModel) -> None:
         """A stoppable step was handed to the workers; arrivals that raced it are judged now."""
         with self._lock:
             self._number, self._step, self._model, self._asked = number, step, model, None
-            self._num_in_step = len(self._pending)
-            if self._pending:
-                self._judge()
+            self._waiting = list(self._pending.values())
+            self._judge()
 
     def step_ended(self) -> AskedStop | None:
         """Returns when and where the step that ended had been asked to stop, if it had."""
         with self._lock:
             asked, self._asked = self._asked, None
             if self._step is not None and asked is None:
-                self._num_unstopped += self._num_in_step
+                self._num_unstopped += len(self._waiting)
             self._step = None
+            self._waiting.clear()
+            self.alarm.set(math.inf)
             return asked
 
     def take_unstopped(self) -> int:
@@ -88,16 +107,25 @@ class ArrivalMonitor:
 
     def _judge(self) -> None:
         step, model = self._step, self._model
-        if step is None or model is None or self._asked is not None:
+        if step is None or model is None or self._asked is not None or not self._waiting:
             return
         now_s = self._clock()
-        arrivals = Arrivals(
-            oldest_s=min(arrival_s for arrival_s, _ in self._pending.values()),
-            num_tokens=sum(tokens for _, tokens in self._pending.values()),
+        stop_s = stop_at_s(
+            step,
+            Arrivals(
+                oldest_s=min(arrival_s for arrival_s, _ in self._waiting),
+                num_tokens=sum(num_tokens for _, num_tokens in self._waiting),
+            ),
+            model,
+            now_s=now_s,
+            ttft_target_s=self._ttft_target_s,
+            patience=self._patience,
         )
-        target_s, patience = self._ttft_target_s, self._patience
-        if should_stop(
-            step, arrivals, model, now_s=now_s, ttft_target_s=target_s, patience=patience
-        ):
-            self._asked = AskedStop(now_s, self._flag.last_passed(self._number))
-            self._flag.raise_for(self._number)
+        if stop_s > now_s:
+            self.alarm.set(stop_s)
+            return
+        self._asked = AskedStop(now_s, self._flag.last_passed(self._number))
+        self._flag.raise_for(self._number)
+
+    def close(self) -> None:
+        self.alarm.close()

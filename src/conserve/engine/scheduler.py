@@ -8,6 +8,7 @@ from typing import Any
 
 from conserve.core.learning import Experience
 from conserve.engine.admission import Admission
+from conserve.engine.alarm import Alarm
 from conserve.engine.arrival import arrived_s
 from conserve.engine.capabilities import refuse_several_schedules, runs_workers_inside
 from conserve.engine.checkpoint.host_view import HostView
@@ -35,6 +36,8 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
     """Seconds. Durations are measured with it alone: the wall clock may be set at any moment."""
     wall_clock: Callable[[], float] = staticmethod(time.time)
     """Seconds. vLLM's arrival times are of this one."""
+    make_alarm: Callable[..., Alarm] = Alarm
+    """Made with `clock` and what it is to call."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,7 +50,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self.tracker = RequestTracker(self.block_size)
         self.experience = Experience(GENERIC_MODEL, GENERIC_ERROR)
         self.keeper = CheckpointKeeper(self, side.checkpointer, self.tracker, self.experience)
-        self.stopper = Stopper(self, settings, self.stats, clock)
+        self.stopper = Stopper(self, settings, self.stats, clock, self.make_alarm)
         self.monitor = self.stopper.monitor
         """Where the plugin reports arrivals."""
         self.admission = Admission(self)

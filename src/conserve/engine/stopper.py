@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from conserve.core.plan import Plan
+from conserve.engine.alarm import Alarm
 from conserve.engine.beside import others_have_work, our_metadata
 from conserve.engine.capabilities import (
     layers_between_safepoints,
@@ -36,6 +37,7 @@ class Stopper:
         settings: EngineSettings,
         stats: EngineStats,
         clock: Callable[[], float],
+        make_alarm: Callable[..., Alarm] = Alarm,
     ) -> None:
         self._scheduler = scheduler
         self._settings = settings
@@ -46,7 +48,7 @@ class Stopper:
         self.flag = StopFlag(flag_name(scheduler.vllm_config))
         self.flag.reset()
         patience = settings.effective_policy.patience
-        self.monitor = ArrivalMonitor(self.flag, clock, settings.slo_ttft_s, patience)
+        self.monitor = ArrivalMonitor(self.flag, clock, settings.slo_ttft_s, patience, make_alarm)
         has_connector = find_ours(scheduler.connector) is not None
         reason = why_not_stoppable(scheduler, settings, has_connector=has_connector)
         self.can_stop = not reason
@@ -112,4 +114,5 @@ class Stopper:
             stats.observe("stop_response_layers", output.layers_done - asked.layer)
 
     def close(self) -> None:
+        self.monitor.close()
         self.flag.unlink()

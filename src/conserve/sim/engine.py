@@ -60,6 +60,7 @@ class Engine:
             EventKind.STEP_END: self._step_end,
             EventKind.RESTORED: self._restored,
             EventKind.ARRIVAL: self._arrival,
+            EventKind.JUDGE: self._judge,
             EventKind.SCHEDULE: self._schedule,
         }
 
@@ -99,8 +100,20 @@ class Engine:
             if step.stoppable and not step.stopped:
                 self._consider_stop(step)
 
+    def _judge(self, step: object) -> None:
+        """Those who came during the step have waited for it for as long as they may, if nobody has
+        come since: then it was judged anew."""
+        assert isinstance(step, Step)
+        runs = step is self._running or step is self._next
+        if runs and not step.stopped and step.judged_s == self.now_s:
+            self._consider_stop(step)
+
     def _consider_stop(self, step: Step) -> None:
-        if not self.scheduler.stops(self.places, step, self.now_s):
+        stop_s = self.scheduler.stop_at_s(self.places, step, self.now_s)
+        if stop_s > self.now_s:
+            if step is self._next or stop_s < step.end_s:
+                step.judged_s = stop_s
+                self._events.push(stop_s, EventKind.JUDGE, step)
             return
         if step is self._next:
             # It has not begun, and stops at its first look.

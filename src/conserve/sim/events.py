@@ -11,14 +11,15 @@ class EventKind(IntEnum):
     """The order of events at equal times, first to last; within a kind, first pushed first.
 
     A step that ends frees its blocks before anybody asks for them, arrivals of that
-    instant are known to the decision of that instant, and a decision is the last thing
-    that happens in it.
+    instant are known to the decision of that instant, and to whoever judges whether the
+    running step is to stop; a decision is the last thing that happens in it.
     """
 
     STEP_END = 0
     RESTORED = 1
     ARRIVAL = 2
-    SCHEDULE = 3
+    JUDGE = 3
+    SCHEDULE = 4
 
 
 Event = tuple[float, EventKind, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -14,7 +15,7 @@ from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
 from conserve.core.sharing import arrivals_lack_room, note_sharing
 from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
-from conserve.core.stopping import Arrivals, RunningStep, should_stop
+from conserve.core.stopping import Arrivals, RunningStep, stop_at_s
 from conserve.sim.places import QUEUE_HEAD, Places
 from conserve.sim.remembering import Remembering
 from conserve.sim.request import SimRequest
@@ -50,8 +51,9 @@ class Scheduler(Protocol):
         """What it believes a step takes; 0 where it believes nothing."""
         ...
 
-    def stops(self, places: Places, step: Step, now_s: float) -> bool:
-        """Whether to stop the stoppable step that runs, now that an online request has come."""
+    def stop_at_s(self, places: Places, step: Step, now_s: float) -> float:
+        """When to stop the stoppable step that runs for the online requests that have come since
+        it was decided: now, later, or never (infinity)."""
         ...
 
     def ended(self, places: Places, step: Step, now_s: float) -> None:
@@ -141,10 +143,10 @@ class ConserveScheduler:
     def predict_s(self, shape: StepShape) -> float:
         return self.model.predict_s(shape)
 
-    def stops(self, places: Places, step: Step, now_s: float) -> bool:
+    def stop_at_s(self, places: Places, step: Step, now_s: float) -> float:
         # Those that waited before lack room that this step does not give them.
         waiting = [r for r in places.waiting_online if r.arrival_s > step.decided_s]
-        return should_stop(
+        return stop_at_s(
             RunningStep(step.expected_start_s, step.predicted_s, step.online_shape, step.due_s),
             Arrivals(min(r.arrival_s for r in waiting), sum(r.num_tokens for r in waiting)),
             self.model,
@@ -232,8 +234,8 @@ class StockScheduler:
     def predict_s(self, shape: StepShape) -> float:
         return 0.0
 
-    def stops(self, places: Places, step: Step, now_s: float) -> bool:
-        return False
+    def stop_at_s(self, places: Places, step: Step, now_s: float) -> float:
+        return math.inf
 
     def ended(self, places: Places, step: Step, now_s: float) -> None:
         """It learns nothing from steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -38,6 +39,8 @@ class Step:
     seconds: float = 0.0
     """What its forward takes if nobody stops it."""
     stopped: bool = False
+    judged_s: float = -math.inf
+    """When it is looked at again whether to stop it, if somebody waits for it."""
 
     def sum_up(self, live: Mapping[str, SimRequest]) -> None:
         """Make the shape anew from the grants: it is not what the plan said."""
