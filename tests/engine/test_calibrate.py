@@ -16,7 +16,9 @@ import pytest
 pytest.importorskip("vllm")
 
 from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.machine_targets import choose_targets
 from conserve.core.policy import decide
+from conserve.core.snapshot import Targets
 from conserve.engine import calibrate as module
 from conserve.engine import profile_bench
 from conserve.engine.calibrate import calibrate
@@ -261,8 +263,42 @@ def test_a_kept_profile_needs_no_step(make_core: MakeCore, log: Log, tmp_path: P
     calibrate(core)
     assert core.engine.num_steps == 0
     assert_recovers(core.scheduler.experience.model, SHAPES)
-    assert f"(from {folder}" in log.lines[2]
+    (second,) = [line for line in log.lines if f"(from {folder}" in line]
+    assert "latency model" in second
     assert not log.warnings
+
+
+def test_targets_come_from_the_profile_and_stay(make_core: MakeCore, log: Log) -> None:
+    core = make_core()
+    calibrate(core)
+    scheduler = core.scheduler
+    chosen = choose_targets(scheduler.experience.model)
+    assert scheduler.promises.chosen == chosen
+    assert chosen.targets != Targets()
+    told = [line for line in log.lines if "target" in line]
+    assert told == [
+        f"ConServe: TTFT target {1000 * chosen.targets.ttft_s:g} ms, {chosen.ttft_reason}",
+        f"ConServe: TBT target {1000 * chosen.targets.tbt_s:g} ms, {chosen.tbt_reason}",
+    ]
+    assert scheduler.snapshots.take(0.0, can_stop=False).targets == chosen.targets
+    for _ in range(200):
+        scheduler.experience.recalibrator.observe(StepShape(64, 2048.0), 1.0)
+    assert scheduler.promises.targets == chosen.targets
+
+
+def test_a_named_target_is_kept(make_core: MakeCore, log: Log) -> None:
+    core = make_core(slo_tbt_s=0.31)
+    calibrate(core)
+    assert core.scheduler.promises.targets.tbt_s == 0.31
+    assert "ConServe: TBT target 310 ms, as asked for" in log.lines
+
+
+def test_without_a_profile_the_defaults_are_said(make_core: MakeCore, log: Log) -> None:
+    core = make_core(profile_seconds=0)
+    calibrate(core)
+    assert core.scheduler.promises.targets == Targets()
+    told = [line for line in log.lines if "by default: the machine has not been measured" in line]
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\x00", b'{"identity": {"format": 0}}'])

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.engine
 ROOMS = Path(door.__file__).parents[1]
 DOOR_FILES = {"engine/door.py", "server/door.py"}
 ARGUMENTS = {
+    "AsyncMPClient.call_utility_async": ["method"],
     "AsyncScheduler.schedule": ["throttle_prefills"],
     "AsyncScheduler.update_from_output": ["scheduler_output", "model_runner_output"],
     "AsyncScheduler.add_request": ["request"],

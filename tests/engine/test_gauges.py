@@ -31,7 +31,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 def look(engine: Engine) -> dict[str, Any]:
     """Blocks of online and offline requests, and free ones, as a first look finds them."""
     stats = EngineStats()
-    Gauges(engine.scheduler, stats).look(0.0)
+    Gauges(engine.scheduler, engine.scheduler.promises, stats).look(0.0)
     return {**stats.data["kv_blocks"], "free": stats.data["kv_free_blocks"][""]}
 
 
@@ -55,11 +55,12 @@ def test_it_looks_now_and_then_and_once_more_when_all_is_done(engine: Engine) ->
     engine.add(make_request("on", SHARED, 8, online=True, arrival_s=0.0))
     engine.step()
     scheduler, stats = engine.scheduler, EngineStats()
-    gauges = Gauges(scheduler, stats)
+    gauges = Gauges(scheduler, scheduler.promises, stats)
     for now_s, looks in ((0.0, True), (BLOCKS_EVERY_S / 2, False), (BLOCKS_EVERY_S, True)):
         gauges.look(now_s)
         assert stats.data["running_requests"] == {"online": 1, "offline": 0}
         assert ("kv_blocks" in stats.data) == looks
+        assert stats.data.get("ttft_target_seconds", {}).get("") == (1.0 if looks else None)
         stats.reset()
     scheduler.running = []
     gauges.look(BLOCKS_EVERY_S * 1.1)

@@ -12,6 +12,8 @@ import pytest
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.stopping import RunningStep
 from conserve.engine.monitor import ArrivalMonitor
+from conserve.engine.promises import Promises
+from conserve.engine.settings import EngineSettings
 from tests.engine.engine import HandAlarm
 
 TARGET_S = 1.0
@@ -51,7 +53,7 @@ class Scene:
         self.monitor = self.monitor_class(
             self.flag,  # type: ignore[arg-type]
             self.clock,
-            TARGET_S,
+            Promises(EngineSettings(slo_ttft_s=TARGET_S)),
             self.patience,
             HandAlarm,
         )

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
+from conserve.core.latency import LatencyModel
 from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import Targets
 from conserve.engine.settings import CHECKPOINT_MODES, KEY, STOP_MODES, EngineSettings
 
 calm = run_with(derandomize=True, deadline=None, database=None)
@@ -58,7 +60,7 @@ def test_defaults_where_we_are_not_mentioned(nothing: object) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("slo_ttft_s", 0.0),
+        ("slo_ttft_s", -1.0),
         ("slo_tbt_s", -0.1),
         ("offline_floor", 1.0),
         ("offline_floor", -0.1),
@@ -108,6 +110,15 @@ def test_eager_is_no_patience_at_all() -> None:
 def test_targets_come_from_the_settings() -> None:
     targets = EngineSettings(slo_ttft_s=3.0, slo_tbt_s=0.5, offline_floor=0.1).targets
     assert (targets.ttft_s, targets.tbt_s, targets.offline_floor) == (3.0, 0.5, 0.1)
+
+
+def test_targets_that_nobody_names_come_from_the_machine() -> None:
+    slow = LatencyModel(0.05, 1e-3)
+    named = EngineSettings(slo_ttft_s=3.0, offline_floor=0.1).targets_on(slow)
+    assert named.targets == Targets(3.0, 0.3, 0.1)
+    assert (named.ttft_reason, named.tbt_reason[:16]) == ("as asked for", "from the machine")
+    assert EngineSettings().targets_on(slow).targets.ttft_s == 2.5
+    assert EngineSettings().targets == Targets(), "unmeasured"
 
 
 def test_nobody_changes_settings() -> None:

@@ -12,6 +12,7 @@ pytest.importorskip("vllm")
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from conserve.core.machine_targets import rounded_up
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.stats import (
     BY_NAME,
@@ -105,14 +106,14 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
-def exporter(registry: CollectorRegistry) -> Any:
+def exporter(registry: CollectorRegistry, settings: dict[str, Any] = TARGETS) -> Any:
     """As vLLM builds it in the API process, into a registry of our own."""
 
     def into(kind: type) -> Any:
         return lambda **options: kind(registry=registry, **options)
 
     types: dict[Any, Any] = {kind: into(kind) for kind in (Counter, Gauge, Histogram)}
-    config = SimpleNamespace(kv_transfer_config=None, additional_config=TARGETS)
+    config = SimpleNamespace(kv_transfer_config=None, additional_config=settings)
     return ConserveConnector.build_prom_metrics(config, types, LABELS, VALUES)
 
 
@@ -188,6 +189,19 @@ def test_each_target_is_a_bound(registry: CollectorRegistry) -> None:
     name = "conserve:ttft_seconds_bucket"
     counts = [registry.get_sample_value(name, labels | {"le": le}) for le in ("0.11", "0.8", "1.0")]
     assert counts == [0.0, 0.0, 1.0]
+
+
+def test_targets_of_the_machine_come_when_they_are_known(registry: CollectorRegistry) -> None:
+    export = exporter(registry, {})
+    name, where = "conserve:tbt_target_seconds", {"model_name": "smol", "engine": "0"}
+    assert registry.get_sample_value(name, where) is None
+    export.observe({"tbt_target_seconds": {"": 0.075}})
+    assert registry.get_sample_value(name, where) == 0.075
+
+
+def test_a_machines_targets_are_bounds() -> None:
+    of_machines = {rounded_up(ms / 1000) for ms in range(75, 10_000)}
+    assert of_machines <= set(LATENCY_BUCKETS)
 
 
 def test_names_are_unique_and_histograms_carry_their_unit() -> None:

@@ -21,7 +21,8 @@ from types import SimpleNamespace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from conserve.engine.connector import ConserveConnector
 
-CONFIG = SimpleNamespace(kv_transfer_config=None, additional_config={})
+TARGETS = {"conserve": {"slo_ttft_s": 0.7}}
+CONFIG = SimpleNamespace(kv_transfer_config=None, additional_config=TARGETS)
 KINDS = {kind: kind for kind in (Counter, Gauge, Histogram)}
 
 def api_process(tokens, running):
@@ -67,5 +68,5 @@ def test_processes_together(tmp_path: Path) -> None:
     assert value("output_tokens_total", **labels) == 7
     assert value("ttft_seconds_count", **labels) == 7
     assert value("running_requests", **labels) == 2
-    assert value("ttft_target_seconds") == 1.0
+    assert value("ttft_target_seconds") == 0.7
     assert value("steps_total", mode="offline") == 0

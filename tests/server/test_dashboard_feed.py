@@ -162,7 +162,7 @@ async def test_inside_vllms_app(monkeypatch: pytest.MonkeyPatch) -> None:
         return made[-1]
 
     monkeypatch.setattr(middleware, "Collector", collector_of)
-    engine = Engine(engine_config(_api_process_count=2))
+    engine = Engine(engine_config(_api_process_count=2), told=[0.5, 0.075, "as asked for", "so"])
     app = vllms_app(engine, api_key=["k"])
     app.add_middleware(middleware.DashboardMiddleware)
     async with started(app):
@@ -172,6 +172,7 @@ async def test_inside_vllms_app(monkeypatch: pytest.MonkeyPatch) -> None:
         (collector,) = made
         facts = collector.facts
         assert (facts.model, facts.ttft_target_s, facts.num_processes) == ("org/m", 0.5, 2)
+        assert (facts.tbt_target_s, facts.tbt_target_reason) == (0.075, "so")
         assert facts.has_figures
         assert not facts.has_batches
         await collector.changed(0, 60)

@@ -60,7 +60,10 @@ class Exported:
             return lambda **options: kind(registry=self.registry, **options)
 
         self._engines = ConserveConnector.build_prom_metrics(
-            SimpleNamespace(kv_transfer_config=None, additional_config={}),
+            SimpleNamespace(
+                kv_transfer_config=None,
+                additional_config={"conserve": {"slo_ttft_s": 1.0, "slo_tbt_s": 0.2}},
+            ),
             {kind: into(kind) for kind in (Counter, Gauge, Histogram)},
             ["model_name", "engine"],
             {0: ["m", "0"], 1: ["m", "1"]},

@@ -41,11 +41,25 @@ class Outputs:
             self.error.set_result(error)
 
 
+class Core:
+    """The client's way to the engine's process, started by itself."""
+
+    def __init__(self, told: list[Any] | None) -> None:
+        self.resources = Namespace(engine_manager=object())
+        self._told = told
+
+    async def call_utility_async(self, method: str) -> Any:
+        assert method == "conserve_targets"
+        return self._told
+
+
 class Engine:
     """The engine's client: notes when it is shut down."""
 
-    def __init__(self, config: Namespace) -> None:
+    def __init__(self, config: Namespace, told: list[Any] | None = None) -> None:
+        """`told`: what its core answers when it is asked for its targets."""
         self.vllm_config = config
+        self.engine_core: Any = Core(told)
         self.errored = False
         self.shutdowns: list[float | None] = []
         self.output_processor = Outputs()

@@ -78,6 +78,17 @@ def test_a_plan_says_when_each_job_is_done_and_what_is_left(file: Path, tmp_path
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_plan_without_targets_has_the_machines(file: Path) -> None:
+    text = file.read_text()
+    told = CliRunner().invoke(app, ["plan", str(file)]).output
+    assert "TTFT target 500 ms, from the machine: " in told
+    assert "targets 500 ms TTFT, 75 ms TBT: met by " in told
+    file.write_text(f"{text}[targets]\nttft_ms = 700\n")
+    told = CliRunner().invoke(app, ["plan", str(file)]).output
+    assert "from the machine" not in told
+    assert "targets 700 ms TTFT, 200 ms TBT: met by " in told
+
+
 def test_a_job_that_cannot_be_done_is_said_to_be_late(file: Path) -> None:
     file.write_text(file.read_text().replace("500\n", "5000000\n"))
     result = CliRunner().invoke(app, ["plan", str(file)])

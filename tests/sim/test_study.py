@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conserve.bench.arms import ARMS as BENCH_ARMS
+from conserve.bench.store import ResultFolder
 from conserve.cli.main import app
 from conserve.metrics import read_records
 from conserve.sim.arms import ARMS, ArmError, arm_named
@@ -254,6 +255,20 @@ def test_failed_requests_of_a_trace_are_told(tmp_path: Path) -> None:
     (told,) = (row for row in result.output.splitlines() if row.startswith("trace "))
     assert told.startswith("trace t: time x ")
     assert told.endswith(", 20 failed requests left out")
+
+
+def test_a_scenario_without_targets_has_the_machines(file: Path, tmp_path: Path) -> None:
+    named = tmp_path / "named.toml"
+    named.write_text(f"{SCENARIO}[targets]\ntbt_ms = 90\n")
+    for path, said in ((file, True), (named, False)):
+        out = tmp_path / path.stem
+        result = CliRunner().invoke(
+            app, ["sim", "run", str(path), "--seeds", "1", "--out", str(out)]
+        )
+        assert result.exit_code == 0, result.output
+        assert ("TBT target 75 ms, from the machine: " in result.output) is said
+        targets = ResultFolder(out).description().parsed_scenario().targets
+        assert (targets.ttft_ms, targets.tbt_ms) == ((500, 75) if said else (1000, 90))
 
 
 def test_what_can_be_simulated_is_listed() -> None:

@@ -33,10 +33,16 @@ def plan(
     One replica is simulated in full at several online rates; the fleet's day is then put
     together from those. Needs no GPU and no vLLM.
     """
+    from conserve.sim.own_targets import describe, with_targets
     from conserve.sim.planning import load_plan, work_out
+    from conserve.sim.profiles import load_profile
 
     with clear_errors("plan", ValueError):
-        asked = load_plan(file)
+        given = load_plan(file)
+        machine = load_profile(given.profile)
+        asked = with_targets(given, machine)
+        for line in describe(machine) if asked is not given else ():
+            typer.echo(line)
         traces = _traces(asked, trace or [])
         own = Targets(asked.targets.ttft_ms / 1000, asked.targets.tbt_ms / 1000)
         outcome = work_out(asked, traces, own)

@@ -19,6 +19,7 @@ from conserve.cli.failures import clear_errors
 from conserve.cli.output import Output, written
 from conserve.metrics import write_records
 from conserve.sim.arms import ARMS
+from conserve.sim.own_targets import describe, with_targets
 from conserve.sim.profiles import Profile, known_names, load_profile
 from conserve.sim.study import WHOLE, Cell, Study, table
 from conserve.workload import Scenario, ScenarioError, load_scenario
@@ -62,9 +63,10 @@ def run(
     with clear_errors("sim", ValueError):
         if chrome_trace and out is None:
             raise ScenarioError("--chrome-trace: give the folder with --out")
-        picked = narrowed(load_scenario(scenario_file(scenario)), arms, seeds)
-        traces = trace_paths(picked, trace or [])
+        given = narrowed(load_scenario(scenario_file(scenario)), arms, seeds)
+        traces = trace_paths(given, trace or [])
         machine = load_profile(profile)
+        picked = with_targets(given, machine)
         study = Study(picked, machine, traces, async_scheduling, keep_steps=chrome_trace)
         cells = []
         if out:
@@ -74,6 +76,8 @@ def run(
             if out:
                 _store(out, cell, chrome_trace=chrome_trace)
         typer.echo(f"simulated: {machine.name}, {machine.about}")
+        for line in describe(machine) if picked is not given else ():
+            typer.echo(line)
         for told in _scales(cells):
             typer.echo(f"trace {told}")
         _show(table(cells))

@@ -14,6 +14,7 @@ from conserve.core.calibration import (
     scaled,
 )
 from conserve.core.latency import StepShape
+from conserve.core.machine_targets import ChosenTargets
 from conserve.engine import profile_store
 from conserve.engine.capabilities import waits_for_replicas
 from conserve.engine.door import current_platform, init_logger
@@ -51,9 +52,11 @@ def calibrate(engine_core: Any) -> None:
             origin += _keep(path, config, profile, taken(before, read_cpu_times(), seconds))
     if profile is None:
         logger.warning("ConServe: no latency profile; starting from a generic one")
-        return
-    scheduler.experience.recalibrator = Recalibrator(profile.model, profile.mean_error)
-    _report(scheduler, profile, origin)
+    else:
+        scheduler.experience.recalibrator = Recalibrator(profile.model, profile.mean_error)
+        scheduler.promises.measured(profile.model)
+        _report(scheduler, profile, origin)
+    _say_targets(scheduler.promises.chosen)
 
 
 def _may_run_steps(config: Any) -> bool:
@@ -93,7 +96,7 @@ def _keep(path: Any, config: Any, profile: Profile, disturbed: Taken) -> str:
 
 
 def _report(scheduler: Any, profile: Profile, origin: str) -> None:
-    model, targets = profile.model, scheduler.settings.targets
+    model, targets = profile.model, scheduler.promises.targets
     num_blocks = scheduler.cache_config.num_gpu_blocks
     logger.info(
         "ConServe: latency model with %.1f %% mean error (%s); 512 prompt tokens take %.0f ms",
@@ -102,10 +105,7 @@ def _report(scheduler: Any, profile: Profile, origin: str) -> None:
         1000 * model.predict_prefill_s(512),
     )
     logger.info(
-        "ConServe: TTFT target %.0f ms, TBT target %.0f ms; KV space for %d tokens; "
-        "steps are%s stopped between layers",
-        1000 * targets.ttft_s,
-        1000 * targets.tbt_s,
+        "ConServe: KV space for %d tokens; steps are%s stopped between layers",
         num_blocks * scheduler.block_size,
         "" if scheduler.stopper.can_stop else " not",
     )
@@ -124,6 +124,15 @@ def _report(scheduler: Any, profile: Profile, origin: str) -> None:
                 name.lower(),
                 _roomy_ms(least_s),
             )
+
+
+def _say_targets(chosen: ChosenTargets) -> None:
+    targets = chosen.targets
+    for name, seconds, reason in (
+        ("TTFT", targets.ttft_s, chosen.ttft_reason),
+        ("TBT", targets.tbt_s, chosen.tbt_reason),
+    ):
+        logger.info("ConServe: %s target %g ms, %s", name, 1000 * seconds, reason)
 
 
 def _roomy_ms(least_s: float) -> int:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 DOORS = {
+    "AsyncMPClient": "vllm.v1.engine.core_client",
     "AsyncModelRunnerOutput": "vllm.v1.outputs",
     "AsyncScheduler": "vllm.v1.core.sched.async_scheduler",
     "CPUWorker": "vllm.v1.worker.cpu_worker",
@@ -49,6 +50,7 @@ DOORS = {
 """Our name -> module, module:name where vLLM's name differs, or module: for itself."""
 
 METHODS = {
+    "AsyncMPClient": ("call_utility_async",),
     "AsyncModelRunnerOutput": ("get_output",),
     "AsyncScheduler": (
         "schedule", "update_from_output", "add_request", "finish_requests",

@@ -19,6 +19,7 @@ from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import hand_over
 from conserve.engine.gauges import Gauges
 from conserve.engine.pausing import is_frozen
+from conserve.engine.promises import Promises
 from conserve.engine.queue import is_online
 from conserve.engine.remembering import Remembering
 from conserve.engine.scheduler_view import SchedulerView
@@ -48,6 +49,7 @@ class Driver:
     snapshots: Snapshots
     remembering: Remembering
     keeper: CheckpointKeeper
+    promises: Promises
     stopper: Stopper
     notes: TraceNotes
     dispatch_blocks: bool
@@ -57,7 +59,7 @@ class Driver:
         self.planner: Planner = decide
         """The policy; the start-up profile puts its own script here for a while."""
         self.steps = StepsInFlight()
-        self._gauges = Gauges(self.scheduler, self.stats)
+        self._gauges = Gauges(self.scheduler, self.promises, self.stats)
         self._num_held_back = 0
         self._last_stopped = False
 

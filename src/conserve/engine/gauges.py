@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from conserve.engine.promises import Promises
 from conserve.engine.queue import is_online
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.stats import EngineStats
@@ -18,8 +19,9 @@ NULL_BLOCK = 0
 class Gauges:
     """Sets them."""
 
-    def __init__(self, scheduler: SchedulerView, stats: EngineStats) -> None:
+    def __init__(self, scheduler: SchedulerView, promises: Promises, stats: EngineStats) -> None:
         self._scheduler = scheduler
+        self._promises = promises
         self._stats = stats
         self._looked_s = -math.inf
 
@@ -37,6 +39,13 @@ class Gauges:
         if not running or now_s - self._looked_s >= BLOCKS_EVERY_S:
             self._looked_s = now_s
             self._look_at_blocks(online)
+            self._say_targets()
+
+    def _say_targets(self) -> None:
+        """The API process knows those that were named, and hears of the others here."""
+        targets = self._promises.targets
+        self._stats.set("ttft_target_seconds", targets.ttft_s)
+        self._stats.set("tbt_target_seconds", targets.tbt_s)
 
     def _look_at_blocks(self, online: list[Any]) -> None:
         manager = self._scheduler.kv_cache_manager

@@ -11,6 +11,7 @@ from conserve.core.latency import LatencyModel
 from conserve.core.stopping import Arrivals, RunningStep, stop_at_s
 from conserve.engine.alarm import Alarm
 from conserve.engine.flag import StopFlag
+from conserve.engine.promises import Promises
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,13 @@ class ArrivalMonitor:
         self,
         flag: StopFlag,
         clock: Callable[[], float],
-        ttft_target_s: float,
+        promises: Promises,
         patience: float,
         make_alarm: Callable[..., Alarm] = Alarm,
     ) -> None:
         self._flag = flag
         self._clock = clock
-        self._ttft_target_s = ttft_target_s
+        self._promises = promises
         self._patience = patience
         self._lock = threading.Lock()
         self.alarm = make_alarm(clock, self.judge)
@@ -118,7 +119,7 @@ class ArrivalMonitor:
             ),
             model,
             now_s=now_s,
-            ttft_target_s=self._ttft_target_s,
+            ttft_target_s=self._promises.targets.ttft_s,
             patience=self._patience,
         )
         if stop_s > now_s:

@@ -8,6 +8,7 @@ from typing import Any
 
 from conserve.engine.compile_hash import leave_out_settings
 from conserve.engine.flag import choose_secret
+from conserve.engine.promises import TARGETS_METHOD, told_targets
 from conserve.engine.queue import is_online
 from conserve.engine.tracing import say_more_in_spans
 
@@ -24,6 +25,7 @@ def register() -> None:
     if getattr(core, _PATCHED, False):
         return
     setattr(core, _PATCHED, True)
+    setattr(core, TARGETS_METHOD, told_targets)
     core.preprocess_add_request = _watched(core.preprocess_add_request)
     _call_when_built(door.engine_core_module)
     say_more_in_spans(door.output_processor_module)

@@ -18,6 +18,7 @@ from conserve.engine.door import AsyncScheduler
 from conserve.engine.driver import Driver
 from conserve.engine.orphan import end_with_parent
 from conserve.engine.pausing import preempt_all
+from conserve.engine.promises import Promises
 from conserve.engine.queue import ClassQueue
 from conserve.engine.remembering import Remembering
 from conserve.engine.retention import Retention
@@ -45,12 +46,13 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         config, clock = self.vllm_config, self.clock
         refuse_several_schedules(config)
         self.settings = settings = EngineSettings.of(config.additional_config)
+        self.promises = Promises(settings)
         side = scheduler_side(self.connector)
         self.stats, self.checkpointer = side.stats, side.checkpointer
         self.tracker = RequestTracker(self.block_size)
         self.experience = Experience(GENERIC_MODEL, GENERIC_ERROR)
         self.keeper = CheckpointKeeper(self, side.checkpointer, self.tracker, self.experience)
-        self.stopper = Stopper(self, settings, self.stats, clock, self.make_alarm)
+        self.stopper = Stopper(self, settings, self.promises, self.stats, clock, self.make_alarm)
         self.monitor = self.stopper.monitor
         """Where the plugin reports arrivals."""
         self.admission = Admission(self)
@@ -60,7 +62,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         )
         self.snapshots = Snapshots(
             self,
-            settings.targets,
+            self.promises,
             self.tracker,
             self.experience,
             HostView(side.checkpointer),
@@ -76,6 +78,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             snapshots=self.snapshots,
             remembering=self.remembering,
             keeper=self.keeper,
+            promises=self.promises,
             stopper=self.stopper,
             notes=TraceNotes(config.observability_config.otlp_traces_endpoint is not None),
             dispatch_blocks=runs_workers_inside(config),

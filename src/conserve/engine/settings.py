@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from conserve.core.latency import LatencyModel
+from conserve.core.machine_targets import ChosenTargets, choose_targets
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Targets
 
@@ -16,9 +18,9 @@ STOP_MODES = ("auto", "eager", "off")
 CHECKPOINT_MODES = ("incremental", "swap", "off")
 CHECKPOINT_SHARE = 0.25
 """Of the free memory of the host, where `checkpoint_bytes` names none."""
-TARGETS = Targets()
-"""Where nobody names others."""
 NOT_NEGATIVE = (
+    "slo_ttft_s",
+    "slo_tbt_s",
     "profile_seconds",
     "stop_response_s",
     "checkpoint_bytes",
@@ -34,11 +36,11 @@ class EngineSettings:
     Raises ValueError, naming the field, on a value out of bounds.
     """
 
-    slo_ttft_s: float = TARGETS.ttft_s
-    """Target of time to first token of online requests."""
-    slo_tbt_s: float = TARGETS.tbt_s
-    """Target of one gap between tokens of online requests."""
-    offline_floor: float = TARGETS.offline_floor
+    slo_ttft_s: float = 0.0
+    """Target of time to first token of online requests; 0 takes it from the machine."""
+    slo_tbt_s: float = 0.0
+    """Target of one gap between tokens of online requests; 0 takes it from the machine."""
+    offline_floor: float = 0.0
     """Share of step time offline work gets even where targets suffer, in [0, 1)."""
     profile_dir: str = ""
     """Where latency profiles are kept; empty keeps none and profiles at every start."""
@@ -70,7 +72,6 @@ class EngineSettings:
     policy: PolicySettings = field(default_factory=PolicySettings)
 
     def __post_init__(self) -> None:
-        _ = self.targets
         if self.stop not in STOP_MODES:
             raise ValueError(f"stop must be one of {', '.join(STOP_MODES)}, not {self.stop!r}")
         if self.checkpoint not in CHECKPOINT_MODES:
@@ -81,12 +82,18 @@ class EngineSettings:
         for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        _ = self.targets
         if self.rank_timeout_s <= 0:
             raise ValueError(f"rank_timeout_s must be above 0, not {self.rank_timeout_s}")
 
     @property
     def targets(self) -> Targets:
-        return Targets(self.slo_ttft_s, self.slo_tbt_s, self.offline_floor)
+        """Before anything has been measured."""
+        return self.targets_on(None).targets
+
+    def targets_on(self, model: LatencyModel | None) -> ChosenTargets:
+        """On a machine whose steps take what `model` says; None: that is not known."""
+        return choose_targets(model, self.slo_ttft_s, self.slo_tbt_s, self.offline_floor)
 
     @property
     def effective_policy(self) -> PolicySettings:

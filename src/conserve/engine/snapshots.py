@@ -9,9 +9,10 @@ from typing import Any
 from conserve.core.blocks import UNCOUNTED
 from conserve.core.learning import Experience
 from conserve.core.sharing import arrivals_lack_room, note_sharing, num_lasting
-from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
+from conserve.core.snapshot import RequestView, Sharing, Snapshot
 from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.pausing import admits_new
+from conserve.engine.promises import Promises
 from conserve.engine.queue import SCHEDULABLE, is_online
 from conserve.engine.remembering import Remembering
 from conserve.engine.scheduler_view import SchedulerView
@@ -28,7 +29,7 @@ class Snapshots:
     def __init__(
         self,
         scheduler: SchedulerView,
-        targets: Targets,
+        promises: Promises,
         tracker: RequestTracker,
         experience: Experience,
         host: HostView,
@@ -36,7 +37,7 @@ class Snapshots:
     ) -> None:
         self.decode_width = 1 + scheduler.num_spec_tokens
         self._scheduler = scheduler
-        self._targets = targets
+        self._promises = promises
         self._tracker = tracker
         self._experience = experience
         self._host = host
@@ -79,7 +80,7 @@ class Snapshots:
             num_free_slots=num_free_slots,
             block_size=scheduler.block_size,
             max_step_tokens=scheduler.max_num_scheduled_tokens,
-            targets=self._targets,
+            targets=self._promises.targets,
             whole_prompts=not scheduler.vllm_config.scheduler_config.enable_chunked_prefill,
             decode_width=self.decode_width,
             interruption_rate=traffic.interruption_rate,

@@ -14,9 +14,10 @@ from conserve.engine.settings import EngineSettings
 
 LATENCY_BUCKETS = (
     0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2,
-    0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0,
+    0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0, 30.0,
 )  # fmt: skip
-"""In seconds. The targets are added, so that the share within them is exact."""
+"""In seconds. Targets that are named are added, and those of machines are among them up to ten
+seconds, so that the share within them is exact."""
 LAYER_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 
 
@@ -179,16 +180,20 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-        targets = EngineSettings.of(vllm_config.additional_config).targets
-        self._wanted = (targets.ttft_s, targets.tbt_s)
+        settings = EngineSettings.of(vllm_config.additional_config)
+        named = {
+            "ttft_target_seconds": settings.slo_ttft_s,
+            "tbt_target_seconds": settings.slo_tbt_s,
+        }
+        self._named = {name: seconds for name, seconds in named.items() if seconds}
+        """Targets that the engine takes from the machine come with its first figures."""
         self._series: dict[str, Any] = {
             metric.name: self._register(metric, metric_types[metric.kind], labelnames)
             for metric in METRICS
         }
         for engine in per_engine_labelvalues:
             self._begin(engine)
-            own = {"ttft_target_seconds": targets.ttft_s, "tbt_target_seconds": targets.tbt_s}
-            self.observe({name: {"": value} for name, value in own.items()}, engine)
+            self.observe({name: {"": seconds} for name, seconds in self._named.items()}, engine)
 
     def _begin(self, engine: int) -> None:
         """Counters and histograms exist from the start, at zero: a rate needs a first value. A
@@ -202,7 +207,7 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
         options: dict[str, Any] = {}
         if metric.kind is Histogram:
             bounds = (
-                {*metric.buckets, *self._wanted}
+                {*metric.buckets, *self._named.values()}
                 if metric.buckets is LATENCY_BUCKETS
                 else metric.buckets
             )

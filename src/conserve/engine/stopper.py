@@ -19,6 +19,7 @@ from conserve.engine.door import init_logger
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.monitor import ArrivalMonitor, AskedStop
 from conserve.engine.pausing import admits_new
+from conserve.engine.promises import Promises
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
@@ -35,6 +36,7 @@ class Stopper:
         self,
         scheduler: SchedulerView,
         settings: EngineSettings,
+        promises: Promises,
         stats: EngineStats,
         clock: Callable[[], float],
         make_alarm: Callable[..., Alarm] = Alarm,
@@ -48,7 +50,7 @@ class Stopper:
         self.flag = StopFlag(flag_name(scheduler.vllm_config))
         self.flag.reset()
         patience = settings.effective_policy.patience
-        self.monitor = ArrivalMonitor(self.flag, clock, settings.slo_ttft_s, patience, make_alarm)
+        self.monitor = ArrivalMonitor(self.flag, clock, promises, patience, make_alarm)
         has_connector = find_ours(scheduler.connector) is not None
         reason = why_not_stoppable(scheduler, settings, has_connector=has_connector)
         self.can_stop = not reason

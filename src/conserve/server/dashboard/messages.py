@@ -30,6 +30,9 @@ class Facts(Struct, frozen=True):
     ttft_target_s: float
     tbt_target_s: float
     started_s: float
+    ttft_target_reason: str = ""
+    """Where it comes from."""
+    tbt_target_reason: str = ""
     num_processes: int = 1
     """API processes; the figures cover all of them, the history is kept by each."""
     num_engines: int = 1

@@ -12,7 +12,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from conserve.core.machine_targets import ChosenTargets
 from conserve.engine.launch import CONNECTOR, MULTI
+from conserve.engine.promises import ask_targets
 from conserve.engine.settings import EngineSettings
 from conserve.server.batches.routes import service_of
 from conserve.server.dashboard.access import Guard
@@ -45,7 +47,8 @@ async def _dashboard(app: FastAPI) -> AsyncIterator[None]:
     )
     registry = narrowed(door.metrics_registry())
     clock = steady_clock()
-    about = facts(args, engine.vllm_config, clock(), has_batches=service is not None)
+    chosen = await ask_targets(engine, EngineSettings.of(engine.vllm_config.additional_config))
+    about = facts(args, engine.vllm_config, chosen, clock(), has_batches=service is not None)
     collector = Collector(registry, about, status, clock)
     attach_dashboard(app, collector, Guard(api_keys(args)), service)
     async with running(collector.run(), "conserve-dashboard"):
@@ -53,19 +56,22 @@ async def _dashboard(app: FastAPI) -> AsyncIterator[None]:
             yield
 
 
-def facts(args: Any, config: Any, started_s: float, *, has_batches: bool) -> Facts:
+def facts(
+    args: Any, config: Any, chosen: ChosenTargets, started_s: float, *, has_batches: bool
+) -> Facts:
     from conserve.server import door
 
-    settings = EngineSettings.of(config.additional_config)
     names = args.served_model_name or [args.model]
     carrier = getattr(config.kv_transfer_config, "kv_connector", None)
     parallel = config.parallel_config
     return Facts(
         model=str(names[0]),
         version=door.version(),
-        ttft_target_s=settings.slo_ttft_s,
-        tbt_target_s=settings.slo_tbt_s,
+        ttft_target_s=chosen.targets.ttft_s,
+        tbt_target_s=chosen.targets.tbt_s,
         started_s=started_s,
+        ttft_target_reason=chosen.ttft_reason,
+        tbt_target_reason=chosen.tbt_reason,
         num_processes=parallel._api_process_count,
         num_engines=parallel.data_parallel_size,
         has_figures=carrier in (CONNECTOR, MULTI) and not args.disable_log_stats,

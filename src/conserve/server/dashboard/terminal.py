@@ -111,6 +111,7 @@ def _glance(facts: Facts, summary: Summary) -> Table:
     table.add_row("chat", verdict, plain(chat.detail, "dim"))
     table.add_row(*_latency("first token", chat.ttft_p50_s, chat.ttft_p99_s, facts.ttft_target_s))
     table.add_row(*_latency("between tokens", chat.tbt_p50_s, chat.tbt_p99_s, facts.tbt_target_s))
+    table.add_row("targets", "", plain(_origins(facts), "dim"))
     rate = Text(f"{summary.harvest.offline_tps:,.0f} tokens/s", STYLES["offline"])
     queue = f"{offline.running:,} running, {offline.waiting:,} waiting"
     table.add_row("harvest", rate, Text(queue, "dim"))
@@ -128,6 +129,13 @@ def _latency(
 ) -> tuple[str, str, Text]:
     rest = Text(f"P50 {seconds(p50_s)}, target {seconds(target_s)}", "dim")
     return f"  {name}", f"P99 {seconds(p99_s)}", rest
+
+
+def _origins(facts: Facts) -> str:
+    """Where the targets come from, without the details."""
+    words = (facts.ttft_target_reason, facts.tbt_target_reason)
+    first, gaps = (word.partition(":")[0] or "as asked for" for word in words)
+    return first if first == gaps else f"first token {first}, between tokens {gaps}"
 
 
 def _memory_shares(memory: Memory) -> list[str]:

@@ -23,8 +23,8 @@ def take_settings(args: argparse.Namespace, copies: dict[str, Any]) -> EngineSet
     from conserve.engine.settings import KEY, EngineSettings
 
     by_flag = {
-        "slo_ttft_s": vars(args).pop("slo_ttft_ms") / 1000,
-        "slo_tbt_s": vars(args).pop("slo_tbt_ms") / 1000,
+        "slo_ttft_s": (vars(args).pop("slo_ttft_ms") or 0.0) / 1000,
+        "slo_tbt_s": (vars(args).pop("slo_tbt_ms") or 0.0) / 1000,
         "offline_floor": vars(args).pop("offline_floor"),
         "profile_dir": str(Path(vars(args).pop("profile_dir")).expanduser().absolute()),
         **copies,
@@ -69,8 +69,12 @@ def apply_settings(
 
 def describe_targets(settings: EngineSettings) -> str:
     floor = f", offline work gets at least {settings.offline_floor:.0%}"
-    return (
-        f"first token {settings.slo_ttft_s * 1000:g} ms, "
-        f"between tokens {settings.slo_tbt_s * 1000:g} ms"
-        f"{floor if settings.offline_floor else ''}"
-    )
+    first, gaps = _named(settings.slo_ttft_s), _named(settings.slo_tbt_s)
+    targets = f"first token {first}, between tokens {gaps}"
+    if not settings.slo_ttft_s and not settings.slo_tbt_s:
+        targets = f"{first}: the engine says them when it has measured its steps"
+    return f"{targets}{floor if settings.offline_floor else ''}"
+
+
+def _named(target_s: float) -> str:
+    return f"{target_s * 1000:g} ms" if target_s else "from the machine"

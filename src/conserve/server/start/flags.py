@@ -14,6 +14,8 @@ from conserve.server.errors import BadInputError
 from conserve.server.start.default_model import cache_folder
 
 DEFAULTS = EngineSettings()
+AUTO = "auto"
+"""The value of a target that comes from the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,11 @@ def _milliseconds(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be above 0 milliseconds, not {text!r}")
     return value
+
+
+def _target(text: str) -> float | None:
+    """None where it is the machine's to choose."""
+    return None if text == AUTO else _milliseconds(text)
 
 
 def _interval(text: str) -> float:
@@ -102,20 +109,21 @@ def flags() -> tuple[Flag, ...]:
     return (
         Flag(
             "--slo-ttft-ms",
-            _milliseconds,
-            1000 * DEFAULTS.slo_ttft_s,
+            _target,
+            AUTO,
             "MS",
-            "Target for the time to first token of online requests, in milliseconds. "
-            "A lower target leaves offline work fewer and smaller steps.",
+            "Target for the time to first token of online requests, in milliseconds; auto takes "
+            "it from what the machine does alone. A lower target leaves offline work fewer and "
+            "smaller steps.",
         ),
         Flag(
             "--slo-tbt-ms",
-            _milliseconds,
-            1000 * DEFAULTS.slo_tbt_s,
+            _target,
+            AUTO,
             "MS",
-            "Target for the gap between two tokens of an online request, in milliseconds. "
-            "A lower target means smaller steps while online requests run, "
-            "so fewer offline tokens.",
+            "Target for the gap between two tokens of an online request, in milliseconds; auto "
+            "takes it from what the machine does alone. A lower target means smaller steps while "
+            "online requests run, so fewer offline tokens.",
         ),
         Flag(
             "--offline-floor",

@@ -124,17 +124,18 @@ function showChat(chat) {
   put("chat-detail", chat.detail);
   if (page.verdict && page.verdict !== chat.text) put("spoken", `${chat.text}.`);
   page.verdict = chat.text;
-  meter("ttft-meter", chat.ttft_p50_s, chat.ttft_p99_s, chat.ttft_within, page.facts.ttft_target_s);
-  meter("tbt-meter", chat.tbt_p50_s, chat.tbt_p99_s, chat.tbt_within, page.facts.tbt_target_s);
+  meter("ttft-meter", chat.ttft_p50_s, chat.ttft_p99_s, chat.ttft_within, page.facts.ttft_target_s, page.facts.ttft_target_reason);
+  meter("tbt-meter", chat.tbt_p50_s, chat.tbt_p99_s, chat.tbt_within, page.facts.tbt_target_s, page.facts.tbt_target_reason);
 }
 
-function meter(id, p50, p99, within, target) {
+function meter(id, p50, p99, within, target, reason) {
   const full = 1.25 * Math.max(target, p99 ?? 0);
   const place = (value) => `${(100 * (value ?? 0)) / full}%`;
   const one = at(id);
   const kept = within === null || within === 1 ? "" : ` · ${(100 * within).toFixed(1)} % within`;
   const text = p99 === null ? `target ${duration(target)}` : `P99 ${duration(p99)} · P50 ${duration(p50)} · target ${duration(target)}${kept}`;
   if (one.querySelector(".figures").textContent !== text) one.querySelector(".figures").textContent = text;
+  put(`${id}-reason`, reason ? `Target ${reason}.` : "");
   one.dataset.late = String((p99 ?? 0) > target);
   one.querySelector(".bar").style.width = place(p99);
   one.querySelector(".median").style.left = place(p50);
