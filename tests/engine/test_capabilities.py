@@ -101,7 +101,6 @@ def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
         ({"use_ubatching": True}, "two threads"),
         ({"ec_transfer_config": object()}, "encoder output"),
         ({"enabled": True}, "auxiliary output"),
-        ({"runner_type": "pooling"}, "pooling"),
         ({"diffusion_config": object()}, "canvas"),
         ({"engram_config": object()}, "n-gram layers"),
         ({"hisparse_config": object()}, "between host and device"),

@@ -81,7 +81,7 @@ STATE = {
         "pause_state", "deferred_frees"],
     "scheduler.kv_cache_config": ["kv_cache_groups", "num_blocks", "has_mamba_layers"],
     "scheduler.kv_cache_manager": ["get_block_ids", "block_pool", "coordinator", "evict_blocks",
-        "make_prefix_cache_stats", "prefix_cache_lookup_enabled"],
+        "make_prefix_cache_stats", "prefix_cache_lookup_enabled", "enable_caching"],
     "scheduler.kv_cache_manager.block_pool": ["get_num_free_blocks", "blocks", "hash_block_size",
         "num_gpu_blocks", "free_block_queue"],
     "scheduler.kv_cache_manager.block_pool.blocks[0]": ["block_id", "block_hash", "ref_cnt"],
@@ -322,6 +322,19 @@ def changed_v2(execute: str, sample: str) -> str:
     return ""
 
 
+def changed_pooling(execute: str, worker: str) -> str:
+    """Nothing is pooled of a stopped step: V1's execute_model hands four things to _pool and
+    returns what comes back; a stop that leaves V2's skips the worker's pool()."""
+    returned = [ast.unparse(n) for n in ast.walk(ast.parse(execute)) if isinstance(n, ast.Return)]
+    pools = [line for line in returned if line.startswith("return self._pool(")]
+    if len(pools) != 1 or pools[0].count(",") != 3:
+        return "V1's execute_model does not return self._pool(...) of four values"
+    forward, pool = (calls(ast.parse(worker), name) for name in ("execute_model", "pool"))
+    if not forward or not pool or min(pool) < min(forward):
+        return "GPUWorker.execute_model does not pool after the runner's execute_model"
+    return ""
+
+
 def changed_tracing(text: str) -> str:
     """Spans need: one instrument_manual(attributes=...), and the output's headers."""
     tree = ast.parse(text)
@@ -383,6 +396,16 @@ def test_a_stop_may_leave_the_second_model_runner() -> None:
         source(GPUModelRunner.execute_model), source(GPUModelRunner.sample_tokens)
     ):
         fail(line)
+
+
+def test_pooling_comes_where_a_stop_leaves_it_out() -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    execute, worker = source(GPUModelRunner.execute_model), source(door.GPUWorker.execute_model)
+    if line := changed_pooling(execute, worker):
+        fail(line)
+    assert "four values" in changed_pooling(execute.replace("self._pool(", "self.pool("), worker)
+    assert "does not pool" in changed_pooling(execute, worker.replace(".pool()", ".sample()"))
 
 
 def test_a_finished_request_makes_a_span_where_ours_is_added() -> None:

@@ -51,8 +51,9 @@ class Runner:
 
     device = torch.device("cpu")
 
-    def __init__(self, ours: Any) -> None:
+    def __init__(self, ours: Any, *, is_pooling: bool = False) -> None:
         self.ours = ours
+        self.is_pooling_model = is_pooling
         self.execute_model_state: Any = None
         self.advanced = 0
 
@@ -60,6 +61,15 @@ class Runner:
         for _ in range(NUM_LAYERS):
             self.ours.safepoints.at_layer()
         return torch.ones(positions.shape[-1], HIDDEN)
+
+
+def pooled(connector_output: str) -> Any:
+    return ModelRunnerOutput(
+        ["a", "b"],
+        {"a": 0, "b": 1},
+        kv_connector_output=connector_output,
+        pooler_output=[torch.ones(HIDDEN)] * 2,
+    )
 
 
 class SampledAhead(AsyncModelRunnerOutput):  # type: ignore[misc]
@@ -75,13 +85,21 @@ class RunnerV1(Runner):
     def _model_forward(self, input_ids: Any, positions: torch.Tensor) -> torch.Tensor:
         return self.layers(positions)
 
-    def execute_model(self, scheduler_output: Any) -> None:
+    def execute_model(self, scheduler_output: Any) -> Any:
         connectors = Connectors(self.ours.safepoints)
         connectors.pre_forward(scheduler_output)
         hidden = self._model_forward(None, positions=torch.arange(5))
-        self.kv_connector_output = connectors.post_forward(scheduler_output.finished_req_ids)
+        connector_output = connectors.post_forward(scheduler_output.finished_req_ids)
         assert hidden.shape == (5, HIDDEN)
+        if self.is_pooling_model:
+            return self._pool(hidden, 5, [3, 2], connector_output)
+        self.kv_connector_output = connector_output
         self.execute_model_state = hidden
+        return None
+
+    def _pool(self, hidden: torch.Tensor, num: int, each: list[int], connector: str) -> Any:
+        self.advanced += 1
+        return pooled(connector)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         assert self.execute_model_state is not None
@@ -105,6 +123,11 @@ class RunnerV2(Runner):
         self.kv_connector.post_forward(finished)
         return SampledAhead()
 
+    def pool(self) -> Any:
+        (_, finished), self.execute_model_state = self.execute_model_state, None
+        self.advanced += 1
+        return pooled(self.kv_connector.post_forward(finished))
+
 
 class VllmWorker:
     """What vLLM's workers do with either runner."""
@@ -115,7 +138,10 @@ class VllmWorker:
     def initialize_from_config(self, kv_cache_config: Any) -> None: ...
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        return self.model_runner.execute_model(scheduler_output)
+        output, runner = self.model_runner.execute_model(scheduler_output), self.model_runner
+        if self.vllm_config.use_v2_model_runner and runner.is_pooling_model:
+            return runner.pool()
+        return output
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         return self.model_runner.sample_tokens(grammar_output)
@@ -149,16 +175,31 @@ def step(number: int, *, stoppable: bool = True, finished: tuple[str, ...] = ())
 
 @pytest.fixture(params=["v1", "v2"])
 def worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    flag = StopFlag(f"test-unwind-{request.param}")
+    yield from make_worker(monkeypatch, request.param, is_pooling=False)
+
+
+@pytest.fixture(params=["v1", "v2"])
+def pooling_worker(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    yield from make_worker(monkeypatch, request.param, is_pooling=True)
+
+
+def make_worker(
+    monkeypatch: pytest.MonkeyPatch, version: str, *, is_pooling: bool
+) -> Iterator[Worker]:
+    flag = StopFlag(f"test-unwind-{version}")
     flag.reset()
     side = SimpleNamespace(clock=StepClock())
     ours = SimpleNamespace(safepoints=Safepoints(flag, rank=0), worker_side=side)
     monkeypatch.setattr(stoppable_module, "has_kv_transfer_group", lambda: True)
     monkeypatch.setattr(stoppable_module, "get_kv_transfer_group", lambda: ours)
     monkeypatch.setattr(stoppable_module, "find_ours", lambda group: group)
-    model = SimpleNamespace(get_hidden_size=lambda: HIDDEN, dtype=torch.float32)
-    config = SimpleNamespace(use_v2_model_runner=request.param == "v2", model_config=model)
-    runner = (RunnerV2 if request.param == "v2" else RunnerV1)(ours)
+    model = SimpleNamespace(
+        get_hidden_size=lambda: HIDDEN,
+        dtype=torch.float32,
+        runner_type="pooling" if is_pooling else "generate",
+    )
+    config = SimpleNamespace(use_v2_model_runner=version == "v2", model_config=model)
+    runner = (RunnerV2 if version == "v2" else RunnerV1)(ours, is_pooling=is_pooling)
     worker = Worker(runner, config)
     worker.initialize_from_config(None)
     worker.flag = flag
@@ -186,6 +227,19 @@ def test_a_stopped_step_samples_nothing_and_ends_the_connectors_step(worker: Any
     assert worker.model_runner.execute_model_state is None
     if worker.vllm_config.use_v2_model_runner:
         assert worker.model_runner.kv_connector.log == ["pre", "finish", "post"]
+
+
+def test_a_stopped_step_of_a_pooling_model_pools_nothing(pooling_worker: Any) -> None:
+    worker = pooling_worker
+    for number, is_stopped in ((6, False), (7, True), (8, False)):
+        if is_stopped:
+            worker.flag.raise_for(number)
+        output = worker.execute_model(step(number, finished=("gone",))).get_output()
+        assert isinstance(output, StoppedOutput) == is_stopped
+        assert bool(output.pooler_output) != is_stopped
+        assert output.kv_connector_output == "finished ['gone']"
+        assert output.step_times
+    assert worker.model_runner.advanced == 2
 
 
 def test_the_step_after_a_stopped_one_is_a_step_like_any(worker: Any) -> None:

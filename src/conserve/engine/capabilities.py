@@ -41,9 +41,8 @@ def _of_start(config: Any, settings: EngineSettings, has_connector: bool) -> Rea
 
 
 def _of_model(scheduler: SchedulerView) -> Reasons:
-    """What a step of the model is: it must end in a token that can be left out."""
+    """What a step of the model is: it must end in a token or a vector that can be left out."""
     config = scheduler.vllm_config
-    yield config.model_config.runner_type == "pooling", "a pooling model samples no tokens"
     yield scheduler.is_encoder_decoder, "encoder-decoder models are not covered"
     yield config.diffusion_config is not None, "a canvas is refined from step to step"
     yield config.ec_transfer_config is not None, "encoder output from elsewhere is not covered"

@@ -191,7 +191,8 @@ class Driver:
         now_s = self.clock()
         for client in outputs.values():
             for one in client.outputs:
-                if one.new_token_ids:
+                # A pooling model's answer is its first token and its last.
+                if one.new_token_ids or one.pooling_output is not None:
                     self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
         self._learn(record)
         self._gauge(now_s)

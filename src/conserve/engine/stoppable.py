@@ -15,12 +15,19 @@ from conserve.engine.unwind import Unwinding, UnwindV1, UnwindV2
 
 class StoppableSteps:
     """What our workers put around the two calls of vLLM's that make a step: a stopped one ends
-    without sampling, in a `StoppedOutput`, and each says when the device was done with it.
-    Without `unwinding` none is stopped."""
+    without sampling, in a `StoppedOutput`, and each says when the device was done with it. A
+    pooling model's step ends with the first call. Without `unwinding` none is stopped."""
 
-    def __init__(self, unwinding: Unwinding | None = None, clock: StepClock | None = None) -> None:
+    def __init__(
+        self,
+        unwinding: Unwinding | None = None,
+        clock: StepClock | None = None,
+        *,
+        is_pooling: bool = False,
+    ) -> None:
         self.unwinding = unwinding
         self._clock = clock or StepClock()
+        self._is_pooling = is_pooling
         self._request_ids: list[str] = []
 
     @classmethod
@@ -29,10 +36,12 @@ class StoppableSteps:
         ours = find_ours(get_kv_transfer_group()) if has_kv_transfer_group() else None
         if ours is None:
             return cls()
-        clock = ours.worker_side.clock
-        if worker.vllm_config.use_v2_model_runner:
-            return cls(UnwindV2(worker.model_runner), clock)
-        return cls(UnwindV1(worker.model_runner, worker.vllm_config.model_config), clock)
+        clock, config = ours.worker_side.clock, worker.vllm_config
+        is_pooling = config.model_config.runner_type == "pooling"
+        if config.use_v2_model_runner:
+            return cls(UnwindV2(worker.model_runner), clock, is_pooling=is_pooling)
+        unwinding = UnwindV1(worker.model_runner, config.model_config)
+        return cls(unwinding, clock, is_pooling=is_pooling)
 
     def execute(self, execute_model: Callable[[Any], Any], scheduler_output: Any) -> Any:
         """Call vLLM's `execute_model`; None after a stop, as before sampling."""
@@ -41,21 +50,24 @@ class StoppableSteps:
         self.unwinding.layers_done = None
         self._request_ids = list(scheduler_output.num_scheduled_tokens)
         try:
-            return execute_model(scheduler_output)
+            output = execute_model(scheduler_output)
         except StopStep as stop:
             self.unwinding.caught(stop, scheduler_output)
-            return None
+            output = None
+        ends = self._is_pooling and self._request_ids
+        return self._ended(self.unwinding, output) if ends else output
 
     def sample(self, sample_tokens: Callable[[Any], Any], grammar_output: Any) -> Any:
         """Call vLLM's `sample_tokens`, or end the step that was stopped."""
         if self.unwinding is None:
             return sample_tokens(grammar_output)
-        if self.unwinding.layers_done is None:
-            output = sample_tokens(grammar_output)
-        else:
-            output = self._stopped(self.unwinding, self.unwinding.layers_done)
-        return None if output is None else self._clock.timed(output)
+        is_stopped = self.unwinding.layers_done is not None
+        output = None if is_stopped else sample_tokens(grammar_output)
+        return self._ended(self.unwinding, output)
 
-    def _stopped(self, unwinding: Unwinding, layers_done: int) -> StoppedOutput:
-        unwinding.layers_done = None
-        return StoppedOutput.of(self._request_ids, layers_done, unwinding.finish())
+    def _ended(self, unwinding: Unwinding, output: Any) -> Any:
+        """The step's output with its times: vLLM's, or ours of a step that was stopped."""
+        if unwinding.layers_done is not None:
+            layers_done, unwinding.layers_done = unwinding.layers_done, None
+            output = StoppedOutput.of(self._request_ids, layers_done, unwinding.finish())
+        return None if output is None else self._clock.timed(output)

@@ -32,6 +32,7 @@ class UnwindV1:
         self.layers_done: int | None = None
         self._runner, self._config = runner, model_config
         runner._model_forward = self._stoppable(runner._model_forward)
+        runner._pool = self._pooling(runner._pool)
 
     def _stoppable(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -40,6 +41,20 @@ class UnwindV1:
             except StopStep as stop:
                 self.layers_done = stop.layers_done
                 return self._no_hidden_states(*args, **kwargs)
+
+        return run
+
+    def _pooling(self, pool: Callable[..., Any]) -> Callable[..., Any]:
+        """Nothing is pooled of a stopped step: what pooling keeps of a prompt's parts stays as it
+        was."""
+
+        def run(
+            hidden_states: torch.Tensor, num_tokens: int, tokens: Any, connector_output: Any
+        ) -> Any:
+            if self.layers_done is None:
+                return pool(hidden_states, num_tokens, tokens, connector_output)
+            self._runner.kv_connector_output = connector_output
+            return None
 
         return run
 

@@ -96,6 +96,7 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     reasons = (
         (settings.checkpoint == "off", "switched off (checkpoint: off)"),
+        (not groups, "the model keeps no KV"),
         (kv_cache_config.has_mamba_layers, "recurrent state is no plain KV cache"),
         (
             kv_cache_config.needs_kv_cache_zeroing,
