@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 
 def make_model(folder: Path, seed: int = 0) -> Path:
     """Write the model into `folder`; every printable character is one token."""
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=HIDDEN,
@@ -78,7 +78,7 @@ def make_lora(folder: Path, seed: int = 1) -> Path:
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: i for i, letter in enumerate(letters)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
