@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 
@@ -282,6 +282,25 @@ def stops_keep_the_tbt_target(play: Play) -> None:
     assert num_owed > 5
 
 
+def adapters_are_no_reason_to_wait_behind_offline_work(play: Play) -> None:
+    """An arrival of another adapter is in the very next step, and whoever is held back for it goes
+    on from where it was; adapters do not take turns from step to step."""
+    asks = [replace(offline(f"a{i}", i * 1e-3, 20, 40), adapter=1) for i in range(3)]
+    asks += [replace(offline(f"c{i}", 0.01 + i * 1e-3, 20, 12), adapter=3) for i in range(3)]
+    asks += [replace(online("b", 0.4, 12, 6), adapter=2), online("none", 1.0, 12, 6)]
+    seen = play(replace(AMPLE, max_adapters=1), asks)
+    arrived = seen.step_at(0.4)
+    assert "a0" in arrived.grants, "else this shows nothing"
+    first = next(step for step in seen.steps if "b" in step.grants)
+    assert first.start_s == pytest.approx(arrived.end_s)
+    assert not seen.displaced
+    assert seen.recomputed_tokens == 0
+    used = [{seen.asks[name].adapter for name in step.grants} - {0} for step in seen.steps]
+    assert all(len(adapters) <= 1 for adapters in used)
+    turns = [next(iter(adapters)) for adapters in used if adapters]
+    assert [one for one, _ in groupby(turns)] == [1, 2, 1, 3]
+
+
 CLAUSES: tuple[Clause, ...] = (
     everything_adds_up,
     nobody_waits_for_ever,
@@ -299,6 +318,7 @@ CLAUSES: tuple[Clause, ...] = (
     an_instant_has_an_order,
     offline_tokens_keep_the_tbt_target,
     stops_keep_the_tbt_target,
+    adapters_are_no_reason_to_wait_behind_offline_work,
 )
 
 

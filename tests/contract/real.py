@@ -55,6 +55,7 @@ def play(folder: Path, world: World, asks: Sequence[Ask]) -> Seen:
         async_scheduling=world.async_scheduling,
         chunked_prefill=world.chunked_prefill,
         settings=settings,
+        max_adapters=world.max_adapters,
     )
     scheduler.clock.now_s = 0.0
     scheduler.experience.recalibrator = Recalibrator(COST, mean_error=COST.margin / 2)
@@ -139,6 +140,7 @@ class TimedEngine(Engine):
                     ask.num_output_tokens,
                     online=ask.online,
                     arrival_s=ask.arrival_s,
+                    adapter=ask.adapter,
                 )
             )
 

@@ -46,6 +46,7 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
         max_running=world.max_running,
         max_step_tokens=world.max_step_tokens,
         chunked_prefill=world.chunked_prefill,
+        max_adapters=world.max_adapters,
         num_layers=NUM_LAYERS,
         safepoint_layers=SAFEPOINT_LAYERS,
         kv_bytes_per_token=TOKEN_BYTES,
@@ -67,6 +68,7 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
             arrival_s=ask.arrival_s,
             num_prompt_tokens=ask.num_prompt_tokens,
             num_output_tokens=ask.num_output_tokens,
+            adapter=ask.adapter,
             text=Text(ask.session or ask.name, ask.prefix, shared=bool(ask.session)),
         )
         for ask in in_order(asks)

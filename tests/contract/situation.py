@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -40,6 +40,8 @@ class Ask:
     """(name, tokens) of the texts that its prompt begins with; equal names are equal texts."""
     session: str = ""
     """Of the turns of one conversation."""
+    adapter: int = 0
+    """The LoRA adapter that it computes with; 0 for none."""
 
 
 def online(name: str, arrival_s: float, prompt: int, output: int = 1) -> Ask:
@@ -63,6 +65,7 @@ class World:
     chunked_prefill: bool = True
     link_tokens_per_s: float = 0.0
     """Speed of copies to the host and back; 0: there are none."""
+    max_adapters: int | None = None
     held_up: Mapping[int, float] = field(default_factory=dict)
     """Steps of so many tokens take so many times as long as believed."""
 
@@ -174,6 +177,12 @@ def mixture(seed: int, *, num_offline: int = 30, num_online: int = 12) -> list[A
         now_s += chance.expovariate(5.0)
         asks.append(online(f"on{i:02}", now_s, chance.randrange(3, 60), chance.randrange(1, 9)))
     return asks
+
+
+def with_adapters(asks: Iterable[Ask], num_adapters: int) -> list[Ask]:
+    """The same requests, each with one of so many adapters or with none."""
+    chance = Random(num_adapters)
+    return [replace(ask, adapter=chance.randrange(num_adapters + 1)) for ask in asks]
 
 
 SYSTEM = (("system", 18),)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conserve.core.policy import decide
-from conserve.core.snapshot import RequestView, Snapshot, Targets
+from conserve.core.snapshot import Capacity, RequestView, Snapshot, Targets
 from conserve.core.stopping import RunningStep, stop_at_s
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
@@ -39,6 +39,11 @@ def greedy_in_the_slack(snapshot: Snapshot, *others: Any) -> Any:
 def in_chunks(snapshot: Snapshot, *others: Any) -> Any:
     """Cuts prompts whether they may be cut or not."""
     return decide(replace(snapshot, whole_prompts=False), *others)
+
+
+def blind_to_adapters(snapshot: Snapshot, *others: Any) -> Any:
+    """A step may hold requests of any number of them."""
+    return decide(replace(snapshot, capacity=Capacity()), *others)
 
 
 def the_dearest_first(candidates: Sequence[RequestView], *needs: int) -> list[RequestView]:
@@ -100,6 +105,10 @@ CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
     ("engine", f"{ENGINE}.driver:decide", in_chunks,
      prompts_that_cannot_be_cut_come_whole),
     ("sim", f"{SIM}.schedulers:decide", in_chunks, prompts_that_cannot_be_cut_come_whole),
+    ("engine", f"{ENGINE}.driver:decide", blind_to_adapters,
+     clauses.adapters_are_no_reason_to_wait_behind_offline_work),
+    ("sim", f"{SIM}.schedulers:decide", blind_to_adapters,
+     clauses.adapters_are_no_reason_to_wait_behind_offline_work),
     ("engine", f"{POLICY}:choose_victims", the_dearest_first, clauses.the_cheapest_makes_room),
     ("sim", f"{POLICY}:choose_victims", the_dearest_first, clauses.the_cheapest_makes_room),
     ("engine", f"{POLICY}:choose_victims", everybody, clauses.the_cheapest_makes_room),

@@ -15,7 +15,15 @@ from conserve.core.snapshot import RequestView, Snapshot
 from tests.contract import real as engine
 from tests.contract import simulated as simulator
 from tests.contract.clauses import AMPLE, SCARCE, SLACK
-from tests.contract.situation import Ask, Decision, Seen, World, mixture, sessions
+from tests.contract.situation import (
+    Ask,
+    Decision,
+    Seen,
+    World,
+    mixture,
+    sessions,
+    with_adapters,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -44,6 +52,12 @@ MEMORIES = {
     "copies": replace(SCARCE, num_blocks=60, link_tokens_per_s=1e5),
     "whole": replace(SCARCE, num_blocks=60, chunked_prefill=False),
 }
+ADAPTERS = {
+    "one": replace(AMPLE, max_adapters=1),
+    "two": replace(AMPLE, max_adapters=2),
+    "one-scarce-copies": replace(SCARCE, max_adapters=1, link_tokens_per_s=1e5),
+    "two-async": replace(SCARCE, max_adapters=2, async_scheduling=True),
+}
 RATES = {"crawling": 300.0, "slow": 3e3, "fast": 1e5}
 """Tokens a second; computing does 1,000."""
 
@@ -54,6 +68,15 @@ def test_both_see_decide_and_do_the_same(tmp_path: Path, world: World, seed: int
     simulated, real = _play_both(tmp_path, world, mixture(seed))
     assert any(step.stopped for step in real.steps), "else this shows less than it says"
     assert len(simulated.decisions) == len(real.decisions)
+
+
+@pytest.mark.parametrize("world", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize("seed", range(3))
+def test_both_share_adapters_the_same(tmp_path: Path, world: World, seed: int) -> None:
+    asks = with_adapters(mixture(seed), 3)
+    _, real = _play_both(tmp_path, world, asks)
+    adapters = [{real.asks[name].adapter for name in step.grants} - {0} for step in real.steps]
+    assert max(map(len, adapters)) == world.max_adapters
 
 
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)

@@ -7,8 +7,9 @@ from hypothesis.strategies import DrawFn
 
 from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.resources import media_in
 from conserve.core.settings import PolicySettings
-from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
+from conserve.core.snapshot import Capacity, Media, RequestView, Sharing, Snapshot, Targets
 
 NOW_S = 100.0
 
@@ -110,6 +111,44 @@ def waiting_requests(
 
 
 @st.composite
+def media(draw: DrawFn, view: RequestView) -> list[Media]:
+    """A few images in what it has still to compute, one perhaps across its first token."""
+    found: list[Media] = []
+    at = max(0, view.num_computed_tokens - draw(st.integers(0, 8)))
+    for _ in range(draw(st.integers(0, 3))):
+        first = at + draw(st.integers(0, 200))
+        end = first + draw(st.integers(1, 64))
+        if end > view.num_tokens:
+            break
+        if end > view.num_computed_tokens:
+            embeds = draw(st.integers(1, 64))
+            found.append(Media(first, end, embeds, draw(st.sampled_from([0, embeds, embeds]))))
+        at = end
+    return found
+
+
+@st.composite
+def capacities(draw: DrawFn, views: list[RequestView], *, whole: bool) -> Capacity:
+    """What the machine has of adapters and of its encoder; each of the views may need of it.
+    `whole`: prompts cannot be cut before a medium; no such model has more of them than fit."""
+    max_adapters = draw(st.sampled_from([None, None, 1, 2]))
+    has_encoder = not whole and draw(st.sampled_from([False, False, True]))
+    for view in views:
+        if max_adapters:
+            view.adapter = draw(st.integers(0, 3))
+        if has_encoder:
+            view.media = draw(media(view))
+            # What is kept for it is what it computes next.
+            reaches = view.num_tokens > view.num_computed_tokens and not media_in(view, 1)
+            if view.request_id.startswith("run-") and reaches:
+                view.num_kept_embeds = draw(st.just(0) | st.integers(1, 64))
+    if not has_encoder:
+        return Capacity(max_adapters)
+    free = draw(st.integers(64, 256)) - sum(view.num_kept_embeds for view in views)
+    return Capacity(max_adapters, draw(st.integers(64, 128)), max(0, free))
+
+
+@st.composite
 def sharings(
     draw: DrawFn, running: list[RequestView], waiting_online: list[RequestView]
 ) -> Sharing:
@@ -145,15 +184,16 @@ def snapshots(draw: DrawFn, max_requests: int = 4) -> Snapshot:
         draw(waiting_requests(f"on-{i}", True, block_size, length))
         for i in range(num_waiting_online)
     ]
+    waiting_offline = [
+        draw(waiting_requests(f"off-{i}", False, block_size, length)) for i in range(draw(lengths))
+    ]
     return Snapshot(
         now_s=NOW_S,
         running=running,
+        capacity=draw(capacities([*running, *waiting_online, *waiting_offline], whole=whole)),
         sharing=draw(st.just(Sharing()) | sharings(running, waiting_online)),
         waiting_online=waiting_online,
-        waiting_offline=[
-            draw(waiting_requests(f"off-{i}", False, block_size, length))
-            for i in range(draw(lengths))
-        ],
+        waiting_offline=waiting_offline,
         num_free_blocks=draw(st.integers(0, 400)),
         num_free_slots=draw(st.integers(0, 4)),
         block_size=block_size,

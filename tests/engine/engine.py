@@ -69,6 +69,7 @@ def make_scheduler(
     settings: EngineSettings | None = None,
     their_connector: dict[str, Any] | None = None,
     num_spec_tokens: int = 0,
+    max_adapters: int | None = None,
 ) -> Any:
     """A ConserveScheduler over a tiny Llama's configuration, as `conserve serve` configures it.
 
@@ -98,6 +99,8 @@ def make_scheduler(
         enforce_eager=True,
         kv_cache_memory_bytes=1 << 20,
         speculative_config=_speculation(num_spec_tokens),
+        enable_lora=max_adapters is not None,
+        max_loras=max_adapters or 1,
         **vllm_arguments(settings or EngineSettings(profile_seconds=0), their_connector),
     ).create_engine_config()
     config.scheduler_config.async_scheduling = async_scheduling
@@ -137,8 +140,10 @@ def make_request(
     online: bool,
     arrival_s: float,
     salt: str | None = None,
+    adapter: int = 0,
 ) -> Any:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher
     from vllm.v1.request import Request
@@ -151,6 +156,7 @@ def make_request(
         arrival_time=arrival_s,
         priority=0 if online else 1,
         cache_salt=salt,
+        lora_request=LoRARequest(f"adapter-{adapter}", adapter, "there") if adapter else None,
         block_hasher=get_request_block_hasher(BLOCK_SIZE, sha256),
     )
 

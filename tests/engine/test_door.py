@@ -27,6 +27,13 @@ ARGUMENTS = {
     "AsyncScheduler.finish_requests": ["request_ids", "finished_status"],
     "AsyncScheduler.reset_prefix_cache": ["reset_running_requests", "reset_connector"],
     "AsyncScheduler.shutdown": [],
+    "AsyncScheduler._try_schedule_encoder_inputs": [
+        "request",
+        "num_computed_tokens",
+        "num_new_tokens",
+        "encoder_compute_budget",
+        "shift_computed_tokens",
+    ],
     "AsyncScheduler._reserve_prefill_lookahead": [
         "request",
         "num_computed_tokens",
@@ -78,7 +85,10 @@ STATE = {
         "num_waiting_for_streaming_input", "has_mamba_layers", "is_encoder_decoder",
         "cache_config", "vllm_config", "_inflight_prefills",
         "finished_recving_kv_req_ids", "failed_recving_kv_req_ids", "kv_cache_config",
-        "pause_state", "deferred_frees"],
+        "pause_state", "deferred_frees", "lora_config", "encoder_cache_manager",
+        "max_num_encoder_input_tokens"],
+    "scheduler.encoder_cache_manager": ["cached", "num_freeable_slots", "num_embeds_by_hash",
+        "get_cached_input_ids"],
     "scheduler.kv_cache_config": ["kv_cache_groups", "num_blocks", "has_mamba_layers"],
     "scheduler.kv_cache_manager": ["get_block_ids", "block_pool", "coordinator", "evict_blocks",
         "make_prefix_cache_stats", "prefix_cache_lookup_enabled", "enable_caching"],
@@ -108,7 +118,8 @@ STATE = {
     "request": ["request_id", "priority", "arrival_time", "status", "num_tokens",
         "num_computed_tokens", "num_tokens_with_spec", "num_output_placeholders",
         "num_in_flight_tokens", "mm_features", "is_prefill_chunk", "is_finished", "block_hashes",
-        "trace_headers", "num_prompt_tokens", "num_preemptions", "prefill_stats"],
+        "trace_headers", "num_prompt_tokens", "num_preemptions", "prefill_stats",
+        "lora_request"],
     "request.prefill_stats": ["num_local_cached_tokens"],
 }  # fmt: skip
 """Where we look -> the attributes that must be there."""

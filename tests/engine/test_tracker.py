@@ -32,6 +32,7 @@ class Request:
     num_prompt_tokens: int = 10
     max_tokens: int = 100
     skip_reading_prefix_cache: bool = False
+    lora_request: None = None
 
     @property
     def num_tokens_with_spec(self) -> int:

@@ -36,8 +36,10 @@ def choose_victims(
     num_blocks: int,
     num_slots: int,
     sharing: Sharing = NO_SHARING,
+    num_embeds: int = 0,
 ) -> list[RequestView]:
-    """Offline requests to displace so that `num_blocks` more blocks and `num_slots` slots are free.
+    """Offline requests to displace so that `num_blocks` more blocks, `num_slots` slots and room for
+    `num_embeds` embeddings are free.
 
     Cheapest first: what would have to be computed again is smallest (the checkpoint covers
     the rest), then the farthest deadline, then the latest arrival. Stops as soon as enough
@@ -45,37 +47,47 @@ def choose_victims(
     holds too do not become free, but for those that only candidates share, where all have to go.
     Where all candidates together are not enough, none goes.
     """
-    if num_blocks <= 0 and num_slots <= 0:
+    if max(num_blocks, num_slots, num_embeds) <= 0:
         return []
     order = sorted(candidates, key=victim_order)
     freed = sharing.freed_by
     missing = num_blocks - sum(map(freed, order))
     if missing > sharing.num_among_offline or len(order) < num_slots:
         return []
+    if num_embeds > sum(request.num_kept_embeds for request in order):
+        return []
     if missing > 0:
         return order
     victims: list[RequestView] = []
     for request in order:
-        if num_blocks <= 0 and num_slots <= 0:
+        if max(num_blocks, num_slots, num_embeds) <= 0:
             break
-        if num_slots <= 0 and not freed(request):
+        for_blocks = num_blocks > 0 and freed(request)
+        for_embeds = num_embeds > 0 and request.num_kept_embeds
+        if num_slots <= 0 and not for_blocks and not for_embeds:
             continue
         victims.append(request)
         num_blocks -= freed(request)
         num_slots -= 1
-    return _without_needless(victims, num_blocks, num_slots, sharing)
+        num_embeds -= request.num_kept_embeds
+    return _without_needless(victims, num_blocks, num_slots, num_embeds, sharing)
 
 
 def _without_needless(
-    victims: list[RequestView], spare_blocks: int, spare_slots: int, sharing: Sharing
+    victims: list[RequestView],
+    spare_blocks: int,
+    spare_slots: int,
+    spare_embeds: int,
+    sharing: Sharing,
 ) -> list[RequestView]:
     """Drop victims that later, larger ones made unnecessary, dearest first (spare: at most 0)."""
     kept: list[RequestView] = []
     for request in reversed(victims):
-        freed = sharing.freed_by(request)
-        if freed <= -spare_blocks and spare_slots < 0:
+        freed, embeds = sharing.freed_by(request), request.num_kept_embeds
+        if freed <= -spare_blocks and spare_slots < 0 and embeds <= -spare_embeds:
             spare_blocks += freed
             spare_slots += 1
+            spare_embeds += embeds
         else:
             kept.append(request)
     return kept[::-1]

@@ -8,6 +8,8 @@ from conserve.core.invariant_case import EPSILON, Case, InvariantError, require
 from conserve.core.latency import LatencyModel
 from conserve.core.memory_invariants import check_displacement, check_memory
 from conserve.core.plan import Plan
+from conserve.core.resource_invariants import check_resources
+from conserve.core.resources import media_in
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot
 
@@ -23,6 +25,7 @@ def check(
     _check_accounting(case)
     check_displacement(case)
     check_memory(case)
+    check_resources(case)
     _check_checkpoints(case)
     _check_stopping(case)
     if not case.settings.fixed_step_tokens:
@@ -144,7 +147,7 @@ def _check_isolation(case: Case) -> None:
     room = snapshot.max_step_tokens - plan.num_online_tokens
     for view in snapshot.running:
         left_out = view.online and view.request_id not in plan.grants and case.decodes(view)
-        fits = 0 < view.num_tokens - view.num_computed_tokens <= room
+        fits = 0 < view.num_tokens - view.num_computed_tokens <= room and not view.adapter
         require(not (left_out and fits), f"P5: {view.request_id} yields to offline tokens")
     due = [v.last_token_s for v in online if v.last_token_s is not None and case.decodes(v)]
     if due:
@@ -179,7 +182,8 @@ def _check_liveness(case: Case) -> None:
     """P0, one step of it: work that can run does not wait for ever behind nothing."""
     snapshot, plan = case.snapshot, case.plan
     runnable = [v for v in snapshot.running if v.num_tokens > v.num_computed_tokens]
-    if any(v.online for v in runnable):
+    # Who waits for room in the encoder's cache waits for those who compute what is in it.
+    if any(v.online and not media_in(v, 1) for v in runnable):
         require(plan.num_online_tokens > 0, "P0: running online requests and no online token")
     elif len(plan.displace) < len(runnable):
         require(bool(plan.grants), "P0: running requests and an empty step")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from conserve.core.invariant_case import Case, require
+from conserve.core.resource_invariants import arrivals, embeds_left
+from conserve.core.resources import media_in
 from conserve.core.snapshot import RequestView
 
 
@@ -24,18 +26,21 @@ def _check_needless(case: Case, victims: list[RequestView], held: list[RequestVi
     """Without any one of the victims, fewer waiting online requests could start; requests that
     hold blocks and do not run yield them to running ones as well, and to one that starts."""
     snapshot = case.snapshot
-    require(bool(snapshot.waiting_online) or not victims, "displaced for nobody")
+    wanting = any(media_in(v, snapshot.max_step_tokens) for v in snapshot.running if v.online)
+    require(bool(snapshot.waiting_online) or wanting or not victims, "displaced for nobody")
     freed = case.freed_by((*victims, *held))
     blocks = snapshot.num_free_blocks + freed
     blocks -= case.promised(v for v in snapshot.running if v.online)
     slots = snapshot.num_free_slots + len(victims)
-    for view in snapshot.waiting_online:
+    for view in arrivals(case):
         need = case.lacking(view) + snapshot.sharing.at_risk(view)
         if need > blocks or slots < 1:
             break
         blocks, slots = blocks - need, slots - 1
+    embeds = embeds_left(case)
     for victim in victims:
         needless = case.needed_from(victim) <= blocks and slots >= 1
+        needless &= victim.num_kept_embeds <= embeds
         require(not needless, f"{victim.request_id} is displaced needlessly")
     spare = snapshot.num_free_blocks + freed
     spare -= case.promised(v for v in snapshot.running if v.request_id not in case.plan.displace)

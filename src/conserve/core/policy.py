@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -87,6 +87,7 @@ class Policy:
 
     def _grant_online(self, slack_s: float) -> None:
         """All decodes, then prefills; what was brought back yields to whoever runs."""
+        self.step.resources.claim(self.running.online)
         self.step.grant_decodes(self.running.online_decodes, UNLIMITED)
         self._grant_online_prefills(slack_s if self.running.online_decodes else UNLIMITED)
         if self.held:
@@ -95,14 +96,14 @@ class Policy:
 
     def _grant_online_prefills(self, limit_s: float) -> None:
         """Chunks for online prefills in order of arrival; they may displace offline requests."""
-        floor = self.settings.min_chunk
-        for request in self.running.online_prefills:
-            floor -= self.step.grant_prefill(request, limit_s, at_least=floor)
-        if not self.snapshot.waiting_online:
+        prefills, floor = self.running.online_prefills, self.settings.min_chunk
+        if not prefills and not self.snapshot.waiting_online:
             return
         promised = promised_blocks(self.running.online, self.block_size)
         self._displace(promised)
-        for request in self.snapshot.waiting_online:
+        for request in prefills:
+            floor -= self.step.grant_prefill(request, limit_s, at_least=floor)
+        for request in self.step.resources.line(self.snapshot.waiting_online):
             if self._restores_online(request):
                 continue
             granted = self.step.start(request, promised, limit_s, at_least=floor)
@@ -126,9 +127,10 @@ class Policy:
         if not self.settings.displacement:
             return
         step, candidates = self.step, self.running.offline
-        waiting = self.snapshot.waiting_online
+        waiting = list(step.resources.line(self.snapshot.waiting_online))
         needs = [lacking_blocks(r, self.block_size) for r in waiting]
-        if len(needs) <= step.slots_left and sum(needs) <= step.blocks_left - promised:
+        fits = len(needs) <= step.slots_left and sum(needs) <= step.blocks_left - promised
+        if fits and not self.snapshot.capacity.max_step_embeds:
             return
         # Those who yield may be the only ones to hold what an arrival would share.
         sharing = self.snapshot.sharing
@@ -137,14 +139,22 @@ class Policy:
         room = step.blocks_left + held - promised
         freeable = room + sum(map(sharing.freed_by, candidates)) + sharing.num_among_offline
         served = num_servable(needs[: step.slots_left + len(candidates)], freeable)
-        if not served:
+        embeds = self._lacking_embeds(waiting[:served])
+        if not embeds and (fits or not served):
             return
-        lacking = sum(needs[:served]) - room
-        victims = choose_victims(candidates, lacking, served - step.slots_left, sharing)
+        lacking = 0 if fits else sum(needs[:served]) - room
+        victims = choose_victims(candidates, lacking, served - step.slots_left, sharing, embeds)
         step.release(victims, slots=True)
         if len(victims) == len(candidates):
             step.blocks_left += sharing.num_among_offline
         self._release_held(promised + sum(needs[:served]) - step.blocks_left)
+
+    def _lacking_embeds(self, arrivals: Sequence[RequestView]) -> int:
+        """Room that the encoder's cache lacks for the next media of online requests, and that
+        displacing offline ones can make."""
+        step, wanting = self.step, (*self.running.online_prefills, *arrivals)
+        freeable = sum(request.num_kept_embeds for request in self.running.offline)
+        return step.resources.lacking_embeds(wanting, step.tokens_left, freeable)
 
     def _release_held(self, num_blocks: int) -> None:
         """Requests that were brought back and do not run yet give up `num_blocks` first: what
@@ -188,6 +198,8 @@ class Policy:
             rate = self.snapshot.interruption_rate if limit_s == UNLIMITED else 0.0
             least, most = self.settings.min_chunk, step.tokens_left
             step.tokens_left = best_offline_tokens(self.running, self.model, rate, least, most)
+        # Whoever runs longest: so adapters take turns when requests end, not from step to step.
+        step.resources.claim(r for r in step.staying(self.snapshot.running) if not r.online)
         decodes = self.running.offline_decodes
         if limit_s < UNLIMITED:
             # The limit may cut the list: whoever waited longest for a token goes first.
@@ -210,7 +222,7 @@ class Policy:
         reserve = len(self.running.offline) + promised_blocks(
             self.snapshot.running, self.block_size
         )
-        for request in step.staying(waiting):
+        for request in step.resources.line(step.staying(waiting)):
             if step.has(request):
                 continue
             kept = reserve + self._room_beside(request)

@@ -6,6 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class Media:
+    """An image (say) in a prompt. The model's encoder turns it into embeddings, all of it at once,
+    before the first of its tokens [first, end) is computed."""
+
+    first: int
+    end: int
+    num_embeds: int
+    """What it will take of the encoder's cache."""
+    num_to_compute: int
+    """The same, or 0 where it lies in the cache and nobody keeps it there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a step may hold beside tokens and blocks."""
+
+    max_adapters: int | None = None
+    """Different LoRA adapters; None where there are none."""
+    max_step_embeds: int = 0
+    """Embeddings that the encoder may compute."""
+    num_free_embeds: int = 0
+    """Embeddings that its cache has room for; what nobody needs any more makes room."""
+
+
 @dataclass(slots=True)
 class RequestView:
     """One request as it stands between two steps.
@@ -41,6 +66,12 @@ class RequestView:
     """Steps in a row that were stopped under it."""
     can_restore: bool = True
     """Whether the engine would bring its KV back from the host; else none of it is copied."""
+    adapter: int = 0
+    """The LoRA adapter that it computes with; 0 for none."""
+    media: Sequence[Media] = ()
+    """Those that the encoder's cache does not keep yet, in the order of their tokens."""
+    num_kept_embeds: int = 0
+    """Embeddings that the encoder's cache keeps for it, and for nobody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +159,7 @@ class Snapshot:
     """Whether KV of online requests is worth copying too: they are continued often enough."""
     num_loading_online: int = 0
     """Online requests whose KV is on its way back; they are not among those that wait."""
+    capacity: Capacity = field(default_factory=Capacity)
 
 
 @dataclass(slots=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from conserve.core.blocks import lacking_blocks
 from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.resources import Resources
 from conserve.core.snapshot import RequestView, Snapshot
 
 UNLIMITED = float("inf")
 
 
 class StepBuilder:
-    """Grants tokens and counts what they take: tokens, blocks, slots, predicted time.
+    """Grants tokens and counts what they take: tokens, blocks, slots, predicted time; in
+    `resources` what else the machine has little of.
 
     Every limit is one of the step's whole predicted time, margin included, in seconds.
     """
@@ -25,6 +27,7 @@ class StepBuilder:
         self.tokens_left = snapshot.max_step_tokens
         self.blocks_left = snapshot.num_free_blocks
         self.slots_left = snapshot.num_free_slots
+        self.resources = Resources(snapshot)
         self._block_size = snapshot.block_size
         self._most_tokens = snapshot.max_step_tokens
         self._whole_prompts = snapshot.whole_prompts
@@ -46,6 +49,8 @@ class StepBuilder:
         This loop is most of a decision's time: it keeps sums of its own, and predicts as
         `LatencyModel.predict_s` does, term by term.
         """
+        if self.resources.limits_adapters:
+            requests = self._with_adapters(requests)
         shape, grants, displaced, left = self.shape, self.grants, self.displaced, self.tokens_left
         fixed_s, per_token, per_pair, per_decode, per_context = self._model.coefficients
         pairs_s, knee = per_pair * shape.attention_pairs, self._model.knee
@@ -71,20 +76,29 @@ class StepBuilder:
         shape.num_tokens, shape.num_decodes, shape.decode_context = num, decodes, context
         self.tokens_left = left
 
+    def _with_adapters(self, requests: Iterable[RequestView]) -> Iterator[RequestView]:
+        for request in requests:
+            if self.resources.has_adapter(request):
+                yield request
+                if self.has(request):
+                    self.resources.claim((request,))
+
     def grant_prefill(self, request: RequestView, limit_s: float, at_least: int = 0) -> int:
         """Grant a chunk within the limit, or of `at_least` tokens past it; returns its size. A
         prompt that cannot be cut is granted whole on the same terms, or not at all."""
         context = request.num_computed_tokens
+        left = request.num_tokens - context
+        ahead = left if self._whole_prompts else min(left, self.tokens_left)
+        tokens = self.resources.fitting(request, ahead)
         if self._whole_prompts:
-            tokens = self._whole(request.num_tokens - context, context, limit_s, at_least)
-        else:
-            tokens = min(request.num_tokens - context, self.tokens_left)
-            if limit_s < UNLIMITED and tokens > at_least:
-                fitting = self._model.fitting_prefill_tokens(self.shape, context, limit_s)
-                tokens = min(tokens, max(fitting, at_least))
+            tokens = self._whole(left, context, limit_s, at_least) if tokens == left else 0
+        elif limit_s < UNLIMITED and tokens > at_least:
+            fitting = self._model.fitting_prefill_tokens(self.shape, context, limit_s)
+            tokens = min(tokens, max(fitting, at_least))
         if tokens <= 0:
             return 0
         self.shape.add_prefill(tokens, context)
+        self.resources.take(request, tokens)
         self.grants[request.request_id] = tokens
         self.tokens_left -= tokens
         return tokens
@@ -128,4 +142,5 @@ class StepBuilder:
         for request in requests:
             self.displaced[request.request_id] = request
             self.blocks_left += self._sharing.freed_by(request)
+            self.resources.release(request)
             self.slots_left += slots

@@ -55,7 +55,7 @@ METHODS = {
     "AsyncScheduler": (
         "schedule", "update_from_output", "add_request", "finish_requests",
         "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead",
-        "_preempt_request",
+        "_try_schedule_encoder_inputs", "_preempt_request",
         "_handle_blocked_waiting_request", "_free_request_blocks", "_set_kv_fetch_stage",
         "_request_blocks_can_be_freed",
     ),

@@ -101,6 +101,21 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         allowed = self.admission.num_allowed(request, num_computed_tokens, num_new_tokens)
         return int(super()._reserve_prefill_lookahead(request, num_computed_tokens, allowed))
 
+    def _try_schedule_encoder_inputs(
+        self,
+        request: Any,
+        num_computed_tokens: int,
+        num_new_tokens: int,
+        encoder_compute_budget: int,
+        shift_computed_tokens: int = 0,
+    ) -> Any:
+        """vLLM asks before it asks for the grant, and notes what it finds: of media that the grant
+        does not reach, the encoder would compute, and keep, all that its budget allows."""
+        allowed = self.admission.num_allowed(request, num_computed_tokens, num_new_tokens)
+        return super()._try_schedule_encoder_inputs(
+            request, num_computed_tokens, allowed, encoder_compute_budget, shift_computed_tokens
+        )
+
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         record = self.driver.computed(scheduler_output, model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)

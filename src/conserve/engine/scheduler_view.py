@@ -28,6 +28,12 @@ class SchedulerView(Protocol):
     has_mamba_layers: bool
     is_encoder_decoder: bool
 
+    lora_config: Any
+    """None where there are no adapters."""
+    encoder_cache_manager: Any
+    max_num_encoder_input_tokens: int
+    """Embeddings that the encoder may compute in a step; 0 without an encoder."""
+
     pause_state: Any
 
     requests: dict[str, Any]

@@ -11,6 +11,7 @@ from conserve.core.learning import Experience
 from conserve.core.sharing import arrivals_lack_room, note_sharing, num_lasting
 from conserve.core.snapshot import RequestView, Sharing, Snapshot
 from conserve.engine.checkpoint.host_view import HostView
+from conserve.engine.needs import capacity_of, describe_media
 from conserve.engine.pausing import admits_new
 from conserve.engine.promises import Promises
 from conserve.engine.queue import SCHEDULABLE, is_online
@@ -69,6 +70,7 @@ class Snapshots:
         host.describe_waiting(waiting_offline)
         waiting_online = self._waiting_views(chain(held_online, self._new_online()))
         host.describe_online(chain(running, waiting_online), scheduler.requests)
+        describe_media(scheduler, chain(running, waiting_online, waiting_offline))
         num_free_slots = scheduler.max_num_active_reqs - len(scheduler.running)
         num_free_slots -= scheduler.num_waiting_for_streaming_input
         return Snapshot(
@@ -96,6 +98,7 @@ class Snapshots:
             num_remembered_blocks=self._remembering.room(now_s, running),
             copies_online=host.copies_online(self._experience.model),
             num_loading_online=host.num_loading(held_online),
+            capacity=capacity_of(scheduler),
         )
 
     def _num_free_blocks(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from conserve.core.latency import StepShape
 from conserve.core.snapshot import RequestView
+from conserve.engine.needs import adapter_of
 from conserve.engine.queue import is_online
 from conserve.engine.stats import EngineStats
 
@@ -37,6 +38,7 @@ class RequestTracker:
             arrival_s=arrived_s,
             num_tokens=request.num_tokens,
             can_restore=comes_back(request),
+            adapter=adapter_of(request),
         )
         self._high_water.pop(request.request_id, None)
 

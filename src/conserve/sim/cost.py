@@ -36,6 +36,8 @@ class Machine:
     """vLLM's max_num_batched_tokens."""
     chunked_prefill: bool = True
     """False: a prompt is computed in one step or not at all."""
+    max_adapters: int | None = None
+    """LoRA adapters in a step (vLLM's max_loras); None where there are none."""
     fixed_step_tokens: int = 0
     """The budget of arms that have a fixed one; 0 leaves them their own."""
     num_layers: int = 32
@@ -62,6 +64,8 @@ class Machine:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.max_adapters is not None and self.max_adapters < 1:
+            raise ValueError(f"max_adapters must be at least 1, not {self.max_adapters}")
         if self.safepoint_layers < 1:
             raise ValueError(f"safepoint_layers must be at least 1, not {self.safepoint_layers}")
         if self.link_bytes_per_s and self.kv_bytes_per_token < 1:

@@ -71,6 +71,7 @@ class SimRequest(RequestView):
         num_output_tokens: int,
         deadline_s: float | None = None,
         text: Text | None = None,
+        adapter: int = 0,
     ) -> SimRequest:
         if num_prompt_tokens < 1 or num_output_tokens < 1:
             raise ValueError(f"{request_id}: a request needs a prompt token and an output token")
@@ -84,6 +85,7 @@ class SimRequest(RequestView):
             num_output_tokens=num_output_tokens,
             most_tokens=num_prompt_tokens + num_output_tokens - 1,
             text=text or Text(request_id),
+            adapter=adapter,
         )
 
     @classmethod

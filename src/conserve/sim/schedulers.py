@@ -14,7 +14,7 @@ from conserve.core.plan import Mode, Plan
 from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
 from conserve.core.sharing import arrivals_lack_room, note_sharing
-from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
+from conserve.core.snapshot import Capacity, RequestView, Sharing, Snapshot, Targets
 from conserve.core.stopping import Arrivals, RunningStep, stop_at_s
 from conserve.sim.places import QUEUE_HEAD, Places
 from conserve.sim.remembering import Remembering
@@ -138,6 +138,7 @@ class ConserveScheduler:
             restore_queue_s=link.restore_queue_s,
             num_remembered_blocks=self._remembering.room(now_s),
             sharing=_sharing(places),
+            capacity=Capacity(machine.max_adapters),
         )
 
     def predict_s(self, shape: StepShape) -> float:
