@@ -266,6 +266,25 @@ def offline_tokens_keep_the_tbt_target(play: Play) -> None:
     assert num_mixed > 20
 
 
+def first_tokens_are_taken_apart(play: Play) -> None:
+    """What each waited for adds up to the time it took, and is called by its name."""
+    for world in (AMPLE, SCARCE, replace(SCARCE, async_scheduling=True)):
+        seen = play(world, mixture(6))
+        ttfts = [seen.first_token_s(a.name) - a.arrival_s for a in seen.asks.values() if a.online]
+        assert sum(map(sum, seen.waits.values())) == pytest.approx(sum(ttfts))
+        assert len(seen.waits["prefill"]) == len(ttfts)
+    prefill_s, whole_s = (COST.predict_s(_prefill(n)) for n in (8, 150))
+    for arrival_s, waits in (
+        (0.02, {"stoppable_step": 0.0, "stop": whole_s / 4 - 0.02}),
+        (whole_s - 0.01, {"stoppable_step": 0.01, "stop": 0.0}),
+    ):
+        seen = play(World(), [LONG, online("o", arrival_s, 8)])
+        wanted = {**waits, "prefill": prefill_s}
+        assert seen.waits == {part: [pytest.approx(s)] for part, s in wanted.items() if s}
+    seen = play(World(), [online("o", 0.5, 8)])
+    assert seen.waits == {"idle": [0.0], "prefill": [pytest.approx(prefill_s)]}
+
+
 def stops_keep_the_tbt_target(play: Play) -> None:
     """P5 likewise: the tokens that a stopped step owed come in time from the next."""
     num_owed = 0
@@ -319,6 +338,7 @@ CLAUSES: tuple[Clause, ...] = (
     offline_tokens_keep_the_tbt_target,
     stops_keep_the_tbt_target,
     adapters_are_no_reason_to_wait_behind_offline_work,
+    first_tokens_are_taken_apart,
 )
 
 

@@ -124,7 +124,9 @@ class TimedEngine(Engine):
 
     def _keep_counts(self) -> Any:
         stats = self._hand_over()
-        for name, _, value in stats.items() if stats else ():
+        for name, label, value in stats.items() if stats else ():
+            if name == "first_token_part_seconds":
+                self.seen.waits[label] = sorted([*self.seen.waits.get(label, ()), *value])
             if isinstance(value, float | int):
                 self._counts[name] = self._counts.get(name, 0.0) + value
         return stats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,9 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
     seen.token_times_s = {r.request_id: r.token_times_s for r in requests}
     seen.cached_tokens = {r.request_id: r.num_cached_tokens or 0 for r in requests}
     seen.num_free_blocks = engine.places.pool.num_free_blocks
+    for parts in engine.first_token_parts:
+        for part, seconds in parts.items():
+            insort(seen.waits.setdefault(str(part), []), seconds)
     counters = engine.counters
     seen.computed_tokens = counters.computed_tokens - counters.dropped_tokens
     seen.recomputed_tokens = counters.recomputed_tokens

@@ -121,6 +121,8 @@ class Seen:
     is online history."""
     cached_tokens: dict[str, int] = field(default_factory=dict)
     """What each request found in the prefix cache when it first ran."""
+    waits: dict[str, list[float]] = field(default_factory=dict)
+    """What first tokens waited for: part -> seconds of each that did, ascending."""
 
     @property
     def displaced(self) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from conserve.core.policy import decide
 from conserve.core.snapshot import Capacity, RequestView, Snapshot, Targets
 from conserve.core.stopping import RunningStep, stop_at_s
+from conserve.metrics.first_tokens import EndedStep
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
 from tests.contract import clauses
@@ -69,6 +70,11 @@ def never_again(*given: Any, now_s: float, **others: Any) -> float:
     """What is not stopped for an arrival goes on, however long it takes."""
     stop_s = stop_at_s(*given, now_s=now_s, **others)
     return stop_s if stop_s <= now_s else math.inf
+
+
+def never_asked(*given: Any) -> EndedStep:
+    """Takes the time of a stop for one of waiting."""
+    return EndedStep(*given[:5])
 
 
 def nothing(*_: Any, **__: Any) -> list[str]:
@@ -132,6 +138,9 @@ CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
      clauses.a_stopped_step_leaves_no_trace),
     ("engine", f"{ENGINE}.tracker:RequestTracker.stopped", nothing, clauses.stops_wear_off),
     ("sim", f"{SIM}.state:EngineState.drop", forget_the_stop, clauses.stops_wear_off),
+    ("engine", f"{ENGINE}.first_tokens:EndedStep", never_asked,
+     clauses.first_tokens_are_taken_apart),
+    ("sim", f"{SIM}.engine:EndedStep", never_asked, clauses.first_tokens_are_taken_apart),
     ("engine", f"{ENGINE}.tracker:RequestTracker.computed", nothing, clauses.everything_adds_up),
     ("engine", f"{ENGINE}.queue:_place", youngest_first,
      clauses.first_come_first_served_within_a_class),

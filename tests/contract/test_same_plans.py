@@ -121,6 +121,9 @@ def _play_both(folder: Path, world: World, asks: Sequence[Ask]) -> tuple[Seen, S
     assert simulated.token_times_s == {
         name: pytest.approx(times) for name, times in real.token_times_s.items()
     }
+    assert simulated.waits.keys() == real.waits.keys()
+    for part, waits in simulated.waits.items():
+        assert waits == pytest.approx(real.waits[part], abs=1e-9), part
     for counter in ("computed_tokens", "recomputed_tokens", "dropped_tokens", "num_free_blocks"):
         assert getattr(simulated, counter) == getattr(real, counter), counter
     return simulated, real

@@ -13,7 +13,9 @@ from conserve.bench.arms import ARMS as BENCH_ARMS
 from conserve.bench.store import ResultFolder
 from conserve.cli.main import app
 from conserve.metrics import read_records
+from conserve.metrics.first_tokens import Part
 from conserve.sim.arms import ARMS, ArmError, arm_named
+from conserve.sim.first_token_table import HEADINGS, first_token_table
 from conserve.sim.profiles import Profile
 from conserve.sim.study import Study, table
 from conserve.sim.validation import COMPARED, SHARES, RealRun, compare, markdown
@@ -104,6 +106,29 @@ def test_a_study_has_a_cell_for_every_point_arm_and_seed(scenario: Scenario) -> 
     assert [row[:2] for row in rows[1:]] == [["all", "online-only"], ["all", "conserve"]]
     assert rows[1][-2] == "0"
     assert float(rows[2][-2]) > 100
+
+
+def test_first_tokens_are_taken_apart(scenario: Scenario) -> None:
+    """Their parts are all of the time in the engine, alone and beside offline work."""
+    cells = list(Study(scenario, PROFILE, {}).cells())
+    for cell in cells:
+        online = [r for r in cell.records if r.online and r.token_times_s]
+        ttft_s = sum(r.token_times_s[0] - r.arrival_s for r in online)
+        assert len(cell.first_token_parts) == len(online)
+        assert sum(sum(p.values()) for p in cell.first_token_parts) == pytest.approx(ttft_s)
+    header, *rows = first_token_table(cells)
+    for arm in ("online-only", "conserve"):
+        lines = {row[2]: row[3:] for row in rows if row[:2] == ["all", arm]}
+        chosen = [cell for cell in cells if cell.arm == arm]
+        sums = [sum(parts.values()) for cell in chosen for parts in cell.first_token_parts]
+        mean_s = sum(sums) / len(sums)
+        assert sum(float(line[3]) for line in lines.values()) == pytest.approx(
+            1e3 * mean_s, rel=0.1
+        )
+        assert lines[Part.PREFILL.in_words][0] == "100.0"
+        offline = {Part.STOP, Part.OFFLINE, Part.STOPPABLE_STEP, Part.UNSTOPPABLE_STEP}
+        assert any(part.in_words in lines for part in offline) == (arm == "conserve")
+    assert header[3:] == list(HEADINGS[3:])
 
 
 def _real(scenario: Scenario, profile: Profile) -> list[RealRun]:

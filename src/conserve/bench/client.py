@@ -28,7 +28,11 @@ Counters = Callable[[], Awaitable[Mapping[str, float]]]
 AFTER_FAILURE_S = 1.0
 """Pause of an offline place whose request failed, so that a dead server is not hammered."""
 
-BUCKETS = ("conserve:stop_response_seconds", "conserve:stop_response_layers")
+BUCKETS = (
+    "conserve:first_token_part_seconds",
+    "conserve:stop_response_seconds",
+    "conserve:stop_response_layers",
+)
 COUNTERS = (
     "conserve:",
     "vllm:num_preemptions",

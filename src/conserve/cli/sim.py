@@ -19,6 +19,7 @@ from conserve.cli.failures import clear_errors
 from conserve.cli.output import Output, written
 from conserve.metrics import write_records
 from conserve.sim.arms import ARMS
+from conserve.sim.first_token_table import first_token_table
 from conserve.sim.own_targets import describe, with_targets
 from conserve.sim.profiles import Profile, known_names, load_profile
 from conserve.sim.study import WHOLE, Cell, Study, table
@@ -81,6 +82,9 @@ def run(
         for told in _scales(cells):
             typer.echo(f"trace {told}")
         _show(table(cells))
+        if any(cell.first_token_parts for cell in cells):
+            typer.echo("\nwhat first tokens waited for:")
+            _show(first_token_table(cells))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from conserve.core.settings import PolicySettings
 from conserve.engine.admission import promote
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import hand_over
+from conserve.engine.first_tokens import FirstTokenParts
 from conserve.engine.gauges import Gauges
 from conserve.engine.pausing import is_frozen
 from conserve.engine.promises import Promises
@@ -59,6 +60,7 @@ class Driver:
         self.planner: Planner = decide
         """The policy; the start-up profile puts its own script here for a while."""
         self.steps = StepsInFlight()
+        self._first_tokens = FirstTokenParts(self.stats, self.experience)
         self._gauges = Gauges(self.scheduler, self.promises, self.stats)
         self._num_held_back = 0
         self._last_stopped = False
@@ -67,10 +69,12 @@ class Driver:
         """A request is about to enter vLLM's scheduler; more input of one that is there counts
         for nothing."""
         if request.request_id not in self.scheduler.requests:
-            self.keeper.came(request, self.clock())
+            now_s = self.clock()
+            self.keeper.came(request, now_s)
             self.tracker.add(request, arrived_s)
             self.notes.came(request)
             self.stats.count("requests", label="online" if is_online(request) else "offline")
+            self._first_tokens.came(request, arrived_s, now_s)
 
     # Before vLLM schedules
 
@@ -176,8 +180,10 @@ class Driver:
         asked = self.stopper.monitor.step_ended() if record.plan.stoppable else None
         self._last_stopped = isinstance(model_runner_output, StoppedOutput)
         if not self._last_stopped:
+            self._first_tokens.ended(record, computed.keys(), stopped=None)
             self.tracker.computed(computed, record.ends, self.stats)
             return record
+        self._first_tokens.ended(record, (), stopped=asked)
         self.stopper.undo(record, computed)
         self.stopper.count(model_runner_output, sum(computed.values()), asked)
         self.tracker.stopped(computed, record.ends)
@@ -194,10 +200,12 @@ class Driver:
                 # A pooling model's answer is its first token and its last.
                 if one.new_token_ids or one.pooling_output is not None:
                     self.tracker.emitted(one.request_id, len(one.new_token_ids), now_s, self.stats)
+                    self._first_tokens.emitted(one.request_id, now_s)
         self._learn(record)
         self._gauge(now_s)
         hand_over(self.scheduler.connector, self.stats, outputs)
         self.tracker.drop_finished(self.scheduler.requests)
+        self._first_tokens.drop_finished(self.scheduler.requests)
 
     def _learn(self, record: StepRecord) -> None:
         """From when the device was done with a step: this clock shows when it was read."""
@@ -223,6 +231,7 @@ class Driver:
         """Start counting anew: what the start-up profile did is nobody's traffic."""
         self.experience.forget_traffic()
         self.tracker.forget_all()
+        self._first_tokens.forget_all()
         self.stats.reset()
         if self.scheduler.log_stats:
             self.scheduler.kv_cache_manager.make_prefix_cache_stats()

@@ -11,6 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from conserve.core.plan import Mode
 from conserve.engine.door import KVConnectorPromMetrics, KVConnectorStats
 from conserve.engine.settings import EngineSettings
+from conserve.metrics.first_tokens import Part
 
 LATENCY_BUCKETS = (
     0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2,
@@ -18,6 +19,7 @@ LATENCY_BUCKETS = (
 )  # fmt: skip
 """In seconds. Targets that are named are added, and those of machines are among them up to ten
 seconds, so that the share within them is exact."""
+PART_BUCKETS = (0.001, 0.002, 0.003, *LATENCY_BUCKETS)
 LAYER_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 
 
@@ -43,12 +45,20 @@ LABEL_VALUES = {
     "operation": ("store", "load", "move"),
     "how": ("evicted", "demoted", "refused_too_large"),
     "tier": ("memory", "disk"),
+    "part": tuple(map(str, Part)),
 }
 """Our label -> every value it can have: what bounds the number of series."""
 METRICS = (
     Metric("ttft_target_seconds", Gauge, "Target for the time to first token of online requests."),
     Metric("tbt_target_seconds", Gauge, "Target for one gap between tokens of online requests."),
     Metric("ttft_seconds", Histogram, "Arrival to first token, by class of request.", "class"),
+    Metric(
+        "first_token_part_seconds",
+        Histogram,
+        "What online first tokens waited for (see below).",
+        "part",
+        PART_BUCKETS,
+    ),
     Metric("tbt_seconds", Histogram, "One gap between two tokens, by class of request.", "class"),
     Metric("step_seconds", Histogram, "Time a step took, from its scheduling to its output."),
     Metric("step_predicted_seconds", Histogram, "Time the latency model gave the same steps."),

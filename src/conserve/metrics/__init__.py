@@ -1,4 +1,4 @@
-"""The only definitions of TTFT, TPOT, TBT, goodput and percentiles."""
+"""The only definitions of TTFT and its parts, TPOT, TBT, goodput and percentiles."""
 
 from .histograms import bucket_percentile, share_within
 from .percentiles import median, percentile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from conserve.metrics.first_tokens import EndedStep, FirstTokens, Parts, kind_of
 from conserve.sim.cost import Clockwork, CostModel, Machine
 from conserve.sim.counters import Counters
 from conserve.sim.events import EventKind, EventQueue
@@ -54,6 +55,9 @@ class Engine:
         self._next: Step | None = None
         self._decides = False
         """Whether a SCHEDULE event is on its way."""
+        self._waits = FirstTokens()
+        self.first_token_parts: list[Parts] = []
+        """What each online first token waited for, in the order in which they came."""
         self._on_finish = on_finish
         self._on_step = on_step
         self._handlers: dict[EventKind, Callable[[object], None]] = {
@@ -92,6 +96,8 @@ class Engine:
     def _arrival(self, request: object) -> None:
         assert isinstance(request, SimRequest)
         self.places.arrive(request)
+        if request.online:
+            self._waits.arrived(request.request_id, request.arrival_s, self.now_s)
         if self._running is None:
             self._decide_at(self.now_s + self.machine.gap_s)
         elif request.online:
@@ -115,6 +121,7 @@ class Engine:
                 step.judged_s = stop_s
                 self._events.push(stop_s, EventKind.JUDGE, step)
             return
+        step.asked_s = self.now_s
         if step is self._next:
             # It has not begun, and stops at its first look.
             step.stopped = True
@@ -135,10 +142,12 @@ class Engine:
             return
         assert isinstance(step, Step)
         self._running = None
+        self._waits.ended(self._ended(step))
         if step.stopped:
             self.state.drop(step)
         else:
             self.state.complete(step, self.now_s)
+            self._take_first_tokens(step)
         self.places.counters.busy_s += self.now_s - step.start_s
         self.scheduler.ended(self.places, step, self.now_s)
         if self._on_step:
@@ -156,6 +165,24 @@ class Engine:
                 # Of a plan behind this step that had no tokens for anybody.
                 self._begin_copies()
             self._decide_at(self.now_s + self.machine.gap_s)
+
+    def _ended(self, step: Step) -> EndedStep:
+        """As those see it who wait for a first token."""
+        num_online, num_offline = step.num_online_tokens, step.num_offline_tokens
+        return EndedStep(
+            step.decided_s,
+            self.now_s,
+            kind_of(step.mode, num_online, num_offline, stoppable=step.stoppable),
+            () if step.stopped else step.grants.keys(),
+            self.scheduler.online_share(step) if num_online and num_offline else 1.0,
+            step.asked_s if step.stopped else math.inf,
+        )
+
+    def _take_first_tokens(self, step: Step) -> None:
+        for request in step.producers if step.num_online_tokens else ():
+            if request.online and len(request.token_times_s) == 1:
+                parts = self._waits.first_token(request.request_id, self.now_s)
+                self.first_token_parts.append(parts)
 
     def _restored(self, request: object) -> None:
         assert isinstance(request, SimRequest)

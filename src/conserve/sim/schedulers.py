@@ -16,6 +16,7 @@ from conserve.core.settings import PolicySettings
 from conserve.core.sharing import arrivals_lack_room, note_sharing
 from conserve.core.snapshot import Capacity, RequestView, Sharing, Snapshot, Targets
 from conserve.core.stopping import Arrivals, RunningStep, stop_at_s
+from conserve.metrics.first_tokens import online_share
 from conserve.sim.places import QUEUE_HEAD, Places
 from conserve.sim.remembering import Remembering
 from conserve.sim.request import SimRequest
@@ -49,6 +50,11 @@ class Scheduler(Protocol):
 
     def predict_s(self, shape: StepShape) -> float:
         """What it believes a step takes; 0 where it believes nothing."""
+        ...
+
+    def online_share(self, step: Step) -> float:
+        """What the online part of a step with tokens of both classes takes alone, over what it
+        does."""
         ...
 
     def stop_at_s(self, places: Places, step: Step, now_s: float) -> float:
@@ -144,6 +150,9 @@ class ConserveScheduler:
     def predict_s(self, shape: StepShape) -> float:
         return self.model.predict_s(shape)
 
+    def online_share(self, step: Step) -> float:
+        return online_share(self.model, step.online_shape, step.shape)
+
     def stop_at_s(self, places: Places, step: Step, now_s: float) -> float:
         # Those that waited before lack room that this step does not give them.
         waiting = [r for r in places.waiting_online if r.arrival_s > step.decided_s]
@@ -234,6 +243,10 @@ class StockScheduler:
 
     def predict_s(self, shape: StepShape) -> float:
         return 0.0
+
+    def online_share(self, step: Step) -> float:
+        """It predicts nothing: by tokens."""
+        return step.num_online_tokens / step.shape.num_tokens
 
     def stop_at_s(self, places: Places, step: Step, now_s: float) -> float:
         return math.inf

@@ -39,8 +39,14 @@ class Step:
     seconds: float = 0.0
     """What its forward takes if nobody stops it."""
     stopped: bool = False
+    asked_s: float = math.inf
+    """When it was asked to stop."""
     judged_s: float = -math.inf
     """When it is looked at again whether to stop it, if somebody waits for it."""
+
+    @property
+    def num_offline_tokens(self) -> int:
+        return self.shape.num_tokens - self.num_online_tokens
 
     def sum_up(self, live: Mapping[str, SimRequest]) -> None:
         """Make the shape anew from the grants: it is not what the plan said."""

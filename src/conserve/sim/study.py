@@ -8,6 +8,7 @@ from pathlib import Path
 
 from conserve.core.snapshot import Targets
 from conserve.metrics import RequestRecord, RunSummary, median, summarise
+from conserve.metrics.first_tokens import Parts
 from conserve.sim.arms import arm_named
 from conserve.sim.counters import Counters
 from conserve.sim.profiles import Profile
@@ -33,6 +34,8 @@ class Cell:
     """What each trace was multiplied by."""
     steps: list[Step]
     """Empty unless they were asked for."""
+    first_token_parts: list[Parts]
+    """What each online first token of the run waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ def _cell(
 ) -> Cell:
     outcome.counters.check()
     summary = summarise(outcome.records, scenario.duration_s, scenario.targets.targets())
-    return Cell(*place, summary, outcome.counters, outcome.records, scales, steps)
+    parts = outcome.engine.first_token_parts
+    return Cell(*place, summary, outcome.counters, outcome.records, scales, steps, parts)
 
 
 def median_of(cells: Sequence[Cell], name: str) -> float | None:

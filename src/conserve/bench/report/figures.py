@@ -10,6 +10,7 @@ from pathlib import Path
 
 from conserve.bench.arms import ARMS, BOUND, FORGETFUL, ONLINE_ONLY
 from conserve.bench.batch_load import offline_figures
+from conserve.bench.report.first_tokens import part_figures
 from conserve.bench.report.kv_copies import figures_of_copies
 from conserve.bench.report.stops import stop_figures
 from conserve.bench.store import ResultFolder, Run
@@ -82,7 +83,7 @@ HISTORY_RATIOS = (
 
 ArmFigures = dict[str, Spread]
 """Figures of one arm at one point: names of RunSummary, RATIOS and HISTORY_RATIOS, PREFIX_HITS,
-`counted:NAME`, and those of stops (stops.py)."""
+`counted:NAME`, and those of stops (stops.py) and of first tokens (first_tokens.py)."""
 
 RISING = ("_total", "_sum", "_count", "_bucket")
 """How the names of samples end that only ever rise."""
@@ -131,6 +132,7 @@ def figures_of(folder: ResultFolder) -> Figures:
             **figures_of_copies(run),
             **_counted(run),
             **stop_figures(run),
+            **part_figures(run),
         }
         runs[run.key.point][run.key.arm][run.key.seed] = values
     measured = {arm for arms in runs.values() for arm in arms}

@@ -25,6 +25,7 @@ from conserve.bench.report.tables import (
     THROUGHPUT,
     Column,
     Table,
+    first_token_table,
     history_table,
     ratio_table,
     table,
@@ -67,6 +68,7 @@ QUOTES: dict[str, Quote] = {
     "throughput": _quote(THROUGHPUT),
     "copies": _quote(KV_COPIES, with_spread=False),
     "stops": _quote(STOPS, with_spread=False),
+    "first-tokens": lambda figures, point: _markdown(first_token_table(figures.points[point])),
     "histories": lambda figures, point: _markdown(history_table(figures, point)),
     "ratios": lambda figures, point: ratio_table(figures, point).markdown(),
 }

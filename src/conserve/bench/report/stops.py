@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from itertools import pairwise
-
+from conserve.bench.report.buckets import buckets_of
 from conserve.bench.store import Run
 from conserve.metrics import bucket_percentile
 
-BOUND = re.compile(r"[{,]le=([^,}]+)")
 PREFIX = "conserve:"
 
 
@@ -23,7 +20,7 @@ def stop_figures(run: Run) -> dict[str, float | None]:
         return {}
     figures: dict[str, float | None] = {"num_stopped_steps": num_stopped}
     for unit, ending in (("seconds", "s"), ("layers", "layers")):
-        bounds, counts = _buckets(run, f"{PREFIX}stop_response_{unit}_bucket")
+        bounds, counts = buckets_of(run, f"{PREFIX}stop_response_{unit}")
         for q in (50, 99):
             figures[f"stop_response_p{q}_{ending}"] = (
                 bucket_percentile(bounds, counts, q) if counts else None
@@ -40,16 +37,3 @@ def stop_figures(run: Run) -> dict[str, float | None]:
     if begun := computed + dropped:
         figures["dropped_share"] = dropped / begun
     return figures
-
-
-def _buckets(run: Run, name: str) -> tuple[list[float], list[float]]:
-    """Finite upper bounds, and the observations of each bucket within the window, the one
-    without a bound last."""
-    up_to = {}
-    for sample in run.counters_end:
-        bound = BOUND.search(sample)
-        if sample.startswith(name) and bound:
-            up_to[float(bound.group(1))] = run.counted(sample) or 0.0
-    bounds = sorted(up_to)
-    cumulative = [0.0, *(up_to[bound] for bound in bounds)]
-    return bounds[:-1], [high - low for low, high in pairwise(cumulative)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conserve.bench.report.figures import (
     HISTORY_RATIOS,
@@ -14,6 +14,8 @@ from conserve.bench.report.figures import (
     Figures,
     Spread,
 )
+from conserve.bench.report.first_tokens import part_figure
+from conserve.metrics.first_tokens import Part
 
 NOT_MEASURED = "-"
 MIB = 1 << 20
@@ -103,6 +105,13 @@ STOPS = (
     Column("num_unstopped_arrivals", "arrivals that needed no stop", 1, 0),
     Column("dropped_share", "tokens dropped, %", 100, 2),
 )
+PARTS = (
+    Column("share", "arrivals, %", 100, 1),
+    Column("mean_s", "mean, ms", 1000, 1),
+    Column("p99_s", "P99, ms", 1000, 0),
+    Column("of_all_s", "of all, ms", 1000, 1),
+)
+"""Of each part of the time to a first token (`part_figures`)."""
 HEADLINE = (
     Column("ttft_p50_s", "TTFT P50, s"),
     Column("ttft_p99_s", "TTFT P99, s"),
@@ -152,6 +161,19 @@ def ratio_table(figures: Figures, point: str, with_spread: bool = True) -> Table
     ratios = {r.name for r in RATIOS}
     arms = {arm: f for arm, f in figures.points[point].items() if ratios & set(f)}
     return table("Ratios", columns, arms, with_spread)
+
+
+def first_token_table(arms: dict[str, ArmFigures]) -> Table | None:
+    """One row for each arm and part that occurred; None where no server told."""
+    rows = []
+    for arm, figures in arms.items():
+        for part in Part:
+            share = figures.get(part_figure(part, "share"))
+            columns = [replace(one, name=part_figure(part, one.name)) for one in PARTS]
+            if share and share.high:
+                rows.append([arm, part.in_words, *(column.cell(figures) for column in columns)])
+    headings = ["arm", "waited for", *(column.heading for column in PARTS)]
+    return Table("First tokens, taken apart", headings, rows) if rows else None
 
 
 def counter_table(arms: dict[str, ArmFigures]) -> Table | None:

@@ -26,6 +26,7 @@ from conserve.bench.report.tables import (
     THROUGHPUT,
     Table,
     counter_table,
+    first_token_table,
     history_table,
     ratio_table,
     table,
@@ -116,6 +117,8 @@ def _tables(figures: Figures, point: str) -> Iterator[Table]:
     stops = table("Stops within a step", STOPS, arms)
     if len(stops.headings) > 1:
         yield stops
+    if first_tokens := first_token_table(arms):
+        yield first_tokens
     counted = counter_table(arms)
     if counted:
         yield counted
