@@ -329,11 +329,13 @@ def test_a_folder_that_cannot_be_written_costs_only_the_file(
     assert_recovers(core.scheduler.experience.model, SHAPES)
 
 
-@pytest.mark.parametrize("why", ["switched off", "pooling"])
+@pytest.mark.parametrize("why", ["switched off", "an encoder alone"])
 def test_without_a_profile_a_generic_model_serves(make_core: MakeCore, log: Log, why: str) -> None:
-    core = make_core(profile_seconds={"switched off": 0.0, "pooling": 15.0}[why])
-    if why == "pooling":
-        core.scheduler.vllm_config.model_config.runner_type = "pooling"
+    core = make_core(profile_seconds=0.0 if why == "switched off" else 15.0)
+    if why == "an encoder alone":
+        core.scheduler.vllm_config = SimpleNamespace(
+            **{**vars(core.scheduler.vllm_config), "is_mm_encoder_only": True}
+        )
     calibrate(core)
     assert log.warnings[-1].endswith("starting from a generic one")
     assert core.scheduler.driver.planner is decide

@@ -29,6 +29,7 @@ def config(**changes: Any) -> Any:
     """The part of vLLM's configuration that names a profile."""
     values = {
         "model": "some/model",
+        "runner_type": "generate",
         "dtype": "torch.float32",
         "quantization": None,
         "enforce_eager": True,
@@ -68,6 +69,7 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
     [
         {"model": "other/model"},
         {"dtype": "torch.bfloat16"},
+        {"runner_type": "pooling"},
         {"quantization": "awq"},
         {"enforce_eager": False},
         {"tensor_parallel_size": 2},

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from conserve.engine.flag import StopFlag
+from conserve.engine.steps import GENERIC_MODEL
 from tests.models.pooling import FAMILIES, MAX_MODEL_LEN
 from tests.stops.tiny_llama import random_text
 
@@ -51,7 +52,7 @@ def make_engine(family: str, model: str) -> Any:
 
     plugin.register()
     policy = PolicySettings(stop_gap_share=1.0)
-    settings = EngineSettings(profile_seconds=0, stop_response_s=1e-6, policy=policy)
+    settings = EngineSettings(profile_seconds=0.5, stop_response_s=1e-6, policy=policy)
     config = EngineArgs(
         model=model,
         runner="pooling",
@@ -126,6 +127,8 @@ def played(family: str, model: str) -> dict[str, Any]:
     chance = random.Random(1)
     prompts = [random_text(chance, chance.randrange(20, 500)) for _ in range(NUM_PROMPTS)]
     engine = make_engine(family, model)
+    experience = engine.engine_core.engine_core.scheduler.experience
+    profiled = experience.model != GENERIC_MODEL
     asking = Asking(engine, FAMILIES[family].task)
     alone(asking, prompts)
     engine.reset_prefix_cache()
@@ -136,6 +139,7 @@ def played(family: str, model: str) -> dict[str, Any]:
         "vectors": asking.vectors,
         "cut": sorted(asking.cut),
         "stops": sorted(NUM_STOPS.values()),
+        "profiled": profiled,
         "chunked": scheduler.vllm_config.scheduler_config.enable_chunked_prefill,
     }
     engine.engine_core.shutdown()

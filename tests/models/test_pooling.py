@@ -89,6 +89,11 @@ def test_prompts_are_cut_where_they_may_be_and_nowhere_else(played: Results, fam
     assert bool(result["cut"]) == result["chunked"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_are_timed_at_start(played: Results, family: str) -> None:
+    assert played[family]["profiled"]
+
+
 @pytest.mark.long
 def test_pooling_what_was_stopped_is_caught(play: Play) -> None:
     """The negative control: what was stopped leaves rows without a meaning among a prompt's."""

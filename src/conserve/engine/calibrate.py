@@ -65,7 +65,7 @@ def _may_run_steps(config: Any) -> bool:
     if waits_for_replicas(config):
         logger.info("ConServe: no start-up profile: steps would wait for the other replicas")
         return False
-    return bool(config.model_config.runner_type == "generate" and not config.is_mm_encoder_only)
+    return not config.is_mm_encoder_only
 
 
 def _load(path: Any) -> Profile | None:
@@ -97,7 +97,6 @@ def _keep(path: Any, config: Any, profile: Profile, disturbed: Taken) -> str:
 
 def _report(scheduler: Any, profile: Profile, origin: str) -> None:
     model, targets = profile.model, scheduler.promises.targets
-    num_blocks = scheduler.cache_config.num_gpu_blocks
     logger.info(
         "ConServe: latency model with %.1f %% mean error (%s); 512 prompt tokens take %.0f ms",
         100 * profile.mean_error,
@@ -105,8 +104,8 @@ def _report(scheduler: Any, profile: Profile, origin: str) -> None:
         1000 * model.predict_prefill_s(512),
     )
     logger.info(
-        "ConServe: KV space for %d tokens; steps are%s stopped between layers",
-        num_blocks * scheduler.block_size,
+        "ConServe: %s; steps are%s stopped between layers",
+        _kv_space(scheduler),
         "" if scheduler.stopper.can_stop else " not",
     )
     for name, least_s, target_s in (
@@ -124,6 +123,13 @@ def _report(scheduler: Any, profile: Profile, origin: str) -> None:
                 name.lower(),
                 _roomy_ms(least_s),
             )
+
+
+def _kv_space(scheduler: Any) -> str:
+    if not scheduler.kv_cache_config.kv_cache_groups:
+        return "the model keeps no KV"
+    num_tokens = scheduler.cache_config.num_gpu_blocks * scheduler.block_size
+    return f"KV space for {num_tokens} tokens"
 
 
 def _say_targets(chosen: ChosenTargets) -> None:

@@ -28,6 +28,7 @@ DOORS = {
     "MLAAttentionSpec": "vllm.v1.kv_cache_interface",
     "ModelRunnerOutput": "vllm.v1.outputs",
     "PauseState": "vllm.v1.core.sched.interface",
+    "PoolingParams": "vllm",
     "Request": "vllm.v1.request",
     "RequestQueue": "vllm.v1.core.sched.request_queue",
     "RequestStatus": "vllm.v1.request",

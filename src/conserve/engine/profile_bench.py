@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from conserve.core.blocks import UNCOUNTED
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Snapshot
-from conserve.engine.door import Request, RequestStatus, SamplingParams
+from conserve.engine.door import PoolingParams, Request, RequestStatus, SamplingParams
 from conserve.engine.profile_script import Point, Reach, script
 
 WARM_UP_STEPS = 4
@@ -18,6 +19,8 @@ LEAST_SAMPLES = 16
 """Timed however long they take: fewer tell a step's fixed cost from that of its tokens badly."""
 MOST_SAMPLES = 300
 PREFIX = "conserve-profile-"
+POOLING_TASKS = ("embed", "classify", "token_embed", "token_classify")
+"""vLLM's, those first that give one vector a prompt."""
 
 
 @dataclass
@@ -47,15 +50,18 @@ class ProfileBench:
         scheduler = self.scheduler
         self.deadline_s = time.perf_counter() + self.seconds
         most, num_slots = scheduler.max_num_scheduled_tokens, scheduler.max_num_running_reqs
-        room = scheduler.cache_config.num_gpu_blocks * scheduler.block_size
+        has_kv = bool(scheduler.kv_cache_config.kv_cache_groups)
+        room = scheduler.cache_config.num_gpu_blocks * scheduler.block_size if has_kv else UNCOUNTED
         # The other half is for the tokens that residents will generate.
         longest = max(1, min(scheduler.max_model_len // 2, room // 2))
         per_token_s = self._warm_up(min(reach.warm_up_tokens, most, longest))
         reach = reach.within(per_token_s, self.seconds)
-        resident = self._residents(reach, min(num_slots - 8, room // 1024), longest)
-        if min(longest, reach.long_prompt) >= 1024 and len(resident) + 1 < num_slots:
-            length, chunk = min(longest, reach.long_prompt), min(reach.long_chunk, most)
-            resident.append(self._time_prompt(length, chunk))
+        resident: list[str] = []
+        if not self._is_pooling:
+            resident = self._residents(reach, min(num_slots - 8, room // 1024), longest)
+            if min(longest, reach.long_prompt) >= 1024 and len(resident) + 1 < num_slots:
+                length, chunk = min(longest, reach.long_prompt), min(reach.long_chunk, most)
+                resident.append(self._time_prompt(length, chunk))
         for point in script(reach, min(most, longest), num_slots):
             if self.is_done:
                 return
@@ -105,7 +111,7 @@ class ProfileBench:
         """A sample, unless the engine did not do just what it was granted: it may lack a slot
         or blocks, or end a request."""
         requests = self.scheduler.requests
-        shape, ends = StepShape(), {}
+        shape, ends = StepShape(), dict[str, int]()
         for name, num_tokens in grants.items():
             context = requests[name].num_computed_tokens
             ends[name] = context + num_tokens
@@ -114,11 +120,15 @@ class ProfileBench:
             else:
                 shape.add_prefill(num_tokens, context)
         seconds = self._step(grants)
-        if all(
-            name in requests and requests[name].num_computed_tokens == end
-            for name, end in ends.items()
-        ):
+        if all(self._got_to(name, end) for name, end in ends.items()):
             self.samples.append((shape, seconds))
+
+    def _got_to(self, name: str, end: int) -> bool:
+        """Whether a request has so many tokens computed. A pooling model's ends with its prompt."""
+        request = self.scheduler.requests.get(name)
+        if request is None:
+            return self._is_pooling
+        return bool(request.num_computed_tokens == end)
 
     # The engine
 
@@ -135,12 +145,24 @@ class ProfileBench:
         request = Request(
             f"{PREFIX}{self.num_requests}",
             prompt,
-            SamplingParams(max_tokens=4096, ignore_eos=True, temperature=0.0),
-            None,
+            *self._params(),
             block_hasher=self.engine_core.request_block_hasher,
         )
         self.engine_core.add_request(request)
         return str(request.request_id)
+
+    @property
+    def _is_pooling(self) -> bool:
+        return bool(self.scheduler.vllm_config.model_config.runner_type == "pooling")
+
+    def _params(self) -> tuple[Any, Any]:
+        """How to sample, or how to pool: as the first that the model can of vLLM's list."""
+        if not self._is_pooling:
+            return SamplingParams(max_tokens=4096, ignore_eos=True, temperature=0.0), None
+        tasks = self.engine_core.model_executor.supported_tasks
+        params = PoolingParams(task=next(task for task in POOLING_TASKS if task in tasks))
+        params.verify(self.scheduler.vllm_config.model_config)
+        return None, params
 
     def _step(self, grants: dict[str, int]) -> float:
         """Run one step to its end; its time in seconds. Under async scheduling an empty step

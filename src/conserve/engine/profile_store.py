@@ -47,6 +47,7 @@ def identity(vllm_config: Any) -> dict[str, Any]:
         "format": FORMAT,
         "vllm": VLLM_VERSION,
         "model": str(model.model),
+        "runner": model.runner_type,
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "device": _device_name(),
