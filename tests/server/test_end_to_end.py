@@ -92,17 +92,32 @@ def test_responses_stream(client: openai.OpenAI, asked: Any, told: str) -> None:
     assert set(told_in) == {told}
 
 
-def test_an_offline_beam_search_is_offline_all_through(server: Any, client: openai.OpenAI) -> None:
-    def num_online() -> float:
-        return float(server.metric("conserve:requests_total", **{"class": "online"}))
+CHAT, TEXT = "/chat/completions", "/completions"
+SEVERAL: list[tuple[str, dict[str, Any], int]] = [
+    # (path, body, what it asks of the engine at least)
+    (TEXT, {"prompt": "The gate", "n": 2, "use_beam_search": True}, 7),
+    (CHAT, {"messages": QUESTION, "n": 2, "use_beam_search": True}, 7),
+    (CHAT, {"messages": QUESTION, "n": 2, "use_beam_search": True, "stream": True}, 7),
+    (TEXT, {"prompt": "The gate", "n": 3, "temperature": 1}, 3),
+    (CHAT, {"messages": QUESTION, "n": 3, "temperature": 1, "stream": True}, 3),
+    (TEXT, {"prompt": ["The gate", "The wall", "The door"]}, 3),
+    (f"{CHAT}/batch", {"messages": [QUESTION, QUESTION]}, 2),
+]
 
-    before = num_online()
-    beams = {"use_beam_search": True, "n": 2, "service_tier": "flex"}
-    reply = client.completions.create(
-        model=MODEL, prompt="The gate", max_tokens=4, temperature=0, extra_body=beams
-    )
-    assert len(reply.choices) == 2
-    assert num_online() == before
+
+@pytest.mark.parametrize(("path", "body", "least"), SEVERAL)
+def test_what_an_offline_request_asks_of_the_engine_is_offline_all_through(
+    server: Any, path: str, body: dict[str, Any], least: int
+) -> None:
+    def num(label: str) -> float:
+        return float(server.metric("conserve:requests_total", **{"class": label}))
+
+    online, offline = num("online"), num("offline")
+    asked = {"model": MODEL, "temperature": 0, "max_tokens": 4, "service_tier": "flex", **body}
+    reply = httpx.post(f"{server.url}/v1{path}", json=asked, timeout=120)
+    assert reply.status_code == 200, reply.text
+    eventually(lambda: num("offline") >= offline + least)
+    assert num("online") == online
 
 
 def test_a_priority_above_0_is_offline(client: openai.OpenAI) -> None:

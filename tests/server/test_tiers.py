@@ -256,7 +256,8 @@ class Engine:
 
 
 def beaming(engine: Engine) -> FastAPI:
-    """Asks its engine for two beams, in tasks of their own, and without the priority."""
+    """Asks its engine for two beams, in tasks of their own, and without the priority; and then for
+    two turns, the second one ahead, as vLLM's loop of tool calls does."""
     app = FastAPI()
     app.state.engine_client = engine
 
@@ -267,9 +268,10 @@ def beaming(engine: Engine) -> FastAPI:
     @app.post("/v1/completions")
     async def create(body: dict[str, Any]) -> dict[str, Any]:
         await asyncio.gather(*(asyncio.create_task(ask()) for _ in range(2)))
-        async for _ in engine.generate("plain", priority=7):
-            return body
-        return {}
+        for turn in range(2):
+            async for _ in engine.generate("turn", priority=body.get("priority", 0) - turn):
+                pass
+        return body
 
     app.add_middleware(ServiceTierMiddleware)
     return app
@@ -281,4 +283,4 @@ async def test_what_a_request_asks_of_the_engine_has_its_class() -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         for body in ({"service_tier": "flex"}, {"prompt": "x"}, {"priority": 3}):
             await client.post("/v1/completions", json=body)
-    assert engine.priorities == [1, 1, 7, 0, 0, 7, 3, 3, 7]
+    assert engine.priorities == [1, 1, 1, 1, 0, 0, 0, -1, 3, 3, 3, 2]

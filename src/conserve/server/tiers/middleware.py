@@ -20,7 +20,9 @@ from conserve.server.tiers.classes import RequestClass, UnknownTierError, classi
 from conserve.server.tiers.inherited import inherit, remember
 from conserve.server.tiers.usage import complete
 
-PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+PATHS = frozenset(
+    {"/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses"}
+)
 ECHOING = "/v1/responses"
 """vLLM puts the tier it was asked for into this endpoint's responses and events."""
 PRIORITY_HEADER = b"x-vllm-priority"
@@ -32,7 +34,7 @@ _ERROR_EVENT = b'data: {"error"'
 
 
 class ServiceTierMiddleware:
-    """Classifies requests of the three OpenAI endpoints; everything else passes untouched."""
+    """Classifies requests of the OpenAI endpoints; everything else passes untouched."""
 
     def __init__(self, app: App) -> None:
         self.app = app
