@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from conserve.batch.overview import overview
 from conserve.batch.settings import BatchSettings
+from conserve.batch.waits import Waits
 from conserve.server.batches.metrics import SERIES, BatchMetrics, batch_metrics, shown
 from tests.batch.batch_fakes import FakeModel, eventually, running
 from tests.batch.builders import jsonl, line, numbered
@@ -108,7 +109,7 @@ async def test_what_others_counted_is_not_counted_again(settings: BatchSettings)
 async def test_every_series_has_the_labels_it_declares(settings: BatchSettings) -> None:
     async with running(settings) as run:
         await run.service.stores.prepare()
-        found = shown(await overview(run.service.stores, time.time()))
+        found = shown(await overview(run.service.stores, time.time()), Waits())
     for series in SERIES:
         if series.name in found:
             assert tuple(found[series.name]) == (series.values or ("",))

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from conserve.batch.settings import BatchSettings
 from conserve.bench import machine
-from conserve.bench.arms import ARMS, arm_named, server_command
+from conserve.bench.arms import ARMS, arm_named
+from conserve.bench.commands import server_command
 from conserve.bench.prompts import Vocabulary
 from conserve.bench.selection import chosen, trace_paths
 from conserve.cli.main import app

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from conserve.cli.main import app as conserve
 from conserve.server.asgi import Receive, Scope, Send
 from conserve.server.dashboard.messages import Batches, Message, Tick, encode
-from conserve.server.dashboard.terminal import View, duration, messages_in, plain, screen, seconds
+from conserve.server.dashboard.spans import span
+from conserve.server.dashboard.terminal import View, messages_in, plain, screen, seconds
 from tests.server.feed_scene import SUMMARY, messages, point
 
 KEY = "only-key"
@@ -174,5 +175,5 @@ def test_the_last_minute_is_kept() -> None:
 
 def test_words() -> None:
     assert [seconds(value) for value in (None, 0.0412, 1.5)] == ["-", "41 ms", "1.50 s"]
-    assert [duration(value) for value in (0.4, 61, 90_000)] == ["0 s", "1 min 1 s", "1 d 1 h"]
+    assert [span(value) for value in (0.4, 61, 90_000)] == ["0 s", "1 min 1 s", "1 d 1 h"]
     assert plain("a\nb").plain == "a?b"

@@ -21,6 +21,8 @@ from conserve.server.dashboard.messages import (
     Point,
     Requests,
     Server,
+    Standing,
+    Starving,
     Summary,
     Tick,
     Yields,
@@ -57,6 +59,12 @@ SUMMARY = Summary(
         offline_tokens=1e6,
         recomputed_tokens=200.0,
     ),
+    standing=Standing(
+        text="chat 1.2x of alone, harvest 91 % of what first come first served would do",
+        chat_slowdown=1.2,
+        harvest_share=0.91,
+    ),
+    starving=Starving(text="", request_wait_s=12.0, batch_wait_s=75.0),
     requests=Requests(online=Held(1, 0), offline=Held(24, 1200)),
     memory=Memory(
         online_blocks=10,

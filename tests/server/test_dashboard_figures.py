@@ -12,7 +12,7 @@ import pytest
 
 from conserve.server.dashboard.collector import Collector
 from conserve.server.dashboard.history import COARSE_POINTS, FINE_POINTS, History
-from conserve.server.dashboard.messages import Point
+from conserve.server.dashboard.messages import Point, Starving
 from conserve.server.dashboard.status import Status
 from conserve.server.series import Change, change, merge, read
 from tests.server.dashboard_world import Series, said
@@ -298,3 +298,38 @@ def test_several_api_processes_add_up(tmp_path: Path) -> None:
     run(WRITE)
     values = [(("kv_free_blocks", ""), 7.0), (("requests_total", "online"), 6.0)]
     assert run(READ).strip() == f"{values} {{'ttft_seconds': {{1.0: 0.0, inf: 2.0}}}}"
+
+
+async def test_where_the_server_stands_is_of_the_last_minute(series: Series) -> None:
+    collector = series.collector()
+    await collector.look()
+    assert said(collector).standing.text == ""
+    series.count("chat_seconds", 60)
+    series.count("chat_alone_seconds", 50)
+    await series.after(collector)
+    assert said(collector).standing.text == "chat 1.2x of alone"
+    series.count("bound_tokens", 1000)
+    series.count("computed_tokens", 950, "offline")
+    series.count("recomputed_tokens", 40, "offline")
+    await series.after(collector)
+    standing = said(collector).standing
+    assert standing.text == (
+        "chat 1.2x of alone, harvest 91 % of what first come first served would do"
+    )
+    assert (standing.chat_slowdown, standing.harvest_share) == (1.2, 0.91)
+    await series.after(collector, 70.0)
+    assert said(collector).standing.text == ""
+
+
+async def test_offline_work_that_starves_is_told(series: Series) -> None:
+    collector = series.collector()
+    await collector.look()
+    assert said(collector).starving == Starving("", None, None)
+    series.gauge("oldest_offline_wait_seconds", 1700, engine="0")
+    series.gauge("oldest_offline_wait_seconds", 3, engine="1")
+    await series.after(collector)
+    assert said(collector).starving == Starving("", 1700, None), "the longest, not the sum"
+    series.gauge("oldest_offline_wait_seconds", 1860, engine="0")
+    await series.after(collector)
+    told = said(collector).starving.text
+    assert told == "Offline work starves: a request has been without a token for 31 min."

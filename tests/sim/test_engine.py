@@ -14,9 +14,10 @@ from conserve.sim.chrometrace import write_trace
 from conserve.sim.cost import Machine
 from conserve.sim.engine import Engine
 from conserve.sim.request import Phase
-from conserve.sim.schedulers import Scheduler, StockScheduler
+from conserve.sim.schedulers import Scheduler
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
+from conserve.sim.stock import StockScheduler
 from tests.sim.sim_world import (
     COST,
     MACHINE,

@@ -11,7 +11,7 @@ from conserve.sim.cost import Machine
 from conserve.sim.engine import Engine
 from conserve.sim.events import EventKind, EventQueue
 from conserve.sim.request import SimRequest
-from conserve.sim.schedulers import StockScheduler
+from conserve.sim.stock import StockScheduler
 
 
 @pytest.mark.parametrize("pushed", list(permutations(EventKind)))

@@ -37,6 +37,8 @@ class BatchView:
     due_at: float
     remaining_tokens: float
     model: str | None = None
+    num_done: int = 0
+    """Lines that have ended."""
 
 
 def view_of(batch: LiveBatch) -> BatchView:
@@ -50,7 +52,13 @@ def view_of(batch: LiveBatch) -> BatchView:
     else:
         remaining = batch.estimated_tokens * (left / batch.total if batch.total else 1.0)
     return BatchView(
-        batch.id, batch.created_at, batch.priority, batch.expires_at, remaining, batch.model
+        batch.id,
+        batch.created_at,
+        batch.priority,
+        batch.expires_at,
+        remaining,
+        batch.model,
+        num_done,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from conserve.batch.deadlines import LiveDeadlineState
+from conserve.batch.deadlines import BatchView, LiveDeadlineState
 from conserve.batch.ended import Sums
 from conserve.batch.lifecycle import LIVE, Status
 from conserve.batch.stores import Stores
@@ -19,6 +19,7 @@ class Overview:
     completed, failed, input_tokens, output_tokens: since the store was made.
     live_completed, live_failed, live_remaining: lines of batches that have not ended.
     finish_s: seconds until the last of them is expected to end; None while nothing is known.
+    views: batches that have not ended, as they stood at `now_s`.
     """
 
     statuses: Mapping[Status, int]
@@ -33,6 +34,8 @@ class Overview:
     remaining_tokens: float
     harvest_tokens_per_s: float | None
     finish_s: float | None
+    views: Sequence[BatchView] = ()
+    now_s: float = 0.0
 
 
 async def overview(stores: Stores, now_s: float) -> Overview:
@@ -60,6 +63,8 @@ async def overview(stores: Stores, now_s: float) -> Overview:
         remaining_tokens=sum(each.view.remaining_tokens for each in prospects),
         harvest_tokens_per_s=outlook.harvest.tokens_per_s,
         finish_s=max(waits_s, default=None),
+        views=[each.view for each in prospects],
+        now_s=now_s,
     )
 
 

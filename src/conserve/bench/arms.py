@@ -5,14 +5,10 @@ To add one, add a row to `ARMS`.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from conserve.metrics import Targets
 from conserve.workload import ScenarioError, unknown_name
 
 FLEX: Mapping[str, Any] = {"service_tier": "flex"}
@@ -39,6 +35,7 @@ class Arm:
     settings: EngineSettings of `conserve serve` that differ from the default, as JSON.
     batch: whether the offline requests go as one batch instead of one by one.
     environment: what its server's environment has beside what every arm's has.
+    on_curve: what it is called on the curve of harvest over chat's slowdown; empty: not on it.
     """
 
     name: str
@@ -51,6 +48,7 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     batch: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    on_curve: str = ""
 
 
 def _ablation(name: str, shows: str, args: tuple[str, ...] = (), **settings: Any) -> Arm:
@@ -61,6 +59,7 @@ def _offline_only(name: str, shows: str, *args: str) -> Arm:
     return Arm(name, "conserve", shows, online=False, offline_fields=FLEX, args=args)
 
 
+DEFAULT = "conserve"
 RECOMPUTE = ("--checkpoint", "off")
 
 
@@ -92,7 +91,7 @@ ARMS: Mapping[str, Arm] = {
             "Stock vLLM with the offline requests alone: what the machine can do.",
             online=False,
         ),
-        Arm("conserve", "conserve", "ConServe as it comes.", offline_fields=FLEX),
+        Arm(DEFAULT, "conserve", "ConServe as it comes.", offline_fields=FLEX, on_curve="default"),
         Arm(
             "conserve-online-only",
             "conserve",
@@ -188,20 +187,7 @@ def arm_named(name: str) -> Arm:
         raise ScenarioError(unknown_name("arm", name, list(ARMS))) from None
 
 
-def server_command(
-    arm: Arm, model: str, port: int, args: Sequence[str], targets: Targets, data_dir: Path
-) -> list[str]:
-    """The command that starts the arm's server; `args` are those every arm gets, and `data_dir` is
-    a fresh folder for its batches."""
-    shared = ["--port", str(port), "--host", "127.0.0.1", *args, *arm.args]
-    if arm.kind == "stock":
-        module = "vllm.entrypoints.openai.api_server"
-        return [sys.executable, "-m", module, "--model", model, *shared]
-    # Batches that wait in the user's data folder must not run in a measurement.
-    ours = ["--data-dir", str(data_dir)] if arm.batch else ["--no-batches"]
-    ours += ["--slo-ttft-ms", f"{targets.ttft_s * 1000:g}"]
-    ours += ["--slo-tbt-ms", f"{targets.tbt_s * 1000:g}"]
-    if arm.settings:
-        ours += ["--additional-config", json.dumps({"conserve": arm.settings})]
-    start = "from conserve.cli.main import main; main()"
-    return [sys.executable, "-c", start, "serve", model, *shared, *ours]
+def known_arm(name: str) -> Arm:
+    """The arm of that name, or one that says that the simulator alone has it: what it wrote is
+    read here as well."""
+    return ARMS.get(name) or Arm(name, "conserve", "An arm of the simulator alone.")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from conserve.batch.connection import async_client_for
 from conserve.bench import machine
-from conserve.bench.arms import ONLINE_ONLY, arm_named, server_command
+from conserve.bench.arms import ONLINE_ONLY, arm_named
 from conserve.bench.client import LoadClient
+from conserve.bench.commands import server_command
 from conserve.bench.prompts import body_of
 from conserve.bench.scale import Speed, scale_of
 from conserve.bench.server import Server, free_port

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conserve.bench import load, machine
-from conserve.bench.arms import Arm, arm_named, server_command
+from conserve.bench.arms import Arm, arm_named
+from conserve.bench.commands import server_command
 from conserve.bench.plan import Plan, trace_scales
 from conserve.bench.report.figures import values_of
 from conserve.bench.server import Server, ServerDiedError, free_port

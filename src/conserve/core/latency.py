@@ -34,6 +34,15 @@ class StepShape:
         self.num_decodes += 1
         self.decode_context += context
 
+    def less(self, part: StepShape) -> StepShape:
+        """What is left of it without `part`; nowhere less than nothing."""
+        return StepShape(
+            max(0, self.num_tokens - part.num_tokens),
+            max(0.0, self.attention_pairs - part.attention_pairs),
+            max(0, self.num_decodes - part.num_decodes),
+            max(0, self.decode_context - part.decode_context),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LatencyModel:

@@ -56,6 +56,12 @@ class Experience:
             self.traffic.interrupted()
         self._last_mode = plan.mode
 
+    def took_s(self, started_s: float, ended_s: float) -> float:
+        """Seconds of its own that a step had, which was decided at `started_s`: steps overlap under
+        async scheduling, and its time starts when the one before it ended. To be asked before
+        `stopped` or `ended` is called with it."""
+        return ended_s - max(started_s, self._last_end_s)
+
     def stopped(self, ended_s: float) -> None:
         """A step ended before its time, and teaches nothing."""
         self._last_end_s = ended_s
@@ -63,13 +69,12 @@ class Experience:
     def ended(
         self, shape: StepShape, num_offline_tokens: int, started_s: float, ended_s: float
     ) -> Lesson | None:
-        """A whole step is done, decided at `started_s`. Steps overlap under async scheduling: its
-        own time starts when the one before it ended. None if there is nothing to learn from it:
+        """A whole step is done, decided at `started_s`. None if there is nothing to learn from it:
         an empty one takes no time of the device, and is read whenever the scheduler comes to it.
         """
         if not shape.num_tokens:
             return None
-        seconds = ended_s - max(started_s, self._last_end_s)
+        seconds = self.took_s(started_s, ended_s)
         self._last_end_s = ended_s
         if seconds <= 0:
             return None

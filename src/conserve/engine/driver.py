@@ -14,6 +14,7 @@ from conserve.core.learning import Experience
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
+from conserve.core.standing import Standing
 from conserve.engine.admission import promote
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import hand_over
@@ -61,7 +62,8 @@ class Driver:
         """The policy; the start-up profile puts its own script here for a while."""
         self.steps = StepsInFlight()
         self._first_tokens = FirstTokenParts(self.stats, self.experience)
-        self._gauges = Gauges(self.scheduler, self.promises, self.stats)
+        self._gauges = Gauges(self.scheduler, self.promises, self.tracker, self.stats)
+        self._standing = Standing()
         self._num_held_back = 0
         self._last_stopped = False
 
@@ -215,10 +217,27 @@ class Driver:
         launched_s, ended_s = record.times
         work_left = bool(self.scheduler.running)
         self.experience.stop_gap.stepped(launched_s, ended_s, work_left=work_left)
+        self._stand(record, ended_s)
         if self._last_stopped:
             self.experience.stopped(ended_s)
         else:
             learn(self.experience, record, ended_s, self.stats)
+
+    def _stand(self, record: StepRecord, ended_s: float) -> None:
+        """How far from alone, and from first come first served, this step was."""
+        stood = self._standing.step(
+            ended_s,
+            self.experience.took_s(record.started_s, ended_s),
+            record.shape.less(record.offline_shape),
+            record.offline_shape,
+            self.experience.model,
+            crowd=self._gauges.crowd,
+            max_tokens=self.scheduler.max_num_scheduled_tokens,
+            stopped=self._last_stopped,
+        )
+        self.stats.count("chat_seconds", stood.chat_s)
+        self.stats.count("chat_alone_seconds", stood.alone_s)
+        self.stats.count("bound_tokens", stood.bound_tokens)
 
     def _gauge(self, now_s: float) -> None:
         self._gauges.look(now_s)
@@ -230,6 +249,7 @@ class Driver:
     def forget_history(self) -> None:
         """Start counting anew: what the start-up profile did is nobody's traffic."""
         self.experience.forget_traffic()
+        self._standing = Standing()
         self.tracker.forget_all()
         self._first_tokens.forget_all()
         self.stats.reset()

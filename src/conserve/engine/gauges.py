@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
+from conserve.core.bound import Crowd
 from conserve.engine.promises import Promises
 from conserve.engine.queue import is_online
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.stats import EngineStats
+from conserve.engine.tracker import RequestTracker
 
 BLOCKS_EVERY_S = 0.5
 """Seconds between two looks: one takes time with the number of blocks of online requests."""
@@ -19,11 +22,20 @@ NULL_BLOCK = 0
 class Gauges:
     """Sets them."""
 
-    def __init__(self, scheduler: SchedulerView, promises: Promises, stats: EngineStats) -> None:
+    def __init__(
+        self,
+        scheduler: SchedulerView,
+        promises: Promises,
+        tracker: RequestTracker,
+        stats: EngineStats,
+    ) -> None:
         self._scheduler = scheduler
         self._promises = promises
         self._stats = stats
+        self._tracker = tracker
         self._looked_s = -math.inf
+        self.crowd = Crowd()
+        """As of the last look; its blocks are those of the last look at blocks."""
 
     def look(self, now_s: float) -> None:
         """Call after every step."""
@@ -35,11 +47,17 @@ class Gauges:
         ):
             self._stats.set(what, num_online, "online")
             self._stats.set(what, num - num_online, "offline")
+        self.crowd = self.crowd._replace(
+            num_running=len(running) - len(online),
+            num_waiting=len(waiting.offline),
+            num_free_slots=self._scheduler.max_num_active_reqs - len(running),
+        )
         # The step after the last request is the last for a while: what it says stands.
         if not running or now_s - self._looked_s >= BLOCKS_EVERY_S:
             self._looked_s = now_s
             self._look_at_blocks(online)
             self._say_targets()
+            self._stats.set("oldest_offline_wait_seconds", self._oldest_wait_s(now_s))
 
     def _say_targets(self) -> None:
         """The API process knows those that were named, and hears of the others here."""
@@ -59,3 +77,15 @@ class Gauges:
         self._stats.set("kv_free_blocks", num_free)
         self._stats.set("kv_blocks", len(held), "online")
         self._stats.set("kv_blocks", num_used - len(held), "offline")
+        self.crowd = self.crowd._replace(num_blocks=num_used - len(held), num_free_blocks=num_free)
+
+    def _oldest_wait_s(self, now_s: float) -> float:
+        """Since its last token, or since it came where it has had none."""
+        scheduler = self._scheduler
+        held = chain(scheduler.running, scheduler.kv_holding_waiting)
+        offline = (request for request in held if not is_online(request))
+        found = (
+            self._tracker.get(request.request_id)
+            for request in chain(offline, scheduler.waiting.offline_oldest())
+        )
+        return max((now_s - (v.last_token_s or v.arrival_s) for v in found if v), default=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -44,6 +45,18 @@ class ClassQueue(RequestQueue):  # type: ignore[misc]
 
     def offline_head(self, count: int) -> list[Any]:
         return list(islice(self.offline, count))
+
+    def offline_oldest(self) -> Iterator[Any]:
+        """Of each priority of offline requests those that came first, up to the first that has no
+        output: none waits longer than all of these."""
+        index = 0
+        while index < len(self.offline):
+            request = self.offline[index]
+            yield request
+            if request.num_output_tokens:
+                index += 1
+            else:
+                index = self.offline.bisect_key_left((request.priority, math.inf, ""))
 
     def add_request(self, request: Request) -> None:
         self._places[request] = _place(request)

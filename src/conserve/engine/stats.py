@@ -91,6 +91,18 @@ METRICS = (
     Metric("checkpoint_evictions", Counter, "Checkpoints that made room for others.", "how"),
     Metric("checkpoint_used_ratio", Gauge, "Share of the host pool in use.", "tier"),
     Metric("checkpoint_bytes", Gauge, "Of it in use; what both use is online.", "class"),
+    Metric("chat_seconds", Counter, "Time of steps, once for each online decode in them."),
+    Metric("chat_alone_seconds", Counter, "What those would have taken without offline work."),
+    Metric(
+        "bound_tokens",
+        Counter,
+        "Offline tokens that steps filled without regard for chat would have computed.",
+    ),
+    Metric(
+        "oldest_offline_wait_seconds",
+        Gauge,
+        "Longest time that an offline request in the engine has been without a token.",
+    ),
     Metric("decision_seconds", Counter, "Time spent deciding steps, summed."),
     Metric(
         "latency_model_error_ratio", Gauge, "Recent mean relative error of the predicted step time."

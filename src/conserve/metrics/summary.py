@@ -28,6 +28,7 @@ class RunSummary:
     ttft_p50_s: float | None
     ttft_p90_s: float | None
     ttft_p99_s: float | None
+    tbt_mean_s: float | None
     tbt_p50_s: float | None
     tbt_p90_s: float | None
     tbt_p99_s: float | None
@@ -89,6 +90,7 @@ def summarise(records: Sequence[RequestRecord], duration_s: float, targets: Targ
         ttft_p50_s=percentile(ttfts, 50),
         ttft_p90_s=percentile(ttfts, 90),
         ttft_p99_s=percentile(ttfts, 99),
+        tbt_mean_s=sum(tbts) / len(tbts) if tbts else None,
         tbt_p50_s=percentile(tbts, 50),
         tbt_p90_s=percentile(tbts, 90),
         tbt_p99_s=percentile(tbts, 99),

@@ -33,6 +33,9 @@ TOTALS = (
     "restored_tokens_total",
     "prompt_tokens_total",
     "prefix_hit_tokens_total",
+    "chat_seconds_total",
+    "chat_alone_seconds_total",
+    "bound_tokens_total",
     "stop_response_seconds_sum",
     "stop_response_seconds_count",
 )
@@ -46,11 +49,13 @@ GAUGES = (
     "checkpoint_used_ratio",
     "ttft_target_seconds",
     "tbt_target_seconds",
+    "oldest_offline_wait_seconds",
+    "batch_oldest_wait_seconds",
     "batches",
     "batch_deadlines",
     "batch_live_lines",
 )
-NOT_ADDED = ("_ratio", "_target_seconds")
+NOT_ADDED = ("_ratio", "_target_seconds", "_wait_seconds")
 """Ends of the names of gauges that engines do not add up to: the highest stands for all."""
 
 NAMES = [

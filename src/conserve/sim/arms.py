@@ -13,7 +13,8 @@ from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Targets
 from conserve.sim.cost import Machine, profiled_model
 from conserve.sim.profiles import Profile
-from conserve.sim.schedulers import ConserveScheduler, Scheduler, StockScheduler
+from conserve.sim.schedulers import ConserveScheduler, Scheduler
+from conserve.sim.stock import StockScheduler
 
 
 class ArmError(ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 
 @dataclass(slots=True)
@@ -33,6 +33,10 @@ class Counters:
     """Requests that lost their blocks because a running one needed another."""
     busy_s: float = 0.0
     """Time in steps."""
+    chat_s: float = 0.0
+    chat_alone_s: float = 0.0
+    bound_tokens: float = 0.0
+    """Where the policy says that it stands (`core.standing.Stood`), summed; 0 of a stock arm."""
     prediction_error: float = 0.0
     """Mean of |predicted - actual| / actual over whole steps, where the arm predicts."""
 
@@ -40,6 +44,18 @@ class Counters:
         """Raises AssertionError if the tokens do not add up."""
         parts = self.useful_tokens + self.recomputed_tokens + self.dropped_tokens
         assert self.computed_tokens == parts, f"P7: {self}"
+
+    @property
+    def harvested_tokens(self) -> int:
+        """Offline tokens that were computed for the first time, and kept."""
+        return self.useful_tokens - self.online_tokens
+
+    def since(self, earlier: Counters) -> Counters:
+        """What came after `earlier`, a copy of these; the error is that of the whole run."""
+        then = astuple(earlier)
+        found = Counters(*(now - before for now, before in zip(astuple(self), then, strict=True)))
+        found.prediction_error = self.prediction_error
+        return found
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

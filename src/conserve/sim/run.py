@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conserve.core.snapshot import Targets
 from conserve.metrics import RequestRecord
@@ -32,11 +32,24 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run gave. `counters` are those of the whole run, not of the window."""
+    """What one run gave. `counters` are those of the whole run, `in_window` those of the window."""
 
     records: list[RequestRecord]
     counters: Counters
+    in_window: Counters
     engine: Engine
+
+    @property
+    def chat_slowdown(self) -> float | None:
+        """What the policy says that it is, over the window; None where it says nothing."""
+        counted = self.in_window
+        return counted.chat_s / counted.chat_alone_s if counted.chat_alone_s else None
+
+    @property
+    def harvest_share(self) -> float | None:
+        """The same of its share of what first come first served would harvest."""
+        counted = self.in_window
+        return counted.harvested_tokens / counted.bound_tokens if counted.bound_tokens else None
 
 
 def simulate(
@@ -67,14 +80,17 @@ def simulate(
     )
     for request in load.first():
         engine.submit(request)
+    engine.run(0.0)
+    begun = replace(engine.counters)
     engine.run(window.duration_s)
+    in_window = engine.counters.since(begun)
     end_s = window.duration_s + window.drain_s
     while load.num_online_left and engine.next_event_s <= end_s:
         engine.run(engine.next_event_s)
     counters = engine.counters
     if isinstance(engine.scheduler, ConserveScheduler):
         counters.prediction_error = engine.scheduler.mean_error
-    return Outcome(load.records(), counters, engine)
+    return Outcome(load.records(), counters, in_window, engine)
 
 
 class _Load:

@@ -15,7 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from conserve.bench.arms import ARMS
+from conserve.bench.arms import known_arm
 from conserve.bench.report.figures import Figures
 from conserve.bench.report.style import INK, colours, picture
 from conserve.bench.store import Run
@@ -171,7 +171,7 @@ def tradeoff(path: Path, figures: Figures, point: str, targets: Targets) -> bool
                     y.median,
                     xerr=[[x.median - x.low], [x.high - x.median]],
                     yerr=[[y.median - y.low], [y.high - y.median]],
-                    fmt="D" if ARMS[arm].kind == "conserve" else "o",
+                    fmt="D" if known_arm(arm).kind == "conserve" else "o",
                     markersize=8,
                     color=colour[arm],
                     elinewidth=1.2,

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from conserve.bench.arms import ARMS
+from conserve.bench.arms import known_arm
 from conserve.bench.batch_load import LINES_FAILED, LINES_LEFT
 from conserve.bench.report import plots
+from conserve.bench.report.curve import curves_of, draw_curves
 from conserve.bench.report.figures import RATIOS, ArmFigures, Figures, figures_of
 from conserve.bench.report.tables import (
     ATTAINMENT,
@@ -95,7 +96,7 @@ def _build(folder: ResultFolder) -> Report:
             Section("" if point == WHOLE else point, list(_tables(figures, point)))
             for point in figures.points
         ],
-        pictures=list(_pictures(folder.path, scenario, runs, figures)),
+        pictures=list(_pictures(folder, scenario, runs, figures)),
         failures=failures,
     )
 
@@ -176,16 +177,23 @@ def _ran_out(run: Run) -> str:
 
 
 def _pictures(
-    path: Path, scenario: Scenario, runs: list[Run], figures: Figures
+    folder: ResultFolder, scenario: Scenario, runs: list[Run], figures: Figures
 ) -> Iterator[Picture]:
     targets = scenario.targets.targets()
     first_point = runs[0].key.point if runs else WHOLE
     at_first = [run for run in runs if run.key.point == first_point]
     seed = min((run.key.seed for run in at_first), default=0)
     # The lines of a batch have no times to draw.
-    of_seed = [run for run in at_first if run.key.seed == seed and not ARMS[run.key.arm].batch]
+    of_seed = [run for run in at_first if run.key.seed == seed and not known_arm(run.key.arm).batch]
     where = "" if first_point == WHOLE else f" At {first_point}."
     drawn: list[tuple[str, str, Callable[[Path], bool]]] = [
+        (
+            "curve.png",
+            "What offline work gets of first come first served, over how much longer than alone "
+            "chat waits: a point for each --chat-slowdown, the default ringed. Left and high is "
+            f"better.{where}",
+            lambda file: draw_curves(file, curves_of(folder, figures, first_point)),
+        ),
         (
             "tradeoff.png",
             "Each arm's offline throughput and the tails of its online requests; bars span the "
@@ -210,7 +218,7 @@ def _pictures(
         ),
     ]
     for file, caption, draw in drawn:
-        if draw(path / file):
+        if draw(folder.path / file):
             yield Picture(file, caption)
 
 

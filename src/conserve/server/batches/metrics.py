@@ -16,6 +16,7 @@ from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.lifecycle import Status
 from conserve.batch.overview import Overview, overview
 from conserve.batch.stores import Stores
+from conserve.batch.waits import Waits
 from conserve.server.lifespan import running
 
 EVERY_S = 5.0
@@ -51,6 +52,11 @@ SERIES = (
     Series("batch_remaining_tokens", Gauge, "Tokens that live batches are expected to take."),
     Series("batch_finish_seconds", Gauge, "Time until the last live batch is expected to end."),
     Series(
+        "batch_oldest_wait_seconds",
+        Gauge,
+        "Longest time that a live batch has had no line end, or none since it was made.",
+    ),
+    Series(
         "batch_harvest_tokens_per_second",
         Gauge,
         "Tokens a second that batches got while they had lines in flight, over the last hour.",
@@ -60,8 +66,9 @@ SERIES = (
 )
 
 
-def shown(seen: Overview) -> dict[str, dict[str, float]]:
-    """Series -> label value -> number; what is not known is not there."""
+def shown(seen: Overview, waits: Waits) -> dict[str, dict[str, float]]:
+    """Series -> label value -> number; what is not known is not there. `waits` has been told of
+    the looks before."""
     found: dict[str, dict[str, float]] = {
         "batches": {str(status): seen.statuses.get(status, 0) for status in Status},
         "batch_deadlines": {
@@ -73,6 +80,7 @@ def shown(seen: Overview) -> dict[str, dict[str, float]]:
             "remaining": seen.live_remaining,
         },
         "batch_remaining_tokens": {"": seen.remaining_tokens},
+        "batch_oldest_wait_seconds": {"": waits.longest_s(seen.views, seen.now_s)},
         "batch_lines": {"completed": seen.completed, "failed": seen.failed},
         "batch_tokens": {"input": seen.input_tokens, "output": seen.output_tokens},
     }
@@ -90,12 +98,13 @@ class BatchMetrics:
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._registry = registry
+        self._waits = Waits()
         self._series: dict[str, Any] = {}
         self._counted: Mapping[str, Mapping[str, float]] = {}
 
     def set(self, seen: Overview) -> None:
         """What was counted before our first look was counted by somebody else's series."""
-        found = shown(seen)
+        found = shown(seen, self._waits)
         for series in SERIES:
             for label, value in found.get(series.name, {}).items():
                 child = self._child(series, label)

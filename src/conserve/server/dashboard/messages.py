@@ -108,6 +108,27 @@ class Harvest(Struct, frozen=True):
     recomputed_tokens: float
 
 
+class Standing(Struct, frozen=True):
+    """Where the server stands between chat alone and first come first served, by its own
+    prediction, in the last minute. `text` says it, and is empty where there is nothing to say."""
+
+    text: str
+    chat_slowdown: float | None
+    """How many times as long as alone chat's tokens take."""
+    harvest_share: float | None
+    """Of the offline tokens that first come first served would have computed."""
+
+
+class Starving(Struct, frozen=True):
+    """The longest that offline work has got nothing. `text` is empty unless that is long."""
+
+    text: str
+    request_wait_s: float | None
+    """Of a request in the engine, since its last token or since it came."""
+    batch_wait_s: float | None
+    """Of a batch, since a line of it ended or since it was made."""
+
+
 class Held(Struct, frozen=True):
     """Requests of one class in the engine."""
 
@@ -151,6 +172,8 @@ class Summary(Struct, frozen=True):
     server: Server
     chat: Chat
     harvest: Harvest
+    standing: Standing
+    starving: Starving
     requests: Requests
     memory: Memory
     yields: Yields

@@ -20,6 +20,7 @@ from conserve.server.dashboard.messages import (
     Summary,
     Yields,
 )
+from conserve.server.dashboard.standing import standing, starving
 from conserve.server.dashboard.status import Status
 from conserve.server.series import CLASSES, Change, Latencies, Reading, merge
 
@@ -38,6 +39,8 @@ def summarise(reading: Reading, history: History, facts: Facts, status: Status) 
         server=Server(state, text, uptime_s=reading.time_s - facts.started_s),
         chat=_chat(minute, facts),
         harvest=_harvest(reading, ten),
+        standing=standing(minute),
+        starving=starving(reading),
         requests=Requests(online=_held(reading, "online"), offline=_held(reading, "offline")),
         memory=Memory(
             online_blocks=reading.get("kv_blocks", "online"),

@@ -23,11 +23,14 @@ from conserve.server.dashboard.messages import (
     Memory,
     Message,
     Server,
+    Standing,
+    Starving,
     Summary,
     Tick,
     Yields,
     decode,
 )
+from conserve.server.dashboard.spans import span
 
 BARS = " ▁▂▃▄▅▆▇█"
 WIDTH = 60
@@ -100,7 +103,7 @@ def screen(view: View) -> RenderableType:
 def _head(facts: Facts, server: Server) -> Text:
     style = "green" if server.state in ("serving", "idle", "ready") else "red"
     text = Text.assemble(("ConServe ", "bold"), plain(facts.model), "  ", plain(server.text, style))
-    text.append(f"  up {duration(server.uptime_s)}", "dim")
+    text.append(f"  up {span(server.uptime_s)}", "dim")
     return text
 
 
@@ -115,6 +118,9 @@ def _glance(facts: Facts, summary: Summary) -> Table:
     rate = Text(f"{summary.harvest.offline_tps:,.0f} tokens/s", STYLES["offline"])
     queue = f"{offline.running:,} running, {offline.waiting:,} waiting"
     table.add_row("harvest", rate, Text(queue, "dim"))
+    table.add_row("  longest wait", *_longest_wait(summary.starving))
+    if summary.standing.text:
+        table.add_row("on the curve", *_standing(summary.standing))
     if shares := _memory_shares(summary.memory):
         table.add_row("KV memory", shares[0], Text(", ".join(shares[1:]), "dim"))
     if summary.memory.found_ratio is not None:
@@ -122,6 +128,22 @@ def _glance(facts: Facts, summary: Summary) -> Table:
         table.add_row("  chat's prompts", found, Text("in KV memory, last minute", "dim"))
     table.add_row("gave way", "", Text(_gave_way(summary.yields), "dim"))
     return table
+
+
+def _longest_wait(starving: Starving) -> tuple[Text, Text]:
+    style = "bold red" if starving.text else ""
+    request_s, batch_s = starving.request_wait_s, starving.batch_wait_s
+    wait = Text("-" if request_s is None else span(request_s), style)
+    batch = "" if batch_s is None else f", of a batch {span(batch_s)}"
+    return wait, plain(starving.text or f"of a request without a token{batch}", style or "dim")
+
+
+def _standing(standing: Standing) -> tuple[str, Text]:
+    slowdown, share = standing.chat_slowdown, standing.harvest_share
+    chat = "-" if slowdown is None else f"{slowdown:.1f}x"
+    harvest = "-" if share is None else f"{share:.0%}"
+    beside = "of alone; of first come first served; by prediction, last minute"
+    return f"chat {chat}, harvest {harvest}", Text(beside, "dim")
 
 
 def _latency(
@@ -208,7 +230,7 @@ def _until(moment: float | None, state: str) -> str:
     if moment is None:
         return ""
     ahead = moment - time.time()
-    when = f"in {duration(ahead)}" if ahead >= 0 else f"{duration(-ahead)} ago"
+    when = f"in {span(ahead)}" if ahead >= 0 else f"{span(-ahead)} ago"
     return f"{when} {state.replace('_', ' ')}" if state not in ("", "unknown") else when
 
 
@@ -216,13 +238,3 @@ def seconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.0f} ms"
-
-
-def duration(value: float) -> str:
-    """Seconds in two units at most."""
-    rest, parts = int(value), []
-    for name, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        number, rest = divmod(rest, size)
-        if number:
-            parts.append(f"{number} {name}")
-    return " ".join(parts[:2]) or "0 s"

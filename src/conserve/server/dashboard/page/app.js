@@ -91,16 +91,22 @@ function add(ring, rows) {
 }
 
 function glance(summary) {
-  const { server, chat, harvest, requests, memory, yields } = summary;
+  const { server, chat, harvest, standing, starving, requests, memory, yields } = summary;
   say(at("state"), STATES[server.state], server.state);
   at("state").title = `${server.text} Up ${span(server.uptime_s)}.`;
-  banner(["draining", "down", "blind"].includes(server.state) ? server.text : "");
+  banner(["draining", "down", "blind"].includes(server.state) ? server.text : starving.text);
   showChat(chat);
   put("harvest-rate", compact(harvest.offline_tps));
   put("harvest-detail", harvestWords(harvest, requests));
   put("harvest-total", `${compact(harvest.offline_tokens)} tokens`);
   put("harvest-running", number(requests.offline.running));
   put("harvest-waiting", number(requests.offline.waiting));
+  at("longest-wait").dataset.state = starving.text ? "late" : "";
+  put("longest-wait", wait(starving.request_wait_s));
+  at("batch-wait").hidden = starving.batch_wait_s === null;
+  put("longest-batch-wait", wait(starving.batch_wait_s));
+  at("standing").hidden = !standing.text;
+  put("standing-text", standing.text);
   showMemory(memory);
   put("stopped-steps", number(yields.stopped_steps));
   put("stop-mean", duration(yields.stop_response_mean_s));
@@ -109,6 +115,9 @@ function glance(summary) {
   put("restored-tokens", compact(yields.restored_tokens));
   put("recomputed-tokens", compact(harvest.recomputed_tokens));
 }
+
+/** Under a second nobody waits. */
+const wait = (seconds) => (seconds === null ? "–" : seconds < 1 ? "none" : span(seconds));
 
 function harvestWords(harvest, requests) {
   const { running, waiting } = requests.offline;
