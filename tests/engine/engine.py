@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +141,9 @@ def make_request(
     arrival_s: float,
     salt: str | None = None,
     adapter: int = 0,
+    media: Sequence[tuple[str, int, int]] = (),
 ) -> Any:
+    """`media`: (which, its first token, how many tokens) of each image in the prompt."""
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.utils.hashing import sha256
@@ -156,9 +158,16 @@ def make_request(
         arrival_time=arrival_s,
         priority=0 if online else 1,
         cache_salt=salt,
+        mm_features=[_image(*one) for one in media],
         lora_request=LoRARequest(f"adapter-{adapter}", adapter, "there") if adapter else None,
         block_hasher=get_request_block_hasher(BLOCK_SIZE, sha256),
     )
+
+
+def _image(name: str, first: int, num_tokens: int) -> Any:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    return MultiModalFeatureSpec(None, "image", name, PlaceholderRange(first, num_tokens))
 
 
 class InFlight(NamedTuple):
