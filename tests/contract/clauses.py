@@ -179,11 +179,19 @@ def first_tokens_are_not_stopped(play: Play) -> None:
 
 
 def decodes_are_stopped_while_their_tokens_can_be_in_time(play: Play) -> None:
-    """Beside a decode offline work fills half of its slack; the rest is for what follows a stop."""
-    world = World(targets=Targets(ttft_s=0.4, tbt_s=0.2))
+    """Beside a decode offline work fills half of its slack; the rest is for what follows a stop. A
+    long prompt is cut to that, where prompts can be cut."""
     before_s = COST.predict_s(_prefill(8))
-    for after_s, prompt, stops in ((0.01, 8, True), (0.01, 170, False), (0.085, 8, False)):
-        asks = [online("first", 0.0, 8, 3), LONG, online("new", before_s + after_s, prompt)]
+    for cut, after_s, prompt, stops in (
+        (True, 0.01, 8, True),
+        (True, 0.01, 170, True),
+        (True, 0.085, 8, False),
+        (False, 0.01, 8, True),
+        (False, 0.01, 170, False),
+    ):
+        world = World(targets=Targets(ttft_s=0.4, tbt_s=0.2), chunked_prefill=cut)
+        work = LONG if cut else offline("long", 0.0, 50)
+        asks = [online("first", 0.0, 8, 3), work, online("new", before_s + after_s, prompt)]
         seen = play(world, asks)
         mixed = seen.steps[1]
         assert mixed.stoppable

@@ -154,6 +154,25 @@ def test_a_step_is_left_alone_once_a_stop_would_make_a_token_late() -> None:
     assert stops_at(10.15), "no token is due"
 
 
+def test_of_long_prompts_only_what_cannot_be_cut_makes_a_token_late() -> None:
+    """A quarter of 0.4 s, then a prompt of 0.1 s, of which 0.02 s come in any case."""
+
+    def stops_at(forced_tokens: float) -> bool:
+        stop_s = stop_at_s(
+            RunningStep(10.0, predicted_s=0.4, due_s=10.15, forced_tokens=forced_tokens),
+            Arrivals(oldest_s=10.0, num_tokens=100),
+            LatencyModel(fixed=0.0, per_token=1e-3),
+            now_s=10.0,
+            ttft_target_s=0.5,
+            patience=0.05,
+        )
+        return stop_s == 10.0
+
+    assert stops_at(20)
+    assert not stops_at(60)
+    assert not stops_at(math.inf)
+
+
 def test_what_follows_a_stop_is_the_online_part_and_the_prompts() -> None:
     model = LatencyModel(fixed=0.01, per_token=1e-3, per_decode=1e-3, margin=0.1)
     online = StepShape(num_tokens=2, num_decodes=2, decode_context=300)

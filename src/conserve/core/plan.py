@@ -40,6 +40,8 @@ class Plan:
     """Its online part: what the next step computes beside the arrivals if this one is stopped."""
     due_s: float = float("inf")
     """When the first of its online decodes is due its token, stopped or not."""
+    forced_tokens: float = float("inf")
+    """Of prompts of online requests, what a step computes though such a token is due."""
     shape: StepShape = field(default_factory=StepShape)
     predicted_s: float = 0.0
     limit_s: float = float("inf")

@@ -67,6 +67,7 @@ class Policy:
             stoppable=self._stoppable(mode, num_online),
             online_shape=online_shape,
             due_s=self.snapshot.now_s + slack_s,
+            forced_tokens=UNLIMITED if self.snapshot.whole_prompts else self.settings.min_chunk,
             shape=shape,
             predicted_s=self.model.predict_s(shape),
             limit_s=limit_s,

@@ -25,6 +25,9 @@ class RunningStep:
     """Its online decodes: the step after a stop computes them again."""
     due_s: float = math.inf
     """When the first of them is due its token."""
+    forced_tokens: float = math.inf
+    """Of the arrivals' prompts, what the step after a stop computes though a token is due; the
+    rest is cut off it if it must."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,9 @@ def stop_at_s(
     (`time_to_resume_s`), or what remains is longer than that: it only brings their tokens sooner.
     """
     next_s = next_step_s(model, step.online_shape, arrivals.num_tokens)
-    resume_s = time_to_resume_s(model, step.predicted_s, next_s)
+    num_forced = min(arrivals.num_tokens, step.forced_tokens)
+    forced_s = next_step_s(model, step.online_shape, int(num_forced))
+    resume_s = time_to_resume_s(model, step.predicted_s, forced_s)
     end_s, patience_s = step.begins_s + step.predicted_s, patience * ttft_target_s
     error_s = model.margin * step.predicted_s
     latest_end_s = arrivals.oldest_s + ttft_target_s - next_s

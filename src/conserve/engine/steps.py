@@ -38,7 +38,9 @@ class StepRecord:
     """When the device began and ended it, once its output is in."""
 
     def running(self, begins_s: float, predicted_s: float) -> RunningStep:
-        return RunningStep(begins_s, predicted_s, self.plan.online_shape, self.plan.due_s)
+        plan = self.plan
+        shape, due_s, forced = plan.online_shape, plan.due_s, plan.forced_tokens
+        return RunningStep(begins_s, predicted_s, shape, due_s, forced)
 
 
 class StepsInFlight:

@@ -156,7 +156,13 @@ class ConserveScheduler:
         # Those that waited before lack room that this step does not give them.
         waiting = [r for r in places.waiting_online if r.arrival_s > step.decided_s]
         return stop_at_s(
-            RunningStep(step.expected_start_s, step.predicted_s, step.online_shape, step.due_s),
+            RunningStep(
+                step.expected_start_s,
+                step.predicted_s,
+                step.online_shape,
+                step.due_s,
+                step.forced_tokens,
+            ),
             Arrivals(min(r.arrival_s for r in waiting), sum(r.num_tokens for r in waiting)),
             self.model,
             now_s=now_s,

@@ -52,6 +52,7 @@ class EngineState:
             stoppable=plan.stoppable,
             online_shape=plan.online_shape,
             due_s=plan.due_s,
+            forced_tokens=plan.forced_tokens,
             predicted_s=plan.predicted_s,
         )
         num_preempted = self.counters.num_preempted

@@ -21,6 +21,7 @@ class Step:
     stoppable: bool = False
     online_shape: StepShape = field(default_factory=StepShape)
     due_s: float = float("inf")
+    forced_tokens: float = float("inf")
     """Those of the plan."""
     predicted_s: float = 0.0
     producers: list[SimRequest] = field(default_factory=list)
