@@ -116,6 +116,22 @@ def test_a_step_that_outruns_its_prediction_is_judged_again() -> None:
     assert scene.alarm.at_s == math.inf
 
 
+def test_a_step_begins_when_the_one_before_it_is_over() -> None:
+    """Its 0.4 s count from there on: it has not outrun them, and much of them is left."""
+    scene = Scene()
+    step = RunningStep(scene.clock.now_s + 0.1, 0.4)
+    scene.monitor.step_started(7, step, MODEL)
+    scene.clock.now_s += 0.48
+    scene.arrive()
+    assert scene.alarm.at_s == pytest.approx(100.55)
+    scene.clock.now_s += 0.01
+    scene.monitor.step_begins(scene.clock.now_s)
+    assert scene.flag.raised == [7]
+    scene.monitor.step_ended()
+    scene.monitor.step_begins(scene.clock.now_s)
+    assert scene.flag.raised == [7], "nothing runs"
+
+
 def test_a_step_that_ends_is_not_judged_again() -> None:
     scene = Scene()
     scene.start(0.4)

@@ -179,7 +179,11 @@ class Driver:
         """Account for the oldest step, or undo it, before vLLM reads its output."""
         record, computed = self.steps.end(), scheduler_output.num_scheduled_tokens
         record.times = times_of(model_runner_output, record.started_s, self.clock())
-        asked = self.stopper.monitor.step_ended() if record.plan.stoppable else None
+        monitor, asked = self.stopper.monitor, None
+        if record.plan.stoppable:
+            asked = monitor.step_ended()
+        elif computed:
+            monitor.step_begins(record.times.ended_s)
         self._last_stopped = isinstance(model_runner_output, StoppedOutput)
         if not self._last_stopped:
             self._first_tokens.ended(record, computed.keys(), stopped=None)

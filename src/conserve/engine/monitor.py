@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conserve.core.latency import LatencyModel
 from conserve.core.stopping import Arrivals, RunningStep, stop_at_s
@@ -88,6 +88,14 @@ class ArrivalMonitor:
             self._number, self._step, self._model, self._asked = number, step, model, None
             self._waiting = list(self._pending.values())
             self._judge()
+
+    def step_begins(self, begins_s: float) -> None:
+        """Under async scheduling: the step before the one that may be stopped is over, sooner or
+        later than expected."""
+        with self._lock:
+            if self._step is not None:
+                self._step = replace(self._step, begins_s=begins_s)
+                self._judge()
 
     def step_ended(self) -> AskedStop | None:
         """Returns when and where the step that ended had been asked to stop, if it had."""

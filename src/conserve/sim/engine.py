@@ -235,6 +235,11 @@ class Engine:
         self._events.push(step.end_s, EventKind.STEP_END, step)
         if self._async:
             self._decide_at(self.now_s)
+        if step.expected_start_s != self.now_s:
+            # The step before it took more or less than expected.
+            step.expected_start_s = self.now_s
+            if step.stoppable and not step.stopped:
+                self._consider_stop(step)
 
     def _decide_at(self, time_s: float) -> None:
         if not self._decides:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import Protocol
 
@@ -155,6 +156,8 @@ class ConserveScheduler:
     def stop_at_s(self, places: Places, step: Step, now_s: float) -> float:
         # Those that waited before lack room that this step does not give them.
         waiting = [r for r in places.waiting_online if r.arrival_s > step.decided_s]
+        if not waiting:
+            return math.inf
         return stop_at_s(
             RunningStep(
                 step.expected_start_s,
