@@ -22,6 +22,7 @@ from tests.contract.situation import (
     mixture,
     offline,
     online,
+    particular,
 )
 
 Clause = Callable[[Play], None]
@@ -328,6 +329,47 @@ def adapters_are_no_reason_to_wait_behind_offline_work(play: Play) -> None:
     assert [one for one, _ in groupby(turns)] == [1, 2, 1, 3]
 
 
+def a_requests_own_tbt_target_is_kept(play: Play) -> None:
+    """P5 for those that name a shorter target, and for those that name a longer one."""
+    num_kept = {"shorter": 0, "longer": 0}
+    for seed in range(4):
+        seen = play(AMPLE, particular(seed))
+        for step in seen.steps:
+            names = _online_in(seen, step)
+            for name in names if len(names) < len(step.grants) else ():
+                target_s = seen.asks[name].tbt_target_s
+                before = [t for t in seen.token_times_s[name] if t <= step.start_s]
+                if target_s is None or not before:
+                    continue
+                num_kept["shorter" if target_s < AMPLE.targets.tbt_s else "longer"] += 1
+                assert step.end_s - before[-1] <= target_s + EPSILON_S
+    assert min(num_kept.values()) > 5, num_kept
+
+
+def a_step_waits_for_nobody_who_is_due_sooner(play: Play) -> None:
+    """A first token that the server's target would have let wait, and its own does not."""
+    patient = World(policy=PolicySettings(patience=1.0), targets=Targets(ttft_s=0.2, tbt_s=0.06))
+    arrival = online("o", 0.02, 8)
+    assert not _first_step(play, patient, arrival)[0]
+    assert _first_step(play, patient, replace(arrival, ttft_target_s=0.1))[0]
+    hurried = replace(patient, targets=Targets(ttft_s=0.1, tbt_s=0.06))
+    assert _first_step(play, hurried, arrival)[0]
+    assert not _first_step(play, hurried, replace(arrival, ttft_target_s=0.3))[0]
+
+
+def those_due_sooner_come_first(play: Play) -> None:
+    """Of each class: who names a shorter target overtakes whom it came after."""
+    world = World(max_running=1)
+    for kind, hurry_s in ((online, 0.2), (offline, 5.0)):
+        asks = [kind("first", 0.0, 20, 8)]
+        asks += [kind(f"late{i}", 0.01 + i * 1e-3, 20, 2) for i in range(4)]
+        asks.append(replace(kind("hurried", 0.02, 20, 2), ttft_target_s=hurry_s))
+        asks.append(replace(kind("patient", 0.011, 20, 2), ttft_target_s=1e3))
+        seen = play(world, asks)
+        order = sorted(seen.asks, key=seen.first_token_s)
+        assert order == ["first", "hurried", "late0", "late1", "late2", "late3", "patient"]
+
+
 CLAUSES: tuple[Clause, ...] = (
     everything_adds_up,
     nobody_waits_for_ever,
@@ -347,6 +389,9 @@ CLAUSES: tuple[Clause, ...] = (
     stops_keep_the_tbt_target,
     adapters_are_no_reason_to_wait_behind_offline_work,
     first_tokens_are_taken_apart,
+    a_requests_own_tbt_target_is_kept,
+    a_step_waits_for_nobody_who_is_due_sooner,
+    those_due_sooner_come_first,
 )
 
 

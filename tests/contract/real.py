@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from conserve.core.calibration import Recalibrator
+from conserve.engine.promises import TBT_ARG, TTFT_ARG
 from conserve.engine.settings import EngineSettings
 from conserve.engine.step_times import StepTimes
 from conserve.engine.steps import StepRecord
@@ -135,16 +136,7 @@ class TimedEngine(Engine):
         now_s = self.scheduler.clock()
         while self._coming and self._coming[0].arrival_s <= now_s:
             ask = self._coming.popleft()
-            self.add(
-                make_request(
-                    ask.name,
-                    prompt_of(ask),
-                    ask.num_output_tokens,
-                    online=ask.online,
-                    arrival_s=ask.arrival_s,
-                    adapter=ask.adapter,
-                )
-            )
+            self.add(_request(ask))
 
     def _dispatch(self, output: Any, record: StepRecord) -> StepTimes:
         """The workers are processes of their own, and the engine goes on beside them."""
@@ -198,7 +190,8 @@ class TimedEngine(Engine):
             clock.now_s = now_s
             if coming and coming[0].arrival_s == now_s:
                 ask = coming.popleft()
-                scheduler.monitor.arrived(ask.name, ask.arrival_s, ask.num_prompt_tokens)
+                ttft_s = scheduler.promises.own_targets(_request(ask)).ttft_s
+                scheduler.monitor.arrived(ask.name, ask.arrival_s, ask.num_prompt_tokens, ttft_s)
             else:
                 scheduler.monitor.alarm.ring()
             if layers is None and scheduler.stopper.flag.is_raised_for(record.number):
@@ -223,6 +216,20 @@ class TimedEngine(Engine):
         self._keep_counts()
         for name in ("computed_tokens", "recomputed_tokens", "dropped_tokens"):
             setattr(self.seen, name, int(self._counts.get(name, 0)))
+
+
+def _request(ask: Ask) -> Any:
+    """As vLLM's engine process receives it."""
+    named = {TTFT_ARG: ask.ttft_target_s, TBT_ARG: ask.tbt_target_s}
+    return make_request(
+        ask.name,
+        prompt_of(ask),
+        ask.num_output_tokens,
+        online=ask.online,
+        arrival_s=ask.arrival_s,
+        adapter=ask.adapter,
+        extra_args={name: seconds for name, seconds in named.items() if seconds is not None},
+    )
 
 
 def prompt_of(ask: Ask) -> list[int]:

@@ -70,6 +70,8 @@ def play(world: World, asks: Sequence[Ask]) -> Seen:
             num_prompt_tokens=ask.num_prompt_tokens,
             num_output_tokens=ask.num_output_tokens,
             adapter=ask.adapter,
+            ttft_target_s=ask.ttft_target_s,
+            tbt_target_s=ask.tbt_target_s,
             text=Text(ask.session or ask.name, ask.prefix, shared=bool(ask.session)),
         )
         for ask in in_order(asks)

@@ -42,6 +42,9 @@ class Ask:
     """Of the turns of one conversation."""
     adapter: int = 0
     """The LoRA adapter that it computes with; 0 for none."""
+    ttft_target_s: float | None = None
+    """Its own; of an offline request, how long after it came it would like its first token."""
+    tbt_target_s: float | None = None
 
 
 def online(name: str, arrival_s: float, prompt: int, output: int = 1) -> Ask:
@@ -185,6 +188,19 @@ def with_adapters(asks: Iterable[Ask], num_adapters: int) -> list[Ask]:
     """The same requests, each with one of so many adapters or with none."""
     chance = Random(num_adapters)
     return [replace(ask, adapter=chance.randrange(num_adapters + 1)) for ask in asks]
+
+
+def particular(seed: int) -> list[Ask]:
+    """A mixture in which many name targets of their own, no shorter than half of a World's."""
+    chance = Random(f"particular {seed}")
+    return [
+        replace(
+            ask,
+            ttft_target_s=chance.choice([None, 0.2, 0.25, 2.0] if ask.online else [None, 1.0, 700]),
+            tbt_target_s=chance.choice([None, 0.04, 0.05, 0.2]) if ask.online else None,
+        )
+        for ask in mixture(seed)
+    ]
 
 
 SYSTEM = (("system", 18),)

@@ -13,6 +13,7 @@ import pytest
 from conserve.core.policy import decide
 from conserve.core.snapshot import Capacity, RequestView, Snapshot, Targets
 from conserve.core.stopping import RunningStep, stop_at_s
+from conserve.engine.promises import OwnTargets
 from conserve.metrics.first_tokens import EndedStep
 from conserve.sim.state import EngineState
 from conserve.sim.step import Step
@@ -45,6 +46,28 @@ def in_chunks(snapshot: Snapshot, *others: Any) -> Any:
 def blind_to_adapters(snapshot: Snapshot, *others: Any) -> Any:
     """A step may hold requests of any number of them."""
     return decide(replace(snapshot, capacity=Capacity()), *others)
+
+
+def deaf_to_own_targets(snapshot: Snapshot, *others: Any) -> Any:
+    """Knows the server's targets alone."""
+    running = [replace(view, tbt_target_s=None) for view in snapshot.running]
+    return decide(replace(snapshot, running=running), *others)
+
+
+def one_target_for_all(targets: Targets, _: RequestView) -> float:
+    return targets.ttft_s
+
+
+def names_none(*_: Any) -> OwnTargets:
+    return OwnTargets()
+
+
+def by_arrival(request: Any, *_: Any) -> tuple[float, float, str]:
+    return (request.priority, request.arrival_time, request.request_id)
+
+
+def arrival_alone(_: Targets, request: RequestView) -> float:
+    return request.arrival_s
 
 
 def the_dearest_first(candidates: Sequence[RequestView], *needs: int) -> list[RequestView]:
@@ -81,7 +104,7 @@ def nothing(*_: Any, **__: Any) -> list[str]:
     return []
 
 
-def youngest_first(request: Any) -> tuple[float, float, str]:
+def youngest_first(request: Any, wait_s: float) -> tuple[float, float, str]:
     return (request.priority, -request.arrival_time, request.request_id)
 
 
@@ -100,6 +123,7 @@ def forget_to_undo(state: EngineState, step: Step) -> None:
 
 DROP = EngineState.drop
 ENGINE, SIM, POLICY = "conserve.engine", "conserve.sim", "conserve.core.policy"
+TARGETS = "conserve.core.snapshot:Targets"
 
 CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
     ("engine", f"{ENGINE}.driver:decide", online_when_it_suits, clauses.online_comes_first),
@@ -115,6 +139,18 @@ CASES: tuple[tuple[str, str, Careless, Clause], ...] = (
      clauses.adapters_are_no_reason_to_wait_behind_offline_work),
     ("sim", f"{SIM}.schedulers:decide", blind_to_adapters,
      clauses.adapters_are_no_reason_to_wait_behind_offline_work),
+    ("engine", f"{ENGINE}.driver:decide", deaf_to_own_targets,
+     clauses.a_requests_own_tbt_target_is_kept),
+    ("sim", f"{SIM}.schedulers:decide", deaf_to_own_targets,
+     clauses.a_requests_own_tbt_target_is_kept),
+    ("engine", f"{ENGINE}.promises:Promises.own_targets", names_none,
+     clauses.a_requests_own_tbt_target_is_kept),
+    ("engine", f"{ENGINE}.promises:Promises.own_targets", names_none,
+     clauses.a_step_waits_for_nobody_who_is_due_sooner),
+    ("sim", f"{TARGETS}.ttft_of", one_target_for_all,
+     clauses.a_step_waits_for_nobody_who_is_due_sooner),
+    ("engine", f"{ENGINE}.queue:_place", by_arrival, clauses.those_due_sooner_come_first),
+    ("sim", f"{TARGETS}.first_due_s", arrival_alone, clauses.those_due_sooner_come_first),
     ("engine", f"{POLICY}:choose_victims", the_dearest_first, clauses.the_cheapest_makes_room),
     ("sim", f"{POLICY}:choose_victims", the_dearest_first, clauses.the_cheapest_makes_room),
     ("engine", f"{POLICY}:choose_victims", everybody, clauses.the_cheapest_makes_room),

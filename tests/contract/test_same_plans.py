@@ -21,6 +21,7 @@ from tests.contract.situation import (
     Seen,
     World,
     mixture,
+    particular,
     sessions,
     with_adapters,
 )
@@ -77,6 +78,24 @@ def test_both_share_adapters_the_same(tmp_path: Path, world: World, seed: int) -
     _, real = _play_both(tmp_path, world, asks)
     adapters = [{real.asks[name].adapter for name in step.grants} - {0} for step in real.steps]
     assert max(map(len, adapters)) == world.max_adapters
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize("seed", range(2))
+def test_both_know_a_requests_own_targets(tmp_path: Path, world: World, seed: int) -> None:
+    """No shorter than half of the world's: what the engine's bound lets through."""
+    asks = [
+        replace(
+            ask,
+            ttft_target_s=ask.ttft_target_s and max(ask.ttft_target_s, world.targets.ttft_s / 2),
+            tbt_target_s=ask.tbt_target_s and max(ask.tbt_target_s, world.targets.tbt_s / 2),
+        )
+        for ask in particular(seed)
+    ]
+    simulated, real = _play_both(tmp_path, world, asks)
+    assert simulated.token_times_s != simulator.play(world, mixture(seed)).token_times_s
+    shown = [view for decision in real.decisions for view in decision.snapshot.running]
+    assert {view.tbt_target_s for view in shown if view.online} > {None}
 
 
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)

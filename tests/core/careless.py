@@ -27,6 +27,12 @@ class IgnoresTbt(Policy):
         return UNLIMITED if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
 
 
+class DeafToOwnTargets(Policy):
+    def __init__(self, snapshot: Snapshot, *args: Any) -> None:
+        running = [replace(view, tbt_target_s=None) for view in snapshot.running]
+        super().__init__(replace(snapshot, running=running), *args)
+
+
 class StretchesFirstTokens(Policy):
     def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
         return slack_s if mode is Mode.ONLINE_PREFILL else super()._offline_limit_s(mode, slack_s)

@@ -85,7 +85,13 @@ def running_requests(
         deadline_s=None if online else draw(st.none() | st.floats(NOW_S, 2 * NOW_S)),
         num_checkpointed_tokens=draw(st.just(0) | st.integers(0, computed)),
         num_stops=0 if online else draw(st.integers(0, 3)),
+        ttft_target_s=draw(own_targets(online)),
+        tbt_target_s=draw(own_targets(online)),
     )
+
+
+def own_targets(online: bool) -> st.SearchStrategy[float | None]:
+    return st.none() | st.sampled_from([1e-3, 0.1, 2.0, 1e4]) if online else st.none()
 
 
 @st.composite
@@ -107,6 +113,8 @@ def waiting_requests(
         num_borrowed_blocks=0 if held else draw(st.integers(0, cached // block_size)),
         num_checkpointed_tokens=draw(st.just(0) | st.integers(0, num_tokens)),
         num_stops=0 if online else draw(st.integers(0, 3)),
+        ttft_target_s=draw(own_targets(online)),
+        tbt_target_s=draw(own_targets(online)),
     )
 
 

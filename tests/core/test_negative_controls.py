@@ -23,6 +23,7 @@ from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
 from tests.core.careless import (
     CountsSharedAsFreed,
     CutsPrompts,
+    DeafToOwnTargets,
     DisplacesEverybody,
     DisplacesForNobody,
     DisplacesOnline,
@@ -87,6 +88,15 @@ OFFLINE = tuple(decoding(f"off-{i}", False) for i in range(3))
 SCENES = {
     "slack beside decodes": replace(
         BASE, running=(decoding("on", True, 0.05), *OFFLINE, prefilling("chunk", False))
+    ),
+    "slack beside decodes, and less of one's own": replace(
+        BASE,
+        running=(
+            decoding("on", True, 0.05),
+            replace(decoding("hurried", True, 0.05), tbt_target_s=0.1),
+            *OFFLINE,
+            prefilling("chunk", False),
+        ),
     ),
     "no slack beside decodes": replace(
         BASE, running=(decoding("on", True, 5.0), *OFFLINE, prefilling("chunk", False))
@@ -300,6 +310,7 @@ class Control:
 CONTROLS = [
     Control("ignores the margin", without_margin, "P5: .* breaks a TBT target"),
     Control("fills beyond the TBT slack", of(IgnoresTbt), "P5: .* breaks a TBT target"),
+    Control("deaf to own targets", of(DeafToOwnTargets), "P5: .* breaks a TBT target"),
     Control("stretches first tokens", of(StretchesFirstTokens), "P5: .* stretch"),
     Control("offline before online", of(SkipsAnOnlineDecode), "P5: on-. yields to offline"),
     Control("long steps that cannot stop", of(LongUnstoppable), "cannot be stopped"),

@@ -36,10 +36,9 @@ def stop_in_s(
     millisecond, and the model errs by 2 %."""
     stop_s = stop_at_s(
         RunningStep(NOW_S - 1.0 + remaining_s, predicted_s=1.0, due_s=NOW_S + due_in_s),
-        Arrivals(oldest_s=NOW_S - waited_s, num_tokens=round(1000 * prefill_s)),
+        Arrivals(NOW_S - waited_s + 1.0, round(1000 * prefill_s), ttft_target_s=1.0),
         LatencyModel(fixed=0.0, per_token=1e-3, margin=0.02),
         now_s=NOW_S,
-        ttft_target_s=1.0,
         patience=patience,
     )
     return stop_s - NOW_S
@@ -116,8 +115,8 @@ def test_nothing_changes_before_the_moment_and_it_stops_then(
     step = RunningStep(NOW_S + remaining_s - predicted_s, predicted_s, due_s=NOW_S + due_in_s)
 
     def at(now_s: float) -> float:
-        arrivals = Arrivals(NOW_S - 0.1, num_tokens)
-        return stop_at_s(step, arrivals, model, now_s=now_s, ttft_target_s=0.5, patience=patience)
+        arrivals = Arrivals(NOW_S + 0.4, num_tokens, ttft_target_s=0.5)
+        return stop_at_s(step, arrivals, model, now_s=now_s, patience=patience)
 
     stop_s = at(NOW_S)
     assert NOW_S <= stop_s < math.inf
@@ -141,10 +140,9 @@ def test_a_step_is_left_alone_once_a_stop_would_make_a_token_late() -> None:
     def stops_at(now_s: float, due_s: float = math.inf) -> bool:
         stop_s = stop_at_s(
             RunningStep(begins_s=10.6, predicted_s=0.4, due_s=due_s),
-            Arrivals(oldest_s=10.0, num_tokens=100),
+            Arrivals(due_s=10.5, num_tokens=100, ttft_target_s=0.5),
             LatencyModel(fixed=0.0, per_token=1e-3),
             now_s=now_s,
-            ttft_target_s=0.5,
             patience=0.0,
         )
         return stop_s == now_s
@@ -160,10 +158,9 @@ def test_of_long_prompts_only_what_cannot_be_cut_makes_a_token_late() -> None:
     def stops_at(forced_tokens: float) -> bool:
         stop_s = stop_at_s(
             RunningStep(10.0, predicted_s=0.4, due_s=10.15, forced_tokens=forced_tokens),
-            Arrivals(oldest_s=10.0, num_tokens=100),
+            Arrivals(due_s=10.5, num_tokens=100, ttft_target_s=0.5),
             LatencyModel(fixed=0.0, per_token=1e-3),
             now_s=10.0,
-            ttft_target_s=0.5,
             patience=0.05,
         )
         return stop_s == 10.0

@@ -142,6 +142,7 @@ def make_request(
     salt: str | None = None,
     adapter: int = 0,
     media: Sequence[tuple[str, int, int]] = (),
+    extra_args: dict[str, Any] | None = None,
 ) -> Any:
     """`media`: (which, its first token, how many tokens) of each image in the prompt."""
     from vllm import SamplingParams
@@ -153,7 +154,9 @@ def make_request(
     return Request(
         name,
         prompt,
-        SamplingParams(max_tokens=num_output, ignore_eos=True, temperature=0.0),
+        SamplingParams(
+            max_tokens=num_output, ignore_eos=True, temperature=0.0, extra_args=extra_args
+        ),
         None,
         arrival_time=arrival_s,
         priority=0 if online else 1,

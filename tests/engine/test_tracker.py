@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
+from conserve.engine.promises import TBT_ARG, TTFT_ARG, Promises
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
 from conserve.engine.tracker import RequestTracker
@@ -33,6 +35,7 @@ class Request:
     max_tokens: int = 100
     skip_reading_prefix_cache: bool = False
     lora_request: None = None
+    sampling_params: Any = None
 
     @property
     def num_tokens_with_spec(self) -> int:
@@ -41,7 +44,7 @@ class Request:
 
 @pytest.fixture
 def tracker() -> RequestTracker:
-    tracker = RequestTracker(block_size=4)
+    tracker = RequestTracker(4, Promises(EngineSettings()))
     tracker.add(Request("on"), 100.0)
     tracker.add(Request("off", priority=1), 100.0)
     return tracker
@@ -57,8 +60,24 @@ def test_first_token_and_gaps_by_class(tracker: RequestTracker) -> None:
     assert stats.data == {
         "ttft_seconds": {"online": [0.5], "offline": [7.0]},
         "tbt_seconds": {"online": [0.25, 1.0]},
+        "late_tokens": {"": 2.0},
         "output_tokens": {"online": 5.0, "offline": 1.0},
     }
+
+
+def test_late_is_by_a_requests_own_target(tracker: RequestTracker) -> None:
+    own = SimpleNamespace(extra_args={TTFT_ARG: 3.0, TBT_ARG: 0.5})
+    tracker.add(Request("patient", sampling_params=own), 100.0)
+    tracker.add(Request("patient, offline", 1, sampling_params=own), 100.0)
+    for name in ("on", "patient", "patient, offline"):
+        stats = EngineStats()
+        for now_s in (102.5, 102.9, 103.8):
+            tracker.emitted(name, 1, now_s, stats)
+        late = [stats.data.get(kind, {}).get("") for kind in ("late_first_tokens", "late_tokens")]
+        assert late == {"on": [1.0, 2.0], "patient": [None, 1.0]}.get(name, [None, None])
+    offline = tracker.get("patient, offline")
+    assert offline is not None
+    assert (offline.deadline_s, offline.ttft_target_s, offline.tbt_target_s) == (103.0, None, None)
 
 
 def test_running_views_are_brought_up_to_date(tracker: RequestTracker) -> None:

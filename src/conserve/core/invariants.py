@@ -127,7 +127,7 @@ def _check_stopping(case: Case) -> None:
             f"P0: {view.request_id} was stopped {view.num_stops} times and may be again",
         )
         if view.online and view.last_token_s is not None:
-            due.append(view.last_token_s + snapshot.targets.tbt_s)
+            due.append(snapshot.targets.next_due_s(view))
     if not due or plan.num_floor_tokens:
         return
     require(plan.due_s <= min(due) + EPSILON, "P5: a stop may come when a token is due")
@@ -149,9 +149,9 @@ def _check_isolation(case: Case) -> None:
         left_out = view.online and view.request_id not in plan.grants and case.decodes(view)
         fits = 0 < view.num_tokens - view.num_computed_tokens <= room and not view.adapter
         require(not (left_out and fits), f"P5: {view.request_id} yields to offline tokens")
-    due = [v.last_token_s for v in online if v.last_token_s is not None and case.decodes(v)]
+    due = [snapshot.targets.next_due_s(view) for view in online if case.decodes(view)]
     if due:
-        slack_s = min(due) + snapshot.targets.tbt_s - snapshot.now_s
+        slack_s = min(due) - snapshot.now_s
         require(
             case.longest_s <= slack_s + EPSILON,
             "P5: offline tokens in a step that breaks a TBT target",

@@ -81,10 +81,9 @@ class Policy:
     def _tbt_slack_s(self) -> float:
         """Time until the first resident online decode is due its next token."""
         decodes = self.running.online_decodes
-        last = [r.last_token_s for r in decodes if r.last_token_s is not None]
-        if not last or self.settings.fixed_step_tokens:
+        if not decodes or self.settings.fixed_step_tokens:
             return UNLIMITED
-        return min(last) + self.snapshot.targets.tbt_s - self.snapshot.now_s
+        return min(map(self.snapshot.targets.next_due_s, decodes)) - self.snapshot.now_s
 
     def _grant_online(self, slack_s: float) -> None:
         """All decodes, then prefills; what was brought back yields to whoever runs."""
@@ -96,8 +95,9 @@ class Policy:
             self._release_held(promised_blocks(staying, self.block_size) - self.step.blocks_left)
 
     def _grant_online_prefills(self, limit_s: float) -> None:
-        """Chunks for online prefills in order of arrival; they may displace offline requests."""
-        prefills, floor = self.running.online_prefills, self.settings.min_chunk
+        """Chunks for online prefills those due sooner first; some displace offline ones."""
+        floor, due_s = self.settings.min_chunk, self.snapshot.targets.next_due_s
+        prefills = sorted(self.running.online_prefills, key=due_s)
         if not prefills and not self.snapshot.waiting_online:
             return
         promised = promised_blocks(self.running.online, self.block_size)

@@ -57,6 +57,11 @@ class RequestView:
     last_token_s: float | None = None
     """When its newest token left the engine; None before the first."""
     deadline_s: float | None = None
+    """When an offline request would like its first token, if it says so: an order, no promise."""
+    ttft_target_s: float | None = None
+    """An online request's own target; None: the server's."""
+    tbt_target_s: float | None = None
+    """Likewise."""
     num_checkpointed_tokens: int = 0
     """Leading tokens whose KV also lies on the host; of a waiting online request, what another
     left there that began alike."""
@@ -74,6 +79,10 @@ class RequestView:
     """Embeddings that the encoder's cache keeps for it, and for nobody else."""
 
 
+OFFLINE_TTFT_S = 600.0
+"""Where offline requests wait in the order of their deadlines, one that names none has this one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Targets:
     """Latency targets of online requests, and what offline work is promised."""
@@ -89,6 +98,23 @@ class Targets:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.offline_floor < 1:
             raise ValueError(f"offline_floor must be in [0, 1), not {self.offline_floor}")
+
+    def ttft_of(self, request: RequestView) -> float:
+        """Seconds that an online request may wait for its first token."""
+        return request.ttft_target_s or self.ttft_s
+
+    def first_due_s(self, request: RequestView) -> float:
+        """When a request is due its first token: those due sooner are served sooner."""
+        if request.online:
+            return request.arrival_s + (request.ttft_target_s or self.ttft_s)
+        deadline_s = request.deadline_s
+        return request.arrival_s + OFFLINE_TTFT_S if deadline_s is None else deadline_s
+
+    def next_due_s(self, request: RequestView) -> float:
+        """When an online request is due its next token."""
+        if request.last_token_s is None:
+            return self.first_due_s(request)
+        return request.last_token_s + (request.tbt_target_s or self.tbt_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +144,7 @@ class Snapshot:
     now_s: float
     running: Sequence[RequestView]
     waiting_online: Sequence[RequestView]
-    """In the order they are to be admitted."""
+    """In the order they are to be admitted: those due sooner first."""
     waiting_offline: Sequence[RequestView]
     """The head of the offline queue only, in the order they are to be admitted."""
     num_free_blocks: int

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.settings import PolicySettings
@@ -30,13 +31,33 @@ class RunningStep:
     rest is cut off it if it must."""
 
 
+class Arrival(NamedTuple):
+    """An online request that came while the step ran."""
+
+    arrival_s: float
+    num_tokens: int
+    """Of its prompt."""
+    ttft_target_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Online requests that came while the step ran, and wait for it."""
+    """Those that wait for it, together."""
 
-    oldest_s: float
+    due_s: float
+    """When the first of them is due its first token."""
     num_tokens: int
-    """Of their prompts, together."""
+    ttft_target_s: float
+    """The shortest of their targets."""
+
+    @classmethod
+    def of(cls, arrivals: Sequence[Arrival]) -> Arrivals:
+        """There must be one."""
+        return cls(
+            due_s=min(one.arrival_s + one.ttft_target_s for one in arrivals),
+            num_tokens=sum(one.num_tokens for one in arrivals),
+            ttft_target_s=min(one.ttft_target_s for one in arrivals),
+        )
 
 
 def stop_at_s(
@@ -45,7 +66,6 @@ def stop_at_s(
     model: LatencyModel,
     *,
     now_s: float,
-    ttft_target_s: float,
     patience: float,
 ) -> float:
     """When to stop a stoppable step for online requests that wait, unless it ends or somebody else
@@ -65,9 +85,9 @@ def stop_at_s(
     num_forced = min(arrivals.num_tokens, step.forced_tokens)
     forced_s = next_step_s(model, step.online_shape, int(num_forced))
     resume_s = time_to_resume_s(model, step.predicted_s, forced_s)
-    end_s, patience_s = step.begins_s + step.predicted_s, patience * ttft_target_s
+    end_s, patience_s = step.begins_s + step.predicted_s, patience * arrivals.ttft_target_s
     error_s = model.margin * step.predicted_s
-    latest_end_s = arrivals.oldest_s + ttft_target_s - next_s
+    latest_end_s = arrivals.due_s - next_s
     remaining_s = end_s - now_s
     too_long = remaining_s > patience_s or (end_s > latest_end_s and remaining_s > error_s)
     if too_long and now_s + resume_s <= step.due_s:

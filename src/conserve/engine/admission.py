@@ -68,12 +68,12 @@ def _only_planned(scheduler: SchedulerView, plan: Plan) -> Iterator[None]:
     names = [*plan.grants, *plan.restore]
     held, queue = scheduler.kv_holding_waiting, scheduler.waiting
     planned = [r for name in names if (r := scheduler.requests[name]) in queue]
-    seen = ClassQueue()
+    seen = ClassQueue(scheduler.promises.wait_s)
     for request in planned:
         queue.remove_request(request)
         seen.add_request(request)
     scheduler.waiting = seen
-    scheduler.kv_holding_waiting = seen_held = ClassQueue()
+    scheduler.kv_holding_waiting = seen_held = ClassQueue(scheduler.promises.wait_s)
     for request in [r for r in held if r.request_id in plan.grants]:
         held.remove_request(request)
         seen_held.add_request(request)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from conserve.core.latency import LatencyModel
-from conserve.core.stopping import Arrivals, RunningStep, stop_at_s
+from conserve.core.stopping import Arrival, Arrivals, RunningStep, stop_at_s
 from conserve.engine.alarm import Alarm
 from conserve.engine.flag import StopFlag
 from conserve.engine.promises import Promises
@@ -46,10 +46,9 @@ class ArrivalMonitor:
         self._number = -1
         """Of that step, as the flag knows it."""
         self._model: LatencyModel | None = None
-        self._pending: dict[str, tuple[float, int]] = {}
-        """request_id -> (arrival time, prompt tokens) of online requests that the scheduler does
-        not know yet."""
-        self._waiting: list[tuple[float, int]] = []
+        self._pending: dict[str, Arrival] = {}
+        """Online requests that the scheduler does not know yet, by id."""
+        self._waiting: list[Arrival] = []
         """The same of all that the running step was decided without, known by now or not."""
         self._asked: AskedStop | None = None
         self._num_unstopped = 0
@@ -58,12 +57,20 @@ class ArrivalMonitor:
     def num_pending(self) -> int:
         return len(self._pending)
 
-    def arrived(self, request_id: str, arrival_s: float, num_tokens: int) -> None:
-        """An online request reached the engine process."""
+    def arrived(
+        self,
+        request_id: str,
+        arrival_s: float,
+        num_tokens: int,
+        ttft_target_s: float | None = None,
+    ) -> None:
+        """An online request reached the engine process. `ttft_target_s`: its own, if it has one."""
+        ttft_target_s = ttft_target_s or self._promises.targets.ttft_s
+        arrival = Arrival(arrival_s, num_tokens, ttft_target_s)
         with self._lock:
-            self._pending[request_id] = (arrival_s, num_tokens)
+            self._pending[request_id] = arrival
             if self._step is not None:
-                self._waiting.append((arrival_s, num_tokens))
+                self._waiting.append(arrival)
             self._judge()
 
     def judge(self) -> None:
@@ -121,13 +128,9 @@ class ArrivalMonitor:
         now_s = self._clock()
         stop_s = stop_at_s(
             step,
-            Arrivals(
-                oldest_s=min(arrival_s for arrival_s, _ in self._waiting),
-                num_tokens=sum(num_tokens for _, num_tokens in self._waiting),
-            ),
+            Arrivals.of(self._waiting),
             model,
             now_s=now_s,
-            ttft_target_s=self._promises.targets.ttft_s,
             patience=self._patience,
         )
         if stop_s > now_s:

@@ -44,7 +44,8 @@ def _watched(preprocess: Any) -> Any:
         monitor = getattr(scheduler, "monitor", None)
         if monitor is not None and is_online(arrived):
             arrived_s = scheduler.arrived_s(arrived)
-            monitor.arrived(arrived.request_id, arrived_s, arrived.num_tokens)
+            own = scheduler.promises.own_targets(arrived)
+            monitor.arrived(arrived.request_id, arrived_s, arrived.num_tokens, own.ttft_s)
         return result
 
     return preprocess_add_request

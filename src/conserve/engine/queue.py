@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -20,19 +20,27 @@ def is_online(request: Any) -> bool:
     return bool(request.priority <= 0)
 
 
-def _place(request: Any) -> tuple[int, float, str]:
-    return (request.priority, request.arrival_time, request.request_id)
+def _no_wait(request: Any) -> float:
+    """vLLM's own order."""
+    return 0.0
+
+
+def _place(request: Any, wait_s: float) -> tuple[int, float, str]:
+    return (request.priority, request.arrival_time + wait_s, request.request_id)
 
 
 class ClassQueue(RequestQueue):  # type: ignore[misc]
-    """vLLM's priority order (priority, arrival, id), split by class.
+    """vLLM's priority order (priority, arrival, id), split by class; in place of its arrival,
+    when it would like its first token.
 
     Adding, removing and looking at the head cost O(log n), so that a backlog of 100,000
     offline requests costs the online ones nothing. A request that comes back (preempted,
-    skipped) regains the place its arrival gives it.
+    skipped) regains its place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait_s: Callable[[Request], float] = _no_wait) -> None:
+        """`wait_s`: how long after its arrival a request would like its first token."""
+        self._wait_s = wait_s
         self._places: dict[object, tuple[int, float, str]] = {}
         """Of those in it. What a request's place comes from may change meanwhile: a session with
         more input has arrived anew."""
@@ -48,7 +56,8 @@ class ClassQueue(RequestQueue):  # type: ignore[misc]
 
     def offline_oldest(self) -> Iterator[Any]:
         """Of each priority of offline requests those that came first, up to the first that has no
-        output: none waits longer than all of these."""
+        output: none waits longer than all of these, but for what targets of their own let others
+        overtake it by."""
         index = 0
         while index < len(self.offline):
             request = self.offline[index]
@@ -59,7 +68,7 @@ class ClassQueue(RequestQueue):  # type: ignore[misc]
                 index = self.offline.bisect_key_left((request.priority, math.inf, ""))
 
     def add_request(self, request: Request) -> None:
-        self._places[request] = _place(request)
+        self._places[request] = _place(request, self._wait_s(request))
         self._list(request).add(request)
 
     def peek_request(self) -> Request:

@@ -42,14 +42,15 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.waiting, self.kv_holding_waiting = ClassQueue(), ClassQueue()
         config, clock = self.vllm_config, self.clock
         refuse_several_schedules(config)
         self.settings = settings = EngineSettings.of(config.additional_config)
         self.promises = Promises(settings)
+        self.waiting = ClassQueue(self.promises.wait_s)
+        self.kv_holding_waiting = ClassQueue(self.promises.wait_s)
         side = scheduler_side(self.connector)
         self.stats, self.checkpointer = side.stats, side.checkpointer
-        self.tracker = RequestTracker(self.block_size)
+        self.tracker = RequestTracker(self.block_size, self.promises)
         self.experience = Experience(GENERIC_MODEL, GENERIC_ERROR)
         self.keeper = CheckpointKeeper(self, side.checkpointer, self.tracker, self.experience)
         self.stopper = Stopper(self, settings, self.promises, self.stats, clock, self.make_alarm)

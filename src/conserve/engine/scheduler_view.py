@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Protocol
 
+from conserve.engine.promises import Promises
 from conserve.engine.queue import ClassQueue
 
 
@@ -12,6 +13,8 @@ class SchedulerView(Protocol):
     """vLLM's names; its requests, configurations and managers are `Any` to us."""
 
     vllm_config: Any
+    promises: Promises
+    """Ours."""
     connector: Any
     """Its KV connector, or None."""
     kv_cache_config: Any

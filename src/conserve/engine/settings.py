@@ -40,6 +40,8 @@ class EngineSettings:
     """Target of time to first token of online requests; 0 takes it from the machine."""
     slo_tbt_s: float = 0.0
     """Target of one gap between tokens of online requests; 0 takes it from the machine."""
+    slo_min_share: float = 0.5
+    """A request that names its own targets gets none shorter than this share of those above."""
     offline_floor: float = 0.0
     """Share of step time offline work gets even where targets suffer, in [0, 1)."""
     profile_dir: str = ""
@@ -83,6 +85,8 @@ class EngineSettings:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         _ = self.targets
+        if not 0 <= self.slo_min_share <= 1:
+            raise ValueError(f"slo_min_share must be in [0, 1], not {self.slo_min_share}")
         if self.rank_timeout_s <= 0:
             raise ValueError(f"rank_timeout_s must be above 0, not {self.rank_timeout_s}")
 

@@ -60,6 +60,8 @@ METRICS = (
         PART_BUCKETS,
     ),
     Metric("tbt_seconds", Histogram, "One gap between two tokens, by class of request.", "class"),
+    Metric("late_first_tokens", Counter, "Online first tokens later than their target."),
+    Metric("late_tokens", Counter, "Gaps between online tokens longer than their target."),
     Metric("step_seconds", Histogram, "Time a step took, from its scheduling to its output."),
     Metric("step_predicted_seconds", Histogram, "Time the latency model gave the same steps."),
     Metric("stop_response_seconds", Histogram, "Online arrival to the stopped step's end."),

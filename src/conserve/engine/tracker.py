@@ -8,6 +8,7 @@ from typing import Any
 from conserve.core.latency import StepShape
 from conserve.core.snapshot import RequestView
 from conserve.engine.needs import adapter_of
+from conserve.engine.promises import OwnTargets, Promises
 from conserve.engine.queue import is_online
 from conserve.engine.stats import EngineStats
 
@@ -25,14 +26,15 @@ def comes_back(request: Any) -> bool:
 class RequestTracker:
     """One `RequestView` a request, brought up to date when it is looked at."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, promises: Promises) -> None:
         self._block_size = block_size
+        self._promises = promises
         self._views: dict[str, RequestView] = {}
         self._high_water: dict[str, int] = {}
         """Most tokens a request ever had computed: less than that again is recomputed."""
 
     def add(self, request: Any, arrived_s: float) -> None:
-        self._views[request.request_id] = RequestView(
+        view = RequestView(
             request_id=request.request_id,
             online=is_online(request),
             arrival_s=arrived_s,
@@ -40,6 +42,11 @@ class RequestTracker:
             can_restore=comes_back(request),
             adapter=adapter_of(request),
         )
+        if view.online:
+            view.ttft_target_s, view.tbt_target_s = self._promises.own_targets(request)
+        elif (wanted_s := OwnTargets.named_by(request).ttft_s) is not None:
+            view.deadline_s = arrived_s + wanted_s
+        self._views[request.request_id] = view
         self._high_water.pop(request.request_id, None)
 
     def drop_finished(self, live: dict[str, Any]) -> None:
@@ -148,9 +155,14 @@ class RequestTracker:
         if view is None:
             return
         label = class_of(view)
+        late = view.online and now_s > self._promises.targets.next_due_s(view)
         if view.last_token_s is None:
             stats.observe("ttft_seconds", now_s - view.arrival_s, label)
+            kind = "late_first_tokens"
         else:
             stats.observe("tbt_seconds", now_s - view.last_token_s, label)
+            kind = "late_tokens"
+        if late:
+            stats.count(kind)
         view.last_token_s = now_s
         stats.count("output_tokens", num_tokens, label)

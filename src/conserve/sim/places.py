@@ -24,6 +24,10 @@ def _ignore(request: SimRequest) -> None:
     """Nobody wants to know."""
 
 
+def _arrival_s(request: SimRequest) -> float:
+    return request.arrival_s
+
+
 class Places:
     """Every change of a request's phase and of a block's owner happens here."""
 
@@ -43,6 +47,8 @@ class Places:
         """Those whose KV is back, and who wait with their blocks; by arrival."""
         self.waiting_online: deque[SimRequest] = deque()
         self.waiting_offline: deque[SimRequest] = deque()
+        self.first_due_s: Callable[[SimRequest], float] = _arrival_s
+        """The order of the queues, each of one class."""
         self.num_online = 0
         """Online requests that wait or run."""
         self.counters = Counters()
@@ -71,7 +77,9 @@ class Places:
                 f"{self.machine.num_blocks}: give it more memory, or shorten the request"
             )
         self.live[request.request_id] = request
-        self._queue_of(request).append(request)
+        queue, due_s = self._queue_of(request), self.first_due_s(request)
+        later = (self.first_due_s(r) > due_s for r in reversed(queue))
+        queue.insert(len(queue) - sum(takewhile(bool, later)), request)
         self.num_online += request.online
 
     def note_found(self, waiting: Iterable[SimRequest]) -> None:
@@ -238,8 +246,8 @@ class Places:
             request.num_lost_tokens = max(request.num_lost_tokens, computed)
         self._free(request, waits=True)
         request.num_blocks = request.num_computed_tokens = 0
-        queue = self._queue_of(request)
-        earlier = (r.arrival_s <= request.arrival_s for r in queue)
+        queue, due_s = self._queue_of(request), self.first_due_s(request)
+        earlier = (self.first_due_s(r) <= due_s for r in queue)
         queue.insert(sum(takewhile(bool, earlier)), request)
 
     def _free(self, request: SimRequest, *, waits: bool) -> None:

@@ -15,7 +15,7 @@ from conserve.core.settings import PolicySettings
 from conserve.core.sharing import arrivals_lack_room, note_sharing
 from conserve.core.snapshot import Capacity, Sharing, Snapshot, Targets
 from conserve.core.standing import Standing
-from conserve.core.stopping import Arrivals, RunningStep, stop_at_s
+from conserve.core.stopping import Arrival, Arrivals, RunningStep, stop_at_s
 from conserve.metrics.first_tokens import online_share
 from conserve.sim.places import QUEUE_HEAD, Places
 from conserve.sim.remembering import Remembering
@@ -103,6 +103,7 @@ class ConserveScheduler:
         return self._error_sum / self._num_errors if self._num_errors else 0.0
 
     def joins(self, places: Places) -> None:
+        places.first_due_s = self.targets.first_due_s
         self._remembering = Remembering(places, self.settings, self.experience)
 
     def plan(self, places: Places, now_s: float) -> Plan:
@@ -166,10 +167,11 @@ class ConserveScheduler:
                 step.due_s,
                 step.forced_tokens,
             ),
-            Arrivals(min(r.arrival_s for r in waiting), sum(r.num_tokens for r in waiting)),
+            Arrivals.of(
+                [Arrival(r.arrival_s, r.num_tokens, self.targets.ttft_of(r)) for r in waiting]
+            ),
             self.model,
             now_s=now_s,
-            ttft_target_s=self.targets.ttft_s,
             patience=self.settings.patience,
         )
 

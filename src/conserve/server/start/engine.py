@@ -25,6 +25,7 @@ def take_settings(args: argparse.Namespace, copies: dict[str, Any]) -> EngineSet
     by_flag = {
         "slo_ttft_s": (vars(args).pop("slo_ttft_ms") or 0.0) / 1000,
         "slo_tbt_s": (vars(args).pop("slo_tbt_ms") or 0.0) / 1000,
+        "slo_min_share": vars(args).pop("slo_min_share"),
         "offline_floor": vars(args).pop("offline_floor"),
         "profile_dir": str(Path(vars(args).pop("profile_dir")).expanduser().absolute()),
         **copies,

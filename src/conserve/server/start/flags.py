@@ -57,6 +57,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _part(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, not {text!r}")
+    return value
+
+
 def _count(text: str) -> int:
     value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
     if value < 1:
@@ -124,6 +131,15 @@ def flags() -> tuple[Flag, ...]:
             "Target for the gap between two tokens of an online request, in milliseconds; auto "
             "takes it from what the machine does alone. A lower target means smaller steps while "
             "online requests run, so fewer offline tokens.",
+        ),
+        Flag(
+            "--slo-min-share",
+            _part,
+            DEFAULTS.slo_min_share,
+            "SHARE",
+            "How much shorter than the server's a target may be that a request names itself: no "
+            "less than this share of it, from 0 to 1. Shorter ones count as that; 1 lets requests "
+            "ask for longer ones only.",
         ),
         Flag(
             "--offline-floor",

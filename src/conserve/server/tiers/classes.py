@@ -19,14 +19,23 @@ KNOWN_TIERS = ("auto", "default", "flex", "priority", "scale")
 Tier = Literal["default", "flex"]
 
 
-class UnknownTierError(ValueError):
+class BadFieldError(ValueError):
+    """A field of ours holds what it cannot; `param` is its name."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownTierError(BadFieldError):
     """`service_tier` is none of OpenAI's words."""
 
     def __init__(self, given: object) -> None:
         known = ", ".join(KNOWN_TIERS)
         super().__init__(
+            "service_tier",
             f"service_tier must be one of {known}, not {given!r}. "
-            "Use 'flex' for offline work, or leave the field out."
+            "Use 'flex' for offline work, or leave the field out.",
         )
 
 

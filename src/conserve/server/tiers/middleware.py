@@ -1,4 +1,5 @@
-"""ASGI middleware that turns `service_tier` into vLLM's `priority`, and says it in the response.
+"""ASGI middleware that turns `service_tier` into vLLM's `priority`, and says it in the response;
+a request's own targets go along.
 
 Works in `conserve serve` and, by name, under plain vLLM:
 `vllm serve --middleware conserve.server.tiers.ServiceTierMiddleware`.
@@ -16,8 +17,9 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from conserve.server.asgi import App, Message, Receive, Scope, Send
-from conserve.server.tiers.classes import RequestClass, UnknownTierError, classify
+from conserve.server.tiers.classes import BadFieldError, RequestClass, classify
 from conserve.server.tiers.inherited import inherit, remember
+from conserve.server.tiers.targets import HEADERS, move_targets
 from conserve.server.tiers.usage import complete
 
 PATHS = frozenset(
@@ -27,7 +29,7 @@ ECHOING = "/v1/responses"
 """vLLM puts the tier it was asked for into this endpoint's responses and events."""
 PRIORITY_HEADER = b"x-vllm-priority"
 
-_WORDS = (b"service_tier", b"priority")
+_WORDS = (b"service_tier", b"priority", b"slo-t")
 _ONLINE = RequestClass("default", 0)
 _EVENT = b"data: {"
 _ERROR_EVENT = b'data: {"error"'
@@ -45,7 +47,7 @@ class ServiceTierMiddleware:
             return
         if engine_client := _engine_client(scope):
             inherit(engine_client)
-        exchange = _Exchange(receive, send, _path(scope), _header(scope, PRIORITY_HEADER))
+        exchange = _Exchange(receive, send, scope)
         # The header is folded into the body: vLLM would let it overrule what we write there.
         headers = [(name, value) for name, value in scope["headers"] if name != PRIORITY_HEADER]
         await self.app({**scope, "headers": headers}, exchange.receive, exchange.send)
@@ -69,17 +71,20 @@ def _header(scope: Scope, name: bytes) -> str | None:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(
-        self, receive: Receive, send: Send, path: str, priority_header: str | None
-    ) -> None:
+    def __init__(self, receive: Receive, send: Send, scope: Scope) -> None:
         self._receive = receive
         self._send = send
-        self._path = path
-        self._priority_header = priority_header
+        self._path = _path(scope)
+        self._priority_header = _header(scope, PRIORITY_HEADER)
+        self._targets = {
+            name.decode(): value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name in HEADERS
+        }
         self._body: list[bytes] = []
         self._body_done = False
         self._class: RequestClass | None = None
-        self._rejected: UnknownTierError | None = None
+        self._rejected: BadFieldError | None = None
         self._start: Message | None = None  # held back while a JSON body is collected
         self._reply: list[bytes] = []
         self._stream = False
@@ -112,7 +117,8 @@ class _Exchange:
             return raw
         try:
             found = classify(body, self._priority_header)
-        except UnknownTierError as error:
+            move_targets(body, self._targets)
+        except BadFieldError as error:
             self._rejected = error
             # FastAPI passes this one on while it reads the body; `send` words the answer.
             raise HTTPException(status_code=400, detail=str(error)) from error
@@ -126,7 +132,7 @@ class _Exchange:
 
     def _says_nothing(self, raw: bytes) -> bool:
         """Whether the body need not be read: the usual chat request, with no word of ours."""
-        if self._priority_header is not None or self._path == ECHOING:
+        if self._priority_header is not None or self._targets or self._path == ECHOING:
             return False
         return not any(word in raw for word in _WORDS)
 
@@ -162,8 +168,9 @@ class _Exchange:
         await self._send({**message, "body": body})
 
     def _refusal(self) -> bytes:
+        assert self._rejected is not None
         error = {"message": str(self._rejected), "type": "BadRequestError"}
-        return json.dumps({"error": {**error, "param": "service_tier", "code": 400}}).encode()
+        return json.dumps({"error": {**error, "param": self._rejected.param, "code": 400}}).encode()
 
     def _named_in_json(self, raw: bytes) -> bytes:
         """A response object with `service_tier`, and all that a flex one's usage is to hold."""
