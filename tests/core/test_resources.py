@@ -317,6 +317,17 @@ def test_a_careless_variant_is_caught(policy: type[Policy], message: str) -> Non
     assert any(re.search(message, one) for one in caught), caught
 
 
+def test_an_adapter_is_not_kept_for_whom_an_image_stops() -> None:
+    """Else nobody computes: the room for the image comes from those who wait for the adapter."""
+    image = (Media(0, 1, 60, 60),)
+    stuck = replace(
+        BASE,
+        running=(waiting("first", 1, media=image), waiting("behind", 2)),
+        capacity=Capacity(max_adapters=1, max_step_embeds=64, num_free_embeds=59),
+    )
+    assert plan_of(stuck).grants == {"behind": PolicySettings().min_chunk}
+
+
 def test_resources_are_of_one_step() -> None:
     """Looking down the line changes nothing."""
     resources = Resources(BASE)

@@ -262,6 +262,7 @@ class Policy:
     def _grant_least(self) -> None:
         """One request's least progress, where the limit is shorter than any step (P0)."""
         step, least = self.step, self.settings.min_chunk
+        step.resources.forget_claims()
         for request in self.running.offline_decodes:
             step.grant_decodes([request], UNLIMITED)
             if step.grants:

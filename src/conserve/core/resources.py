@@ -33,6 +33,10 @@ class Resources:
             if request.adapter and left > 0 and self.has_adapter(request):
                 self._adapters.add(request.adapter)
 
+    def forget_claims(self) -> None:
+        """Whom the step was for cannot compute, for want of something else: it is anybody's."""
+        self._adapters.clear()
+
     def has_adapter(self, request: RequestView) -> bool:
         """Whether it can compute in the step beside those that have theirs."""
         most = self._max_adapters
