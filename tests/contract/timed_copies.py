@@ -20,7 +20,7 @@ class TimedCopier:
         self.store = PretendStore(device)
         self.waited_s = 0.0
         self._clock = clock
-        self._block_size = device.block_size
+        self._block_size = device.groups[0].block_size
         self._tokens_per_s = tokens_per_s
         self._free_s = 0.0
         self._under: deque[tuple[float, Job, Ended]] = deque()

@@ -33,7 +33,8 @@ class PretendStore:
         slots: Sequence[int],
         ranges: Sequence[tuple[int, int]] | None = None,
     ) -> set[int]:
-        size = self.device.block_size
+        # Of the largest blocks, where groups have blocks of several sizes.
+        size = max(group.block_size for group in self.device.groups)
         ranges = ranges or [(0, size)] * len(slots)
         for block, slot, (start, stop) in zip(block_ids, slots, ranges, strict=True):
             if self.fail("store"):
@@ -93,14 +94,17 @@ class CheckedCopies(BlockCopies):
     def _check(self, piece: Piece) -> None:
         number = piece.job.number
         sent = self._sent[number]
-        tokens, size = list(sent.request.all_token_ids), self.device.block_size
+        tokens = list(sent.request.all_token_ids)
         wanted = hashes_of(tokens[: sent.num_tokens], self.device.weights)
         (block,) = piece.block_ids
-        found = [self.device.slots.get((block, i)) for i in range(size)]
-        # The block's index in the request: where its hashes stand.
-        starts = range(0, len(wanted), size)
-        if not any(found[: len(wanted[at : at + size])] == wanted[at : at + size] for at in starts):
-            raise ForeignCopyError(f"job {number} of {sent.request.request_id}: block {block}")
+        for other, group in enumerate(self.device.groups):
+            size = group.block_size
+            found = [self.device.slots.get((block, i), 0) - other for i in range(size)]
+            # The block's index in the request: where its hashes stand.
+            starts = range(0, len(wanted), size)
+            if any(found[: len(wanted[at : at + size])] == wanted[at : at + size] for at in starts):
+                return
+        raise ForeignCopyError(f"job {number} of {sent.request.request_id}: block {block}")
 
 
 def rank_is_ready(scheduler: Any) -> None:

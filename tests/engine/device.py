@@ -9,10 +9,11 @@ the right output of a request, alone or not, is known in closed form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from conserve.core.kv_groups import KVGroup
 from conserve.engine.stopped import StoppedOutput
 
 VOCABULARY = 997
@@ -43,10 +44,20 @@ def expected_output(prompt: list[int], num_tokens: int) -> list[int]:
     return output
 
 
+def first_read(group: KVGroup, position: int) -> int:
+    """The first position that the token at `position` attends to in such a layer."""
+    if group.window is not None:
+        return max(0, position - group.window + 1)
+    if group.chunk is not None:
+        return position - position % group.chunk
+    return 0
+
+
 @dataclass
 class Row:
     tokens: list[int]
-    blocks: list[int]
+    blocks: list[list[int]]
+    """By KV group."""
     hashes: list[int] = field(default_factory=list)
     weights: int = 0
     """Version of the weights that its KV is computed with."""
@@ -61,8 +72,11 @@ class Row:
 class Device:
     """Runs scheduler outputs; `stop_at` in `run` stops the forward after that many layers."""
 
-    def __init__(self, block_size: int, connector: Any = None) -> None:
-        self.block_size = block_size
+    def __init__(
+        self, block_size: int, connector: Any = None, groups: Sequence[KVGroup] = ()
+    ) -> None:
+        """Without `groups` there is one, of all tokens."""
+        self.groups = tuple(groups) or (KVGroup(block_size),)
         self.connector = connector
         """The worker's half of ours, if copies are to be carried out."""
         self.slots: dict[tuple[int, int], int] = {}
@@ -90,8 +104,7 @@ class Device:
             for position in range(start, end):
                 # Past the known tokens lie drafts, which may be wrong.
                 is_right = stop_at is None and position < len(row.tokens)
-                value = row.hash_at(position) if is_right else HALF_WRITTEN
-                self.slots[self._slot(row, position)] = value
+                self._write(row, position, None if is_right else HALF_WRITTEN)
         names = [name for name, _, _ in spans]
         if stop_at is not None:
             return StoppedOutput.of(names, stop_at, self._reported())
@@ -114,22 +127,37 @@ class Device:
             kv_connector_worker_meta=self.connector.build_connector_worker_meta()
         )
 
-    def _slot(self, row: Row, position: int) -> tuple[int, int]:
-        return row.blocks[position // self.block_size], position % self.block_size
+    def _slot(self, row: Row, position: int, number: int) -> tuple[int, int]:
+        size = self.groups[number].block_size
+        return row.blocks[number][position // size], position % size
+
+    def _write(self, row: Row, position: int, value: int | None = None) -> None:
+        """What belongs there, if no value is given. Layers of another group write other KV."""
+        for number in range(len(self.groups)):
+            written = row.hash_at(position) + number if value is None else value
+            self.slots[self._slot(row, position, number)] = written
+
+    def _check(self, request_id: str, start: int, stop: int) -> None:
+        """What a forward of tokens [start, stop) reads in each group."""
+        row = self.rows[request_id]
+        for number, group in enumerate(self.groups):
+            for position in range(first_read(group, start), stop):
+                found = self.slots.get(self._slot(row, position, number))
+                if found != row.hash_at(position) + number:
+                    what = "half-written" if found == HALF_WRITTEN else "foreign or unwritten"
+                    raise StaleReadError(
+                        f"{request_id} reads {what} KV at position {position} of group {number}"
+                    )
 
     def _forward(self, request_id: str, start: int, end: int) -> list[int]:
         row = self.rows[request_id]
         known = min(end, len(row.tokens))
-        for position in range(known):
-            found = self.slots.get(self._slot(row, position))
-            if found != row.hash_at(position):
-                what = "half-written" if found == HALF_WRITTEN else "foreign or unwritten"
-                raise StaleReadError(f"{request_id} reads {what} KV at position {position}")
+        self._check(request_id, start, known)
         if known < len(row.tokens):
             return []
         row.tokens.append(sample(row.hash_at(known - 1)))
         for position in range(known, known + min(self.num_accepted(), end - known)):
-            self.slots[self._slot(row, position)] = row.hash_at(position)
+            self._write(row, position)
             row.tokens.append(sample(row.hash_at(position)))
         return row.tokens[known:]
 
@@ -150,7 +178,7 @@ class Device:
         for name in output.finished_req_ids:
             self.rows.pop(name, None)
         for new in output.scheduled_new_reqs:
-            tokens, blocks = list(new.prompt_token_ids), list(new.block_ids[0])
+            tokens, blocks = list(new.prompt_token_ids), [list(ids) for ids in new.block_ids]
             self.rows[new.req_id] = Row(tokens, blocks, weights=self.weights)
         cached = output.scheduled_cached_reqs
         for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
@@ -159,6 +187,7 @@ class Device:
                 row.tokens = list(cached.all_token_ids[name])
                 row.hashes = []
             if name in cached.resumed_req_ids:
-                row.blocks = list(blocks[0])
+                row.blocks = [list(ids) for ids in blocks]
             elif blocks is not None:
-                row.blocks.extend(blocks[0])
+                for ids, more in zip(row.blocks, blocks, strict=True):
+                    ids.extend(more)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conserve.core.kv_groups import KVGroup
 from conserve.engine.alarm import Alarm
 from conserve.engine.launch import vllm_arguments
 from conserve.engine.settings import EngineSettings
@@ -70,6 +71,7 @@ def make_scheduler(
     their_connector: dict[str, Any] | None = None,
     num_spec_tokens: int = 0,
     max_adapters: int | None = None,
+    groups: Sequence[KVGroup] = (KVGroup(BLOCK_SIZE),),
 ) -> Any:
     """A ConserveScheduler over a tiny Llama's configuration, as `conserve serve` configures it.
 
@@ -77,8 +79,8 @@ def make_scheduler(
     """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.hashing import sha256
-    from vllm.v1.core.kv_cache_utils import init_none_hash
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.core.kv_cache_utils import init_none_hash, resolve_kv_cache_block_sizes
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
     from conserve.engine.scheduler import ConserveScheduler
@@ -106,24 +108,36 @@ def make_scheduler(
     config.scheduler_config.async_scheduling = async_scheduling
     config.scheduler_config.enable_chunked_prefill = chunked_prefill
     config.cache_config.num_gpu_blocks = num_blocks
-    import torch
-
-    spec = FullAttentionSpec(
-        block_size=BLOCK_SIZE, num_kv_heads=2, head_size=8, dtype=torch.float32
-    )
     cache = KVCacheConfig(
         num_blocks=num_blocks,
         kv_cache_tensors=[],
-        kv_cache_groups=[KVCacheGroupSpec(["layers"], spec)],
+        kv_cache_groups=[KVCacheGroupSpec([f"layers {g}"], spec_of(g)) for g in groups],
     )
+    size, hash_tokens = resolve_kv_cache_block_sizes(cache, config)
+    cache.hash_block_size = hash_tokens
     init_none_hash(sha256)
     return Timed(
         vllm_config=config,
         kv_cache_config=cache,
         structured_output_manager=StructuredOutputManager(config),
-        block_size=BLOCK_SIZE,
+        block_size=size,
+        hash_block_size=hash_tokens,
         log_stats=True,
     )
+
+
+def spec_of(group: KVGroup) -> Any:
+    """vLLM's description of such layers. In every group a block has as many bytes."""
+    import torch
+    from vllm.v1 import kv_cache_interface as kinds
+
+    common: dict[str, Any] = {"block_size": group.block_size, "dtype": torch.float32}
+    common |= {"num_kv_heads": 2, "head_size": 32 // group.block_size}
+    if group.window is not None:
+        return kinds.SlidingWindowSpec(sliding_window=group.window, **common)
+    if group.chunk is not None:
+        return kinds.ChunkedLocalAttentionSpec(attention_chunk_size=group.chunk, **common)
+    return kinds.FullAttentionSpec(**common)
 
 
 def _speculation(num_tokens: int) -> dict[str, Any] | None:
@@ -143,6 +157,7 @@ def make_request(
     adapter: int = 0,
     media: Sequence[tuple[str, int, int]] = (),
     extra_args: dict[str, Any] | None = None,
+    hash_tokens: int = BLOCK_SIZE,
 ) -> Any:
     """`media`: (which, its first token, how many tokens) of each image in the prompt."""
     from vllm import SamplingParams
@@ -163,7 +178,7 @@ def make_request(
         cache_salt=salt,
         mm_features=[_image(*one) for one in media],
         lora_request=LoRARequest(f"adapter-{adapter}", adapter, "there") if adapter else None,
-        block_hasher=get_request_block_hasher(BLOCK_SIZE, sha256),
+        block_hasher=get_request_block_hasher(hash_tokens, sha256),
     )
 
 

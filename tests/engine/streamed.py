@@ -181,14 +181,14 @@ class StreamedDevice:
         for name in output.finished_req_ids:
             self._rows.pop(name, None)
         for new in output.scheduled_new_reqs:
-            self._rows[new.req_id] = Row(list(new.prompt_token_ids), list(new.block_ids[0]))
+            self._rows[new.req_id] = Row(list(new.prompt_token_ids), [list(new.block_ids[0])])
         cached = output.scheduled_cached_reqs
         for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
             if name in cached.resumed_req_ids:
                 tokens = cached.all_token_ids.get(name) or self._rows[name].tokens
-                self._rows[name] = Row(list(tokens), list(blocks[0]))
+                self._rows[name] = Row(list(tokens), [list(blocks[0])])
             elif blocks is not None:
-                self._rows[name].blocks.extend(blocks[0])
+                self._rows[name].blocks[0].extend(blocks[0])
 
     def _spans(self, output: Any) -> list[Span]:
         cached = output.scheduled_cached_reqs
@@ -197,7 +197,7 @@ class StreamedDevice:
         spans = []
         for name, count in output.num_scheduled_tokens.items():
             row, end = self._rows[name], starts[name] + count
-            spans.append(Span(row, list(row.blocks), starts[name], end, False))
+            spans.append(Span(row, list(row.blocks[0]), starts[name], end, False))
         return spans
 
     # The device

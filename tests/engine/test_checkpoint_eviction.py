@@ -52,9 +52,9 @@ def test_a_checkpoint_that_is_lost_is_not_restored_from_copies_still_under_way()
     """Its first block cannot be copied while the copy of its second goes on."""
     pool = HostPool(num_slots=4, block_size=4)
     keeper = Checkpointer(pool, Bandwidth(token_bytes=16), num_ranks=1)
-    request = SimpleNamespace(request_id="a", block_hashes=[], priority=1)
-    first = keeper.checkpoint(request, 4, [7, 8], Worth(1.0))
-    second = keeper.checkpoint(request, 8, [7, 8], Worth(1.0))
+    request = SimpleNamespace(request_id="a", block_hashes=[], priority=1, num_computed_tokens=8)
+    first = keeper.checkpoint(request, 4, [[7, 8]], Worth(1.0))
+    second = keeper.checkpoint(request, 8, [[7, 8]], Worth(1.0))
     assert first is not None
     assert second is not None
     keeper.restoring = {"a": 8}

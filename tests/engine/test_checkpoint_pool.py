@@ -567,9 +567,7 @@ class SharesUnfinished(HostPool):
     def grow(self, request_id, num_tokens, block_hashes, worth, **more):  # type: ignore[no-untyped-def]
         done = super().grow(request_id, num_tokens, block_hashes, worth, **more)
         if done:
-            entry = self._entries[request_id]
-            for index, block_hash in enumerate(block_hashes[: num_tokens // SIZE]):
-                self._publish(entry, index, block_hash)
+            self._columns.publish(self._entries[request_id], 0, num_tokens, block_hashes)
         return done
 
 

@@ -88,11 +88,31 @@ def test_others_recompute_and_say_why(change: dict[str, Any], words: str) -> Non
     assert words in reason(engine(**change))
 
 
+def test_windows_chunks_and_several_groups_are_covered() -> None:
+    window = group("SlidingWindowSpec", sliding_window=64)
+    chunk = group("ChunkedLocalAttentionSpec", attention_chunk_size=64)
+    assert reason(engine([window])) == ""
+    assert reason(engine([group(), window, window])) == ""
+    assert reason(engine([group(), chunk])) == ""
+    assert reason(engine([group(sliding_window=64)])) == "", "its blocks are kept, all of them"
+
+
 def test_caches_that_are_not_plain() -> None:
-    assert "several KV cache groups" in reason(engine([group(), group()]))
-    windows = [group("SlidingWindowSpec", sliding_window=64)]
-    assert "without full attention" in reason(engine(windows))
-    assert "without full attention" in reason(engine([group(sliding_window=64)]))
+    assert "another cache" in reason(engine([group(), group(tokens_per_state=4)]))
+    sinks = group("SinkFullAttentionSpec", sink_len=16)
+    assert "another cache" in reason(engine([group(), sinks]))
+
+
+def test_a_slot_holds_a_block_of_any_group() -> None:
+    """They have their blocks from the same memory. A token takes a part of one in each."""
+    wide = group(num_kv_heads=6)
+    part = engine([group(), wide, group("SlidingWindowSpec", sliding_window=64, block_size=32)])
+    assert sizes.slot_bytes_of(part) == 3 * SLOT_BYTES
+    keeper = make(part, checkpoint_bytes=0)
+    assert keeper.pool.slot_tokens == pytest.approx(1 / (2 / 16 + 1 / 32))
+    assert keeper.bandwidth.token_bytes == pytest.approx(3 * SLOT_BYTES * (2 / 16 + 1 / 32))
+    assert keeper.pool.block_size == 32
+    assert keeper.pool.hash_tokens == 16
 
 
 def test_layers_of_several_widths_are_counted_each() -> None:

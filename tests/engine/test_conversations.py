@@ -4,7 +4,6 @@ device, which checks every block that is copied (P2), read (P3), and every outpu
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +14,7 @@ pytest.importorskip("vllm")
 from conserve.core.snapshot import RequestView
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.checkpointer import Checkpointer
+from conserve.engine.checkpoint.columns import Columns
 from conserve.engine.checkpoint.conversations import Conversations
 from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.checkpoint.orders import Ended, Report
@@ -238,13 +238,13 @@ def test_a_name_used_again_is_another_request(make_engine: MakeEngine) -> None:
 
 
 class Counted(list[str]):
-    """Hashes; how often somebody goes through all of them."""
+    """Hashes; how many of them somebody has looked at."""
 
-    num_walks = 0
+    num_looks = 0
 
-    def __iter__(self) -> Iterator[str]:
-        self.num_walks += 1
-        return super().__iter__()
+    def __getitem__(self, index: Any) -> Any:
+        self.num_looks += 1
+        return super().__getitem__(index)
 
 
 def test_what_others_completed_is_adopted_in_place_of_a_tail_on_disk() -> None:
@@ -276,10 +276,10 @@ def test_what_was_said_is_not_looked_through_in_each_step() -> None:
     host.pool.written("left", 32, hashes)
     view, requests = RequestView("on", True, 0.0, 40), {"on": SimpleNamespace(block_hashes=hashes)}
     for num_blocks, found in ((0, 32), (8, 32), (9, 32)):
-        view.num_blocks, hashes.num_walks = num_blocks, 0
+        view.num_blocks, hashes.num_looks = num_blocks, 0
         HostView(host).describe_online([view], requests)
         assert view.num_checkpointed_tokens == view.num_copying_tokens == found
-        assert hashes.num_walks == (not num_blocks)
+        assert hashes.num_looks == (1 if num_blocks else len(hashes))
     host.pool.drop("left")
     HostView(host).describe_online([view], requests)
     assert view.num_checkpointed_tokens == 0
@@ -306,21 +306,12 @@ def counted_though_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def found_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Careless: blocks are found by where they stand, not by their hash."""
-    real = HostPool.grow
+    name_of = Columns._name
 
-    def grow(self: Any, name: str, num: int, hashes: Any, *args: Any, **more: Any) -> bool:
-        return real(self, name, num, [str(i) for i, _ in enumerate(hashes)], *args, **more)
+    def place(self: Columns, number: int, hashes: Any, index: int) -> Any:
+        return None if name_of(self, number, hashes, index) is None else (number, index)
 
-    def shared(self: Any, hashes: Any) -> int:
-        return num_shared(self, [str(i) for i, _ in enumerate(hashes)])
-
-    def published(self: Any, entry: Any, index: int, block_hash: Any) -> None:
-        publish(self, entry, index, str(index))
-
-    num_shared, publish = HostPool.num_shared_tokens, HostPool._publish
-    monkeypatch.setattr(HostPool, "grow", grow)
-    monkeypatch.setattr(HostPool, "num_shared_tokens", shared)
-    monkeypatch.setattr(HostPool, "_publish", published)
+    monkeypatch.setattr(Columns, "_name", place)
 
 
 @pytest.mark.parametrize("careless", [copies_go_on, counted_though_dropped, found_by_length])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import threading
-import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -115,29 +114,6 @@ def test_a_step_that_outruns_its_prediction_is_judged_again() -> None:
     scene.alarm.ring()
     assert scene.flag.raised == [7]
     assert scene.alarm.at_s == math.inf
-
-
-def test_nobody_has_to_call_for_it_to_be_judged_again() -> None:
-    """With the thread and the clock of a server."""
-    raised = threading.Event()
-
-    class Waited(Flag):
-        def raise_for(self, step: int) -> None:
-            super().raise_for(step)
-            raised.set()
-
-    flag = Waited()
-    promises = Promises(EngineSettings(slo_ttft_s=TARGET_S))
-    monitor = ArrivalMonitor(flag, time.monotonic, promises, 0.01)  # type: ignore[arg-type]
-    begins_s = time.monotonic()
-    monitor.step_started(7, RunningStep(begins_s, 0.005), MODEL)
-    monitor.arrived("a", begins_s, 10)
-    assert raised.wait(timeout=60.0)
-    asked = monitor.step_ended()
-    monitor.close()
-    assert flag.raised == [7]
-    assert asked is not None
-    assert asked.at_s >= begins_s + 0.015
 
 
 def test_a_step_begins_when_the_one_before_it_is_over() -> None:

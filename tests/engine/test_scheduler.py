@@ -241,7 +241,7 @@ def test_stale_reads_are_seen() -> None:
     device.slots[(1, 0)] = 17
     from tests.engine.device import Row
 
-    device.rows["a"] = Row([5, 6], [1])
+    device.rows["a"] = Row([5, 6], [[1]])
     with pytest.raises(StaleReadError):
         device._forward("a", 1, 2)
 

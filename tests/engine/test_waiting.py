@@ -36,10 +36,9 @@ def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
 
 def write_remote_kv(engine: Engine, name: str) -> None:
     """What another connector does: fill the blocks it was given."""
-    (blocks,) = engine.scheduler.kv_cache_manager.get_block_ids(name)
-    row = Row(list(PROMPT), list(blocks))
+    row = Row(list(PROMPT), list(engine.scheduler.kv_cache_manager.get_block_ids(name)))
     for position in range(NUM_LOADED):
-        engine.device.slots[engine.device._slot(row, position)] = row.hash_at(position)
+        engine.device._write(row, position)
 
 
 @pytest.mark.parametrize("online", [True, False], ids=["online", "offline"])

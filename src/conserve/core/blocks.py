@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from conserve.core.kv_groups import KVGroups
 from conserve.core.snapshot import RequestView
+
+Memory = int | KVGroups
+"""Tokens in a block, where all layers keep all tokens in one block table; else their groups."""
 
 UNCOUNTED = 1 << 60
 """Free blocks of an engine whose model keeps no KV: whatever a request needs is there."""
@@ -19,21 +23,41 @@ def blocks_cost(first: int, end: int, block_size: int) -> int:
     return blocks_for(end - first, block_size) * block_size
 
 
-def lacking_blocks(request: RequestView, block_size: int) -> int:
+def num_tables(memory: Memory) -> int:
+    """Block tables of a request: each of them may lack a block for its next token."""
+    return 1 if isinstance(memory, int) else len(memory.groups)
+
+
+def held_blocks(num_computed: int, memory: Memory) -> int:
+    """Of a request with so many tokens computed."""
+    if isinstance(memory, int):
+        return -(-num_computed // memory)
+    return memory.blocks_for(num_computed, num_computed)
+
+
+def lacking_blocks(request: RequestView, memory: Memory) -> int:
     """Free blocks a request needs beyond its own, and those that it shares, for all its known
     tokens."""
-    lacking = -(-request.num_tokens // block_size) - request.num_blocks
+    lacking = _needed(request, memory) - request.num_blocks
     if not request.num_blocks:
         lacking -= request.num_borrowed_blocks
     return lacking if lacking > 0 else 0
 
 
-def promised_blocks(running: Iterable[RequestView], block_size: int) -> int:
+def promised_blocks(running: Iterable[RequestView], memory: Memory) -> int:
     """Blocks that running requests' known tokens lack yet: promised when they were admitted."""
+    if not isinstance(memory, int):
+        return sum(max(0, _needed(one, memory) - one.num_blocks) for one in running)
     promised = 0
     for request in running:
         # `lacking_blocks`, without a call for each of hundreds.
-        lacking = -(-request.num_tokens // block_size) - request.num_blocks
+        lacking = -(-request.num_tokens // memory) - request.num_blocks
         if lacking > 0:
             promised += lacking
     return promised
+
+
+def _needed(request: RequestView, memory: Memory) -> int:
+    if isinstance(memory, int):
+        return -(-request.num_tokens // memory)
+    return memory.blocks_for(request.num_tokens, request.num_computed_tokens)

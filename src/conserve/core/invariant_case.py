@@ -42,7 +42,7 @@ class Case:
         return view.last_token_s is not None and left <= self.snapshot.decode_width
 
     def lacking(self, view: RequestView) -> int:
-        return lacking_blocks(view, self.snapshot.block_size)
+        return lacking_blocks(view, self.snapshot.memory)
 
     def freed_by(self, displaced: Iterable[RequestView]) -> int:
         """Blocks that become free when these go. What only offline requests share goes with the
@@ -61,7 +61,7 @@ class Case:
         return sharing.freed_by(victim) + sharing.num_among_offline * self._all_go
 
     def promised(self, views: Iterable[RequestView]) -> int:
-        return promised_blocks(views, self.snapshot.block_size)
+        return promised_blocks(views, self.snapshot.memory)
 
     def shape_of(self, views: Iterable[RequestView]) -> StepShape:
         """What the plan grants to `views`; whoever waits starts with a prefill."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from conserve.core import checkpointing
-from conserve.core.blocks import lacking_blocks, promised_blocks
+from conserve.core.blocks import lacking_blocks, num_tables, promised_blocks
 from conserve.core.displacement import choose_victims, num_servable
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Mode, Plan
@@ -37,7 +37,7 @@ class Policy:
         self.snapshot = snapshot
         self.model = model
         self.settings = settings
-        self.block_size = snapshot.block_size
+        self.memory = snapshot.memory
         self.step = StepBuilder(snapshot, model)
         if settings.fixed_step_tokens:
             self.step.tokens_left = min(self.step.tokens_left, settings.fixed_step_tokens)
@@ -92,7 +92,7 @@ class Policy:
         self._grant_online_prefills(slack_s if self.running.online_decodes else UNLIMITED)
         if self.held:
             staying = self.step.staying(self.snapshot.running)
-            self._release_held(promised_blocks(staying, self.block_size) - self.step.blocks_left)
+            self._release_held(promised_blocks(staying, self.memory) - self.step.blocks_left)
 
     def _grant_online_prefills(self, limit_s: float) -> None:
         """Chunks for online prefills those due sooner first; some displace offline ones."""
@@ -100,7 +100,7 @@ class Policy:
         prefills = sorted(self.running.online_prefills, key=due_s)
         if not prefills and not self.snapshot.waiting_online:
             return
-        promised = promised_blocks(self.running.online, self.block_size)
+        promised = promised_blocks(self.running.online, self.memory)
         self._displace(promised)
         for request in prefills:
             floor -= self.step.grant_prefill(request, limit_s, at_least=floor)
@@ -121,7 +121,7 @@ class Policy:
         if not num:
             return False
         holders = self.step.staying((*snapshot.running, *self.held))
-        return self.step.restore(request, num, promised_blocks(holders, self.block_size))
+        return self.step.restore(request, num, promised_blocks(holders, self.memory))
 
     def _displace(self, promised: int) -> None:
         """Make room for as many waiting online requests, first to last, as victims can serve."""
@@ -129,7 +129,7 @@ class Policy:
             return
         step, candidates = self.step, self.running.offline
         waiting = list(step.resources.line(self.snapshot.waiting_online))
-        needs = [lacking_blocks(r, self.block_size) for r in waiting]
+        needs = [lacking_blocks(r, self.memory) for r in waiting]
         fits = len(needs) <= step.slots_left and sum(needs) <= step.blocks_left - promised
         if fits and not self.snapshot.capacity.max_step_embeds:
             return
@@ -214,15 +214,14 @@ class Policy:
             self._start_offline(limit_s)
 
     def _start_offline(self, limit_s: float, at_least: int = 0) -> None:
-        """Waiting offline requests in order, while each leaves a block for all that run. Those
+        """Waiting offline requests in order, while each leaves blocks for all that run. Those
         with a checkpoint worth bringing back begin with that, which takes no tokens. Together they
         may have `at_least` tokens past the limit."""
         step, waiting = self.step, self.snapshot.waiting_offline
         if not step.slots_left or not waiting:
             return
-        reserve = len(self.running.offline) + promised_blocks(
-            self.snapshot.running, self.block_size
-        )
+        reserve = len(self.running.offline) * num_tables(self.memory)
+        reserve += promised_blocks(self.snapshot.running, self.memory)
         for request in step.resources.line(step.staying(waiting)):
             if step.has(request):
                 continue
@@ -272,10 +271,10 @@ class Policy:
                 return
         if self.snapshot.waiting_online or step.restores:
             return
-        reserve = promised_blocks(self.running.online, self.block_size)
+        reserve = promised_blocks(self.running.online, self.memory)
         for request in step.staying(self.snapshot.waiting_offline[:1]):
             reserve += self._room_beside(request)
-            self._release_for(request, lacking_blocks(request, self.block_size) + reserve)
+            self._release_for(request, lacking_blocks(request, self.memory) + reserve)
             step.start(request, reserve, 0.0, at_least=least)
 
     def _release_for(self, request: RequestView, num_blocks: int) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
-from conserve.core.blocks import lacking_blocks
+from conserve.core.blocks import Memory, lacking_blocks
 from conserve.core.snapshot import RequestView, Sharing
 
 Table = Iterable[tuple[int, int]]
@@ -14,10 +14,9 @@ Table = Iterable[tuple[int, int]]
 
 
 def arrivals_lack_room(
-    waiting_online: Iterable[RequestView], num_free_blocks: int, num_free_slots: int, size: int
+    waiting_online: Iterable[RequestView], num_free_blocks: int, num_free_slots: int, size: Memory
 ) -> bool:
-    """Whether somebody may have to yield, so that it matters who shares what. `size`: tokens in a
-    block."""
+    """Whether somebody may have to yield, so that it matters who shares what."""
     for request in waiting_online:
         num_free_blocks -= lacking_blocks(request, size)
         num_free_slots -= 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from conserve.core.kv_groups import KVGroups
+
 
 @dataclass(frozen=True, slots=True)
 class Media:
@@ -150,7 +152,10 @@ class Snapshot:
     num_free_blocks: int
     num_free_slots: int
     block_size: int
+    """Tokens that a copy to the host is rounded up to."""
     max_step_tokens: int
+    kv_groups: KVGroups | None = None
+    """None where all layers keep all tokens, in one block table."""
     targets: Targets = field(default_factory=Targets)
     whole_prompts: bool = False
     """Whether a prompt is computed in one step or not at all, as where chunked prefill is off. None
@@ -186,6 +191,11 @@ class Snapshot:
     num_loading_online: int = 0
     """Online requests whose KV is on its way back; they are not among those that wait."""
     capacity: Capacity = field(default_factory=Capacity)
+
+    @property
+    def memory(self) -> int | KVGroups:
+        """What says how many blocks a request takes (`core.blocks`)."""
+        return self.kv_groups or self.block_size
 
 
 @dataclass(slots=True)

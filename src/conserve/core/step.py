@@ -28,7 +28,7 @@ class StepBuilder:
         self.blocks_left = snapshot.num_free_blocks
         self.slots_left = snapshot.num_free_slots
         self.resources = Resources(snapshot)
-        self._block_size = snapshot.block_size
+        self._memory = snapshot.memory
         self._most_tokens = snapshot.max_step_tokens
         self._whole_prompts = snapshot.whole_prompts
         self._sharing = snapshot.sharing
@@ -118,7 +118,7 @@ class StepBuilder:
     def start(self, request: RequestView, reserve: int, limit_s: float, at_least: int = 0) -> int:
         """A waiting request's first chunk, if a slot, its blocks and `reserve` more are free;
         returns its size."""
-        need = lacking_blocks(request, self._block_size)
+        need = lacking_blocks(request, self._memory)
         if self.slots_left < 1 or need + reserve > self.blocks_left:
             return 0
         granted = self.grant_prefill(request, limit_s, at_least)
@@ -129,7 +129,7 @@ class StepBuilder:
 
     def restore(self, request: RequestView, num_tokens: int, reserve: int) -> bool:
         """Bring a waiting request's checkpoint back, on the same terms as `start`."""
-        need = lacking_blocks(request, self._block_size)
+        need = lacking_blocks(request, self._memory)
         if self.slots_left < 1 or need + reserve > self.blocks_left:
             return False
         self.restores[request.request_id] = num_tokens

@@ -114,8 +114,7 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         checkpointer = self.scheduler_side.checkpointer
         if num_external_tokens and request.request_id in checkpointer.restoring:
-            (block_ids,) = blocks.get_block_ids()
-            checkpointer.load(request, num_external_tokens, block_ids)
+            checkpointer.load(request, num_external_tokens, blocks.get_block_ids())
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMetadata:
         return StepMetadata(orders=self.scheduler_side.checkpointer.take_orders())

@@ -16,6 +16,7 @@ from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import scheduler_side
 from conserve.engine.door import AsyncScheduler
 from conserve.engine.driver import Driver
+from conserve.engine.kv_groups import kv_groups_of
 from conserve.engine.orphan import end_with_parent
 from conserve.engine.pausing import preempt_all
 from conserve.engine.promises import Promises
@@ -48,9 +49,9 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self.promises = Promises(settings)
         self.waiting = ClassQueue(self.promises.wait_s)
         self.kv_holding_waiting = ClassQueue(self.promises.wait_s)
-        side = scheduler_side(self.connector)
+        side, groups = scheduler_side(self.connector), kv_groups_of(self)
         self.stats, self.checkpointer = side.stats, side.checkpointer
-        self.tracker = RequestTracker(self.block_size, self.promises)
+        self.tracker = RequestTracker(groups or self.block_size, self.promises)
         self.experience = Experience(GENERIC_MODEL, GENERIC_ERROR)
         self.keeper = CheckpointKeeper(self, side.checkpointer, self.tracker, self.experience)
         self.stopper = Stopper(self, settings, self.promises, self.stats, clock, self.make_alarm)
@@ -68,6 +69,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             self.experience,
             HostView(side.checkpointer),
             self.remembering,
+            groups,
         )
         self.driver = Driver(
             scheduler=self,

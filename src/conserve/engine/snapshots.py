@@ -7,9 +7,9 @@ from itertools import chain
 from typing import Any
 
 from conserve.core.blocks import UNCOUNTED
+from conserve.core.kv_groups import KVGroups
 from conserve.core.learning import Experience
-from conserve.core.sharing import arrivals_lack_room, note_sharing, num_lasting
-from conserve.core.snapshot import RequestView, Sharing, Snapshot
+from conserve.core.snapshot import RequestView, Snapshot
 from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.needs import capacity_of, describe_media
 from conserve.engine.pausing import admits_new
@@ -17,6 +17,7 @@ from conserve.engine.promises import Promises
 from conserve.engine.queue import SCHEDULABLE, is_online
 from conserve.engine.remembering import Remembering
 from conserve.engine.scheduler_view import SchedulerView
+from conserve.engine.shared_blocks import SharedBlocks
 from conserve.engine.speculation import with_drafts
 from conserve.engine.tracker import RequestTracker
 
@@ -35,6 +36,7 @@ class Snapshots:
         experience: Experience,
         host: HostView,
         remembering: Remembering,
+        groups: KVGroups | None = None,
     ) -> None:
         self.decode_width = 1 + scheduler.num_spec_tokens
         self._scheduler = scheduler
@@ -43,6 +45,8 @@ class Snapshots:
         self._experience = experience
         self._host = host
         self._remembering = remembering
+        self._groups = groups
+        self._sharing = SharedBlocks(scheduler, groups)
 
     def online_resident(self) -> bool:
         """Whether an online request runs, or waits for more than blocks of its own."""
@@ -81,6 +85,7 @@ class Snapshots:
             num_free_blocks=self._num_free_blocks(),
             num_free_slots=num_free_slots,
             block_size=scheduler.block_size,
+            kv_groups=self._groups,
             max_step_tokens=scheduler.max_num_scheduled_tokens,
             targets=self._promises.targets,
             whole_prompts=not scheduler.vllm_config.scheduler_config.enable_chunked_prefill,
@@ -94,7 +99,7 @@ class Snapshots:
             copy_tail=host.least_tail,
             restore_tokens_per_s=host.restore_tokens_per_s,
             restore_queue_s=host.restore_queue_s,
-            sharing=self._sharing(waiting_online, num_free_slots),
+            sharing=self._sharing.look(waiting_online, self._num_free_blocks(), num_free_slots),
             num_remembered_blocks=self._remembering.room(now_s, running),
             copies_online=host.copies_online(self._experience.model),
             num_loading_online=host.num_loading(held_online),
@@ -122,33 +127,6 @@ class Snapshots:
         found, num_tokens = manager.coordinator.find_longest_cache_hit(
             request.block_hashes, longest
         )[:2]
-        # With several kinds of layers, blocks are not counted in tokens of the whole model.
-        borrowed = sum(block.ref_cnt > 0 for block in found[0]) if len(found) == 1 else 0
+        # Those that a window has left on the way are one and the same, and cost nothing.
+        borrowed = sum(b.ref_cnt > 0 and not b.is_null for blocks in found for b in blocks)
         return int(num_tokens), borrowed
-
-    def _sharing(self, waiting_online: Sequence[RequestView], num_free_slots: int) -> Sharing:
-        """Who shares blocks, where an arrival may need them."""
-        scheduler = self._scheduler
-        managers = scheduler.kv_cache_manager.coordinator.single_type_managers
-        free = self._num_free_blocks()
-        size = scheduler.block_size
-        if len(managers) != 1 or not arrivals_lack_room(waiting_online, free, num_free_slots, size):
-            return Sharing()
-        offline = [r.request_id for r in scheduler.running if not is_online(r)]
-        tables = managers[0].req_to_blocks
-        return note_sharing(
-            ((name, ((b.block_id, b.ref_cnt) for b in tables.get(name, ()))) for name in offline),
-            {v.request_id: self._num_lasting(v) for v in waiting_online if v.num_borrowed_blocks},
-        )
-
-    def _num_lasting(self, view: RequestView) -> int:
-        """Of the blocks that a waiting request finds, those that a running online one holds."""
-        scheduler = self._scheduler
-        coordinator = scheduler.kv_cache_manager.coordinator
-        request, tables = scheduler.requests[view.request_id], coordinator.single_type_managers[0]
-        found = coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)[0]
-        online = (r.request_id for r in scheduler.running if is_online(r))
-        return num_lasting(
-            (block.block_id for block in found[0]),
-            ((b.block_id for b in tables.req_to_blocks.get(name, ())) for name in online),
-        )

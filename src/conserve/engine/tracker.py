@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from conserve.core.blocks import Memory, held_blocks
 from conserve.core.latency import StepShape
 from conserve.core.snapshot import RequestView
 from conserve.engine.needs import adapter_of
@@ -26,12 +27,14 @@ def comes_back(request: Any) -> bool:
 class RequestTracker:
     """One `RequestView` a request, brought up to date when it is looked at."""
 
-    def __init__(self, block_size: int, promises: Promises) -> None:
-        self._block_size = block_size
+    def __init__(self, memory: Memory, promises: Promises) -> None:
+        self._memory = memory
         self._promises = promises
         self._views: dict[str, RequestView] = {}
         self._high_water: dict[str, int] = {}
         """Most tokens a request ever had computed: less than that again is recomputed."""
+        self._stopped_at: dict[str, int] = {}
+        """Tokens for which a running request has blocks since a step of it was stopped."""
 
     def add(self, request: Any, arrived_s: float) -> None:
         view = RequestView(
@@ -48,23 +51,26 @@ class RequestTracker:
             view.deadline_s = arrived_s + wanted_s
         self._views[request.request_id] = view
         self._high_water.pop(request.request_id, None)
+        self._stopped_at.pop(request.request_id, None)
 
     def drop_finished(self, live: dict[str, Any]) -> None:
         """Forget every request that is not in `live`; call it now and then."""
         if len(self._views) > 2 * len(live) + 64:
             self._views = {name: view for name, view in self._views.items() if name in live}
             self._high_water = {n: high for n, high in self._high_water.items() if n in live}
+            self._stopped_at = {n: end for n, end in self._stopped_at.items() if n in live}
 
     def forget_all(self) -> None:
         self._views.clear()
         self._high_water.clear()
+        self._stopped_at.clear()
 
     def get(self, request_id: str) -> RequestView | None:
         return self._views.get(request_id)
 
     def running(self, requests: Iterable[Any]) -> list[RequestView]:
         """Views of running requests; the answer is good until the next step is scheduled."""
-        views, size, found = [], self._block_size, self._views
+        views, found, stopped = [], self._views, self._stopped_at
         for request in requests:
             view = found[request.request_id]
             computed = request.num_computed_tokens
@@ -74,7 +80,10 @@ class RequestTracker:
             view.num_tokens = known if known < most else most
             view.num_computed_tokens = computed
             # A stopped step took tokens back, and left the blocks that it had taken.
-            view.num_blocks = max(view.num_blocks, -(-computed // size))
+            end = (
+                max(computed, stopped[view.request_id]) if view.request_id in stopped else computed
+            )
+            view.num_blocks = held_blocks(end, self._memory)
             views.append(view)
         return views
 
@@ -95,7 +104,8 @@ class RequestTracker:
             looks = most_tokens > 0 or request.num_computed_tokens > 0
             found = find_cached(request) if looks else (0, 0)
             view.num_computed_tokens, view.num_borrowed_blocks = found
-            view.num_blocks = -(-request.num_computed_tokens // self._block_size)
+            view.num_blocks = held_blocks(request.num_computed_tokens, self._memory)
+            self._stopped_at.pop(request.request_id, None)
             most_tokens -= view.num_tokens - view.num_computed_tokens
             views.append(view)
         return views
@@ -147,7 +157,8 @@ class RequestTracker:
         for request_id in num_scheduled_tokens:
             if view := self._views.get(request_id):
                 view.num_stops += 1
-                view.num_blocks = max(view.num_blocks, -(-ends[request_id] // self._block_size))
+                end = max(self._stopped_at.get(request_id, 0), ends[request_id])
+                self._stopped_at[request_id] = end
 
     def emitted(self, request_id: str, num_tokens: int, now_s: float, stats: EngineStats) -> None:
         """New tokens of a request left the engine."""

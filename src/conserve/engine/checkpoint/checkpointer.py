@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from conserve.core.checkpointing import copy_is_quicker
@@ -11,9 +11,9 @@ from conserve.engine.checkpoint import figures
 from conserve.engine.checkpoint.bandwidth import Bandwidth
 from conserve.engine.checkpoint.conversations import Conversations
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
-from conserve.engine.checkpoint.pool import HostPool, Worth
+from conserve.engine.checkpoint.pool import Held, HostPool, Worth
 from conserve.engine.checkpoint.ranks import RankPools
-from conserve.engine.checkpoint.under_way import Sent, UnderWay
+from conserve.engine.checkpoint.under_way import BlockIds, Holds, Sent, UnderWay
 from conserve.engine.door import init_logger
 from conserve.engine.queue import is_online
 from conserve.engine.stats import EngineStats
@@ -53,6 +53,8 @@ class Checkpointer:
         self.restoring: Mapping[str, int] = {}
         """request_id -> leading tokens that the step under construction brings back."""
         self.incremental = incremental
+        self.holds: Holds = lambda *_: True
+        """Whether a running request's window has not left a block of a KV group's."""
         self.under_way = UnderWay()
         self._orders = Orders()
         self._next_number = 0
@@ -77,35 +79,38 @@ class Checkpointer:
     # Copies to the host
 
     def checkpoint(
-        self, request: Any, num_tokens: int, block_ids: Sequence[int], worth: Worth
+        self, request: Any, num_tokens: int, block_ids: BlockIds, worth: Worth
     ) -> Job | None:
-        """Queue what is missing of the request's first `num_tokens` tokens, if there is room.
-        They must be in its blocks when the next step's forward begins, on every rank."""
+        """Queue what is missing of the request's first `num_tokens` tokens, if there is room, and
+        of a window what it has not left. They must be in its blocks when the next step's forward
+        begins, on every rank."""
         name, start = request.request_id, self.num_coming_tokens(request.request_id)
         if num_tokens <= start or self._refused.get(name) == self.pool.num_used_slots:
             return None
         online, hashes = is_online(request), request.block_hashes
-        if not self.pool.grow(name, num_tokens, hashes, worth, online=online):
+        held = Held.of(self.pool.groups, request.num_computed_tokens, start)
+        if not self.pool.grow(name, num_tokens, hashes, worth, online=online, held=held):
             self._refused[name] = self.pool.num_used_slots
             return None
         start = self.num_coming_tokens(name)
         spans = self.pool.spans(name, start, num_tokens) if start < num_tokens else []
         if not spans:
             return None
-        blocks = [block_ids[span.index] for span in spans]
-        job = self._send(request, num_tokens, True, blocks, [span.slot for span in spans])
-        job.ranges.extend((span.start, span.stop) for span in spans)
-        return job
+        blocks = [block_ids[span.group][span.index] for span in spans]
+        sent = self._send(request, num_tokens, True, blocks, [span.slot for span in spans])
+        sent.job.ranges.extend((span.start, span.stop) for span in spans)
+        sent.oldest = {s.group: s.index for s in reversed(spans) if s.group in self.pool.windows}
+        return sent.job
 
     def _send(
         self, request: Any, num_tokens: int, store: bool, blocks: list[int], slots: list[int]
-    ) -> Job:
+    ) -> Sent:
         self._next_number += 1
-        job = Job(self._next_number, store, blocks, slots)
-        self.under_way.add(Sent(job, request, num_tokens))
+        sent = Sent(Job(self._next_number, store, blocks, slots), request, num_tokens)
+        self.under_way.add(sent)
         self.pool.pin(request.request_id)
-        self._orders.jobs.append(job)
-        return job
+        self._orders.jobs.append(sent.job)
+        return sent
 
     # Blocks that change hands
 
@@ -114,9 +119,7 @@ class Checkpointer:
         covered = self.pool.num_covered_tokens(request.request_id)
         return min(covered, int(request.num_computed_tokens))
 
-    def leaves(
-        self, request: Any, block_ids: Sequence[int], worth: Worth, model: LatencyModel
-    ) -> None:
+    def leaves(self, request: Any, block_ids: BlockIds, worth: Worth, model: LatencyModel) -> None:
         """The request's blocks go to others, after this call. What the host lacks of it is
         copied before, if that is quicker than computing it again; else copies end as they are."""
         name, computed = request.request_id, request.num_computed_tokens
@@ -131,6 +134,13 @@ class Checkpointer:
             self._orders.wait.extend(s.job.number for s in self.under_way.of(name, store=True))
             return
         self.drop_copies(name)
+        self.pool.drop_if_short(name, covered)
+
+    def _end_behind_windows(self) -> None:
+        """vLLM has scheduled a step, and given away blocks that the windows of running requests
+        have left. Copies out of those end, and what was to follow them."""
+        for name in self.under_way.left_behind(self.holds):
+            self._end(self.under_way.of(name, store=True))
 
     def drop_copies(self, request_id: str) -> None:
         """The request's blocks go to others after this call, and no copy out of them is waited
@@ -179,30 +189,25 @@ class Checkpointer:
 
     def adopt(self, request: Any, num_tokens: int, worth: Worth) -> None:
         """Have what others left of the request's leading tokens, before it is brought back."""
-        size, hashes = self.pool.block_size, request.block_hashes
-        shared = self.pool.num_shared_tokens(hashes[: -(-num_tokens // size)])
-        if shared > self.pool.num_covered_tokens(request.request_id):
-            self.pool.grow(request.request_id, shared, hashes, worth, online=True)
+        self.pool.adopt(request.request_id, num_tokens, request.block_hashes, worth)
 
     def num_restored_tokens(self, request_id: str) -> int:
         """Leading tokens that this step's plan brings back, as far as they are still there: a
         copy queued since the plan was made may have needed the room."""
         planned = self.restoring.get(request_id, 0)
-        return min(planned, self.num_coming_tokens(request_id))
+        num_tokens = min(planned, self.num_coming_tokens(request_id))
+        return self.pool.num_restorable_tokens(request_id, num_tokens)
 
-    def load(self, request: Any, num_loaded: int, block_ids: Sequence[int]) -> None:
+    def load(self, request: Any, num_loaded: int, block_ids: BlockIds) -> None:
         """Fill the request's blocks with the last `num_loaded` of the tokens to be restored."""
-        entry = self.pool.get(request.request_id)
-        num_tokens = self.num_restored_tokens(request.request_id)
-        first = (num_tokens - num_loaded) // self.pool.block_size
-        last = -(-num_tokens // self.pool.block_size)
-        assert entry is not None, request.request_id
-        assert len(entry.slots) >= last, request.request_id
-        slots = entry.slots[first:last]
-        self._send(request, num_tokens, False, list(block_ids[first:last]), slots)
-        num_new = num_tokens - first * self.pool.block_size
+        name = request.request_id
+        num_tokens = self.num_restored_tokens(name)
+        places = self.pool.places(name, num_tokens - num_loaded, num_tokens)
+        blocks = [block_ids[place.group][place.index] for place in places]
+        slots = [place.slot for place in places]
+        self._send(request, num_tokens, False, blocks, slots)
         online = is_online(request)
-        figures.count_restore(self.stats, self.pool, slots, num_new, online=online)
+        figures.count_restore(self.stats, self.pool, slots, num_loaded, online=online)
 
     def is_loading(self, request_id: str) -> bool:
         return any(not sent.dropped for sent in self.under_way.of(request_id, store=False))
@@ -219,12 +224,13 @@ class Checkpointer:
 
     def gauge(self) -> None:
         """Report how full the pool is, and who had to go since the last call."""
-        slot_bytes = self.bandwidth.token_bytes * self.pool.block_size * self._ranks.num_ranks
-        figures.gauge(self.stats, self.pool, slot_bytes)
+        figures.gauge(self.stats, self.pool, self.bandwidth.token_bytes * self._ranks.num_ranks)
 
     # To the workers and back
 
     def take_orders(self) -> Orders:
+        """Of the step that vLLM has scheduled, all of it."""
+        self._end_behind_windows()
         orders, self._orders = self._orders, Orders()
         orders.moves.extend(self.pool.take_moves())
         orders.num_slots = self.pool.num_slots if self.is_ready else 0
@@ -258,7 +264,7 @@ class Checkpointer:
         self._loaded += [(sent.request.request_id, False) for sent in loads]
         self.under_way.clear()
         self._orders = Orders()
-        self.pool = HostPool(0, self.pool.block_size)
+        self.pool = self.pool.of_size(0)
         logger.warning("ConServe: no checkpoints, displaced requests recompute: %s", why)
 
     def _ended(self, sent: Sent, ended: Ended) -> None:
@@ -270,6 +276,7 @@ class Checkpointer:
         failed = sent.ended.failed_slots
         whole = not (sent.dropped or sent.ended.dropped or failed)
         name, hashes = sent.request.request_id, sent.request.block_hashes
+        self._refused.pop(name, None)
         self.pool.unpin(name)
         if sent.job.store:
             self._stored(sent, whole)
@@ -290,7 +297,7 @@ class Checkpointer:
             if not is_online(sent.request):
                 newly = self.pool.num_covered_tokens(name) - covered
                 self.stats.count("checkpointed_tokens", max(0, newly))
-        elif sent.outlived:
+        elif not sent.dropped:
             for later in self.under_way.of(name, store=True):
                 later.dropped = True
 

@@ -63,7 +63,7 @@ class Eviction:
             self._moves.append(Move(from_slot, to_slot))
             table.move(from_slot, to_slot)
         for victim in victims:
-            victim.slots = [moved.get(slot, slot) for slot in victim.slots]
+            victim.renumber(moved)
         for victim in evicted:
             self.release(victim)
         self._counts["evicted"] += len(evicted)

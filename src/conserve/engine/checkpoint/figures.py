@@ -29,7 +29,7 @@ def count_restore(
             stats.count("restored_tokens", round(num_tokens * count / len(slots)), source)
 
 
-def gauge(stats: EngineStats, pool: HostPool, slot_bytes: float) -> None:
+def gauge(stats: EngineStats, pool: HostPool, token_bytes: float) -> None:
     """How full the pool is and of what, and who had to go since the last call."""
     if not pool.num_slots:
         return
@@ -38,7 +38,7 @@ def gauge(stats: EngineStats, pool: HostPool, slot_bytes: float) -> None:
         stats.set("checkpoint_used_ratio", pool.num_used_disk_slots / pool.num_disk_slots, "disk")
     for label in ("online", "offline"):
         num_slots = pool.num_slots_of(online=label == "online")
-        stats.set("checkpoint_bytes", num_slots * slot_bytes, label)
+        stats.set("checkpoint_bytes", num_slots * pool.slot_tokens * token_bytes, label)
     for how in ("evicted", "demoted", "refused_too_large"):
         if count := pool.counts.pop(how, 0):
             stats.count("checkpoint_evictions", count, how)

@@ -34,7 +34,9 @@ class HostView:
         """Copies under way count as done: a restore is queued behind them."""
         described = self.describe(views)
         for view in described:
-            view.num_checkpointed_tokens = view.num_copying_tokens
+            end = min(view.num_copying_tokens, view.num_tokens - 1)
+            whole = self._host.pool.num_restorable_tokens(view.request_id, end)
+            view.num_checkpointed_tokens = view.num_copying_tokens if whole else 0
         return described
 
     def describe_online(self, views: Iterable[RequestView], requests: Mapping[str, Any]) -> None:
@@ -52,13 +54,13 @@ class HostView:
         """All that was said is looked through while the request waits. Of one with blocks that was
         done, in each step: only whether the last that was found is there still."""
         pool = self._host.pool
+        most = view.num_tokens - 1
         if own := pool.num_covered_tokens(view.request_id):
-            return own
+            return own if pool.num_restorable_tokens(view.request_id, min(own, most)) else 0
         if not view.num_blocks:
-            return pool.num_shared_tokens(block_hashes)
-        end = view.num_checkpointed_tokens // pool.block_size
-        last = block_hashes[max(end - 1, 0) : end]
-        return end * pool.num_shared_tokens(last)
+            return pool.num_shared_tokens(block_hashes, most)
+        end = view.num_checkpointed_tokens // pool.block_size * pool.block_size
+        return end if end and pool.shares_up_to(block_hashes, end) else 0
 
     def num_loading(self, requests: Iterable[Any]) -> int:
         """How many of them wait for a restore under way."""
@@ -92,4 +94,4 @@ class HostView:
         return queued / self._host.bandwidth.load_tokens_per_s if queued else 0.0
 
     def _num_queued_tokens(self, *, store: bool) -> int:
-        return self._host.under_way.num_slots(store=store) * self._host.pool.block_size
+        return int(self._host.under_way.num_slots(store=store) * self._host.pool.slot_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from conserve.core.learning import Experience
@@ -11,6 +11,7 @@ from conserve.core.plan import Plan
 from conserve.engine.admission import give_blocks_back
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.pool import Worth
+from conserve.engine.checkpoint.under_way import BlockIds
 from conserve.engine.door import RequestStatus
 from conserve.engine.queue import SCHEDULABLE, is_online
 from conserve.engine.scheduler_view import SchedulerView
@@ -29,6 +30,7 @@ class CheckpointKeeper:
         experience: Experience,
     ) -> None:
         self.checkpointer = checkpointer
+        checkpointer.holds = self._holds
         self._scheduler = scheduler
         self._tracker = tracker
         self._experience = experience
@@ -45,9 +47,13 @@ class CheckpointKeeper:
             blocks = self._block_ids(request_id)
             self.checkpointer.checkpoint(request, num_tokens, blocks, self._worth(request))
 
-    def _block_ids(self, request_id: str) -> Sequence[int]:
-        (block_ids,) = self._scheduler.kv_cache_manager.get_block_ids(request_id)
-        return block_ids  # type: ignore[no-any-return]
+    def _block_ids(self, request_id: str) -> BlockIds:
+        return self._scheduler.kv_cache_manager.get_block_ids(request_id)  # type: ignore[no-any-return]
+
+    def _holds(self, request_id: str, group: int, index: int) -> bool:
+        tables = self._scheduler.kv_cache_manager.coordinator.single_type_managers
+        blocks = tables[group].req_to_blocks.get(request_id, ())
+        return index >= len(blocks) or not blocks[index].is_null
 
     def _worth(self, request: Any) -> Worth:
         view = self._tracker.get(request.request_id)

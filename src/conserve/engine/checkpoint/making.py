@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +14,7 @@ from conserve.engine.checkpoint.copier import BlockCopies, Copier, StreamCopier,
 from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.device import Device
 from conserve.engine.checkpoint.disk import SlotFile, try_file
-from conserve.engine.checkpoint.packing import Packing, packing_for, whole
+from conserve.engine.checkpoint.packing import Packing, UnknownLayoutError, packing_for, whole
 from conserve.engine.checkpoint.pinned import PinnedMemory, Pinning
 from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.sizes import PoolSize
@@ -61,6 +62,7 @@ class CpuMaking:
         settings: EngineSettings,
         packing: Packing,
     ) -> None:
+        planes = widest_planes(planes)
         file = _disk_tier(SlotStore.slot_bytes(planes), size, settings)
         self._store = SlotStore(
             planes, size.num_slots, file, packing=packing, checksums=settings.checkpoint_verify
@@ -68,7 +70,7 @@ class CpuMaking:
 
     def finished(self) -> Pool:
         store = self._store
-        queue = CopyQueue(store.slots.slot_bytes, store.block_size)
+        queue = CopyQueue(store.slots.slot_bytes, store.tokens_apart)
         bytes_per_s = self._measure()
         return Pool(store.slots, ThreadCopier(BlockCopies(queue, store)), bytes_per_s)
 
@@ -150,8 +152,9 @@ def _disk_tier(slot_bytes: int, size: PoolSize, settings: EngineSettings) -> Slo
 
 
 def planes_of(kv_caches: Mapping[str, Any], num_blocks: int) -> list[torch.Tensor]:
-    """vLLM's caches as [num_blocks, ...] views, layers that share memory once. vLLM registers
-    [blocks, heads, tokens, content] a layer; blocks may be split into several for the kernel."""
+    """vLLM's caches as [num_blocks, ...] views, layers that share memory once if they see it alike.
+    vLLM registers [blocks, heads, tokens, content] a layer; blocks may be split into several for
+    the kernel. Layers of several KV groups lie in the same memory: a block is of one group."""
     planes = {
         (cache.data_ptr(), tuple(cache.shape)): group_kernel_blocks(cache, num_blocks)
         for cache in kv_caches.values()
@@ -159,9 +162,30 @@ def planes_of(kv_caches: Mapping[str, Any], num_blocks: int) -> list[torch.Tenso
     return list(planes.values())
 
 
+def widest_planes(planes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """One plane for each place, for copies of whole blocks: where layers of several groups see the
+    same memory as blocks of other shapes, the bytes of its blocks, [num_blocks, 1, 1, bytes].
+    Raises UnknownLayoutError where a block is not one stretch of bytes there."""
+    at_place: dict[int, list[torch.Tensor]] = defaultdict(list)
+    for plane in planes:
+        at_place[plane.data_ptr()].append(plane)
+    return [found[0] if len(found) == 1 else _bytes_of(found) for found in at_place.values()]
+
+
+def _bytes_of(planes: Sequence[torch.Tensor]) -> torch.Tensor:
+    widest = max(planes, key=lambda plane: plane[0].numel() * plane.element_size())
+    if not all(plane[0].is_contiguous() for plane in planes):
+        raise UnknownLayoutError("blocks of several KV cache groups are woven into each other")
+    item, num_bytes = widest.element_size(), widest[0].numel() * widest.element_size()
+    memory = torch.empty(0, dtype=torch.int8).set_(widest.untyped_storage())
+    shape, stride = (len(widest), 1, 1, num_bytes), widest.stride(0) * item
+    strides = (stride, num_bytes, num_bytes, 1)
+    return memory.as_strided(shape, strides, widest.storage_offset() * item)
+
+
 def packing_of_all(kv_caches: Mapping[str, Any], layers: Mapping[str, Any]) -> Packing:
     """How tokens lie in every layer's blocks, if that is the same in all of them; by whole
-    blocks otherwise."""
+    blocks otherwise, as where layers of several groups see the same memory in other shapes."""
     found = {
         (layer.attn_backend, getattr(layer, "isa", ""), cache.dtype, cache.shape[1:]): (
             layer,
@@ -171,4 +195,6 @@ def packing_of_all(kv_caches: Mapping[str, Any], layers: Mapping[str, Any]) -> P
         if (layer := layers.get(name)) is not None and hasattr(layer, "attn_backend")
     }
     packings = {packing_for(layer, cache) for layer, cache in found.values()}
-    return packings.pop() if len(packings) == 1 else whole
+    places = {(cache.data_ptr(), cache.dtype, cache.shape) for cache in kv_caches.values()}
+    seen_alike = len({place for place, _, _ in places}) == len(places)
+    return packings.pop() if len(packings) == 1 and seen_alike else whole

@@ -1,23 +1,27 @@
 """Who owns which checkpoint slot. Lives in the scheduler's process and touches no bytes.
 
-A slot holds one block's worth of KV of every layer, on each rank under the same number.
+A slot holds one KV block, on each rank under the same number: with one KV group of all layers,
+with several of the layers of one group. A request's checkpoint has a column of slots for each.
 
     tokens of a request   [0 ........................... num_tokens) [num_tokens ... reserved)
-    its slots             | slots[0] | slots[1] | ... | slots[i] partly |
+    slots of a column     | slots[0] | slots[1] | ... | slots[i] partly |
                           complete, readable                          being written, or empty
+    of a window's column                | slots[0] | ... as much as the window needs
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from itertools import takewhile
 
-from conserve.engine.checkpoint.entry import Entry, Move, Span, Worth
+from conserve.core.kv_groups import KVGroup
+from conserve.engine.checkpoint.columns import Columns
+from conserve.engine.checkpoint.entry import Column, Entry, Held, Move, Span, Worth
 from conserve.engine.checkpoint.eviction import Eviction
 from conserve.engine.checkpoint.slot_table import SlotTable
 
-__all__ = ["Entry", "HostPool", "Move", "Span", "Worth"]
+__all__ = ["Entry", "Held", "HostPool", "Move", "Span", "Worth"]
 
 
 class HostPool:
@@ -27,15 +31,45 @@ class HostPool:
     demoted, lost (requests); the reader may clear it.
     """
 
-    def __init__(self, num_slots: int, block_size: int, num_disk_slots: int = 0) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        block_size: int,
+        num_disk_slots: int = 0,
+        *,
+        groups: Sequence[KVGroup] = (),
+        hash_tokens: int = 0,
+    ) -> None:
+        """`block_size`: tokens that are whole blocks in every group; without `groups` there is one,
+        of all layers and tokens. `hash_tokens`: those that a request has a hash for each of."""
         self.block_size = block_size
         self.num_slots = num_slots
         self.num_disk_slots = num_disk_slots
+        self.groups = tuple(groups) or (KVGroup(block_size),)
+        self.hash_tokens = hash_tokens or block_size
+        self.windows = {n for n, group in enumerate(self.groups) if not group.keeps_all}
+        """Groups whose blocks a running request gives back."""
         self.counts: Counter[str] = Counter()
         self._entries: dict[str, Entry] = {}
         self._table = SlotTable(num_slots, num_disk_slots)
+        self._columns = Columns(self._table, self.groups, self.hash_tokens)
         self._eviction = Eviction(self._entries, self._table, self.counts)
         self._too_large: set[str] = set()
+
+    def of_size(self, num_slots: int) -> HostPool:
+        """An empty one of this kind."""
+        return HostPool(
+            num_slots,
+            self.block_size,
+            self.num_disk_slots,
+            groups=self.groups,
+            hash_tokens=self.hash_tokens,
+        )
+
+    @property
+    def slot_tokens(self) -> float:
+        """Tokens whose KV, of all groups, is as large as a slot."""
+        return 1 / sum(1 / group.block_size for group in self.groups)
 
     # What is there
 
@@ -60,10 +94,32 @@ class HostPool:
         entry = self.get(request_id)
         return entry.num_tokens if entry else 0
 
-    def num_shared_tokens(self, block_hashes: Sequence[Hashable]) -> int:
-        """Leading tokens of whoever has these full blocks that are complete in the pool."""
-        known = self._table.slot_of
-        return self.block_size * sum(1 for _ in takewhile(known.__contains__, block_hashes))
+    def num_restorable_tokens(self, request_id: str, num_tokens: int) -> int:
+        """`num_tokens` if its checkpoint, once it has those, brings a request back to them, else 0:
+        of a window that copies lagged behind by, some is missing."""
+        entry = self.get(request_id)
+        return num_tokens if entry and entry.reaches_back(num_tokens) else 0
+
+    def num_shared_tokens(
+        self, block_hashes: Sequence[Hashable], most_tokens: float = math.inf
+    ) -> int:
+        """Leading tokens of whoever has these full blocks that are complete in the pool, whole
+        blocks in all groups. Of those, `most_tokens` may be restored, or fewer."""
+        num_tokens = len(block_hashes) * self.hash_tokens
+        while True:
+            num_tokens -= num_tokens % self.block_size
+            held = self._columns.num_held(block_hashes, num_tokens, most_tokens)
+            if held >= num_tokens:
+                return num_tokens
+            num_tokens = held
+
+    def shares_up_to(self, block_hashes: Sequence[Hashable], num_tokens: int) -> bool:
+        """Whether the blocks are in the pool that end with that token, in all groups."""
+        return all(
+            self._columns.known(number, block_hashes, num_tokens // group.block_size - 1)
+            is not None
+            for number, group in enumerate(self.groups)
+        )
 
     def is_on_disk(self, slot: int) -> bool:
         return self._table.is_on_disk(slot)
@@ -71,13 +127,25 @@ class HostPool:
     def spans(self, request_id: str, start: int, stop: int) -> list[Span]:
         """Tokens [start, stop), block by block, without blocks that somebody else's copy
         completed already. Raises KeyError without an entry, IndexError past its slots."""
-        slots, size = self._entries[request_id].slots, self.block_size
         found = []
-        for index in range(start // size, -(-stop // size)):
-            first = index * size
-            if slots[index] not in self._table.hash_of:
-                low, high = max(start - first, 0), min(stop - first, size)
-                found.append(Span(index, slots[index], low, high))
+        for number, column in enumerate(self._entries[request_id].columns):
+            size = column.group.block_size
+            for index in range(max(start // size, column.first), -(-stop // size)):
+                first, slot = index * size, column.at(index)
+                if slot not in self._table.hash_of:
+                    low, high = max(start - first, 0), min(stop - first, size)
+                    found.append(Span(index, slot, low, high, number))
+        return found
+
+    def places(self, request_id: str, start: int, stop: int) -> list[Span]:
+        """Slots to bring tokens [start, stop) back from, where a request needs them that goes on
+        from `stop`. Raises as `spans` does."""
+        found = []
+        for number, column in enumerate(self._entries[request_id].columns):
+            size = column.group.block_size
+            first = max(start // size, column.group.first_needed(stop))
+            indices = range(first, -(-stop // size))
+            found += [Span(index, column.at(index), 0, size, number) for index in indices]
         return found
 
     # A request's checkpoint grows
@@ -90,100 +158,68 @@ class HostPool:
         worth: Worth,
         *,
         online: bool = False,
+        held: Held | None = None,
     ) -> bool:
-        """Have slots for the leading `num_tokens` tokens; block_hashes[i] names full block i.
+        """Have slots for the leading `num_tokens` tokens; the hashes name full blocks.
 
         Full blocks that are in the pool already are shared and count as complete. A partly filled
         block on disk is begun anew in memory: `num_tokens` of the entry goes back to its start.
         Where slots lack, entries of lower rank are demoted or evicted, whole. False if that would
-        not do: nobody is evicted then, and what the request has stays.
+        not do: nobody is evicted then, and what the request has stays. Without
+        `held` the request holds all of its blocks.
         """
         entry = self._entries.setdefault(request_id, Entry(request_id, worth, online))
+        entry.columns = entry.columns or [Column(group) for group in self.groups]
         if entry.leaving:
             return False
         entry.worth = worth
-        wanted = -(-num_tokens // self.block_size)
+        if not self._columns.begin(entry, num_tokens, block_hashes, held):
+            return self._refuse(entry)
+        wanted = sum(column.num_wanted(num_tokens) for column in entry.columns)
         if wanted > self.num_slots:
             if request_id not in self._too_large:
                 self._too_large.add(request_id)
                 self.counts["refused_too_large"] += 1
             return self._refuse(entry)
-        self._share(entry, block_hashes[:wanted])
-        on_disk = self._open_on_disk(entry) if num_tokens > entry.num_tokens else []
-        lacking, free = wanted - len(entry.slots) + len(on_disk), self._table.free
-        stays = bool(on_disk and entry.num_pins)
+        self._columns.share(entry, num_tokens, block_hashes)
+        on_disk = self._columns.open_on_disk(entry) if num_tokens > entry.num_tokens else []
+        lacking = self._columns.num_lacking(entry, num_tokens, on_disk)
+        stays, free = bool(on_disk and entry.num_pins), self._table.free
         if stays or not (lacking <= len(free) or self._eviction.make_room(lacking, entry, wanted)):
             return self._refuse(entry)
-        self._begin_anew(entry, on_disk)
-        for _ in range(lacking):
-            self._own(entry, free.pop())
-        self._advance(entry, entry.num_tokens)
+        self._columns.begin_anew(entry, on_disk)
+        self._columns.fill(entry, num_tokens)
         return True
 
-    def _share(self, entry: Entry, block_hashes: Sequence[Hashable]) -> None:
-        """Have what the pool has of them behind its complete tokens: in place of its own slots
-        that are not complete, too, while no copy fills those."""
-        known, end = self._table.slot_of, len(entry.slots)
-        first = entry.num_tokens // self.block_size
-        for index, block_hash in enumerate(block_hashes[first:end], first):
-            if block_hash in known:
-                self._publish(entry, index, block_hash)
-        for block_hash in takewhile(known.__contains__, block_hashes[end:]):
-            self._own(entry, known[block_hash])
-        self._advance(entry, entry.num_tokens)
-
-    def _open_on_disk(self, entry: Entry) -> list[int]:
-        """Its slots from the one that is partly filled, if that was moved to the disk."""
-        first = entry.num_tokens // self.block_size
-        rest = entry.slots[first:]
-        return rest if rest and self.is_on_disk(rest[0]) else []
-
-    def _begin_anew(self, entry: Entry, slots: list[int]) -> None:
-        """Copies write to memory alone: what those last slots held is copied again."""
-        del entry.slots[len(entry.slots) - len(slots) :]
-        entry.num_tokens = min(entry.num_tokens, len(entry.slots) * self.block_size)
-        for slot in slots:
-            self._table.disown(slot, online=entry.online)
-
     def _refuse(self, entry: Entry) -> bool:
-        if not entry.slots and not entry.num_pins:
+        if not entry.num_slots and not entry.num_pins:
             del self._entries[entry.request_id]
         else:
-            self._advance(entry, entry.num_tokens)
+            self._columns.advance(entry, entry.num_tokens)
         return False
 
-    def _own(self, entry: Entry, slot: int) -> None:
-        entry.slots.append(slot)
-        self._table.own(slot, online=entry.online)
+    def adopt(
+        self, request_id: str, num_tokens: int, block_hashes: Sequence[Hashable], worth: Worth
+    ) -> None:
+        """An online request that holds no blocks is to be restored to so many tokens: it has what
+        others left of them."""
+        end = -(-num_tokens // self.block_size) * self.block_size // self.hash_tokens
+        shared = self.num_shared_tokens(block_hashes[:end], num_tokens)
+        if shared > self.num_covered_tokens(request_id):
+            held = Held([math.inf] * len(self.groups), 0)
+            self.grow(request_id, shared, block_hashes, worth, online=True, held=held)
 
     def written(self, request_id: str, num_tokens: int, block_hashes: Sequence[Hashable]) -> None:
         """The bytes of the leading `num_tokens` tokens are in the slots, on every rank. Blocks
-        that this completes are shared from here on; one that is in the pool twice is merged."""
+        that this completes are shared from here on; one that is in the pool twice is merged. What
+        windows have left is given back."""
         entry = self.get(request_id)
         if entry is None or num_tokens <= entry.num_tokens:
             return
-        first = entry.num_tokens // self.block_size
-        for index in range(first, min(num_tokens // self.block_size, len(block_hashes))):
-            self._publish(entry, index, block_hashes[index])
-        self._advance(entry, num_tokens)
-
-    def _publish(self, entry: Entry, index: int, block_hash: Hashable) -> None:
-        table, slot = self._table, entry.slots[index]
-        known = table.slot_of.get(block_hash)
-        if known is None and slot not in table.hash_of:
-            table.publish(slot, block_hash)
-        elif known is not None and known != slot and not entry.num_pins:
-            table.own(known, online=entry.online)
-            entry.slots[index] = known
-            table.disown(slot, online=entry.online)
-
-    def _advance(self, entry: Entry, num_tokens: int) -> None:
-        """Complete up to `num_tokens`, and through the shared blocks right behind."""
-        index = num_tokens // self.block_size
-        while index < len(entry.slots) and entry.slots[index] in self._table.hash_of:
-            index += 1
-            num_tokens = index * self.block_size
-        entry.num_tokens = num_tokens
+        self._columns.publish(entry, entry.num_tokens, num_tokens, block_hashes)
+        self._columns.advance(entry, num_tokens)
+        if not entry.num_pins:
+            self._columns.trim(entry, self.block_size)
 
     # Copies in flight
 
@@ -212,17 +248,14 @@ class HostPool:
         entry = self.get(request_id)
         if entry is None:
             return 0
-        num_blocks = min(entry.num_tokens // self.block_size, len(block_hashes))
-        for index in range(num_blocks):
-            self._publish(entry, index, block_hashes[index])
+        num_tokens = min(entry.num_tokens, len(block_hashes) * self.hash_tokens)
+        num_tokens -= num_tokens % self.block_size
+        self._columns.publish(entry, 0, num_tokens, block_hashes)
         if not entry.num_pins:
-            for slot in entry.slots[num_blocks:]:
-                self._table.disown(slot, online=entry.online)
-            del entry.slots[num_blocks:]
-            entry.num_tokens = num_blocks * self.block_size
-            if not num_blocks:
+            self._columns.cut(entry, num_tokens)
+            if not num_tokens or not entry.reaches_back(num_tokens):
                 self.drop(request_id)
-        return num_blocks * self.block_size
+        return num_tokens
 
     def rate(self, request_id: str, worth: Worth) -> None:
         """The entry of that request, if it has one, is worth so much from here on."""
@@ -238,6 +271,13 @@ class HostPool:
         entry.leaving = True
         if not entry.num_pins:
             self._eviction.release(entry)
+
+    def drop_if_short(self, request_id: str, num_tokens: int) -> None:
+        """The request has lost its blocks, and the host has so many of its tokens: worth nothing
+        where they do not reach back as far as a window does."""
+        entry = self.get(request_id)
+        if entry is not None and not entry.reaches_back(num_tokens):
+            self.drop(request_id)
 
     def forget_all(self) -> None:
         """What every slot holds is worth nothing: nobody shares it from here on, not even while

@@ -31,9 +31,9 @@ class RankPools:
     def together(self, empty: HostPool) -> HostPool:
         """The pool that all of them have room for; says how large it is. `empty`: one of its kind
         without room in memory."""
-        pool = HostPool(min(self._num_slots), empty.block_size, empty.num_disk_slots)
+        pool = empty.of_size(min(self._num_slots))
         num_tokens, num_disk = (
-            num_slots * pool.block_size for num_slots in (pool.num_slots, pool.num_disk_slots)
+            int(num_slots * pool.slot_tokens) for num_slots in (pool.num_slots, pool.num_disk_slots)
         )
         logger.info(
             "ConServe: checkpoints in %.2f GiB of host memory, %d tokens%s",

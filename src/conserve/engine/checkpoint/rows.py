@@ -87,17 +87,16 @@ def _bytes_of(memory: _Memory) -> int:
 
 
 def _by_allocation(planes: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Layers of one allocation whose blocks are equally far apart. Layers that share one KV count
-    once."""
-    groups: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
+    """Layers of one allocation whose blocks are equally far apart."""
+    groups: dict[tuple[int, int], list[torch.Tensor]] = {}
     for plane in planes:
         if plane.dim() < 2:
             raise UnknownLayoutError(f"KV of shape {tuple(plane.shape)} is not paged by block")
         where = (plane.untyped_storage().data_ptr(), _block_stride(plane))
-        groups.setdefault(where, {})[plane.data_ptr()] = plane
+        groups.setdefault(where, []).append(plane)
     if not groups:
         raise UnknownLayoutError("there is no KV")
-    return [[layers[at] for at in sorted(layers)] for layers in groups.values()]
+    return [sorted(layers, key=torch.Tensor.data_ptr) for layers in groups.values()]
 
 
 def _block_stride(plane: torch.Tensor) -> int:
@@ -108,7 +107,7 @@ def _block_stride(plane: torch.Tensor) -> int:
 def _memory_of(planes: list[torch.Tensor]) -> _Memory:
     """planes: a group of `_by_allocation`."""
     block_stride = _block_stride(planes[0])
-    runs = [run for plane in planes for run in _runs(plane)]
+    runs = _joined(run for plane in planes for run in _runs(plane))
     row_bytes = math.gcd(block_stride, *(number for run in runs for number in run))
     word = next(word for word in WORDS if row_bytes % word.itemsize == 0)
     allocation = torch.empty(0, dtype=torch.int8, device=planes[0].device)
@@ -122,6 +121,19 @@ def _memory_of(planes: list[torch.Tensor]) -> _Memory:
     ]
     first_rows = torch.tensor(first, dtype=torch.int64, device=allocation.device)
     return _Memory(rows, first_rows, block_stride // row_bytes)
+
+
+def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(start, length) of the same bytes, each once: layers that share one KV, and those of several
+    KV groups, see the same memory."""
+    joined: list[tuple[int, int]] = []
+    for start, length in sorted(set(runs)):
+        last, reach = joined[-1] if joined else (start, -1)
+        if start < last + reach:
+            joined[-1] = (last, max(reach, start + length - last))
+        else:
+            joined.append((start, length))
+    return joined
 
 
 def _runs(plane: torch.Tensor) -> list[tuple[int, int]]:

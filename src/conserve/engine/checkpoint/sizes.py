@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,14 @@ from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.conversations import Conversations
 from conserve.engine.checkpoint.pool import HostPool
 from conserve.engine.door import (
+    ChunkedLocalAttentionSpec,
     FullAttentionSpec,
     MLAAttentionSpec,
+    SlidingWindowSpec,
     init_logger,
 )
 from conserve.engine.host_memory import available_bytes
+from conserve.engine.kv_groups import kv_group_of
 from conserve.engine.settings import CHECKPOINT_SHARE, EngineSettings
 from conserve.engine.stats import EngineStats
 
@@ -63,25 +67,32 @@ def make_checkpointer(
     logger.info("ConServe: checkpoints (%s), once there is memory for them", settings.checkpoint)
     num_ranks = vllm_config.parallel_config.world_size
     slot_bytes = slot_bytes_of(kv_cache_config)
-    block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+    pool = _empty_pool(kv_cache_config, _num_disk_slots(settings, slot_bytes * num_ranks))
     return Checkpointer(
-        HostPool(0, block_size, _num_disk_slots(settings, slot_bytes * num_ranks)),
-        Bandwidth(slot_bytes / block_size, settings.checkpoint_bytes_per_s),
+        pool,
+        Bandwidth(slot_bytes / pool.slot_tokens, settings.checkpoint_bytes_per_s),
         num_ranks=num_ranks,
         incremental=settings.checkpoint == "incremental",
         stats=stats,
-        conversations=_conversations(vllm_config, settings, block_size),
+        conversations=_conversations(vllm_config, settings, pool.hash_tokens),
     )
 
 
+def _empty_pool(kv_cache_config: Any, num_disk_slots: int) -> HostPool:
+    groups = [kv_group_of(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups]
+    sizes = [group.block_size for group in groups]
+    hash_tokens = getattr(kv_cache_config, "hash_block_size", None) or math.gcd(*sizes)
+    return HostPool(0, math.lcm(*sizes), num_disk_slots, groups=groups, hash_tokens=hash_tokens)
+
+
 def _conversations(
-    vllm_config: Any, settings: EngineSettings, block_size: int
+    vllm_config: Any, settings: EngineSettings, hash_tokens: int
 ) -> Conversations | None:
     """None where nothing is kept of online requests: they are found by the hashes of prefix
     caching."""
     keeps = settings.checkpoint_online and settings.checkpoint == "incremental"
     has_hashes = vllm_config.cache_config.enable_prefix_caching
-    return Conversations(block_size) if keeps and has_hashes else None
+    return Conversations(hash_tokens) if keeps and has_hashes else None
 
 
 def no_checkpoints(reason: str) -> Checkpointer:
@@ -96,16 +107,16 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     reasons = (
         (settings.checkpoint == "off", "switched off (checkpoint: off)"),
-        (not groups, "the model keeps no KV"),
         (kv_cache_config.has_mamba_layers, "recurrent state is no plain KV cache"),
         (
             kv_cache_config.needs_kv_cache_zeroing,
             "vLLM clears new blocks before copies out of them can be waited for",
         ),
-        (len(groups) != 1, "layers in several KV cache groups are not covered"),
+        (not groups, "the model keeps no KV"),
         (
             not all(_is_plain(spec) for group in groups for spec in _layer_specs(group)),
-            "layers without full attention (sliding windows, say) are not covered",
+            "layers with another cache than attention's (of all tokens, a window, a chunk) are "
+            "not covered",
         ),
         (model.is_encoder_decoder, "encoder-decoder models are not covered"),
         (model.runner_type == "pooling", "a pooling model keeps no KV"),
@@ -117,11 +128,11 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
 
 
 def _is_plain(spec: Any) -> bool:
-    """One state a token, in blocks that are the request's alone until it ends. What derives from
-    these two keeps tokens otherwise: drops some, shares some, stores states of other kinds."""
-    if type(spec) not in (FullAttentionSpec, MLAAttentionSpec):
-        return False
-    return spec.tokens_per_state == 1 and not (spec.sliding_window or spec.attention_chunk_size)
+    """One state a token, in blocks that are the request's alone until it ends or its window leaves
+    them. What derives from these keeps tokens otherwise: shares some, stores states of other
+    kinds."""
+    plain = (FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec, ChunkedLocalAttentionSpec)
+    return type(spec) in plain and spec.tokens_per_state == 1
 
 
 def _layer_specs(group: Any) -> list[Any]:
@@ -132,9 +143,12 @@ def _layer_specs(group: Any) -> list[Any]:
 
 
 def slot_bytes_of(kv_cache_config: Any) -> int:
-    """Bytes of one block of all layers on one rank."""
-    (group,) = kv_cache_config.kv_cache_groups
-    return sum(int(spec.page_size_bytes) for spec in _layer_specs(group))
+    """Bytes of one block on one rank: of the layers of the widest group. The groups take their
+    blocks from the same memory."""
+    return max(
+        sum(int(spec.page_size_bytes) for spec in _layer_specs(group))
+        for group in kv_cache_config.kv_cache_groups
+    )
 
 
 def default_bytes(device_bytes: int) -> int:

@@ -37,7 +37,8 @@ class SlotStore:
 
     planes: every layer's KV, [num_blocks, heads, tokens, content], as vLLM registers it; or
     [num_blocks, pages, heads, tokens, content] where the kernel's blocks are smaller than the
-    scheduler's. packing: where tokens lie in them.
+    scheduler's. packing: where tokens lie in them;
+    with `whole` blocks go whole, whatever part of them is asked for.
 
     Not thread-safe: one thread at a time calls `write`, `read` and `move`. vLLM makes its
     tensors in inference mode, where alone they may be written, so these three copy in it,
@@ -66,6 +67,11 @@ class SlotStore:
         self.slots = HostSlots(memory, slot_bytes, file, checksums=checksums)
         self._sheets = [_Sheet(pages, packing(pages)) for pages in self._all_pages]
         self._memory = self._mirror(memory)
+
+    @property
+    def tokens_apart(self) -> int | None:
+        """Tokens of a block where parts of one are copied; None where blocks go whole."""
+        return None if self._packing is whole else self.block_size
 
     @staticmethod
     def slot_bytes(planes: Sequence[torch.Tensor]) -> int:
@@ -111,6 +117,8 @@ class SlotStore:
     ) -> set[int]:
         failed: set[int] = set()
         every = (0, self.block_size)
+        if self._packing is whole:
+            ranges = None
         for block_id, slot, tokens in zip(block_ids, slots, ranges or repeat(every)):  # noqa: B905
             try:
                 if not outward and not self.slots.is_intact(slot):

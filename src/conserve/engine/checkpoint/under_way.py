@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from conserve.engine.checkpoint.orders import Ended, Job
+
+BlockIds = Sequence[Sequence[int]]
+"""A request's blocks by KV group, in the order of its tokens."""
+Holds = Callable[[str, int, int], bool]
+"""(request, KV group, index): whether the request's window has not left that block."""
 
 
 @dataclass(slots=True)
@@ -23,6 +28,13 @@ class Sent:
     outlived: bool = False
     """Its request has ended."""
     ended: Ended = field(default_factory=lambda: Ended(num_ranks=0))
+    oldest: Mapping[int, int] = field(default_factory=dict)
+    """Of copies out of windows: KV group -> the index of the request's block that leaves first."""
+
+    def has_left(self, holds: Holds) -> bool:
+        """Whether some of it has changed hands since."""
+        name = self.request.request_id
+        return not all(holds(name, group, index) for group, index in self.oldest.items())
 
 
 class UnderWay:
@@ -60,6 +72,10 @@ class UnderWay:
         """The request's copies in one direction, in the order they were sent."""
         found = self._by_request.get(request_id, {}).values()
         return [sent for sent in found if sent.job.store is store]
+
+    def left_behind(self, holds: Holds) -> set[str]:
+        """Requests whose windows have left blocks that copies are under way out of."""
+        return {sent.request.request_id for sent in self if sent.has_left(holds)}
 
     def num_slots(self, *, store: bool) -> int:
         return sum(len(sent.job.slots) for sent in self if sent.job.store is store)

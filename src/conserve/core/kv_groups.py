@@ -1,0 +1,56 @@
+"""Groups of layers that keep KV alike: which blocks of a request they hold, and how many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """Layers with one block table. All groups take their blocks from one pool."""
+
+    block_size: int
+    """In tokens."""
+    window: int | None = None
+    """Tokens that a token attends to, itself included; None: all before it."""
+    chunk: int | None = None
+    """A token attends to those of its own stretch of so many alone."""
+    most_blocks: int | None = None
+    """That a request ever holds in it; None: of all its tokens."""
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.window is None and self.chunk is None
+
+    def first_needed(self, num_tokens: int) -> int:
+        """The first block that a request with so many tokens computed needs still. The engine gives
+        those before it to others, the request's window having left them."""
+        if self.window is not None:
+            return max(0, num_tokens - self.window + 1) // self.block_size
+        if self.chunk is not None:
+            return num_tokens // self.chunk * self.chunk // self.block_size
+        return 0
+
+    def blocks_for(self, num_tokens: int, num_computed: int) -> int:
+        """Held at most on the way from `num_computed` tokens to `num_tokens`."""
+        count = -(-num_tokens // self.block_size) - self.first_needed(num_computed)
+        return count if self.most_blocks is None else min(count, self.most_blocks)
+
+
+@dataclass(frozen=True)
+class KVGroups:
+    """All groups of a model."""
+
+    groups: tuple[KVGroup, ...]
+    _kinds: tuple[tuple[KVGroup, int], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Most groups of a model are equal, and this is asked for every request in every step.
+        object.__setattr__(self, "_kinds", tuple(Counter(self.groups).items()))
+
+    def blocks_for(self, num_tokens: int, num_computed: int) -> int:
+        """Of the pool, held at most on the way from `num_computed` tokens to `num_tokens`."""
+        return sum(
+            count * group.blocks_for(num_tokens, num_computed) for group, count in self._kinds
+        )
