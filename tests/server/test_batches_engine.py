@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 from argparse import Namespace
 from typing import Any
 
@@ -93,6 +94,30 @@ async def test_a_dead_engines_error_is_held_against_no_line(
     executor.is_leaving = leaving
     assert (await executor.run(CHAT, b"", {})).status_code == (status if kept else 503)
     assert executor.room() == (0 if errored or leaving else None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("codes", "died"),
+    [
+        ({}, True),  # it has said that it failed, and its process is about to end
+        ({"engine": 1}, True),
+        ({"engine": -signal.SIGKILL}, True),
+        ({"engine": 0}, False),
+        ({"engine": -signal.SIGTERM}, False),
+        (None, False),
+    ],
+)
+async def test_an_engine_that_fails_is_told_from_one_that_was_told_to_end(
+    codes: dict[str, int] | None, died: bool
+) -> None:
+    """`codes`: of its processes that have ended; None in an API process that knows none."""
+    manager = None if codes is None else Namespace(finished_procs=lambda: codes)
+    client = Namespace(resources=Namespace(engine_manager=manager))
+    engine = Namespace(errored=True, engine_core=client)
+    executor = EngineExecutor(Answering(Reply(500, b"{}")), engine)  # type: ignore[arg-type]
+    reply = await executor.run(CHAT, b"", {})
+    assert (reply.status_code, reply.engine_died) == (503, died)
 
 
 @pytest.mark.anyio

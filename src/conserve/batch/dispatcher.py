@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 
 from conserve.batch import deadlines
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 # Claims are transactions: worth one only when this share of the window is free.
 CLAIM_SHARE = 8
 STORE_RETRY_S = 1.0
+DEATHS_ALONE = 3
+"""Of the engine, under one line alone, after which that line is failed."""
 
 
 class Dispatcher:
@@ -120,23 +122,31 @@ class Dispatcher:
         free = self._free_slots()
         if free <= 0 or not self._has_bytes_free():
             return
-        async for view, priority in self._waiting():
+        models = await self._served.names()
+        suspected = await self._leases.suspected(self._settings.max_losses, models)
+        if self._in_flight and (suspected or any(line.is_suspect for line in self._in_flight)):
+            return  # a suspect runs alone
+        async for view, priority in self._waiting(models):
+            if suspected and view.batch_id not in suspected:
+                continue
             claimed = await self._leases.claim(
                 self._worker_id,
                 view.batch_id,
                 free,
                 self._settings.max_in_flight_bytes - self._in_flight_bytes,
                 self._settings.max_losses,
+                suspects=bool(suspected),
             )
             free -= len(claimed)
             await self._start(group, claimed, priority)
-            if free <= 0 or not self._has_bytes_free():
+            if free <= 0 or not self._has_bytes_free() or (suspected and claimed):
                 return
 
-    async def _waiting(self) -> AsyncIterator[tuple[BatchView, int]]:
+    async def _waiting(
+        self, models: Collection[str] | None
+    ) -> AsyncIterator[tuple[BatchView, int]]:
         """Batches with a line that may be claimed, the one to feed next first, and the priority of
         their requests in the engine."""
-        models = await self._served.names()
         waiting = await self._leases.waiting(self._settings.max_losses, models)
         if not waiting:
             return
@@ -207,6 +217,8 @@ class Dispatcher:
     def _later(self, line: Line, reply: Reply | None) -> Outcome:
         """Try again after a while; or keep the failure, when the tries are used up."""
         now = self._clock()
+        if reply is not None and reply.engine_died:
+            return Postponed(line, now, counted=False, losses=self._blame())
         if reply is not None and reply.status_code in OVERLOAD:
             self._window.on_overload()
             return Postponed(line, now + retry_delay_s(0), counted=False)
@@ -215,6 +227,11 @@ class Dispatcher:
         if reply is not None:
             return keep_reply(line, reply)
         return failure(line, "server_error", f"The server failed {line.attempts + 1} times.")
+
+    def _blame(self) -> int:
+        """Losses that the engine's death is worth to each line in flight: one where any of them may
+        be the cause, and for a line alone so many that it is failed at the third time."""
+        return 1 if len(self._in_flight) > 1 else -(-self._settings.max_losses // DEATHS_ALONE)
 
     def _finish(self, outcome: Outcome) -> None:
         self._finished.append(outcome)

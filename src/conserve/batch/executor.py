@@ -21,6 +21,8 @@ class Reply:
     status_code: int
     body: bytes
     request_id: str | None = None
+    engine_died: bool = False
+    """Whether the engine ended under the request; nobody knows on whose account."""
 
 
 class Executor(Protocol):

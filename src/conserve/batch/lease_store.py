@@ -11,16 +11,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import accumulate, groupby
 from typing import Any
 
-from sqlalchemy import Select, exists, insert, select, text, update
+from sqlalchemy import Select, and_, exists, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
 from conserve.batch.lifecycle import LineState, Status
 from conserve.batch.outcome import Outcome, Postponed, Result, Tokens
-from conserve.batch.records import Line
+from conserve.batch.records import SUSPECT_LOSSES, Line
 from conserve.batch.schema import batches, is_live, lines, of_models, results
 from conserve.batch.worker_store import hold_worker
 
+# As the index has it, which holds few lines or none.
+_HAS_LOSSES = text("lines.losses > 0")
 # Databases bound the parameters of one statement, at about 32,000.
 STATEMENT_ROWS = 500
 
@@ -37,10 +39,17 @@ class LeaseStore:
         self._line_order = (*by_prefix, lines.c.line_no)
 
     async def claim(
-        self, worker_id: str, batch_id: str, limit: int, max_bytes: int, max_losses: int
+        self,
+        worker_id: str,
+        batch_id: str,
+        limit: int,
+        max_bytes: int,
+        max_losses: int,
+        *,
+        suspects: bool = False,
     ) -> list[Line]:
         """Up to `limit` waiting lines of the batch, in the order set, now this worker's: as many as
-        `max_bytes` hold, and one at least.
+        `max_bytes` hold, and one at least. Of `suspects` one, to be run alone; else none of them.
 
         Lines lost more than `max_losses` times are left to `worn_out`.
         """
@@ -59,9 +68,10 @@ class LeaseStore:
                     lines.c.state == LineState.PENDING,
                     lines.c.not_before <= now,
                     lines.c.losses <= max_losses,
+                    *(_is_suspect() if suspects else (lines.c.losses < SUSPECT_LOSSES,)),
                 )
                 .order_by(*self._line_order)
-                .limit(min(limit, STATEMENT_ROWS))
+                .limit(1 if suspects else min(limit, STATEMENT_ROWS))
                 .with_for_update(skip_locked=True)
             )
             found = [Line(*row) for row in await connection.execute(query)]
@@ -75,12 +85,19 @@ class LeaseStore:
 
     async def waiting(self, max_losses: int, models: Collection[str] | None = None) -> set[str]:
         """Batches of these models, or of any, with a line that may be claimed now."""
+        return await self._waiting(lines.c.losses <= max_losses, models)
+
+    async def suspected(self, max_losses: int, models: Collection[str] | None = None) -> set[str]:
+        """Those of them with a line that is to be run alone."""
+        return await self._waiting(and_(lines.c.losses <= max_losses, *_is_suspect()), models)
+
+    async def _waiting(self, wanted: Any, models: Collection[str] | None) -> set[str]:
         now = self._clock()
         line = exists().where(
             lines.c.batch_id == batches.c.id,
             lines.c.state == LineState.PENDING,
             lines.c.not_before <= now,
-            lines.c.losses <= max_losses,
+            wanted,
         )
         query = select(batches.c.id).where(
             *_is_open(), batches.c.expires_at > now, of_models(models), line
@@ -91,7 +108,7 @@ class LeaseStore:
     async def worn_out(self, max_losses: int) -> list[Line]:
         """Waiting lines that went down with their process too often to be tried again."""
         query = _select_lines().where(
-            text("lines.losses > 0"),  # as the index has it, which holds few lines or none
+            _HAS_LOSSES,
             lines.c.state == LineState.PENDING,
             lines.c.losses > max_losses,
             exists().where(batches.c.id == lines.c.batch_id, *_is_open()),
@@ -158,6 +175,10 @@ class LeaseStore:
             return wanted - set((await connection.execute(query)).scalars())
 
 
+def _is_suspect() -> tuple[Any, Any]:
+    return _HAS_LOSSES, lines.c.losses >= SUSPECT_LOSSES
+
+
 def _within(found: list[Line], max_bytes: int) -> list[Line]:
     """The first lines that fit, and the very first in any case."""
     ends = list(accumulate(line.length for line in found))
@@ -198,6 +219,7 @@ async def _put_back(connection: AsyncConnection, postponed: Postponed) -> None:
             owner=None,
             not_before=postponed.not_before,
             attempts=lines.c.attempts + int(postponed.counted),
+            losses=lines.c.losses + postponed.losses,
         )
     )
 

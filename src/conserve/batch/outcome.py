@@ -59,6 +59,8 @@ class Postponed:
     line: Line
     not_before: float
     counted: bool
+    losses: int = 0
+    """How many losses of its process this is worth."""
 
 
 Outcome = Result | Postponed

@@ -148,6 +148,11 @@ def _decode_errors(text: str) -> tuple[LineErrorObject, ...]:
     return tuple(LineErrorObject(**error) for error in json.loads(text))
 
 
+SUSPECT_LOSSES = 2
+"""A line that went down with its engine or process so often runs alone: whoever is with it when
+that happens again is innocent."""
+
+
 class Line(Struct, frozen=True):
     """A line to run, and where its request stands in the input file. `line_no` counts from 1."""
 
@@ -157,6 +162,11 @@ class Line(Struct, frozen=True):
     offset: int
     length: int
     attempts: int
+    losses: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.losses >= SUSPECT_LOSSES
 
 
 class LineEnd(Struct, frozen=True):

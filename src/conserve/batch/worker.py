@@ -159,7 +159,7 @@ class Worker:
         losses = self._settings.max_losses
         worn = await self._stores.leases.worn_out(losses)
         if worn:
-            message = f"The process that ran this request ended {losses + 1} times."
+            message = "The engine or the server ended under this request again and again."
             failures = [failure(line, "server_error", message) for line in worn]
             await self._stores.leases.record(None, failures)
         while await self._stores.ended.clear_lines():

@@ -4,6 +4,7 @@ is going. vLLM's objects are only read here: its arguments, its config, its clie
 from __future__ import annotations
 
 import asyncio
+import signal
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,10 @@ RESPONSES = "/v1/responses"
 LOOK_S = 1.0
 """Between looks at whether an engine that does not answer is dead."""
 
+TOLD_TO_END = (0, -signal.SIGTERM, -signal.SIGINT)
+"""How an engine's process ends that was told to."""
 NOT_NOW = Reply(503, b"")
+DIED = Reply(503, b"", engine_died=True)
 ABORTED = Reply(
     500,
     b'{"error":{"message":"The request was aborted at the server.","type":"aborted",'
@@ -68,7 +72,8 @@ def lines_in_flight(config: Any) -> int:
 
 class EngineExecutor:
     """An executor whose engine may go. What a going engine answers is no answer to a line, and
-    counts against none: it waits for the engine, or the server, that comes next."""
+    counts against none, unless it died: the line waits for the engine, or the server, that comes
+    next."""
 
     def __init__(self, executor: Executor, engine: Any) -> None:
         self._executor = executor
@@ -85,8 +90,9 @@ class EngineExecutor:
         num_pauses = self._num_pauses
         with running_line(headers.get("x-request-id", "")):
             reply = await self._executor.run(url, body, headers)
-        died = reply.status_code >= 500 and self._engine.errored
-        if self.is_leaving or died:
+        if reply.status_code >= 500 and self._engine.errored:
+            return DIED if has_crashed(self._engine) else NOT_NOW
+        if self.is_leaving:
             return NOT_NOW
         cut_short = _is_cut_short(reply)
         # What an engine has cut short of a response looks complete.
@@ -115,6 +121,17 @@ class EngineExecutor:
 
     def room(self) -> int | None:
         return 0 if self.is_leaving or self._engine.errored else self._executor.room()
+
+
+def has_crashed(engine: Any) -> bool:
+    """Of an engine that is dead: whether it ended by itself. One that was told to has the code of
+    that by now; one that failed says so before its process ends. Nobody knows in an API process
+    that did not start it."""
+    client = getattr(engine, "engine_core", None)
+    manager: Any = getattr(getattr(client, "resources", None), "engine_manager", None)
+    if manager is None:
+        return False
+    return not any(code in TOLD_TO_END for code in manager.finished_procs().values())
 
 
 class _Choice(msgspec.Struct):
