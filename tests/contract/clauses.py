@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 import pytest
 
 from conserve.core.latency import StepShape
-from conserve.core.settings import PolicySettings
+from conserve.core.settings import CHAT_SLOWDOWN, PolicySettings
 from conserve.core.snapshot import Targets
 from tests.contract.situation import (
     BLOCK_SIZE,
@@ -182,6 +182,7 @@ def first_tokens_are_not_stopped(play: Play) -> None:
 def decodes_are_stopped_while_their_tokens_can_be_in_time(play: Play) -> None:
     """Beside a decode offline work fills half of its slack; the rest is for what follows a stop. A
     long prompt is cut to that, where prompts can be cut."""
+    greedy = PolicySettings(chat_slowdown=CHAT_SLOWDOWN["greedy"])
     before_s = COST.predict_s(_prefill(8))
     for cut, after_s, prompt, stops in (
         (True, 0.01, 8, True),
@@ -190,7 +191,8 @@ def decodes_are_stopped_while_their_tokens_can_be_in_time(play: Play) -> None:
         (False, 0.01, 8, True),
         (False, 0.01, 170, False),
     ):
-        world = World(targets=Targets(ttft_s=0.4, tbt_s=0.2), chunked_prefill=cut)
+        targets = Targets(ttft_s=0.4, tbt_s=0.2)
+        world = World(targets=targets, chunked_prefill=cut, policy=greedy)
         work = LONG if cut else offline("long", 0.0, 50)
         asks = [online("first", 0.0, 8, 3), work, online("new", before_s + after_s, prompt)]
         seen = play(world, asks)

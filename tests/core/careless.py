@@ -23,8 +23,8 @@ def planner_of(policy: type[Policy]) -> Planner:
 
 
 class IgnoresTbt(Policy):
-    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
-        return UNLIMITED if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
+    def _offline_limit_s(self, mode: Mode) -> float:
+        return UNLIMITED if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode)
 
 
 class DeafToOwnTargets(Policy):
@@ -34,8 +34,16 @@ class DeafToOwnTargets(Policy):
 
 
 class StretchesFirstTokens(Policy):
-    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
-        return slack_s if mode is Mode.ONLINE_PREFILL else super()._offline_limit_s(mode, slack_s)
+    def _offline_limit_s(self, mode: Mode) -> float:
+        return (
+            self.limits.slack_s if mode is Mode.ONLINE_PREFILL else super()._offline_limit_s(mode)
+        )
+
+
+class ForgetsAlone(Policy):
+    def _offline_limit_s(self, mode: Mode) -> float:
+        beside = mode is Mode.ONLINE_DECODE
+        return self.limits.slack_share_s() if beside else super()._offline_limit_s(mode)
 
 
 class SkipsAnOnlineDecode(Policy):
@@ -59,8 +67,8 @@ class StopsFirstTokens(Policy):
 
 
 class StopsFullSlack(Policy):
-    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
-        return slack_s if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode, slack_s)
+    def _offline_limit_s(self, mode: Mode) -> float:
+        return self.limits.slack_s if mode is Mode.ONLINE_DECODE else super()._offline_limit_s(mode)
 
 
 class RestoresAtAnyPrice(Policy):

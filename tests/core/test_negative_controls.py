@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 
 import pytest
 
@@ -18,7 +19,7 @@ from conserve.core.invariants import InvariantError
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Plan
 from conserve.core.policy import Policy, decide
-from conserve.core.settings import PolicySettings
+from conserve.core.settings import CHAT_SLOWDOWN, PolicySettings
 from conserve.core.snapshot import RequestView, Sharing, Snapshot, Targets
 from tests.core.careless import (
     CountsSharedAsFreed,
@@ -27,6 +28,7 @@ from tests.core.careless import (
     DisplacesEverybody,
     DisplacesForNobody,
     DisplacesOnline,
+    ForgetsAlone,
     ForgetsDisplaced,
     ForgetsLeastProgress,
     ForgetsOnlineMinimum,
@@ -97,6 +99,9 @@ SCENES = {
             *OFFLINE,
             prefilling("chunk", False),
         ),
+    ),
+    "an offline decode that has waited for long": replace(
+        BASE, running=(decoding("on", True, 0.05), decoding("off", False, 5.0))
     ),
     "no slack beside decodes": replace(
         BASE, running=(decoding("on", True, 5.0), *OFFLINE, prefilling("chunk", False))
@@ -218,17 +223,21 @@ SCENES = {
 }
 
 
-def of(policy: type[Policy]) -> Callable[[Snapshot], Plan]:
-    return lambda snapshot: planner_of(policy)(snapshot, MODEL, PolicySettings())
+LEVELS = {name: PolicySettings(chat_slowdown=times) for name, times in CHAT_SLOWDOWN.items()}
+Careless = Callable[[Snapshot, PolicySettings], Plan]
 
 
-def without_margin(snapshot: Snapshot) -> Plan:
-    return decide(snapshot, replace(MODEL, margin=0.0))
+def of(policy: type[Policy]) -> Careless:
+    return lambda snapshot, settings: planner_of(policy)(snapshot, MODEL, settings)
 
 
-def altered(change: Callable[[Plan, Snapshot], Plan]) -> Callable[[Snapshot], Plan]:
+def without_margin(snapshot: Snapshot, settings: PolicySettings) -> Plan:
+    return decide(snapshot, replace(MODEL, margin=0.0), settings)
+
+
+def altered(change: Callable[[Plan, Snapshot], Plan]) -> Careless:
     """The policy's plan with one thing wrong in it."""
-    return lambda snapshot: change(decide(snapshot, MODEL), snapshot)
+    return lambda snapshot, settings: change(decide(snapshot, MODEL, settings), snapshot)
 
 
 def stop_when_due(plan: Plan, snapshot: Snapshot) -> Plan:
@@ -303,7 +312,7 @@ def claim_stoppable(plan: Plan, snapshot: Snapshot) -> Plan:
 @dataclass
 class Control:
     name: str
-    planner: Callable[[Snapshot], Plan]
+    planner: Careless
     message: str
 
 
@@ -311,6 +320,7 @@ CONTROLS = [
     Control("ignores the margin", without_margin, "P5: .* breaks a TBT target"),
     Control("fills beyond the TBT slack", of(IgnoresTbt), "P5: .* breaks a TBT target"),
     Control("deaf to own targets", of(DeafToOwnTargets), "P5: .* breaks a TBT target"),
+    Control("forgets what chat would have alone", of(ForgetsAlone), "P5: .* slow chat more"),
     Control("stretches first tokens", of(StretchesFirstTokens), "P5: .* stretch"),
     Control("offline before online", of(SkipsAnOnlineDecode), "P5: on-. yields to offline"),
     Control("long steps that cannot stop", of(LongUnstoppable), "cannot be stopped"),
@@ -349,17 +359,18 @@ CONTROLS = [
 ]
 
 
+@pytest.mark.parametrize("settings", LEVELS.values(), ids=LEVELS.keys())
 @pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES.keys())
-def test_the_policy_itself_passes_every_scene(scene: Snapshot) -> None:
-    invariants.check(scene, decide(scene, MODEL), MODEL)
+def test_the_policy_itself_passes_every_scene(scene: Snapshot, settings: PolicySettings) -> None:
+    invariants.check(scene, decide(scene, MODEL, settings), MODEL, settings)
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)
 def test_a_careless_variant_is_caught(control: Control) -> None:
     caught = []
-    for scene in SCENES.values():
+    for scene, settings in product(SCENES.values(), LEVELS.values()):
         try:
-            invariants.check(scene, control.planner(scene), MODEL)
+            invariants.check(scene, control.planner(scene, settings), MODEL, settings)
         except InvariantError as error:
             caught.append(str(error))
     assert any(re.search(control.message, message) for message in caught), caught

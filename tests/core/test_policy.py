@@ -11,7 +11,7 @@ from conserve.core import invariants
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import decide
-from conserve.core.settings import PolicySettings
+from conserve.core.settings import CHAT_SLOWDOWN, PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot, Targets
 from conserve.core.step import UNLIMITED
 
@@ -64,8 +64,11 @@ def snapshot(
     return Snapshot(NOW_S, running, online, offline, **values)
 
 
+TARGETS_ALONE = PolicySettings(chat_slowdown=CHAT_SLOWDOWN["greedy"])
+
+
 def plan_for(
-    scene: Snapshot, model: LatencyModel = MODEL, settings: PolicySettings | None = None
+    scene: Snapshot, model: LatencyModel = MODEL, settings: PolicySettings = TARGETS_ALONE
 ) -> Plan:
     plan = decide(scene, model, settings)
     invariants.check(scene, plan, model, settings)
@@ -212,6 +215,82 @@ class TestOfflineInTheSlack:
         plan = plan_for(scene)
         assert plan.grants == {}
         assert plan.mode is Mode.IDLE
+
+
+class TestBesideWhatChatHasAlone:
+    settings = PolicySettings(chat_slowdown=3.05)
+
+    def grants(self, scene: Snapshot, model: LatencyModel = MODEL) -> dict[str, int]:
+        return dict(plan_for(scene, model, self.settings).grants)
+
+    def test_a_step_is_no_longer_than_so_many_times_its_online_part(self) -> None:
+        # 11 ms alone, so 33.5, of which 22 are left.
+        scene = snapshot(decoding("on", True), prefilling("off", False, 1000))
+        assert self.grants(scene) == {"on": 1, "off": 22}
+
+    def test_the_margin_cancels_out(self) -> None:
+        scene = snapshot(decoding("on", True), prefilling("off", False, 1000))
+        assert self.grants(scene, replace(MODEL, margin=0.25)) == {"on": 1, "off": 22}
+
+    def test_the_targets_hold_all_the_same(self) -> None:
+        scene = snapshot(decoding("on", True, ago_s=0.1795), prefilling("off", False, 1000))
+        assert self.grants(scene) == {"on": 1, "off": 9}
+
+    def test_at_one_offline_work_waits(self) -> None:
+        scene = snapshot(decoding("on", True), prefilling("off", False, 1000))
+        assert plan_for(scene, settings=PolicySettings(chat_slowdown=1.0)).grants == {"on": 1}
+
+    def test_a_first_token_is_stretched_no_further(self) -> None:
+        scene = snapshot(prefilling("off", False, 1000), online=(waiting("on", True, 390),))
+        settings = PolicySettings(chat_slowdown=1.02, prefill_stretch=0.05)
+        assert plan_for(scene, settings=settings).grants == {"on": 390, "off": 8}
+
+    def test_a_long_context_keeps_no_shorter_one_waiting(self) -> None:
+        model = replace(MODEL, per_context=1e-5)
+        long = decoding("long", False, ago_s=0.5, num_tokens=10_001, num_computed_tokens=10_000)
+        scene = snapshot(decoding("on", True), long, decoding("short", False))
+        assert self.grants(scene, model) == {"on": 1, "short": 1}
+
+    def test_but_gets_a_token_when_it_has_waited_for_long(self) -> None:
+        model = replace(MODEL, per_context=1e-5)
+        long = decoding("long", False, ago_s=1.0, num_tokens=10_001, num_computed_tokens=10_000)
+        scene = snapshot(decoding("on", True), long, decoding("short", False))
+        assert self.grants(scene, model) == {"on": 1, "long": 1}
+
+    def test_but_never_past_a_target(self) -> None:
+        model = replace(MODEL, per_context=1e-5)
+        long = decoding("long", False, ago_s=1.0, num_tokens=20_001, num_computed_tokens=20_000)
+        scene = snapshot(decoding("on", True), long, decoding("short", False))
+        assert self.grants(scene, model) == {"on": 1, "short": 1}
+
+
+class TestPromptsBelowTheKnee:
+    """Weights are read for 64 tokens as for one: a step takes 74 ms, and each decode 5 more."""
+
+    model = replace(MODEL, knee=64.0, per_decode=5e-3, per_pair=1e-6)
+    settings = PolicySettings(chat_slowdown=1.25)
+    decodes = tuple(decoding(f"off-{i}", False) for i in range(6))
+
+    def test_decodes_leave_time_for_those_that_cost_only_attention(self) -> None:
+        # 98.7 ms, 79 of them taken: time for three decodes, or for two and 63 tokens' attention.
+        scene = snapshot(decoding("on", True), *self.decodes, prefilling("prompt", False, 500))
+        grants = plan_for(scene, self.model, self.settings).grants
+        assert grants == {"on": 1, "off-0": 1, "off-1": 1, "prompt": 64}
+
+    def test_half_of_the_time_at_most(self) -> None:
+        dear = replace(self.model, per_pair=1e-4)
+        scene = snapshot(decoding("on", True), *self.decodes, prefilling("prompt", False, 500))
+        grants = plan_for(scene, dear, self.settings).grants
+        assert grants == {"on": 1, "off-0": 1, "prompt": 2}
+
+    def test_time_that_no_prompt_takes_goes_to_decodes(self) -> None:
+        scene = snapshot(
+            decoding("on", True),
+            *self.decodes,
+            offline=(waiting("prompt", False, 500),),
+            num_free_slots=0,
+        )
+        assert len(plan_for(scene, self.model, self.settings).grants) == 4
 
 
 class TestOfflineMode:
@@ -582,6 +661,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
+            ("chat_slowdown", 0.9, "chat_slowdown must be at least 1, or 0, not 0.9"),
+            ("chat_slowdown", float("inf"), "chat_slowdown must be at least 1, or 0, not inf"),
             ("prefill_stretch", -0.1, r"prefill_stretch must be in \[0, 1\], not -0.1"),
             ("min_slack_fill", 1.1, "min_slack_fill"),
             ("stoppable_slack_fill", -0.1, "stoppable_slack_fill"),

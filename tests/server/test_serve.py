@@ -151,6 +151,20 @@ class TestHandedToVllm:
         assert settings.profile_dir == str(tmp_path / "p")
         assert not hasattr(args, "slo_ttft_ms")
 
+    @pytest.mark.parametrize(
+        ("level", "slowdown"), [("gentle", 1.1), ("greedy", 0.0), ("1.3", 1.3)]
+    )
+    def test_how_slow_chat_may_be_is_a_level_or_a_number(self, level: str, slowdown: float) -> None:
+        finer = '{"conserve": {"policy": {"patience": 0.1}}}'
+        args = handed("--chat-slowdown", level, "--additional-config", finer)
+        policy = settings_in(args).policy
+        assert (policy.chat_slowdown, policy.patience) == (slowdown, 0.1)
+
+    def test_but_is_not_said_twice(self) -> None:
+        finer = '{"conserve": {"policy": {"chat_slowdown": 1.2}}}'
+        with pytest.raises(BadInputError, match="is what --chat-slowdown says"):
+            handed("--chat-slowdown", "gentle", "--additional-config", finer)
+
     def test_defaults_of_our_flags(self, tmp_path: Path) -> None:
         settings = settings_in(handed())
         assert (settings.slo_ttft_s, settings.slo_tbt_s, settings.offline_floor) == (0.0, 0.0, 0.0)
@@ -225,7 +239,8 @@ class TestHandedToVllm:
         handed("--slo-ttft-ms", "700", "--offline-floor", "0.1")
         told = " ".join(capsys.readouterr().err.split())
         assert "ConServe on vLLM" in told
-        assert "first token 700 ms, between tokens from the machine, offline work gets" in told
+        assert "first token 700 ms, between tokens from the machine, tokens at most 1.5" in told
+        assert "as alone, offline work gets at least 10%" in told
         assert "SmolLM2-135M-Instruct" in told
         assert "1.0 GiB for KV" in told
 

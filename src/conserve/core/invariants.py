@@ -6,6 +6,7 @@ import math
 
 from conserve.core.invariant_case import EPSILON, Case, InvariantError, require
 from conserve.core.latency import LatencyModel
+from conserve.core.limits import starved
 from conserve.core.memory_invariants import check_displacement, check_memory
 from conserve.core.plan import Plan
 from conserve.core.resource_invariants import check_resources
@@ -156,12 +157,26 @@ def _check_isolation(case: Case) -> None:
             case.longest_s <= slack_s + EPSILON,
             "P5: offline tokens in a step that breaks a TBT target",
         )
+    online_s = case.model.predict_s(case.shape_of(online))
+    _check_slowdown(case, online_s)
     if len(due) < len(online):
-        online_s = case.model.predict_s(case.shape_of(online))
         require(
             plan.predicted_s <= online_s * (1 + case.settings.prefill_stretch) + EPSILON,
             "P5: offline tokens stretch a step with a first token in it",
         )
+
+
+def _check_slowdown(case: Case, online_s: float) -> None:
+    """No step is longer beside what online requests would have alone than was agreed, but for one
+    token of an offline request that has waited for long."""
+    slowdown = case.settings.chat_slowdown
+    offline = [view for view in case.granted if not view.online]
+    if not slowdown or (len(offline) == 1 and starved(offline, case.snapshot.now_s)):
+        return
+    require(
+        case.plan.predicted_s <= online_s * slowdown + EPSILON,
+        "P5: offline tokens slow chat more than was agreed",
+    )
 
 
 def _check_unstoppable(case: Case) -> None:

@@ -10,6 +10,7 @@ from conserve.core import checkpointing
 from conserve.core.blocks import lacking_blocks, num_tables, promised_blocks
 from conserve.core.displacement import choose_victims, num_servable
 from conserve.core.latency import LatencyModel
+from conserve.core.limits import Limits, mode_of, starved, tbt_slack_s
 from conserve.core.plan import Mode, Plan
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, RunningByClass, Snapshot
@@ -46,11 +47,11 @@ class Policy:
         """Waiting offline requests whose KV has been brought back into blocks."""
 
     def plan(self) -> Plan:
-        slack_s = self._tbt_slack_s()
+        slack_s = self.limits.slack_s
         self._grant_online(slack_s)
         online_shape = replace(self.step.shape)
-        mode = self._mode()
-        limit_s = self._offline_limit_s(mode, slack_s)
+        mode = mode_of(self.snapshot, self.running)
+        limit_s = self._offline_limit_s(mode)
         self._grant_offline(limit_s, mode)
         if not self.step.grants:
             self._grant_least()
@@ -76,14 +77,14 @@ class Policy:
             num_floor_tokens=shape.num_tokens - num_within,
         )
 
-    # Online
+    @cached_property
+    def limits(self) -> Limits:
+        slack_s = UNLIMITED
+        if not self.settings.fixed_step_tokens:
+            slack_s = tbt_slack_s(self.running.online_decodes, self.snapshot)
+        return Limits(self.snapshot, self.model, self.settings, slack_s, self._may_stop)
 
-    def _tbt_slack_s(self) -> float:
-        """Time until the first resident online decode is due its next token."""
-        decodes = self.running.online_decodes
-        if not decodes or self.settings.fixed_step_tokens:
-            return UNLIMITED
-        return min(map(self.snapshot.targets.next_due_s, decodes)) - self.snapshot.now_s
+    # Online
 
     def _grant_online(self, slack_s: float) -> None:
         """All decodes, then prefills; what was brought back yields to whoever runs."""
@@ -168,32 +169,13 @@ class Policy:
 
     # Offline
 
-    def _mode(self) -> Mode:
-        snapshot = self.snapshot
-        if self.running.online_prefills or snapshot.waiting_online or snapshot.num_loading_online:
-            return Mode.ONLINE_PREFILL
-        return Mode.ONLINE_DECODE if self.running.online_decodes else Mode.OFFLINE
-
-    def _offline_limit_s(self, mode: Mode, slack_s: float) -> float:
+    def _offline_limit_s(self, mode: Mode) -> float:
         """Predicted time, margin included, that offline tokens may fill the step up to."""
-        snapshot, settings, shape = self.snapshot, self.settings, self.step.shape
-        if settings.fixed_step_tokens:
-            return UNLIMITED
-        if mode is Mode.ONLINE_PREFILL and shape.num_tokens:
-            online_s = self.model.predict_s(shape) * (1 + self.model.margin)
-            return min(slack_s, online_s * (1 + settings.prefill_stretch))
-        if mode is Mode.ONLINE_DECODE:
-            fill = max(settings.min_slack_fill, snapshot.online_residency)
-            most = settings.stoppable_slack_fill if self._may_stop else 1.0
-            return slack_s * min(most, fill)
-        if mode is Mode.OFFLINE and self._may_stop:
-            return UNLIMITED
-        # Also where an online request waits for blocks that only offline work can free, or for
-        # its KV to come back.
-        return snapshot.targets.ttft_s * settings.unstoppable_share
+        return self.limits.offline_s(mode, self.step.shape)
 
     def _grant_offline(self, limit_s: float, mode: Mode) -> None:
-        """Decodes first (they finish requests and free memory), then prefill chunks in order."""
+        """Decodes first (they finish requests and free memory), then prefill chunks in order, for
+        which some time is kept where they cost little."""
         step = self.step
         if mode is Mode.OFFLINE and not self.settings.fixed_step_tokens:
             rate = self.snapshot.interruption_rate if limit_s == UNLIMITED else 0.0
@@ -205,13 +187,20 @@ class Policy:
         if limit_s < UNLIMITED:
             # The limit may cut the list: whoever waited longest for a token goes first.
             decodes = sorted(decodes, key=lambda r: r.last_token_s or r.arrival_s)
-        step.grant_decodes(decodes, limit_s)
+        if mode is Mode.ONLINE_DECODE:
+            first = starved(decodes, self.snapshot.now_s)
+            step.grant_decodes(first, self.limits.slack_share_s())
+        prompts = (*self.running.offline_prefills, *self.snapshot.waiting_offline)
+        kept_s = self.limits.prompts_s(limit_s, step.shape, prompts)
+        step.grant_decodes(decodes, limit_s - kept_s)
         for request in step.staying(self.running.offline_prefills):
             if not step.tokens_left:
                 break
             step.grant_prefill(request, limit_s)
         if mode is not Mode.ONLINE_PREFILL:
             self._start_offline(limit_s)
+        if kept_s:
+            step.grant_decodes(decodes, limit_s)
 
     def _start_offline(self, limit_s: float, at_least: int = 0) -> None:
         """Waiting offline requests in order, while each leaves blocks for all that run. Those

@@ -1,15 +1,21 @@
-"""The policy's own settings: shares and caps, none of them a latency target."""
+"""The policy's own settings: shares, ratios and caps, none of them a latency target."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
 
+CHAT_SLOWDOWN = {"gentle": 1.1, "balanced": 1.5, "greedy": 0.0}
+"""The levels by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """Bounded, complete, refused early. Every field is a share or a count."""
+    """Bounded, complete, refused early. Every field is a share, a ratio or a count."""
 
+    chat_slowdown: float = CHAT_SLOWDOWN["balanced"]
+    """How many times as long as its online part alone a step with online decodes may take, as the
+    latency model predicts both; 0 leaves that to the targets. They hold all the same."""
     prefill_stretch: float = 0.05
     """How much offline work may lengthen a step that carries an online first token."""
     min_slack_fill: float = 0.35
@@ -64,6 +70,8 @@ class PolicySettings:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+        if self.chat_slowdown and not 1 <= self.chat_slowdown < math.inf:
+            raise ValueError(f"chat_slowdown must be at least 1, or 0, not {self.chat_slowdown}")
         for name, least in (("max_stops", 0), ("min_chunk", 1), ("fixed_step_tokens", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")

@@ -44,7 +44,8 @@ class StepBuilder:
         return [r for r in requests if r.request_id not in self.displaced]
 
     def grant_decodes(self, requests: Iterable[RequestView], limit_s: float) -> None:
-        """One token each, up to the first that the limit or the budget has no room for.
+        """One token each, in order, to those that have none yet and that fit the limit, while the
+        budget lasts: one with a long context is no reason for others to wait.
 
         This loop is most of a decision's time: it keeps sums of its own, and predicts as
         `LatencyModel.predict_s` does, term by term.
@@ -61,13 +62,15 @@ class StepBuilder:
             tokens = request.num_tokens - computed
             if tokens > left:
                 break
-            if tokens <= 0 or (displaced and request.request_id in displaced):
+            if tokens <= 0 or request.request_id in grants:
+                continue
+            if displaced and request.request_id in displaced:
                 continue
             if bounded:
                 roof = num + tokens if num + tokens > knee else knee
                 seconds = fixed_s + per_token * roof + pairs_s + per_decode * (decodes + 1)
                 if (seconds + per_context * (context + computed)) * factor > limit_s:
-                    break
+                    continue
             num += tokens
             decodes += 1
             context += computed

@@ -33,6 +33,7 @@ def take_settings(args: argparse.Namespace, copies: dict[str, Any]) -> EngineSet
     others = dict(args.additional_config).pop(KEY, {})
     if not isinstance(others, dict):
         raise BadInputError(f"--additional-config: {KEY!r} must hold an object of settings.")
+    others = _with_slowdown(others, vars(args).pop("chat_slowdown"))
     if both := sorted(set(by_flag) & set(others)):
         raise BadInputError(
             f"--additional-config: {KEY}.{both[0]} has a flag of its own; "
@@ -42,6 +43,21 @@ def take_settings(args: argparse.Namespace, copies: dict[str, Any]) -> EngineSet
         return EngineSettings.from_json_dict({**others, **by_flag})
     except (TypeError, ValueError) as error:
         raise BadInputError(f"--additional-config: {KEY}: {error}") from error
+
+
+def _with_slowdown(others: dict[str, Any], slowdown: float | None) -> dict[str, Any]:
+    """The one setting of the policy that has a flag. Raises BadInputError where both are given."""
+    from conserve.engine.settings import KEY
+
+    policy = others.get("policy", {})
+    if slowdown is None or not isinstance(policy, dict):
+        return others
+    if "chat_slowdown" in policy:
+        raise BadInputError(
+            f"--additional-config: {KEY}.policy.chat_slowdown is what --chat-slowdown says: "
+            "leave one of them out."
+        )
+    return {**others, "policy": {**policy, "chat_slowdown": slowdown}}
 
 
 def apply_settings(
@@ -74,7 +90,9 @@ def describe_targets(settings: EngineSettings) -> str:
     targets = f"first token {first}, between tokens {gaps}"
     if not settings.slo_ttft_s and not settings.slo_tbt_s:
         targets = f"{first}: the engine says them when it has measured its steps"
-    return f"{targets}{floor if settings.offline_floor else ''}"
+    slowdown = settings.policy.chat_slowdown
+    alone = f", tokens at most {slowdown:g} times as far apart as alone" if slowdown else ""
+    return f"{targets}{alone}{floor if settings.offline_floor else ''}"
 
 
 def _named(target_s: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from conserve.core.settings import CHAT_SLOWDOWN
 from conserve.engine.settings import CHECKPOINT_MODES, EngineSettings
 from conserve.server.errors import BadInputError
 from conserve.server.start.default_model import cache_folder
@@ -61,6 +62,17 @@ def _part(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, not {text!r}")
+    return value
+
+
+def _slowdown(text: str) -> float:
+    """Levels have names; any other ratio is a number from 1 on."""
+    if text in CHAT_SLOWDOWN:
+        return CHAT_SLOWDOWN[text]
+    value = _number(text)
+    if value < 1:
+        levels = ", ".join(CHAT_SLOWDOWN)
+        raise argparse.ArgumentTypeError(f"must be {levels} or a number from 1 on, not {text!r}")
     return value
 
 
@@ -140,6 +152,15 @@ def flags() -> tuple[Flag, ...]:
             "How much shorter than the server's a target may be that a request names itself: no "
             "less than this share of it, from 0 to 1. Shorter ones count as that; 1 lets requests "
             "ask for longer ones only.",
+        ),
+        Flag(
+            "--chat-slowdown",
+            _slowdown,
+            None,
+            "LEVEL",
+            "How many times as far apart as alone tokens of online requests may come, for the sake "
+            "of offline work: a number such as 1.3, or gentle (1.1), balanced (1.5, the default), "
+            "greedy (the targets alone say). The targets hold all the same.",
         ),
         Flag(
             "--offline-floor",
