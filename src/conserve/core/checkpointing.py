@@ -132,6 +132,19 @@ def tokens_to_restore(
     return end if restore_s < prefill_s(missing, num_cached_tokens) else 0
 
 
+def num_restorable(request: RequestView, snapshot: Snapshot, model: LatencyModel) -> int:
+    """`tokens_to_restore` of a waiting offline request, unless it holds its blocks already."""
+    if request.num_blocks or not request.num_checkpointed_tokens:
+        return 0
+    return tokens_to_restore(
+        request,
+        request.num_computed_tokens,
+        model.predict_prefill_s,
+        snapshot.restore_tokens_per_s,
+        snapshot.restore_queue_s,
+    )
+
+
 def tokens_worth_waiting_for(
     request: RequestView, snapshot: Snapshot, model: LatencyModel, longest_step_s: float
 ) -> int:

@@ -215,7 +215,7 @@ class Policy:
             if step.has(request):
                 continue
             kept = reserve + self._room_beside(request)
-            if num_tokens := self._num_restorable(request):
+            if num_tokens := checkpointing.num_restorable(request, self.snapshot, self.model):
                 if not step.restore(request, num_tokens, kept):
                     return
                 continue
@@ -233,17 +233,6 @@ class Policy:
         if not others and not any(step.has(r) for r in self.snapshot.waiting_offline):
             return 0
         return self.snapshot.num_remembered_blocks
-
-    def _num_restorable(self, request: RequestView) -> int:
-        if request.num_blocks or not request.num_checkpointed_tokens:
-            return 0
-        return checkpointing.tokens_to_restore(
-            request,
-            request.num_computed_tokens,
-            self.model.predict_prefill_s,
-            self.snapshot.restore_tokens_per_s,
-            self.snapshot.restore_queue_s,
-        )
 
     # Floor
 
