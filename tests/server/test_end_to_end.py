@@ -120,6 +120,25 @@ def test_what_an_offline_request_asks_of_the_engine_is_offline_all_through(
     assert num("online") == online
 
 
+def test_what_first_tokens_waited_for_is_all_of_their_time(
+    client: openai.OpenAI, server: Any
+) -> None:
+    for asked in ({}, {"service_tier": "flex"}, {}):
+        client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=4, **asked)
+
+    def told(name: str, **labels: str) -> float:
+        return float(server.metric(f"conserve:{name}", **labels))
+
+    def adds_up() -> bool:
+        whole_s = told("ttft_seconds_sum", **{"class": "online"})
+        num = told("ttft_seconds_count", **{"class": "online"})
+        parts_s = told("first_token_part_seconds_sum")
+        own = told("first_token_part_seconds_count", part="prefill")
+        return own == num >= 2 and parts_s == pytest.approx(whole_s, rel=1e-4)
+
+    eventually(adds_up)  # it is told a little later
+
+
 def test_a_priority_above_0_is_offline(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(
         model=MODEL, messages=QUESTION, max_tokens=4, extra_body={"priority": 3}
