@@ -320,12 +320,14 @@ def test_a_careless_variant_is_caught(policy: type[Policy], message: str) -> Non
 def test_an_adapter_is_not_kept_for_whom_an_image_stops() -> None:
     """Else nobody computes: the room for the image comes from those who wait for the adapter."""
     image = (Media(0, 1, 60, 60),)
-    stuck = replace(
-        BASE,
-        running=(waiting("first", 1, media=image), waiting("behind", 2)),
-        capacity=Capacity(max_adapters=1, max_step_embeds=64, num_free_embeds=59),
-    )
-    assert plan_of(stuck).grants == {"behind": PolicySettings().min_chunk}
+    capacity = Capacity(max_adapters=1, max_step_embeds=64, num_free_embeds=59)
+    for online, num_tokens in ((False, PolicySettings().min_chunk), (True, 80)):
+        running = (
+            waiting("first", 1, online=online, media=image),
+            waiting("behind", 2, online=online),
+        )
+        stuck = replace(BASE, running=running, capacity=capacity)
+        assert plan_of(stuck).grants == {"behind": num_tokens}
 
 
 def test_resources_are_of_one_step() -> None:

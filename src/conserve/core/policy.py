@@ -96,7 +96,7 @@ class Policy:
             self._release_held(promised_blocks(staying, self.memory) - self.step.blocks_left)
 
     def _grant_online_prefills(self, limit_s: float) -> None:
-        """Chunks for online prefills those due sooner first; some displace offline ones."""
+        """Chunks for online prefills, those due sooner first; some displace offline ones."""
         floor, due_s = self.settings.min_chunk, self.snapshot.targets.next_due_s
         prefills = sorted(self.running.online_prefills, key=due_s)
         if not prefills and not self.snapshot.waiting_online:
@@ -105,6 +105,10 @@ class Policy:
         self._displace(promised)
         for request in prefills:
             floor -= self.step.grant_prefill(request, limit_s, at_least=floor)
+        if prefills and not self.step.grants:
+            self.step.resources.forget_claims()
+            for request in prefills:
+                floor -= self.step.grant_prefill(request, limit_s, at_least=floor)
         for request in self.step.resources.line(self.snapshot.waiting_online):
             if self._restores_online(request):
                 continue
