@@ -57,7 +57,8 @@ class FakeModel:
         self.open.set()
         self.app.get("/v1/models")(self.models)
         self.app.post(CHAT)(self.chat)
-        self.app.post("/v1/embeddings")(self.embed)
+        for url in ("/v1/embeddings", "/v1/score", "/v1/rerank"):
+            self.app.post(url)(self.embed)
         if self.api_keys:
             self.app.middleware("http")(self.guard)
 

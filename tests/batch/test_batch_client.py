@@ -293,12 +293,23 @@ async def test_an_endpoint_the_model_lacks_is_refused_at_once(settings: BatchSet
         assert caught.value.code == "endpoint_not_served"
 
 
-async def test_embeddings_have_usage_and_no_output_tokens(settings: BatchSettings) -> None:
-    url = "/v1/embeddings"
-    row = {"custom_id": "e", "method": "POST", "url": url, "body": {"model": "fake", "input": "x"}}
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("/v1/embeddings", {"input": "x"}),
+        ("/v1/score", {"text_1": "x", "text_2": ["y", "z"]}),
+        ("/v1/score", {"queries": "x", "documents": ["y", "z"]}),
+        ("/v1/rerank", {"query": "x", "documents": ["y", "z"]}),
+    ],
+)
+async def test_vectors_and_scores_have_usage_and_no_output_tokens(
+    settings: BatchSettings, url: str, asked: dict[str, Any]
+) -> None:
+    body = {"model": "fake", **asked}
+    row = {"custom_id": "e", "method": "POST", "url": url, "body": body}
     async with running(settings) as run:
-        body = batch_body(await run.upload(jsonl([row])), endpoint=url)
-        batch = await run.client.batches.create(**body)
+        wanted = batch_body(await run.upload(jsonl([row])), endpoint=url)
+        batch = await run.client.batches.create(**wanted)
         batch = await run.until(batch.id, "completed")
         assert (batch.usage.input_tokens, batch.usage.output_tokens) == (5, 0)
 

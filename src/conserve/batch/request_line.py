@@ -28,6 +28,10 @@ class Body(msgspec.Struct):
     messages: msgspec.Raw = NOTHING
     prompt: msgspec.Raw = NOTHING
     input: msgspec.Raw = NOTHING
+    query: msgspec.Raw = NOTHING
+    queries: msgspec.Raw = NOTHING
+    text_1: msgspec.Raw = NOTHING
+    data_1: msgspec.Raw = NOTHING
     stream: msgspec.Raw = NOTHING
     background: msgspec.Raw = NOTHING
     n: msgspec.Raw = NOTHING
@@ -49,12 +53,16 @@ class RequestBody(msgspec.Struct):
     body: dict[str, msgspec.Raw]
 
 
-PROMPT_FIELD = {
-    "/v1/chat/completions": "messages",
-    "/v1/completions": "prompt",
-    "/v1/responses": "input",
-    "/v1/embeddings": "input",
+PROMPT_FIELDS = {
+    "/v1/chat/completions": ("messages",),
+    "/v1/completions": ("prompt",),
+    "/v1/responses": ("input",),
+    "/v1/embeddings": ("input",),
+    "/v1/rerank": ("query",),
+    "/v1/score": ("text_1", "queries", "data_1"),
 }
+"""Where a request's prompt stands, or its beginning: in the first of these that it has."""
+WITHOUT_OUTPUT = ("/v1/embeddings", "/v1/rerank", "/v1/score")
 _decoder = msgspec.json.Decoder(RequestLine)
 
 
@@ -94,10 +102,16 @@ def _missing_or_mistyped(reason: str) -> BadLineError:
     return BadLineError("invalid_request", reason.rstrip(".") + ".", at)
 
 
+def prompt_of(body: Body, endpoint: str) -> bytes:
+    """As the file spells it; empty where there is none."""
+    spelled = (bytes(getattr(body, name)) for name in PROMPT_FIELDS[endpoint])
+    return next((prompt for prompt in spelled if prompt not in (b"", b"null")), b"")
+
+
 def check_body(body: Body, endpoint: str) -> None:
     """Raises BadLineError: nothing to answer, or a way of answering that a batch does not have."""
-    if bytes(getattr(body, PROMPT_FIELD[endpoint])) in (b"", b"null"):
-        param = f"body.{PROMPT_FIELD[endpoint]}"
+    if not prompt_of(body, endpoint):
+        param = f"body.{PROMPT_FIELDS[endpoint][0]}"
         raise BadLineError("missing_required_parameter", f"{param} is missing.", param)
     for name in ("stream", "background"):
         if bytes(getattr(body, name)) not in (b"", b"null", b"false"):
@@ -107,7 +121,7 @@ def check_body(body: Body, endpoint: str) -> None:
 
 def output_tokens(body: Body, rules: Rules, limits: ModelLimits) -> int:
     """How many the line is expected to take: what it asks for, as far as that can be."""
-    if rules.endpoint == "/v1/embeddings":
+    if rules.endpoint in WITHOUT_OUTPUT:
         return 0
     asked = (body.max_completion_tokens, body.max_output_tokens, body.max_tokens)
     wanted = next(filter(None, map(_whole_number, asked)), rules.default_output_tokens)

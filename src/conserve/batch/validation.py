@@ -9,13 +9,14 @@ from hashlib import blake2b
 from conserve.batch.jsonl import num_lead_bytes, request_in, why_not_utf8
 from conserve.batch.prefix import prefix_key
 from conserve.batch.request_line import (
-    PROMPT_FIELD,
+    WITHOUT_OUTPUT,
     BadLineError,
     Body,
     RequestLine,
     check_body,
     output_tokens,
     parse,
+    prompt_of,
 )
 from conserve.batch.rules import ModelLimits, Rules
 from conserve.batch.wire import LineErrorObject
@@ -125,9 +126,11 @@ class Validation:
         self._check_identity(parsed)
         self._check_model(parsed.body)
         check_body(parsed.body, self.rules.endpoint)
-        prompt = memoryview(getattr(parsed.body, PROMPT_FIELD[self.rules.endpoint]))
+        prompt = prompt_of(parsed.body, self.rules.endpoint)
         expected = output_tokens(parsed.body, self.rules, self._limits(parsed.body))
-        self.estimated_tokens += len(prompt) // BYTES_PER_TOKEN + expected
+        # Of vectors and scores all of the line is read: documents stand beside the query.
+        num_bytes = len(line) if self.rules.endpoint in WITHOUT_OUTPUT else len(prompt)
+        self.estimated_tokens += num_bytes // BYTES_PER_TOKEN + expected
         return LineIndex(self._line_no, parsed.custom_id, offset, len(line), prefix_key(prompt))
 
     def _check_identity(self, parsed: RequestLine) -> None:
