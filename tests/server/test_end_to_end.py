@@ -123,7 +123,8 @@ def test_what_an_offline_request_asks_of_the_engine_is_offline_all_through(
 def test_what_first_tokens_waited_for_is_all_of_their_time(
     client: openai.OpenAI, server: Any
 ) -> None:
-    for asked in ({}, {"service_tier": "flex"}, {}):
+    tiers: list[dict[str, Any]] = [{}, {"service_tier": "flex"}, {}]
+    for asked in tiers:
         client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=4, **asked)
 
     def told(name: str, **labels: str) -> float:
