@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from conserve.server.tiers.middleware import ServiceTierMiddleware
+from conserve.server.tiers.paths import VECTOR_PATHS
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +36,7 @@ def application() -> FastAPI:
         answer |= {"usage": body["usage"]} if "usage" in body else {}
         return JSONResponse(answer, status_code=body.get("status", 200))
 
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", *VECTOR_PATHS, "/x"):
         app.post(path, response_model=None)(create)
     app.add_middleware(ServiceTierMiddleware)
     return app
@@ -184,8 +185,23 @@ async def test_text_that_is_no_unicode_survives_the_rewriting() -> None:
     assert seen[0]["prompt"] == "\ud800"
 
 
+@pytest.mark.parametrize("path", sorted(VECTOR_PATHS))
+async def test_vectors_and_scores_have_classes_and_answers_of_their_own(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    """vLLM's requests for them know `priority` alone, and its answers no tier."""
+    reply = await client.post(path, json={"service_tier": "flex", "input": "x"})
+    assert reply.json() == {
+        "id": "a",
+        "seen": {"input": "x", "priority": 1},
+        "header": None,
+        "service_tier": None,
+    }
+    assert (await client.post(path, json={"service_tier": "cheap"})).status_code == 400
+
+
 async def test_other_paths_pass_untouched(client: httpx.AsyncClient) -> None:
-    reply = await client.post("/v1/embeddings", json={"service_tier": "cheap"})
+    reply = await client.post("/x", json={"service_tier": "cheap"})
     assert reply.json()["seen"] == {"service_tier": "cheap"}
 
 

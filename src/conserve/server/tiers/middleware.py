@@ -19,14 +19,10 @@ from starlette.exceptions import HTTPException
 from conserve.server.asgi import App, Message, Receive, Scope, Send
 from conserve.server.tiers.classes import BadFieldError, RequestClass, classify
 from conserve.server.tiers.inherited import inherit, remember
+from conserve.server.tiers.paths import ECHOING, PATHS, VECTOR_PATHS
 from conserve.server.tiers.targets import HEADERS, move_targets
 from conserve.server.tiers.usage import complete
 
-PATHS = frozenset(
-    {"/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses"}
-)
-ECHOING = "/v1/responses"
-"""vLLM puts the tier it was asked for into this endpoint's responses and events."""
 PRIORITY_HEADER = b"x-vllm-priority"
 
 _WORDS = (b"service_tier", b"priority", b"slo-t")
@@ -42,7 +38,8 @@ class ServiceTierMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or _path(scope) not in PATHS:
+        ours = PATHS | VECTOR_PATHS
+        if scope["type"] != "http" or scope["method"] != "POST" or _path(scope) not in ours:
             await self.app(scope, receive, send)
             return
         if engine_client := _engine_client(scope):
@@ -126,8 +123,11 @@ class _Exchange:
             return raw
         self._class = found
         remember(found.priority)
-        body["service_tier"] = found.tier
         body["priority"] = found.priority
+        if self._path in VECTOR_PATHS:
+            body.pop("service_tier", None)
+        else:
+            body["service_tier"] = found.tier
         return json.dumps(body, separators=(",", ":")).encode()
 
     def _says_nothing(self, raw: bytes) -> bool:
@@ -149,6 +149,7 @@ class _Exchange:
     async def _send_start(self, message: Message) -> None:
         kind = _header(message, b"content-type") or ""
         named = self._class is not None and message["status"] == 200
+        named &= self._path not in VECTOR_PATHS
         if kind.startswith("application/json") and (named or self._rejected):
             self._start = message
             return
