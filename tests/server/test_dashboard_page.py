@@ -233,6 +233,9 @@ def test_nothing_bars_the_way(
         submit(url, HOSTILE, max_tokens=4, lines=3, key=KEYS[0])
         series.observe("ttft_seconds", 0.3, 1.9)
         series.count("displaced_requests", 2)
+        series.count("chat_seconds", 60)
+        series.count("chat_alone_seconds", 50)
+        series.gauge("oldest_offline_wait_seconds", 5400)
         size = {"width": width, "height": 900}
         page = signed_in(open_page, url, color_scheme=scheme, viewport=size)
         expect(page.locator("#batch-table tbody tr")).to_have_count(1)
@@ -244,6 +247,20 @@ def test_nothing_bars_the_way(
         page.get_by_role("button", name="Cancel").first.click()
         found = Axe().run(page, options={"runOnly": {"type": "tag", "values": rules}})
         assert found.violations_count == 0, found.generate_report()
+
+
+def test_where_the_server_stands_and_who_starves_cannot_be_missed(
+    tmp_path: Path, open_page: Callable[..., Page]
+) -> None:
+    with guarded(tmp_path) as (url, _, series):
+        page = signed_in(open_page, url)
+        expect(page.locator("#longest-wait")).to_have_text("\u2013")
+        series.count("chat_seconds", 60)
+        series.count("chat_alone_seconds", 50)
+        expect(page.locator("#standing-text")).to_have_text("chat 1.2x of alone")
+        series.gauge("oldest_offline_wait_seconds", 5400)
+        expect(page.locator("#longest-wait")).to_have_text("1 h 30 min")
+        expect(page.locator("#banner")).to_contain_text("Offline work starves")
 
 
 def test_the_time_shown_is_chosen_by_keyboard(

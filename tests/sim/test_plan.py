@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,24 @@ def test_a_job_that_cannot_be_done_is_said_to_be_late(file: Path) -> None:
     file.write_text(file.read_text().replace("500\n", "5000000\n"))
     result = CliRunner().invoke(app, ["plan", str(file)])
     assert "nightly: 5,000,000 requests by 1.5 h: NOT DONE" in result.output
+
+
+def test_the_curve_has_a_point_for_each_bound(file: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "curve.png"
+    result = CliRunner().invoke(app, ["plan", str(file), "--curve", str(picture)])
+    assert result.exit_code == 0, result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    points = re.findall(r"^  (\S+): chat at .* first come first served$", result.output, re.M)
+    assert sorted(points) == ["1.25", "2", "3", "default", "gentle", "greedy"]
+
+
+def test_a_plan_without_chat_has_no_curve(file: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "curve.png"
+    file.write_text(re.sub(r"rate_rps = [0-9.]+", "rate_rps = 0.0", file.read_text()))
+    result = CliRunner().invoke(app, ["plan", str(file), "--curve", str(picture)])
+    assert result.exit_code == 2
+    assert "--curve: nothing to compare with" in result.output
+    assert not picture.exists()
 
 
 def test_phases_go_round_for_the_whole_time(file: Path) -> None:

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from conserve.bench.arms import ARMS as BENCH_ARMS
 from conserve.bench.store import ResultFolder
 from conserve.cli.main import app
-from conserve.metrics import read_records
+from conserve.metrics import median, read_records
 from conserve.metrics.first_tokens import Part
 from conserve.sim.arms import ARMS, ArmError, arm_named
 from conserve.sim.first_token_table import HEADINGS, first_token_table
 from conserve.sim.profiles import Profile
+from conserve.sim.ratios import ratio_rows
 from conserve.sim.study import Study, table
 from conserve.sim.validation import COMPARED, SHARES, RealRun, compare, markdown
 from conserve.workload import Scenario, load_scenario
@@ -300,3 +301,23 @@ def test_what_can_be_simulated_is_listed() -> None:
     result = CliRunner().invoke(app, ["sim", "list"])
     assert "llama-3.1-70b" in result.output
     assert "sarathi-p" in result.output
+
+
+def test_arms_are_told_beside_chat_alone_and_the_bound(scenario: Scenario) -> None:
+    arms = ("online-only", "fcfs", "conserve", "conserve-no-stop")
+    cells = list(Study(scenario.model_copy(update={"arms": arms}), PROFILE, {}).cells())
+    header, *rows = ratio_rows(cells)
+    assert header[:4] == ["point", "arm", "TTFT p50, of online-only", "TBT p50, of online-only"]
+    told = {row[1]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(told) == ["fcfs", "conserve", "conserve-no-stop"]
+    assert told["fcfs"]["offline tok/s, of fcfs"] == "-"
+    assert told["fcfs"]["says: offline"] == "-"
+    own = [cell for cell in cells if cell.arm == "conserve"]
+    alone = {cell.seed: cell for cell in cells if cell.arm == "online-only"}
+    ratios = [
+        (cell.summary.tbt_p50_s or 0) / (alone[cell.seed].summary.tbt_p50_s or 1) for cell in own
+    ]
+    assert told["conserve"]["TBT p50, of online-only"] == f"{median(ratios):.2f}"
+    assert float(told["conserve"]["says: TBT mean"]) >= 1
+    assert float(told["conserve"]["says: offline"]) > 0
+    assert len(ratio_rows([cell for cell in cells if cell.arm == "conserve"])) == 1

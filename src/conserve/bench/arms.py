@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from conserve.sim.arms import SLOWDOWNS, slowed
 from conserve.workload import ScenarioError, unknown_name
 
 FLEX: Mapping[str, Any] = {"service_tier": "flex"}
@@ -59,6 +60,13 @@ def _offline_only(name: str, shows: str, *args: str) -> Arm:
     return Arm(name, "conserve", shows, online=False, offline_fields=FLEX, args=args)
 
 
+def _slowed(name: str, bound: str) -> Arm:
+    """ConServe with another bound on how much slower than alone chat may get."""
+    shows = f"ConServe with --chat-slowdown {bound}."
+    args = ("--chat-slowdown", bound)
+    return Arm(name, "conserve", shows, offline_fields=FLEX, args=args, on_curve=bound)
+
+
 DEFAULT = "conserve"
 RECOMPUTE = ("--checkpoint", "off")
 
@@ -92,6 +100,8 @@ ARMS: Mapping[str, Arm] = {
             online=False,
         ),
         Arm(DEFAULT, "conserve", "ConServe as it comes.", offline_fields=FLEX, on_curve="default"),
+        *(_slowed(f"conserve-{level}", level) for level in ("gentle", "greedy")),
+        *(_slowed(slowed(times), f"{times:g}") for times in SLOWDOWNS),
         Arm(
             "conserve-online-only",
             "conserve",

@@ -27,6 +27,13 @@ def plan(
     ] = None,
     ttft_ms: Annotated[str | None, typer.Option(help="Try these TTFT targets too.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg) here.")] = None,
+    curve: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also try each --chat-slowdown, and write here (.png) what offline work gets over "
+            "how much longer than alone chat waits."
+        ),
+    ] = None,
 ) -> None:
     """Say how much offline work fits beside an online service, and when each job is done.
 
@@ -59,6 +66,22 @@ def plan(
             from conserve.sim.planplot import draw
 
             draw(plot, asked, outcome)
+        if curve:
+            _draw_curve(curve, asked, traces, own)
+
+
+def _draw_curve(path: Path, asked: PlanFile, traces: dict[str, Path], targets: Targets) -> None:
+    from conserve.bench.report.curve import Curve, draw_curves
+    from conserve.sim.curve import curve_runs
+
+    found = Curve.of_summaries(curve_runs(asked, traces, targets))
+    typer.echo(
+        f"\none replica at the mean online rate beside {asked.jobs[0].name}, by --chat-slowdown:"
+    )
+    for line in found.lines():
+        typer.echo(f"  {line}")
+    if not draw_curves(path, [found]):
+        raise ScenarioError("--curve: nothing to compare with: the plan has no online requests")
 
 
 def _numbers(text: str | None, flag: str) -> list[float]:

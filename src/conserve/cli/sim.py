@@ -22,6 +22,7 @@ from conserve.sim.arms import ARMS
 from conserve.sim.first_token_table import first_token_table
 from conserve.sim.own_targets import describe, with_targets
 from conserve.sim.profiles import Profile, known_names, load_profile
+from conserve.sim.ratios import ratio_rows
 from conserve.sim.study import WHOLE, Cell, Study, table
 from conserve.workload import Scenario, ScenarioError, load_scenario
 
@@ -81,6 +82,11 @@ def run(
             typer.echo(line)
         for told in _scales(cells):
             typer.echo(f"trace {told}")
+        compared = ratio_rows(cells)
+        if len(compared) > 1:
+            typer.echo("beside chat alone, and first come first served:")
+            _show(compared)
+            typer.echo()
         _show(table(cells))
         if any(cell.first_token_parts for cell in cells):
             typer.echo("\nwhat first tokens waited for:")

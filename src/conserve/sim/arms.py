@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
-from conserve.core.settings import PolicySettings
+from conserve.core.settings import CHAT_SLOWDOWN, PolicySettings
 from conserve.core.snapshot import Targets
 from conserve.sim.cost import Machine, profiled_model
 from conserve.sim.profiles import Profile
@@ -69,6 +69,15 @@ def _stock(
     return Arm(name, shows, True, online, offline, by_class, can_stop=False, checkpoints=False)
 
 
+SLOWDOWNS = (1.25, 2.0, 3.0)
+"""Bounds on chat's slowdown that have an arm each: with the levels, the points of the curve."""
+
+
+def slowed(times: float) -> str:
+    """The arm's name."""
+    return f"conserve-{times:g}x"
+
+
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -77,6 +86,22 @@ ARMS: Mapping[str, Arm] = {
         _stock("priority", "Stock vLLM with --scheduling-policy priority."),
         _stock("offline-only", "Stock vLLM with the offline requests alone.", online=False),
         Arm("conserve", "ConServe as it comes."),
+        *(
+            Arm(
+                f"conserve-{level}",
+                f"ConServe with --chat-slowdown {level}.",
+                settings=PolicySettings(chat_slowdown=CHAT_SLOWDOWN[level]),
+            )
+            for level in ("gentle", "greedy")
+        ),
+        *(
+            Arm(
+                slowed(times),
+                f"ConServe with --chat-slowdown {times:g}.",
+                settings=PolicySettings(chat_slowdown=times),
+            )
+            for times in SLOWDOWNS
+        ),
         Arm("conserve-online-only", "ConServe with the online requests alone.", offline=False),
         Arm(
             "conserve-fixed-budget",

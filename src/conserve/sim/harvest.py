@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conserve.core.snapshot import Targets
+from conserve.metrics import RunSummary, summarise
 from conserve.metrics import Targets as MetricTargets
-from conserve.metrics import summarise
 from conserve.sim.arms import Arm
 from conserve.sim.profiles import Profile
 from conserve.sim.run import Window, simulate
@@ -90,14 +90,8 @@ def measure(
     rates = [most_rps * index / (num_rates - 1) for index in range(num_rates)]
     points, tokens_per_request = [], 1.0
     for rate_rps in rates if most_rps > 0 else [0.0]:
-        scenario = _scenario(profile, targets, online_lengths, offline_lengths, rate_rps)
-        workload = build_workload(scenario, seed, traces)
-        outcome = simulate(workload, arm, profile, targets, WINDOW, seed=seed)
-        summary = summarise(
-            outcome.records, WINDOW.duration_s, MetricTargets(targets.ttft_s, targets.tbt_s)
-        )
-        sizes = [p.num_prompt_tokens + p.num_output_tokens for p in workload.offline]
-        tokens_per_request = sum(sizes) / len(sizes)
+        load = Load(online_lengths, offline_lengths, rate_rps)
+        summary, tokens_per_request = at_rate(profile, arm, targets, load, traces, seed=seed)
         points.append(
             HarvestPoint(
                 rate_rps,
@@ -112,13 +106,37 @@ def measure(
     return HarvestCurve(points, tokens_per_request)
 
 
-def _scenario(
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Lengths as in a scenario file, and online requests a second."""
+
+    online_lengths: Mapping[str, Any]
+    offline_lengths: Mapping[str, Any]
+    rate_rps: float
+
+
+def at_rate(
     profile: Profile,
+    arm: Arm,
     targets: Targets,
-    online_lengths: Mapping[str, Any],
-    offline_lengths: Mapping[str, Any],
-    rate_rps: float,
-) -> Scenario:
+    load: Load,
+    traces: Mapping[str, Path],
+    *,
+    seed: int,
+) -> tuple[RunSummary, float]:
+    """One replica under a constant load, and the mean tokens of its offline requests.
+
+    Raises ScenarioError, TraceError.
+    """
+    workload = build_workload(_scenario(profile, targets, load), seed, traces)
+    outcome = simulate(workload, arm, profile, targets, WINDOW, seed=seed)
+    asked = MetricTargets(targets.ttft_s, targets.tbt_s)
+    sizes = [p.num_prompt_tokens + p.num_output_tokens for p in workload.offline]
+    summary = summarise(outcome.records, WINDOW.duration_s, asked)
+    return summary, sum(sizes) / len(sizes)
+
+
+def _scenario(profile: Profile, targets: Targets, load: Load) -> Scenario:
     table: dict[str, Any] = {
         "name": "harvest",
         "about": "one replica at a constant online rate",
@@ -128,10 +146,10 @@ def _scenario(
         "offline": {
             "in_flight": IN_FLIGHT_SLOTS * profile.machine.max_running,
             "num_requests": 20_000,
-            "lengths": offline_lengths,
+            "lengths": load.offline_lengths,
         },
     }
-    if rate_rps > 0:
-        arrivals = {"kind": "gamma", "rate_rps": rate_rps, "cv": 1.0}
-        table["online"] = {"arrivals": arrivals, "lengths": online_lengths}
+    if load.rate_rps > 0:
+        arrivals = {"kind": "gamma", "rate_rps": load.rate_rps, "cv": 1.0}
+        table["online"] = {"arrivals": arrivals, "lengths": load.online_lengths}
     return parse(table, "harvest")

@@ -36,6 +36,9 @@ class Cell:
     """Empty unless they were asked for."""
     first_token_parts: list[Parts]
     """What each online first token of the run waited for."""
+    says_slowdown: float | None = None
+    says_share: float | None = None
+    """What the policy says itself of where it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,8 @@ def _cell(
     outcome.counters.check()
     summary = summarise(outcome.records, scenario.duration_s, scenario.targets.targets())
     parts = outcome.engine.first_token_parts
-    return Cell(*place, summary, outcome.counters, outcome.records, scales, steps, parts)
+    says = outcome.chat_slowdown, outcome.harvest_share
+    return Cell(*place, summary, outcome.counters, outcome.records, scales, steps, parts, *says)
 
 
 def median_of(cells: Sequence[Cell], name: str) -> float | None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from conserve.bench.arms import DEFAULT, known_arm
-from conserve.bench.report.figures import ArmFigures, Figures, Spread, figures_of
-from conserve.bench.report.style import FAINT, INK, picture
+from conserve.bench.arms import BOUND, DEFAULT, ONLINE_ONLY, known_arm
+from conserve.bench.report.figures import RATIOS, ArmFigures, Figures, Spread, figures_of
+from conserve.bench.report.style import INK, picture
 from conserve.bench.store import WHOLE, ResultFolder
+from conserve.metrics import RunSummary
 
 SIMULATED = "simulated"
 """A folder of this name in a result's folder holds what `conserve sim run --out` gave of the same
@@ -51,6 +52,32 @@ class Curve:
         points = sorted(_points(arms), key=lambda point: point.share.median)
         return cls(points, simulated)
 
+    def lines(self) -> Iterator[str]:
+        """Each point in words."""
+        for point in self.points:
+            parts = [
+                f"{'TTFT' if ratio.startswith('ttft') else 'TBT'} {name} {spread.median:.2f}x"
+                for _, lines in PANELS
+                for name, ratio in lines.items()
+                if (spread := point.slowdowns.get(ratio))
+            ]
+            share = f"offline {point.share.median:.0%} of first come first served"
+            yield f"{point.name}: chat at {', '.join(parts)} of alone, {share}"
+
+    @classmethod
+    def of_summaries(cls, arms: Mapping[str, RunSummary]) -> Curve:
+        """The same of one simulated run each; among them must be chat alone and the bound."""
+        over = {"alone": arms[ONLINE_ONLY], "bound": arms[BOUND]}
+        found: dict[str, ArmFigures] = {}
+        for arm, summary in arms.items():
+            found[arm] = {}
+            for ratio in RATIOS:
+                above = getattr(summary, ratio.metric)
+                below = getattr(over.get(ratio.over), ratio.metric, None)
+                if below and above is not None and (spread := Spread.of([above / below])):
+                    found[arm][ratio.name] = spread
+        return cls.of(found, simulated=True)
+
 
 def _points(arms: Mapping[str, ArmFigures]) -> Iterator[CurvePoint]:
     for arm, figures in arms.items():
@@ -88,6 +115,7 @@ def draw_curves(path: Path, curves: Sequence[Curve]) -> bool:
             for curve in curves:
                 for name, ratio in lines.items():
                     _line(axes, curve, name, ratio)
+            _names(axes, curves[0], lines["P50"])
             _dress(axes, title, curves, lines.values())
         panels[0].set_ylabel("offline tokens, share of first come first served")
         handles, labels = panels[0].get_legend_handles_labels()
@@ -117,24 +145,27 @@ def _line(axes: Axes, curve: Curve, name: str, ratio: str) -> None:
     for point in there:
         place = (point.slowdowns[ratio].median, point.share.median)
         if point.is_default:
-            axes.plot(*place, "o", markersize=12, markerfacecolor="none", color=INK)
-        _name(axes, place, point)
+            axes.plot(*place, "o", markersize=11, markerfacecolor="none", color=INK, zorder=4)
 
 
 def _bars(spreads: Sequence[Spread]) -> list[list[float]]:
     return [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
 
 
-def _name(axes: Axes, place: tuple[float, float], point: CurvePoint) -> None:
-    axes.annotate(
-        point.name,
-        place,
-        xytext=(6, -11),
-        textcoords="offset points",
-        fontsize=7.5,
-        color=INK if point.is_default else FAINT,
-        fontweight="bold" if point.is_default else "normal",
-    )
+def _names(axes: Axes, curve: Curve, ratio: str) -> None:
+    """Once, above and left of the line that rises to the right."""
+    for point in curve.points:
+        if ratio in point.slowdowns:
+            axes.annotate(
+                point.name,
+                (point.slowdowns[ratio].median, point.share.median),
+                xytext=(-7, 4),
+                textcoords="offset points",
+                ha="right",
+                fontsize=7.5,
+                color=INK,
+                fontweight="bold" if point.is_default else "normal",
+            )
 
 
 def _dress(axes: Axes, title: str, curves: Sequence[Curve], ratios: Iterable[str]) -> None:
@@ -150,9 +181,10 @@ def _dress(axes: Axes, title: str, curves: Sequence[Curve], ratios: Iterable[str
     axes.set_title(title)
     axes.set_xlabel("times as long as alone")
     axes.set_xscale("log")
-    axes.set_xlim(0.95, most**1.12)
+    axes.set_xlim(0.9, most**1.1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0), numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.set_ylim(bottom=0)
+    axes.axhline(1.0, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_ylim(0, max(1.06, axes.get_ylim()[1]))

@@ -38,7 +38,7 @@ SCENARIOS = Path("benchmarks/scenarios")
 NOT_YET = "Not measured yet."
 DOCUMENTS = ("README.md", "docs/**/*.md")
 MARKED = re.compile(
-    r"^(?P<open><!-- bench:(?P<result>[\w.-]+)(?::(?P<point>[\w.-]+))? (?P<quote>\w+) -->)"
+    r"^(?P<open><!-- bench:(?P<result>[\w.-]+)(?::(?P<point>[\w.-]+))? (?P<quote>[\w-]+) -->)"
     r"(?P<text>.*?)(?P<close><!-- /bench -->)",
     re.DOTALL | re.MULTILINE,
 )
