@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -199,3 +200,29 @@ def test_start_says_what_was_chosen(server: Any) -> None:
     assert "first token 1000 ms, between tokens 200 ms" in log
     assert MODEL in log
     assert "Traceback" not in log
+
+
+def test_targets_of_the_machine_are_said_and_shown(server: Any) -> None:
+    """In the log by the engine that measured them, and on the page by the API process."""
+    with httpx.stream("GET", f"{server.url}/dashboard/feed", timeout=60) as reply:
+        lines = reply.iter_lines()
+        hello = next(line for line in lines if line.startswith("data: "))
+    facts = json.loads(hello.removeprefix("data: "))["facts"]
+    log = server.log.read_text()
+    for name in ("TTFT", "TBT"):
+        reason = facts[f"{name.lower()}_target_reason"]
+        assert reason.startswith("from the machine: ")
+        target_ms = 1000 * facts[f"{name.lower()}_target_s"]
+        assert f"ConServe: {name} target {target_ms:g} ms, {reason}" in log
+
+
+def test_a_request_may_name_its_own_targets(client: openai.OpenAI) -> None:
+    """vLLM takes what we hand it, and what is none is refused by name."""
+    asked: Any = {"model": MODEL, "messages": QUESTION, "max_tokens": 2}
+    names = {"x-slo-ttft-ms": "900", "x-llm-d-slo-tpot-ms": "70.5"}
+    for tier in ("default", "flex"):
+        reply = client.chat.completions.create(service_tier=tier, extra_headers=names, **asked)
+        assert reply.choices[0].message.content
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(extra_body={"x-slo-tbt-ms": -1}, **asked)
+    assert refused.value.param == "x-slo-tbt-ms"
