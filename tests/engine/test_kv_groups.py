@@ -20,7 +20,7 @@ from conserve.engine.checkpoint.columns import Columns
 from conserve.engine.checkpoint.entry import Held
 from conserve.engine.checkpoint.pool import HostPool, Worth
 from conserve.engine.checkpoint.under_way import Sent
-from conserve.engine.kv_groups import kv_groups_of
+from conserve.engine.kv_groups import kv_group_of, kv_groups_of
 from conserve.engine.settings import EngineSettings
 from conserve.engine.steps import GENERIC_MODEL
 from tests.engine.copies import ForeignCopyError
@@ -139,6 +139,27 @@ def test_what_requests_lack_is_what_vllm_takes_or_more(
             assert held <= counted.blocks_for(request.num_tokens, 0)
             most[name] = max(most.get(name, 0), held)
     assert len(most) == 4
+
+
+def test_layers_are_grouped_by_what_vllm_keeps_of_them() -> None:
+    import torch
+    from vllm.v1 import kv_cache_interface as kinds
+
+    def spec(kind: str, **more: Any) -> Any:
+        fields = {"block_size": 16, "num_kv_heads": 2, "head_size": 16, "dtype": torch.float32}
+        return getattr(kinds, kind)(**fields | more)
+
+    window = spec("SlidingWindowSpec", sliding_window=64, extra_retained_tokens=3)
+    assert kv_group_of(window, 9) == KVGroup(16, window=67, most_blocks=9)
+    several = kinds.UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={"a": window})
+    assert kv_group_of(several, 9) == KVGroup(16, window=67, most_blocks=9)
+    kept = spec("FullAttentionSpec", sliding_window=64)
+    assert kv_group_of(kept) == KVGroup(16), "vLLM computes a window and keeps all"
+    state: dict[str, Any] = {"block_size": 16, "shapes": ((4,),), "dtypes": (torch.float32,)}
+    last = kv_group_of(kinds.MambaSpec(**state, mamba_cache_mode="align"))
+    assert [last.first_needed(n) for n in (0, 1, 16, 17, 18)] == [0, 0, 0, 1, 1]
+    assert last.blocks_for(1000, 0) == 2
+    assert kv_group_of(kinds.MambaSpec(**state)) == KVGroup(16)
 
 
 def test_one_group_of_all_tokens_needs_no_groups(make_engine: MakeEngine) -> None:

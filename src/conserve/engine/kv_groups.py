@@ -22,8 +22,9 @@ def kv_group_of(spec: Any, most_blocks: int | None = None) -> KVGroup:
     if isinstance(one, ChunkedLocalAttentionSpec):
         return KVGroup(size, chunk=one.attention_chunk_size, most_blocks=most_blocks)
     if isinstance(one, MambaSpec) and one.mamba_cache_mode == "align":
-        # The state of the last token, and the one that the step writes.
-        return KVGroup(size, window=2, most_blocks=2 + one.num_speculative_blocks)
+        # The state of the last token, and those that a step writes.
+        written = 1 + one.num_speculative_blocks + one.num_prefill_checkpoint_blocks
+        return KVGroup(size, window=2, most_blocks=1 + written)
     return KVGroup(size)
 
 
