@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from conserve.bench.arms import BOUND, DEFAULT, ONLINE_ONLY, known_arm
@@ -165,6 +166,8 @@ def _names(axes: Axes, curve: Curve, ratio: str) -> None:
                 fontsize=7.5,
                 color=INK,
                 fontweight="bold" if point.is_default else "normal",
+                path_effects=[withStroke(linewidth=3, foreground="white")],  # over other lines
+                zorder=6,
             )
 
 
