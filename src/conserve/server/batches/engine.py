@@ -90,10 +90,10 @@ class EngineExecutor:
         num_pauses = self._num_pauses
         with running_line(headers.get("x-request-id", "")):
             reply = await self._executor.run(url, body, headers)
+        if self.is_leaving:
+            return NOT_NOW  # an engine that is told to end is dead, too, by then
         if reply.status_code >= 500 and self._engine.errored:
             return DIED if has_crashed(self._engine) else NOT_NOW
-        if self.is_leaving:
-            return NOT_NOW
         cut_short = _is_cut_short(reply)
         # What an engine has cut short of a response looks complete.
         doubtful = cut_short or url == RESPONSES
