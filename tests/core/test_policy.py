@@ -168,8 +168,8 @@ class TestOfflineInTheSlack:
     def test_a_step_with_a_first_token_is_stretched_by_a_sliver_only(self) -> None:
         scene = snapshot(prefilling("off", False, 1000), online=(waiting("on", True, 390),))
         plan = plan_for(scene)
-        # 400 ms, and 5 % more.
-        assert plan.grants == {"on": 390, "off": 20}
+        # 400 ms, and 2 % more.
+        assert plan.grants == {"on": 390, "off": 8}
 
     def test_and_never_past_the_slack_of_resident_decodes(self) -> None:
         scene = snapshot(

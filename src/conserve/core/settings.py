@@ -16,7 +16,7 @@ class PolicySettings:
     chat_slowdown: float = CHAT_SLOWDOWN["balanced"]
     """How many times as long as its online part alone a step with online decodes may take, as the
     latency model predicts both; 0 leaves that to the targets. They hold all the same."""
-    prefill_stretch: float = 0.05
+    prefill_stretch: float = 0.02
     """How much offline work may lengthen a step that carries an online first token."""
     min_slack_fill: float = 0.35
     """Least share of the TBT slack that offline work fills beside online decodes.
@@ -28,7 +28,7 @@ class PolicySettings:
     stoppable_slack_fill: float = 0.5
     """Most of the TBT slack that offline work fills in a step that can be stopped: the rest is
     for the step that follows a stop, which carries the arrivals and owes the same tokens."""
-    patience: float = 0.05
+    patience: float = 0.01
     """Share of the TTFT target an arrival may wait for a step that could be stopped."""
     unstoppable_share: float = 0.1
     """Longest offline step that cannot be stopped, as a share of the TTFT target."""
