@@ -182,7 +182,7 @@ def first_tokens_are_not_stopped(play: Play) -> None:
 def decodes_are_stopped_while_their_tokens_can_be_in_time(play: Play) -> None:
     """Beside a decode offline work fills half of its slack; the rest is for what follows a stop. A
     long prompt is cut to that, where prompts can be cut."""
-    greedy = PolicySettings(chat_slowdown=CHAT_SLOWDOWN["greedy"])
+    greedy = PolicySettings(chat_slowdown=CHAT_SLOWDOWN["greedy"], patience=0.05)
     before_s = COST.predict_s(_prefill(8))
     for cut, after_s, prompt, stops in (
         (True, 0.01, 8, True),

@@ -177,7 +177,7 @@ class TestOfflineInTheSlack:
             prefilling("off", False, 1000),
             online=(waiting("new", True, 185),),
         )
-        assert plan_for(scene).grants == {"on": 1, "new": 185, "off": 4}
+        assert plan_for(scene).grants == {"on": 1, "new": 185, "off": 3}
 
     def test_waiting_offline_requests_do_not_start_beside_a_first_token(self) -> None:
         scene = snapshot(online=(waiting("on", True, 390),), offline=(waiting("off", False, 8),))
