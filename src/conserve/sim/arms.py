@@ -59,6 +59,8 @@ class Arm:
 
 ONLINE_ONLY = "online-only"
 BOUND = "fcfs"
+TARGETS_ALONE = PolicySettings(chat_slowdown=CHAT_SLOWDOWN["greedy"])
+"""As the paper has it: nothing but the targets says how slow chat may get."""
 WHOLE_STEP = 2**20
 """More tokens than any machine's step: a fixed budget of the machine's own maximum."""
 
@@ -153,11 +155,13 @@ ARMS: Mapping[str, Arm] = {
             "Sarathi-P with steps sized by the targets: the paper's first part added.",
             can_stop=False,
             checkpoints=False,
+            settings=TARGETS_ALONE,
         ),
         Arm(
             "sarathi-p-targets-stop",
             "That with stops inside a step: the paper's first two parts added.",
             checkpoints=False,
+            settings=TARGETS_ALONE,
         ),
     )
 }
