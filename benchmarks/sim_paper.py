@@ -119,7 +119,7 @@ def plot_ladder(figures: page.Figures) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
     for axis, (name, title, factor) in zip(axes, panels, strict=True):
         values = [rows[arm][name] * factor for arm in page.LADDER]
-        bars = axis.bar(range(len(page.LADDER)), values, color=COLOURS["conserve"])
+        bars = axis.bar(range(len(page.LADDER)), values, color=COLOURS[page.OURS])
         axis.bar_label(bars, fmt="{:.0f}", fontsize=8)
         axis.set_xticks(
             range(len(page.LADDER)), list(page.LADDER.values()), rotation=25, ha="right", fontsize=8
@@ -133,7 +133,7 @@ COLOURS = {
     "online-only": "#7a7a7a",
     "fcfs": "#c0504d",
     "sarathi-p": "#e0a030",
-    "conserve": "#2a6fbb",
+    page.OURS: "#2a6fbb",
 }
 
 

@@ -163,12 +163,12 @@ def stops_table(points: Figures) -> list[str]:
 
 def sweep_table(points: Figures, what: str) -> list[str]:
     headings = (
-        what, "TTFT p99: online-only", "Sarathi-P", "conserve", "TBT p99: Sarathi-P", "conserve",
-        "offline tok/s: bound", "Sarathi-P", "conserve", "over Sarathi-P", "total over online-only",
+        what, "TTFT p99: online-only", "Sarathi-P", OURS, "TBT p99: Sarathi-P", OURS,
+        "offline tok/s: bound", "Sarathi-P", OURS, "over Sarathi-P", "total over online-only",
     )  # fmt: skip
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for point, rows in points.items():
-        alone, sarathi, ours = rows["online-only"], rows["sarathi-p"], rows["conserve"]
+        alone, sarathi, ours = rows["online-only"], rows["sarathi-p"], rows[OURS]
         values = [point]
         values += [f"{arm['ttft_p99_s'] * 1e3:.0f}" for arm in (alone, sarathi, ours)]
         values += [f"{arm['tbt_p99_s'] * 1e3:.0f}" for arm in (sarathi, ours)]
