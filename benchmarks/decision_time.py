@@ -28,7 +28,9 @@ from conserve.core.latency import LatencyModel
 from conserve.core.plan import Plan
 from conserve.core.policy import decide
 from conserve.core.snapshot import Snapshot
+from conserve.engine.promises import Promises
 from conserve.engine.queue import ClassQueue
+from conserve.engine.settings import EngineSettings
 from conserve.engine.tracker import RequestTracker
 
 BLOCK_SIZE = 16
@@ -54,6 +56,8 @@ class EngineRequest:
     num_output_placeholders: int = 0
     max_tokens: int = 1024
     skip_reading_prefix_cache: bool = False
+    sampling_params: None = None
+    lora_request: None = None
 
     @property
     def num_tokens_with_spec(self) -> int:
@@ -116,7 +120,7 @@ def running_requests(number: int, share_online: float, prefills: bool) -> list[E
 
 def track(requests: Iterable[EngineRequest]) -> RequestTracker:
     """A tracker that knows the requests, each decode's newest token 20 ms old or less."""
-    tracker = RequestTracker(BLOCK_SIZE)
+    tracker = RequestTracker(BLOCK_SIZE, Promises(EngineSettings()))
     for index, request in enumerate(requests):
         tracker.add(request, request.arrival_time)
         view = tracker.get(request.request_id)

@@ -168,8 +168,9 @@ def test_alerts_are_evaluated_and_go_off(watched: Prometheus) -> None:
 
 
 def test_targets_are_exported(watched: Prometheus) -> None:
-    for name, target in (("ttft", 1.0), ("tbt", 0.2)):
+    """Which they are is the machine's to say."""
+    for name in ("ttft", "tbt"):
         (found,) = watched.query(f"conserve:{name}_target_seconds")
-        assert float(found["value"][1]) == target
+        target = float(found["value"][1])
         bound = f'conserve:{name}_seconds_bucket{{class="online", le="{target}"}}'
         assert watched.query(bound), "the histogram has a bound at the target"
