@@ -111,6 +111,15 @@ def test_both_copy_and_restore_the_same(
     assert any(plan.restore for plan in plans) == (rate > 1e3)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_both_know_when_a_step_decided_ahead_begins(tmp_path: Path, seed: int) -> None:
+    """Somebody comes while the step before it runs, which began sooner than it was expected to, and
+    would wait a little less, or more, than may be: 0.02 s."""
+    policy = PolicySettings(patience=0.05, prefill_stretch=0.05)
+    world = replace(SCARCE, link_tokens_per_s=3e3, async_scheduling=True, policy=policy)
+    _play_both(tmp_path, world, mixture(seed))
+
+
 @pytest.mark.parametrize("class_aware", [True, False], ids=["by-class", "by-age"])
 @pytest.mark.parametrize("world", MEMORIES.values(), ids=MEMORIES)
 @pytest.mark.parametrize("seed", range(4))

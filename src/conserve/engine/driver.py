@@ -165,13 +165,11 @@ class Driver:
         if not output.total_num_scheduled_tokens:
             return
         model = self.experience.model
-        predicted_s = model.predict_s(record.shape)
         # Under async scheduling it begins when the step before it ends.
-        begins_s = max([record.started_s, *(step.expected_end_s for step in self.steps)])
-        record.expected_end_s = begins_s + predicted_s
+        record.begins_s = max([record.started_s, *(step.expected_end_s for step in self.steps)])
+        record.predicted_s = model.predict_s(record.shape)
         if self.stopper.announce(record, output):
-            running = record.running(begins_s, predicted_s)
-            self.stopper.monitor.step_started(record.number, running, model)
+            self.stopper.monitor.step_started(record.number, record.running(), model)
 
     # When its output is here
 
@@ -183,6 +181,7 @@ class Driver:
         if record.plan.stoppable:
             asked = monitor.step_ended()
         elif computed:
+            self.steps.next_begins(record.times.ended_s)
             monitor.step_begins(record.times.ended_s)
         self._last_stopped = isinstance(model_runner_output, StoppedOutput)
         if not self._last_stopped:

@@ -28,7 +28,9 @@ class StepRecord:
     plan: Plan
     started_s: float
     """When it was decided."""
-    expected_end_s: float = 0.0
+    begins_s: float = 0.0
+    """When it begins, as far as that is known: under async scheduling once those before it end."""
+    predicted_s: float = 0.0
     shape: StepShape = field(default_factory=StepShape)
     offline_shape: StepShape = field(default_factory=StepShape)
     before: dict[str, Before] = field(default_factory=dict)
@@ -37,10 +39,14 @@ class StepRecord:
     times: StepTimes | None = None
     """When the device began and ended it, once its output is in."""
 
-    def running(self, begins_s: float, predicted_s: float) -> RunningStep:
+    @property
+    def expected_end_s(self) -> float:
+        return self.begins_s + self.predicted_s
+
+    def running(self) -> RunningStep:
         plan = self.plan
         shape, due_s, forced = plan.online_shape, plan.due_s, plan.forced_tokens
-        return RunningStep(begins_s, predicted_s, shape, due_s, forced)
+        return RunningStep(self.begins_s, self.predicted_s, shape, due_s, forced)
 
 
 class StepsInFlight:
@@ -60,6 +66,13 @@ class StepsInFlight:
     def end(self) -> StepRecord:
         """The oldest: its output is in. Raises IndexError where there is none."""
         return self._records.popleft()
+
+    def next_begins(self, begins_s: float) -> None:
+        """The step before those in flight is over: the oldest of them that holds tokens begins."""
+        for record in self._records:
+            if record.ends:
+                record.begins_s = begins_s
+                return
 
     def forget(self) -> None:
         """Their output never comes: the engine failed under them."""

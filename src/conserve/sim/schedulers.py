@@ -170,7 +170,7 @@ class ConserveScheduler:
             Arrivals.of(
                 [Arrival(r.arrival_s, r.num_tokens, self.targets.ttft_of(r)) for r in waiting]
             ),
-            self.model,
+            step.model or self.model,
             now_s=now_s,
             patience=self.settings.patience,
         )

@@ -54,6 +54,7 @@ class EngineState:
             due_s=plan.due_s,
             forced_tokens=plan.forced_tokens,
             predicted_s=plan.predicted_s,
+            model=model,
         )
         num_preempted = self.counters.num_preempted
         self._grant_running(step, grants)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from conserve.core.latency import StepShape
+from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode
 from conserve.sim.request import SimRequest
 
@@ -24,6 +24,8 @@ class Step:
     forced_tokens: float = float("inf")
     """Those of the plan."""
     predicted_s: float = 0.0
+    model: LatencyModel | None = None
+    """What it was decided by, and is judged by while it runs."""
     producers: list[SimRequest] = field(default_factory=list)
     """Requests that it gives a token."""
     finishing: list[SimRequest] = field(default_factory=list)
