@@ -480,6 +480,20 @@ class TestRestores:
         assert plan.displace == ["b"]
         assert plan.grants == {"a": 1}
 
+    def test_none_yields_to_another_beside_one_whose_last_token_is_under_way(self) -> None:
+        """Not for blocks, nor for chat's room: both will be had without."""
+        ending = decoding("ending", False, num_tokens=100)
+        first = waiting("first", False, 80)
+        for free, room in ((5, 1), (4, 0)):
+            scene = snapshot(
+                ending,
+                offline=(first, held("back", 48, 3)),
+                num_free_blocks=free,
+                num_remembered_blocks=room,
+            )
+            assert plan_for(scene).displace == []
+        assert plan_for(replace(scene, running=())).displace == ["back"]
+
 
 class TestStoppableSteps:
     def test_a_step_of_online_work_alone_is_not_stoppable(self) -> None:

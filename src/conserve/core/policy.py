@@ -260,8 +260,11 @@ class Policy:
             step.start(request, reserve, 0.0, at_least=least)
 
     def _release_for(self, request: RequestView, num_blocks: int) -> None:
-        """Requests that were brought back too many give way to the first of them."""
-        if self.step.slots_left < 1 or request.num_tokens <= request.num_computed_tokens:
+        """Requests that were brought back too many give way to the first of them, unless somebody
+        runs, whose last token is under way: then none has to."""
+        if self.step.slots_left < 1 or self.step.staying(self.running.offline):
+            return
+        if request.num_tokens <= request.num_computed_tokens:
             return
         others = [r for r in self.step.staying(self.held) if r is not request]
         lacking = num_blocks - self.step.blocks_left
