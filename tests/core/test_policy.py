@@ -240,6 +240,11 @@ class TestBesideWhatChatHasAlone:
         scene = snapshot(decoding("on", True), prefilling("off", False, 1000))
         assert plan_for(scene, settings=PolicySettings(chat_slowdown=1.0)).grants == {"on": 1}
 
+    def test_nor_does_anybody_wait_for_those_whose_last_tokens_are_under_way(self) -> None:
+        ending = decoding("on", True, num_tokens=100)
+        scene = snapshot(ending, decoding("a", False), decoding("b", False))
+        assert self.grants(scene) == {"a": 1, "b": 1}
+
     def test_a_first_token_is_stretched_no_further(self) -> None:
         scene = snapshot(prefilling("off", False, 1000), online=(waiting("on", True, 390),))
         settings = PolicySettings(chat_slowdown=1.02, prefill_stretch=0.05)

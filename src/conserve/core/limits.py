@@ -69,8 +69,11 @@ class Limits:
         return min(self._with_margin_s(longer) - self._with_margin_s(step), room_s / 2)
 
     def _slowed_s(self, online: StepShape, most: float) -> float:
+        """No limit where nobody online is in the step: the last tokens of all are under way."""
         times = min(most, self.settings.chat_slowdown or UNLIMITED)
-        return self._with_margin_s(online) * times if times < UNLIMITED else UNLIMITED
+        if times == UNLIMITED or not online.num_tokens:
+            return UNLIMITED
+        return self._with_margin_s(online) * times
 
     def _with_margin_s(self, shape: StepShape) -> float:
         return self.model.predict_s(shape) * (1 + self.model.margin)
