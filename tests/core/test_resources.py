@@ -127,6 +127,21 @@ def test_who_has_nothing_to_compute_needs_no_adapter() -> None:
     assert plan_of(replace(BASE, running=[in_flight, decoding("b", 2)])).grants.keys() == {"b"}
 
 
+def test_room_is_made_for_who_shares_the_adapter_of_those_who_decode() -> None:
+    """The prompt that runs waits for its adapter; the arrival does not, and takes the only slot."""
+    prompt = replace(prefilling("prompt", online=True), adapter=1)
+    chat, victim = decoding("chat", 2, online=True), decoding("victim", 0)
+    snapshot = replace(
+        BASE,
+        running=[prompt, chat, victim],
+        waiting_online=[waiting("arrival", 2, online=True)],
+        num_free_slots=0,
+    )
+    plan = plan_of(snapshot)
+    assert plan.displace == ["victim"]
+    assert plan.grants.keys() == {"chat", "arrival"}
+
+
 def test_who_waits_for_an_adapter_is_passed_for_a_while_and_no_longer() -> None:
     ages = {"a0": 60.0, "b0": 50.0, "a1": 49.0, "plain": 30.0, "a2": 50.0 - PASS_S}
     adapters = {"a0": 1, "a1": 1, "a2": 1, "b0": 2, "plain": 0}

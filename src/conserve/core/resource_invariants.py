@@ -53,9 +53,11 @@ def _check_online_first(case: Case) -> None:
 
 
 def arrivals(case: Case) -> Sequence[RequestView]:
-    """The waiting online requests that have an adapter beside those who run."""
+    """The waiting online requests that have an adapter beside those who run, of whom those who
+    decode come first."""
     resources = Resources(case.snapshot)
-    resources.claim(view for view in case.snapshot.running if view.online)
+    online = [view for view in case.snapshot.running if view.online]
+    resources.claim(sorted(online, key=case.decodes, reverse=True))
     return resources.line(case.snapshot.waiting_online)
 
 
