@@ -268,6 +268,14 @@ class TestBesideWhatChatHasAlone:
         scene = snapshot(decoding("on", True), long, decoding("short", False))
         assert self.grants(scene, model) == {"on": 1, "short": 1}
 
+    def test_who_never_fits_keeps_nobody_from_a_token(self) -> None:
+        model = replace(MODEL, per_context=1e-5)
+        running = [decoding("on", True)]
+        for name, context in (("never", 20_000), ("second", 11_000), ("third", 10_000)):
+            size = {"num_tokens": context + 1, "num_computed_tokens": context}
+            running.append(decoding(name, False, ago_s=1.0, **size))
+        assert self.grants(snapshot(*running), model) == {"on": 1, "second": 1}
+
 
 class TestPromptsBelowTheKnee:
     """Weights are read for 64 tokens as for one: a step takes 74 ms, and each decode 5 more."""

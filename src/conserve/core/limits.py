@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode
@@ -87,7 +88,9 @@ def tbt_slack_s(decodes: list[RequestView], snapshot: Snapshot) -> float:
 
 
 def starved(decodes: list[RequestView], now_s: float) -> list[RequestView]:
-    """The first of them, if it has waited so long that it gets a token whatever `chat_slowdown`
+    """Leading ones that have waited so long that one of them gets a token whatever `chat_slowdown`
     says: one token behind a context so long may be too much of every step."""
     since_s = now_s - STARVED_S
-    return [r for r in decodes[:1] if r.last_token_s is not None and r.last_token_s <= since_s]
+    return list(
+        takewhile(lambda r: r.last_token_s is not None and r.last_token_s <= since_s, decodes)
+    )

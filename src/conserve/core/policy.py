@@ -192,8 +192,8 @@ class Policy:
             # The limit may cut the list: whoever waited longest for a token goes first.
             decodes = sorted(decodes, key=lambda r: r.last_token_s or r.arrival_s)
         if mode is Mode.ONLINE_DECODE:
-            first = starved(decodes, self.snapshot.now_s)
-            step.grant_decodes(first, self.limits.slack_share_s())
+            waited = starved(decodes, self.snapshot.now_s)
+            step.grant_first_decode(waited, self.limits.slack_share_s())
         prompts = (*self.running.offline_prefills, *self.snapshot.waiting_offline)
         kept_s = self.limits.prompts_s(limit_s, step.shape, prompts)
         step.grant_decodes(decodes, limit_s - kept_s)

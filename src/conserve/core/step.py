@@ -79,6 +79,16 @@ class StepBuilder:
         shape.num_tokens, shape.num_decodes, shape.decode_context = num, decodes, context
         self.tokens_left = left
 
+    def grant_first_decode(self, requests: Iterable[RequestView], limit_s: float) -> None:
+        """To the first of them that fits the limit."""
+        self.grant_decodes(self._until_granted(requests), limit_s)
+
+    def _until_granted(self, requests: Iterable[RequestView]) -> Iterator[RequestView]:
+        for request in requests:
+            yield request
+            if self.has(request):
+                return
+
     def _with_adapters(self, requests: Iterable[RequestView]) -> Iterator[RequestView]:
         for request in requests:
             if self.resources.has_adapter(request):
