@@ -64,7 +64,7 @@ METRICS = (
     Metric("late_tokens", Counter, "Gaps between online tokens longer than their target."),
     Metric("step_seconds", Histogram, "Time a step took, from its scheduling to its output."),
     Metric("step_predicted_seconds", Histogram, "Time the latency model gave the same steps."),
-    Metric("stop_response_seconds", Histogram, "Online arrival to the stopped step's end."),
+    Metric("stop_response_seconds", Histogram, "From asking a step to stop to its end."),
     Metric(
         "stop_response_layers",
         Histogram,
