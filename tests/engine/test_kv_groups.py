@@ -6,6 +6,7 @@ P2: no copy reads a block that a window has left. P3, P4: what is restored is wh
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -299,6 +300,58 @@ def test_a_prefix_is_found_where_all_groups_have_what_it_takes() -> None:
     assert pool.num_shared_tokens(hashes, 99) == 100
     assert pool.num_shared_tokens(hashes[:24]) == 0, "its window is not there"
     assert pool.num_shared_tokens(["other", *hashes[1:]]) == 0
+
+
+def has_all(pool: HostPool, hashes: list[str], num_tokens: int, most: float) -> bool:
+    return all(
+        pool._columns.known(number, hashes, index) is not None
+        for number, group in enumerate(pool.groups)
+        for index in range(
+            group.first_needed(int(min(num_tokens, most))), num_tokens // group.block_size
+        )
+    )
+
+
+@pytest.mark.parametrize("groups", MODELS.values(), ids=MODELS)
+def test_the_longest_prefix_is_found_that_all_groups_have(groups: tuple[KVGroup, ...]) -> None:
+    """As a look at every length from the longest on would find it."""
+    chance, size, each = random.Random(5), 8, 4
+    found = set()
+    for _ in range(60):
+        pool = HostPool(4000, size, groups=groups, hash_tokens=each)
+        hashes = [f"h{i}" for i in range(40)]
+        for name in "abc":
+            same, num_tokens = chance.randrange(40), chance.randrange(1, 160)
+            mine = [*hashes[:same], *(f"{name}{i}" for i in range(same, 40))][: num_tokens // each]
+            held = Held.of(pool.groups, num_tokens, 0)
+            assert pool.grow(name, num_tokens, mine, Worth(1.0), held=held)
+            pool.written(name, num_tokens, mine)
+        most = chance.choice([math.inf, chance.randrange(1, 161)])
+        longest = next(n for n in range(160, -1, -size) if has_all(pool, hashes, n, most))
+        assert pool.num_shared_tokens(hashes, most) == longest
+        found.add(longest)
+    assert len(found) > 3
+
+
+def test_a_prefix_whose_window_has_gone_costs_one_look_at_each_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is asked for in each step while a chat waits that begins as a long document does."""
+    hashes, num_looks = [f"h{i}" for i in range(1000)], 0
+    groups = (FULL, SLIDING, SLIDING)
+    pool = HostPool(4000, 4, groups=groups)
+    assert pool.grow("a", 4000, hashes, Worth(1.0), held=Held.of(groups, 4000, 0))
+    pool.written("a", 4000, hashes)
+    known = Columns.known
+
+    def counted(*args: Any) -> Any:
+        nonlocal num_looks
+        num_looks += 1
+        return known(*args)
+
+    monkeypatch.setattr(Columns, "known", counted)
+    assert pool.num_shared_tokens([*hashes[:900], *(f"x{i}" for i in range(100))]) == 0
+    assert num_looks < 2 * len(hashes)
 
 
 # Negative controls

@@ -32,16 +32,44 @@ class Columns:
         name = self._name(number, hashes, index)
         return None if name is None else self._table.slot_of.get(name)
 
-    def num_held(self, hashes: Sequence[Hashable], num_tokens: int, most_tokens: float) -> int:
-        """`num_tokens` if those blocks are here that restoring them takes, or `most_tokens` if that
-        is less; else fewer, beyond which it is not worth looking."""
+    def num_leading(self, hashes: Sequence[Hashable]) -> int:
+        """Leading tokens whose blocks are here, in all groups that keep all of them."""
+        num_tokens = len(hashes) * self._hash_tokens
         for number, group in enumerate(self._groups):
-            first = group.first_needed(int(min(num_tokens, most_tokens)))
-            indices = range(first, num_tokens // group.block_size)
-            for index in indices if group.keeps_all else reversed(indices):
-                if self.known(number, hashes, index) is None:
-                    return index * group.block_size
+            if group.keeps_all:
+                indices = range(num_tokens // group.block_size)
+                lacking = (i for i in indices if self.known(number, hashes, i) is None)
+                num_tokens = next(lacking, len(indices)) * group.block_size
         return num_tokens
+
+    def num_in_windows(
+        self, hashes: Sequence[Hashable], num_tokens: int, most_tokens: float
+    ) -> int:
+        """`num_tokens` if the windows' blocks are here that restoring them takes, or `most_tokens`
+        if that is less; else fewer, beyond which it is not worth looking."""
+        for number, group in enumerate(self._groups):
+            if group.keeps_all:
+                continue
+            first = group.first_needed(int(min(num_tokens, most_tokens)))
+            indices = reversed(range(first, num_tokens // group.block_size))
+            lacking = (i for i in indices if self.known(number, hashes, i) is None)
+            if (index := next(lacking, None)) is not None:
+                return self._before(number, hashes, index, most_tokens)
+        return num_tokens
+
+    def _before(
+        self, number: int, hashes: Sequence[Hashable], index: int, most_tokens: float
+    ) -> int:
+        """Tokens before that block, which is not here, behind the next one that is, or where none
+        is needed: however much of a prefix a window has left, each block is looked at once."""
+        group = self._groups[number]
+        size = group.block_size
+        while (
+            index > group.first_needed(int(min(index * size, most_tokens)))
+            and self.known(number, hashes, index - 1) is None
+        ):
+            index -= 1
+        return index * size
 
     # A checkpoint grows
 

@@ -105,10 +105,10 @@ class HostPool:
     ) -> int:
         """Leading tokens of whoever has these full blocks that are complete in the pool, whole
         blocks in all groups. Of those, `most_tokens` may be restored, or fewer."""
-        num_tokens = len(block_hashes) * self.hash_tokens
+        num_tokens = self._columns.num_leading(block_hashes)
         while True:
             num_tokens -= num_tokens % self.block_size
-            held = self._columns.num_held(block_hashes, num_tokens, most_tokens)
+            held = self._columns.num_in_windows(block_hashes, num_tokens, most_tokens)
             if held >= num_tokens:
                 return num_tokens
             num_tokens = held
