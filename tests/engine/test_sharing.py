@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
-from conserve.core.snapshot import Sharing
+from conserve.core.kv_groups import KVGroup, KVGroups
+from conserve.core.snapshot import RequestView, Sharing
 from conserve.engine.settings import EngineSettings
+from conserve.engine.shared_blocks import SharedBlocks
 from tests.engine.device import VOCABULARY, Device, expected_output
 from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler
 
@@ -20,16 +23,21 @@ pytestmark = pytest.mark.engine
 
 MakeEngine = Callable[..., Engine]
 
+ONE_TABLE = (KVGroup(BLOCK_SIZE),)
+WINDOWS = (*ONE_TABLE, KVGroup(BLOCK_SIZE, window=10), KVGroup(BLOCK_SIZE, window=10))
+
 
 @pytest.fixture
 def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
     made: list[Any] = []
 
-    def make(num_blocks: int) -> Engine:
+    def make(num_blocks: int, groups: tuple[KVGroup, ...] = ONE_TABLE) -> Engine:
         settings = EngineSettings(profile_seconds=0, checkpoint="off")
-        scheduler = make_scheduler(tmp_path, settings=settings, num_blocks=num_blocks)
+        scheduler = make_scheduler(
+            tmp_path, settings=settings, num_blocks=num_blocks, groups=groups
+        )
         made.append(scheduler)
-        return Engine(scheduler, Device(BLOCK_SIZE))
+        return Engine(scheduler, Device(BLOCK_SIZE, groups=groups))
 
     yield make
     for scheduler in made:
@@ -42,6 +50,8 @@ class Freed:
     def __init__(self, scheduler: Any) -> None:
         self.pool = scheduler.kv_cache_manager.block_pool
         self.driver = scheduler.driver
+        managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+        self.has_windows = len(managers) > 1
         self.num_shared = self.num_compared = 0
         self._snapshot: Any = None
         planner, displace = self.driver.planner, self.driver._displace
@@ -69,17 +79,21 @@ class Freed:
         self.num_shared += sum(sharing.num_shared.get(name, 0) for name in names)
         # Several victims may share what no other holds: that is free as well, and not counted on.
         assert promised <= num_freed
-        assert len(gone) > 1 or promised == num_freed
+        # Of a window a request may hold more for now than it counts for: what it has just left.
+        assert len(gone) > 1 or self.has_windows or promised == num_freed
 
 
 def prompt_of(chance: random.Random, count: int) -> list[int]:
     return [chance.randrange(1, VOCABULARY) for _ in range(count)]
 
 
+@pytest.mark.parametrize("groups", [ONE_TABLE], ids=["one table"])
 @pytest.mark.parametrize("seed", range(6))
-def test_a_displacement_frees_what_the_snapshot_says(make_engine: MakeEngine, seed: int) -> None:
+def test_a_displacement_frees_what_the_snapshot_says(
+    make_engine: MakeEngine, seed: int, groups: tuple[KVGroup, ...]
+) -> None:
     """Documents with one beginning, and chats that begin so, too, or not."""
-    engine, chance = make_engine(60), random.Random(seed)
+    engine, chance = make_engine(60 * len(groups), groups), random.Random(seed)
     freed, head = Freed(engine.scheduler), prompt_of(chance, 24)
     wanted: dict[str, list[int]] = {}
 
@@ -138,3 +152,46 @@ def test_documents_yield_to_a_chat_that_begins_like_one_that_runs(make_engine: M
     assert {"first", "second"} <= {r.request_id for r in engine.scheduler.running}
     engine.run()
     assert engine.outputs["second"] == expected_output(chat, 2)
+
+
+class Block:
+    """One of vLLM's, in a table of which looks are counted."""
+
+    num_looks = 0
+
+    def __init__(self, block_id: int) -> None:
+        self.block_id, self.ref_cnt = block_id, 1
+
+    @property
+    def is_null(self) -> bool:
+        Block.num_looks += 1
+        return not self.block_id
+
+
+def test_what_windows_have_left_is_not_looked_through() -> None:
+    """In each step while an arrival lacks room: blocks that are gone are most of a long table."""
+    table = [Block(0)] * 4000 + [Block(i) for i in range(1, 9)]
+    names = [f"r{i}" for i in range(64)]
+    managers = [SimpleNamespace(req_to_blocks=dict.fromkeys(names, table)) for _ in WINDOWS]
+    found = tuple([*table[:-1], Block(9)] for _ in WINDOWS)
+    coordinator = SimpleNamespace(
+        single_type_managers=managers, find_longest_cache_hit=lambda *_: (found, 0)
+    )
+    requests = {
+        name: SimpleNamespace(request_id=name, priority=i % 2, num_tokens=16000, block_hashes=[])
+        for i, name in enumerate([*names, "chat"])
+    }
+    scheduler = SimpleNamespace(
+        kv_cache_manager=SimpleNamespace(coordinator=coordinator),
+        running=[requests[name] for name in names],
+        requests=requests,
+        block_size=BLOCK_SIZE,
+    )
+    chat = RequestView(
+        request_id="chat", online=True, arrival_s=0.0, num_tokens=16000, num_borrowed_blocks=8
+    )
+    Block.num_looks = 0
+    sharing = SharedBlocks(scheduler, KVGroups(WINDOWS)).look([chat], 0, 1)  # type: ignore[arg-type]
+    assert sharing.num_lasting == {"chat": 7 * len(WINDOWS)}
+    num_found = sum(map(len, found))
+    assert Block.num_looks - num_found < 20 * len(names) * len(WINDOWS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, dropwhile, takewhile
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import chain, islice, takewhile
 from typing import Any
 
 from conserve.core.kv_groups import KVGroups
@@ -19,6 +20,12 @@ class SharedBlocks:
     def __init__(self, scheduler: SchedulerView, groups: KVGroups | None) -> None:
         self._scheduler = scheduler
         self._memory = groups or scheduler.block_size
+        self._managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+        self._keep_all = (
+            [group.keeps_all for group in groups.groups]
+            if groups
+            else [True for _ in self._managers]
+        )
 
     def look(
         self, waiting_online: Sequence[RequestView], num_free_blocks: int, num_free_slots: int
@@ -31,39 +38,44 @@ class SharedBlocks:
             {v.request_id: self._num_lasting(v) for v in waiting_online if v.num_borrowed_blocks},
         )
 
-    def _tables(self, request_id: str) -> Iterator[Iterable[Any]]:
-        """The request's blocks by group, without those that its windows have left."""
-        coordinator = self._scheduler.kv_cache_manager.coordinator
-        for manager in coordinator.single_type_managers:
-            yield dropwhile(_is_null, manager.req_to_blocks.get(request_id, ()))
-
     def _shared(self, request_id: str) -> Table:
-        """Of all groups: requests share leading blocks in each."""
-        leading = (takewhile(_is_shared, table) for table in self._tables(request_id))
-        return [(block.block_id, block.ref_cnt) for block in chain.from_iterable(leading)]
+        """Requests share the tokens that they begin with. Of a window one may have left some that
+        another holds still: in its table, those of both may stand behind others."""
+        tables = [manager.req_to_blocks.get(request_id, ()) for manager in self._managers]
+        whole = [table for table, keeps in zip(tables, self._keep_all, strict=True) if keeps]
+        found = [block for table in whole for block in takewhile(_is_shared, table)]
+        if found or not whole:
+            windows = (t for t, keeps in zip(tables, self._keep_all, strict=True) if not keeps)
+            held = chain.from_iterable(islice(t, _num_left(t), None) for t in windows)
+            found += [block for block in held if block.ref_cnt > 1 and not block.is_null]
+        return [(block.block_id, block.ref_cnt) for block in found]
 
     def _num_lasting(self, view: RequestView) -> int:
         """Of the blocks that a waiting request finds, those that a running online one holds."""
-        scheduler = self._scheduler
+        scheduler, num = self._scheduler, 0
         request = scheduler.requests[view.request_id]
         found = scheduler.kv_cache_manager.coordinator.find_longest_cache_hit(
             request.block_hashes, request.num_tokens - 1
         )[0]
         online = [r.request_id for r in scheduler.running if is_online(r)]
-        return sum(
-            num_lasting(
-                [block.block_id for block in blocks if not block.is_null],
-                ([b.block_id for b in tables[number]] for tables in map(self._listed, online)),
-            )
-            for number, blocks in enumerate(found)
-        )
-
-    def _listed(self, request_id: str) -> list[list[Any]]:
-        return [list(table) for table in self._tables(request_id)]
+        for manager, blocks in zip(self._managers, found, strict=True):
+            first, tables = _num_left(blocks), manager.req_to_blocks
+            held = (map(_id_of, islice(tables.get(name, ()), first, None)) for name in online)
+            num += num_lasting(map(_id_of, blocks[first:]), held)
+        return num
 
 
-def _is_null(block: Any) -> bool:
-    return bool(block.is_null)
+def _num_left(blocks: Sequence[Any]) -> int:
+    """Blocks that a window has left. They come first, and may be thousands."""
+    return bisect_left(blocks, True, key=_is_there)
+
+
+def _id_of(block: Any) -> int:
+    return int(block.block_id)
+
+
+def _is_there(block: Any) -> bool:
+    return not block.is_null
 
 
 def _is_shared(block: Any) -> bool:
