@@ -87,7 +87,7 @@ def prompt_of(chance: random.Random, count: int) -> list[int]:
     return [chance.randrange(1, VOCABULARY) for _ in range(count)]
 
 
-@pytest.mark.parametrize("groups", [ONE_TABLE], ids=["one table"])
+@pytest.mark.parametrize("groups", [ONE_TABLE, WINDOWS], ids=["one table", "windows"])
 @pytest.mark.parametrize("seed", range(6))
 def test_a_displacement_frees_what_the_snapshot_says(
     make_engine: MakeEngine, seed: int, groups: tuple[KVGroup, ...]
@@ -191,7 +191,7 @@ def test_what_windows_have_left_is_not_looked_through() -> None:
         request_id="chat", online=True, arrival_s=0.0, num_tokens=16000, num_borrowed_blocks=8
     )
     Block.num_looks = 0
-    sharing = SharedBlocks(scheduler, KVGroups(WINDOWS)).look([chat], 0, 1)  # type: ignore[arg-type]
+    sharing = SharedBlocks(scheduler, KVGroups(WINDOWS)).look([chat], [], 0, 1)
     assert sharing.num_lasting == {"chat": 7 * len(WINDOWS)}
     num_found = sum(map(len, found))
     assert Block.num_looks - num_found < 20 * len(names) * len(WINDOWS)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
-from conserve.core.blocks import Memory, lacking_blocks
+from conserve.core.blocks import Memory, lacking_blocks, promised_blocks
 from conserve.core.snapshot import RequestView, Sharing
 
 Table = Iterable[tuple[int, int]]
@@ -14,9 +14,17 @@ Table = Iterable[tuple[int, int]]
 
 
 def arrivals_lack_room(
-    waiting_online: Iterable[RequestView], num_free_blocks: int, num_free_slots: int, size: Memory
+    waiting_online: Sequence[RequestView],
+    running: Iterable[RequestView],
+    num_free_blocks: int,
+    num_free_slots: int,
+    size: Memory,
 ) -> bool:
-    """Whether somebody may have to yield, so that it matters who shares what."""
+    """Whether somebody may have to yield, so that it matters who shares what. Running online
+    requests get what they lack first."""
+    if not waiting_online:
+        return False
+    num_free_blocks -= promised_blocks((r for r in running if r.online), size)
     for request in waiting_online:
         num_free_blocks -= lacking_blocks(request, size)
         num_free_slots -= 1

@@ -28,9 +28,15 @@ class SharedBlocks:
         )
 
     def look(
-        self, waiting_online: Sequence[RequestView], num_free_blocks: int, num_free_slots: int
+        self,
+        waiting_online: Sequence[RequestView],
+        running: Sequence[RequestView],
+        num_free_blocks: int,
+        num_free_slots: int,
     ) -> Sharing:
-        if not arrivals_lack_room(waiting_online, num_free_blocks, num_free_slots, self._memory):
+        if not arrivals_lack_room(
+            waiting_online, running, num_free_blocks, num_free_slots, self._memory
+        ):
             return Sharing()
         offline = [r.request_id for r in self._scheduler.running if not is_online(r)]
         return note_sharing(

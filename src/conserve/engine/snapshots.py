@@ -99,7 +99,9 @@ class Snapshots:
             copy_tail=host.least_tail,
             restore_tokens_per_s=host.restore_tokens_per_s,
             restore_queue_s=host.restore_queue_s,
-            sharing=self._sharing.look(waiting_online, self._num_free_blocks(), num_free_slots),
+            sharing=self._sharing.look(
+                waiting_online, running, self._num_free_blocks(), num_free_slots
+            ),
             num_remembered_blocks=self._remembering.room(now_s, running),
             copies_online=host.copies_online(self._experience.model),
             num_loading_online=host.num_loading(held_online),

@@ -219,7 +219,8 @@ def _crowd(places: Places) -> Crowd:
 def _sharing(places: Places) -> Sharing:
     """Who shares blocks, where an arrival may need them."""
     size, free = places.machine.block_size, places.pool.num_free_blocks
-    if not arrivals_lack_room(places.waiting_online, free, places.num_free_slots, size):
+    waiting, running = places.waiting_online, places.running
+    if not arrivals_lack_room(waiting, running, free, places.num_free_slots, size):
         return Sharing()
     offline = (request.request_id for request in places.running if not request.online)
     lasting = {
