@@ -105,19 +105,33 @@ async def test_a_dead_engines_error_is_held_against_no_line(
         ({"engine": -signal.SIGKILL}, True),
         ({"engine": 0}, False),
         ({"engine": -signal.SIGTERM}, False),
+        ({"engine": -signal.SIGSEGV, "other": 0}, True),
+        ({"engine": 0, "other": -signal.SIGKILL}, False),  # told to, and did not in time
         (None, False),
     ],
 )
 async def test_an_engine_that_fails_is_told_from_one_that_was_told_to_end(
     codes: dict[str, int] | None, died: bool
 ) -> None:
-    """`codes`: of its processes that have ended; None in an API process that knows none."""
-    manager = None if codes is None else Namespace(finished_procs=lambda: codes)
+    """`codes`: of its processes that have ended, the first first; None in an API process that
+    knows none."""
+    manager = None
+    if codes is not None:
+        failed = next((name for name in list(codes)[:1] if codes[name]), None)
+        manager = Namespace(finished_procs=lambda: codes, failed_proc_name=failed)
     client = Namespace(resources=Namespace(engine_manager=manager))
     engine = Namespace(errored=True, engine_core=client)
     executor = EngineExecutor(Answering(Reply(500, b"{}")), engine)  # type: ignore[arg-type]
     reply = await executor.run(CHAT, b"", {})
     assert (reply.status_code, reply.engine_died) == (503, died)
+
+
+@pytest.mark.anyio
+async def test_nobody_knows_how_actors_of_ray_ended() -> None:
+    client = Namespace(resources=Namespace(engine_manager=Namespace(failed_proc_name=None)))
+    engine = Namespace(errored=True, engine_core=client)
+    executor = EngineExecutor(Answering(Reply(500, b"{}")), engine)  # type: ignore[arg-type]
+    assert await executor.run(CHAT, b"", {}) == Reply(503, b"")
 
 
 @pytest.mark.anyio

@@ -125,13 +125,16 @@ class EngineExecutor:
 
 def has_crashed(engine: Any) -> bool:
     """Of an engine that is dead: whether it ended by itself. One that was told to has the code of
-    that by now; one that failed says so before its process ends. Nobody knows in an API process
-    that did not start it."""
+    that by now; one that failed says so before its process ends. Of several, those that are left
+    are told to end when one has failed: vLLM notes which was the first. Nobody knows in an API
+    process that did not start it, nor where Ray did."""
     client = getattr(engine, "engine_core", None)
     manager: Any = getattr(getattr(client, "resources", None), "engine_manager", None)
-    if manager is None:
+    if not hasattr(manager, "finished_procs"):
         return False
-    return not any(code in TOLD_TO_END for code in manager.finished_procs().values())
+    codes = manager.finished_procs()
+    failed_first = codes.get(manager.failed_proc_name, 0) not in TOLD_TO_END
+    return failed_first or not any(code in TOLD_TO_END for code in codes.values())
 
 
 class _Choice(msgspec.Struct):
