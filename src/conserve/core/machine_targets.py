@@ -11,6 +11,8 @@ NUM_CHATS = 16
 """Chats that a busy server has under way at once."""
 CHAT_TOKENS = 1024
 """Of a typical prompt, and behind each of those chats."""
+SHORT_TOKENS = 16
+"""Of a prompt that every profile has timed."""
 NUM_STEPS = 4
 """A gap between tokens may be as long as so many steps of chats alone."""
 NUM_PROMPTS = 2
@@ -57,7 +59,7 @@ def _tbt(model: LatencyModel | None) -> tuple[float, str]:
 def _ttft(model: LatencyModel | None, tbt_s: float) -> tuple[float, str]:
     if model is None:
         return Targets().ttft_s, "by default: the machine has not been measured"
-    prompt_s = model.predict_prefill_s(CHAT_TOKENS) * (1 + model.margin)
+    prompt_s = _prompt_s(model) * (1 + model.margin)
     least_s = NUM_PROMPTS * prompt_s + tbt_s
     parts = (
         f"{NUM_PROMPTS} prompts of {CHAT_TOKENS:,} tokens alone, of {_ms(prompt_s)} each, "
@@ -66,6 +68,13 @@ def _ttft(model: LatencyModel | None, tbt_s: float) -> tuple[float, str]:
     if least_s < LEAST_TTFT_S:
         return LEAST_TTFT_S, f"from the machine: more than {parts}, and too short to be noticed"
     return rounded_up(least_s), f"from the machine: {parts}"
+
+
+def _prompt_s(model: LatencyModel) -> float:
+    """A typical prompt takes no longer a token than a short one. A profile that is cut off with
+    short ones knows little of attention, and may put all that disturbed it down to that."""
+    by_token_s = model.predict_prefill_s(SHORT_TOKENS) / SHORT_TOKENS
+    return min(model.predict_prefill_s(CHAT_TOKENS), CHAT_TOKENS * by_token_s)
 
 
 def rounded_up(seconds: float) -> float:
