@@ -197,7 +197,8 @@ def test_what_it_serves_is_listed(client: openai.OpenAI) -> None:
 
 def test_start_says_what_was_chosen(server: Any) -> None:
     log = server.log.read_text()
-    assert "first token 1000 ms, between tokens 200 ms" in log
+    assert "from the machine: the engine says them when it has measured its steps" in log
+    assert "offline work gets at least 20%" in log
     assert MODEL in log
     assert "Traceback" not in log
 
