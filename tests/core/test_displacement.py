@@ -211,8 +211,15 @@ def test_what_a_running_chat_shares_with_an_arrival_needs_no_room(
 
 def test_an_arrival_lacks_room_where_blocks_or_slots_end() -> None:
     arrival = RequestView("on", True, 0.0, num_tokens=40, num_borrowed_blocks=1)
-    assert not arrivals_lack_room([arrival], 2, 1, size=16)
-    assert arrivals_lack_room([arrival], 1, 1, size=16)
-    assert arrivals_lack_room([arrival], 2, 0, size=16)
-    assert arrivals_lack_room([arrival, arrival], 3, 9, size=16)
-    assert not arrivals_lack_room([], 0, 0, size=16)
+    assert not arrivals_lack_room([arrival], [], 2, 1, size=16)
+    assert arrivals_lack_room([arrival], [], 1, 1, size=16)
+    assert arrivals_lack_room([arrival], [], 2, 0, size=16)
+    assert arrivals_lack_room([arrival, arrival], [], 3, 9, size=16)
+    assert not arrivals_lack_room([], [], 0, 0, size=16)
+
+
+@pytest.mark.parametrize(("online", "lacks"), [(True, True), (False, False)])
+def test_what_running_online_requests_are_promised_is_no_room(online: bool, lacks: bool) -> None:
+    arrival = RequestView("on", True, 0.0, num_tokens=40, num_borrowed_blocks=1)
+    grows = RequestView("grows", online, 0.0, num_tokens=33, num_computed_tokens=32, num_blocks=2)
+    assert arrivals_lack_room([arrival], [grows], 2, 1, size=16) is lacks

@@ -117,8 +117,8 @@ def test_no_kv_of_old_weights_is_ever_read(make_engine: MakeEngine, depth: int, 
     engine = make_engine(depth, num_blocks=30)
     chance, totals = random.Random(1), totals_of(engine)
     engine.stop = lambda step: chance.random() < 0.3
-    run_loop(engine, 1, (mode,), 20)
-    assert engine.device.weights == 20
+    run_loop(engine, 1, (mode,), 40)
+    assert engine.device.weights == 40
     assert totals["displaced_requests"] > 3
     assert totals["restored_tokens memory"] > 0
 

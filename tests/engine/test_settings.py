@@ -79,7 +79,7 @@ def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: Any) -> None
     ("values", "words"),
     [
         ({"slo_tftt_s": 1}, "unknown setting 'slo_tftt_s'; known are checkpoint"),
-        ({"policy": {"patienc": 1}}, "unknown policy setting 'patienc'; known are class_aware"),
+        ({"policy": {"patienc": 1}}, "unknown policy setting 'patienc'; known are chat_slowdown"),
         ({"slo_ttft_s": "1"}, "slo_ttft_s must be of type float, not '1'"),
         ({"slo_ttft_s": True}, "slo_ttft_s must be of type float, not True"),
         ({"profile_seconds": float("nan")}, "profile_seconds must be of type float, not nan"),

@@ -74,11 +74,11 @@ def test_an_arrival_is_told_on_the_engines_clock(
 
 
 def test_the_monitor_hears_of_arrivals_on_the_same_clock(engine: Engine) -> None:
-    heard: list[tuple[str, float, int]] = []
+    heard: list[tuple[str, float, int, float | None]] = []
     engine.scheduler.monitor.arrived = lambda *told: heard.append(told)
     request = make_request("on", [1, 2, 3], 4, online=True, arrival_s=WALL_S - 0.5)
     core = SimpleNamespace(scheduler=engine.scheduler)
     _watched(lambda _, request: (request, 0))(core, request)
-    ((name, at_s, num_tokens),) = heard
-    assert (name, num_tokens) == ("on", 3)
+    ((name, at_s, num_tokens, target_s),) = heard
+    assert (name, num_tokens, target_s) == ("on", 3, None)
     assert at_s == pytest.approx(engine.scheduler.clock() - 0.5)

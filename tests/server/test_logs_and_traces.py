@@ -156,7 +156,7 @@ def test_a_line_of_the_log_says_what_matters(told: Told) -> None:
     found = minutes(told.log)
     assert any(line["conserve"]["offline_tokens_per_s"] > 0 for line in found)
     assert any((line["conserve"]["online_first_tokens"] or 0) > 0 for line in found)
-    assert all(line["conserve"]["ttft_target_s"] == 1.0 for line in found)
+    assert all(line["conserve"]["ttft_target_s"] > 0 for line in found), "the machine's"
     assert any(line["conserve"]["live_batches"] > 0 for line in found)
 
 
