@@ -14,7 +14,6 @@ pytest.importorskip("vllm")
 from vllm.config.offload import OffloadConfig, PrefetchOffloadConfig, UVAOffloadConfig
 from vllm.v1 import kv_cache_interface
 
-from conserve.engine import capabilities
 from conserve.engine.capabilities import (
     REWRITTEN,
     layers_between_safepoints,
@@ -198,11 +197,9 @@ def test_few_layers_are_all_looked_at(num_layers: int) -> None:
     assert looks(0.0, num_layers) == 1
 
 
-def test_the_default_depends_on_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
-    for on_cpu, every in ((True, 8), (False, 1)):
-        platform = SimpleNamespace(is_cpu=lambda on_cpu=on_cpu: on_cpu)
-        monkeypatch.setattr(capabilities, "current_platform", platform)
-        assert looks(0.16) == every
+@pytest.mark.parametrize(("predicted_s", "every"), [(0.016, 5), (0.16, 1)])
+def test_by_default_a_stop_answers_within_5_ms(predicted_s: float, every: int) -> None:
+    assert looks(predicted_s) == every
 
 
 @pytest.mark.parametrize(

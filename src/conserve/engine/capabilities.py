@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-from conserve.engine.door import current_platform
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.settings import EngineSettings
 
-CPU_RESPONSE_S = 0.1
-GPU_RESPONSE_S = 0.005
+RESPONSE_S = 0.005
 
 
 Reasons = Iterator[tuple[bool, str]]
@@ -141,8 +139,7 @@ def layers_between_safepoints(
     """Layers from one look at the flag to the next, so that a stop answers in time: within two
     such stretches, the one in which the flag goes up and the one that CUDA has queued by then
     (`safepoints.RUN_AHEAD`)."""
-    default_s = CPU_RESPONSE_S if current_platform.is_cpu() else GPU_RESPONSE_S
-    response_s = settings.stop_response_s or default_s
+    response_s = settings.stop_response_s or RESPONSE_S
     num_layers = vllm_config.model_config.get_num_layers(vllm_config.parallel_config)
     layer_s = predicted_s / max(1, num_layers)
     return max(1, min(num_layers // 4, int(response_s / 2 / layer_s))) if layer_s > 0 else 1

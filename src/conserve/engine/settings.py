@@ -51,7 +51,7 @@ class EngineSettings:
     stop: str = "auto"
     """Stopping inside a step: auto (see PolicySettings.patience), eager (any arrival), off."""
     stop_response_s: float = 0.0
-    """Longest time between two safepoints; 0 picks 100 ms on a CPU and 5 ms on a GPU."""
+    """Longest time between two safepoints; 0 picks 5 ms."""
     checkpoint: str = "incremental"
     """Copies of offline requests' KV: incremental (as it grows), swap (when displaced), off."""
     checkpoint_online: bool = True
