@@ -63,7 +63,9 @@ class World:
     max_running: int = 8
     max_step_tokens: int = 256
     targets: Targets = field(default_factory=lambda: Targets(ttft_s=0.4, tbt_s=0.06))
-    policy: PolicySettings = field(default_factory=lambda: PolicySettings(patience=0.05))
+    policy: PolicySettings = field(
+        default_factory=lambda: PolicySettings(patience=0.05, room_min_share=0.0)
+    )
     async_scheduling: bool = False
     chunked_prefill: bool = True
     link_tokens_per_s: float = 0.0

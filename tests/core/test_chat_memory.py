@@ -51,7 +51,9 @@ def converse(
 
 
 def memory(**settings: float) -> ChatMemory:
-    return ChatMemory(NUM_BLOCKS, BLOCK_SIZE, PolicySettings(**settings))  # type: ignore[arg-type]
+    """Where it keeps what pays, and nothing else unless `settings` say so."""
+    chosen = PolicySettings(**{"room_min_share": 0.0, **settings})  # type: ignore[arg-type]
+    return ChatMemory(NUM_BLOCKS, BLOCK_SIZE, chosen)
 
 
 def test_conversations_that_come_back_get_room_though_their_kv_is_gone() -> None:

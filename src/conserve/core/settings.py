@@ -51,11 +51,11 @@ class PolicySettings:
     room_weight: float = 10.0
     """Seconds of harvest that a second of prefill which a returning conversation is spared is
     worth: how dear its memory may be to offline work."""
-    room_min_share: float = 0.0
+    room_min_share: float = 0.2
     """Least share of KV memory that offline requests leave to conversations that pause, as far as
     there are any."""
     room_max_share: float = 0.8
-    """Most of KV memory that they leave; 0 leaves what happens to be free."""
+    """Most of KV memory that they leave, whatever the least is; 0 leaves what happens to be free."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -78,11 +78,6 @@ class PolicySettings:
 
         if not 0 <= self.room_weight < math.inf:
             raise ValueError(f"room_weight must not be negative, not {self.room_weight}")
-        if self.room_min_share > self.room_max_share:
-            raise ValueError(
-                f"room_min_share ({self.room_min_share}) must not be above room_max_share "
-                f"({self.room_max_share})"
-            )
 
     @classmethod
     def names(cls) -> list[str]:
