@@ -118,6 +118,26 @@ def test_the_operator_bounds_it(settings: dict[str, float], least: int, most: in
     assert least <= chat.room(now_s + 1, sweep(), FREE, traffic()) <= most
 
 
+def test_the_least_room_is_there_from_the_first_chat_on() -> None:
+    chat = memory(room_min_share=0.25)
+    chat.left(talk("talk", 100))
+    assert chat.room(1.0, sweep(), FREE, traffic()) == 113, "as far as there is history"
+    for number in range(9):
+        chat.left(talk(f"talk{number}-", 100))
+    assert chat.room(3.0, sweep(), FREE, traffic()) == 200
+
+
+def test_but_not_for_a_kind_that_does_not_come_back() -> None:
+    chat = memory(room_min_share=0.25)
+    for number in range(25):
+        chat.started(talk(f"talk{number}-", 100), 0, MODEL, float(number))
+        chat.left(talk(f"talk{number}-", 100))
+    assert chat.room(30.0, sweep(), FREE, traffic()) == 0
+    chat.started(talk("talk24-", 120), 0, MODEL, 31.0)
+    chat.left(talk("talk24-", 120))
+    assert chat.room(33.0, sweep(), FREE, traffic()) == 200, "one came back"
+
+
 def test_a_clock_that_is_set_back_changes_little() -> None:
     chat = memory()
     now_s = converse(chat, conversations=4, blocks=100, every_s=40.0, turns=3)

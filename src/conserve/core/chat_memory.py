@@ -19,6 +19,9 @@ REFRESH_S = 1.0
 """Between two looks at what the room is worth."""
 HEADROOM = 1 / 8
 """Of the history that is kept, what conversations grow by at their next turn."""
+STRANGERS = 20
+"""After so many online requests in a row that continue no history, the least room is kept for
+nobody: their kind does not come back."""
 
 
 class Lost(NamedTuple):
@@ -95,6 +98,8 @@ class ChatMemory:
         self._was_free = False
         """Whether the room has been free since it last grew: if not, nobody has grown into it."""
         self._looked_s: float | None = None
+        self._num_strangers = 0
+        """Online requests in a row that continue nothing."""
 
     def started(
         self, names: Sequence[Hashable], num_cached: int, model: LatencyModel, now_s: float
@@ -107,6 +112,8 @@ class ChatMemory:
             self._curve.hit(depth, model.prefill_work_s(count * size, start * size))
         num_lost = history.num_lost(names, num_cached)
         num_known = sum(count for _, count, _ in found)
+        continues = num_known > 0 and 2 * num_known >= len(names)
+        self._num_strangers = 0 if continues else self._num_strangers + 1
         history.drop(names[:num_known])
         return Lost(num_lost, model.prefill_work_s(num_lost * size, num_cached * size))
 
@@ -143,7 +150,8 @@ class ChatMemory:
         self._curve.spent(elapsed_s)
         self._intrusion *= math.exp(-elapsed_s / MEMORY_S)
         depth = self._curve.best_depth(self._weight, price)
-        wanted = max(min(_with_headroom(depth), self._most), self._least)
+        least = self._least if self._num_strangers < STRANGERS else 0
+        wanted = max(min(_with_headroom(depth), self._most), least)
         self._was_free &= wanted <= self._wanted
         self._wanted = wanted
 

@@ -53,9 +53,9 @@ class PolicySettings:
     worth: how dear its memory may be to offline work."""
     room_min_share: float = 0.2
     """Least share of KV memory that offline requests leave to conversations that pause, as far as
-    there are any."""
+    there are any: until it is known what their memory is worth, or that none comes back."""
     room_max_share: float = 0.8
-    """Most of KV memory that they leave, whatever the least is; 0 leaves what happens to be free."""
+    """Most of KV memory that they leave, whatever the least; 0 leaves what happens to be free."""
 
     def __post_init__(self) -> None:
         for name in (
