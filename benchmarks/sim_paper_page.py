@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from conserve.sim.study import COLUMNS
+from conserve.sim.study import COLUMNS, FOUND
 
 Figures = dict[str, Any]
 """experiment -> point -> arm -> figure -> median over seeds."""
@@ -46,8 +46,10 @@ def tables(figures: Figures) -> dict[str, list[str]]:
 
 
 def arms_table(rows: Figures) -> list[str]:
-    # Figures are kept for longer than the simulator has the same ones.
-    columns = {name: COLUMNS[name] for name in COLUMNS if all(name in row for row in rows.values())}
+    # No two of these requests share text. Figures are kept for longer than the simulator has the
+    # same ones.
+    shown = [name for name in COLUMNS if name not in FOUND]
+    columns = {name: COLUMNS[name] for name in shown if all(name in row for row in rows.values())}
     headings = [heading for heading, _, _ in columns.values()]
     lines = [f"| arm | {' | '.join(headings)} | recomputed | stopped steps |"]
     lines.append("|---" * (len(headings) + 3) + "|")
