@@ -181,6 +181,10 @@ def test_a_careless_stop_does_not_survive_them(
     """The negative controls. The third careless stop, a rank that ignores the flag, is caught in
     test_flag.py and, on real ranks, in tests/stops/test_two_ranks.py."""
     monkeypatch.setattr(stopper_module, "roll_back", careless)
-    with pytest.raises((AssertionError, IndexError, KeyError)):
+
+    def stop_often() -> None:
         for seed in range(1, 9):
             make_chaos(depth, 32, seed).run_until(num_stops=750)
+
+    with pytest.raises((AssertionError, IndexError, KeyError)):
+        stop_often()
