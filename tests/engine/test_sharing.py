@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from conserve.core.kv_groups import KVGroup, KVGroups
+from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Sharing
 from conserve.engine.settings import EngineSettings
 from conserve.engine.shared_blocks import SharedBlocks
@@ -32,7 +33,9 @@ def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
     made: list[Any] = []
 
     def make(num_blocks: int, groups: tuple[KVGroup, ...] = ONE_TABLE) -> Engine:
-        settings = EngineSettings(profile_seconds=0, checkpoint="off")
+        # Room for conversations would leave fewer documents to be displaced.
+        policy = PolicySettings(room_min_share=0.0)
+        settings = EngineSettings(profile_seconds=0, checkpoint="off", policy=policy)
         scheduler = make_scheduler(
             tmp_path, settings=settings, num_blocks=num_blocks, groups=groups
         )
