@@ -31,7 +31,7 @@ def num_tables(memory: Memory) -> int:
 def held_blocks(num_computed: int, memory: Memory) -> int:
     """Of a request with so many tokens computed."""
     if isinstance(memory, int):
-        return -(-num_computed // memory)
+        return blocks_for(num_computed, memory)
     return memory.blocks_for(num_computed, num_computed)
 
 
@@ -59,5 +59,5 @@ def promised_blocks(running: Iterable[RequestView], memory: Memory) -> int:
 
 def _needed(request: RequestView, memory: Memory) -> int:
     if isinstance(memory, int):
-        return -(-request.num_tokens // memory)
+        return blocks_for(request.num_tokens, memory)
     return memory.blocks_for(request.num_tokens, request.num_computed_tokens)

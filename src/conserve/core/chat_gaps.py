@@ -29,7 +29,7 @@ class ChatGaps:
             decodes.num_tokens = online.num_decodes
         decoding_s = model.predict_s(decodes)
         self._prefill_s += model.predict_s(online) - decoding_s
-        self._varying_s += online.num_decodes * max(0.0, decoding_s - least_s(model))
+        self._varying_s += online.num_decodes * max(0.0, decoding_s - model.least_s)
 
     def alone_s(self, model: LatencyModel) -> float:
         """What a gap between tokens would take on average if chat were alone.
@@ -42,9 +42,4 @@ class ChatGaps:
         """
         now_s = self._waited_s / self._gaps
         share = self._prefill_s / self._span_s + self._varying_s / self._waited_s
-        return min(now_s, least_s(model) / (1.0 - share)) if share < 1.0 else now_s
-
-
-def least_s(model: LatencyModel) -> float:
-    """What a step takes whatever is in it."""
-    return model.fixed + model.per_token * model.knee
+        return min(now_s, model.least_s / (1.0 - share)) if share < 1.0 else now_s

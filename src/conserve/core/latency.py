@@ -73,6 +73,11 @@ class LatencyModel:
     def coefficients(self) -> Features:
         return (self.fixed, self.per_token, self.per_pair, self.per_decode, self.per_context)
 
+    @property
+    def least_s(self) -> float:
+        """Seconds that a step takes whatever is in it."""
+        return self.fixed + self.per_token * self.knee
+
     def features(self, shape: StepShape) -> Features:
         return (
             1.0,
@@ -117,10 +122,7 @@ class LatencyModel:
         The positive root of per_pair/2 * p^2 + (per_token + per_pair*context) * p = room,
         where the tokens up to the knee cost no per_token.
         """
-        if shape.num_tokens:
-            base = self.predict_s(shape)
-        else:
-            base = self.fixed + self.per_token * self.knee
+        base = self.predict_s(shape) if shape.num_tokens else self.least_s
         room = limit_s / (1.0 + self.margin) - base
         if room < 0:
             return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -57,16 +56,17 @@ class Limits:
         most = settings.stoppable_slack_fill if self.may_stop else 1.0
         return self.slack_s * min(most, fill)
 
-    def prompts_s(self, limit_s: float, step: StepShape, prompts: Sequence[RequestView]) -> float:
-        """Of the time up to the limit, what decodes leave to prompts: a step has tokens up to the
-        knee that cost prompts no more than attention, and are lost with it. Half at most."""
+    def prompt_s(self, limit_s: float, step: StepShape, prompt: RequestView | None) -> float:
+        """Of the time up to the limit, what decodes leave to the prompt that is next: a step has
+        tokens up to the knee that cost prompts no more than attention, and are lost with it. Half
+        at most."""
         room_s = limit_s - self._with_margin_s(step)
         num_free = int(self.model.knee) - step.num_tokens
-        if limit_s == UNLIMITED or room_s <= 0 or num_free <= 0 or not prompts:
+        if limit_s == UNLIMITED or room_s <= 0 or num_free <= 0 or prompt is None:
             return 0.0
-        context = prompts[0].num_computed_tokens
+        context = prompt.num_computed_tokens
         longer = replace(step)
-        longer.add_prefill(min(num_free, prompts[0].num_tokens - context), context)
+        longer.add_prefill(min(num_free, prompt.num_tokens - context), context)
         return min(self._with_margin_s(longer) - self._with_margin_s(step), room_s / 2)
 
     def _slowed_s(self, online: StepShape, most: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 
 from conserve.core import checkpointing
 from conserve.core.blocks import lacking_blocks, num_tables, promised_blocks
@@ -194,8 +195,8 @@ class Policy:
         if mode is Mode.ONLINE_DECODE:
             waited = starved(decodes, self.snapshot.now_s)
             step.grant_first_decode(waited, self.limits.slack_share_s())
-        prompts = (*self.running.offline_prefills, *self.snapshot.waiting_offline)
-        kept_s = self.limits.prompts_s(limit_s, step.shape, prompts)
+        prompts = chain(self.running.offline_prefills, self.snapshot.waiting_offline)
+        kept_s = self.limits.prompt_s(limit_s, step.shape, next(prompts, None))
         step.grant_decodes(decodes, limit_s - kept_s)
         for request in step.staying(self.running.offline_prefills):
             if not step.tokens_left:
@@ -278,7 +279,7 @@ class Policy:
         limit_s = online_s * (1 + self.model.margin) / (1 - floor)
         # A prompt that cannot be cut passes the limit, so that longer ones have a share as well.
         least = int(self.snapshot.whole_prompts)
-        step.grant_decodes([r for r in self.running.offline_decodes if not step.has(r)], limit_s)
+        step.grant_decodes(self.running.offline_decodes, limit_s)
         for request in step.staying(self.running.offline_prefills):
             if not step.has(request):
                 least -= step.grant_prefill(request, limit_s, at_least=least)

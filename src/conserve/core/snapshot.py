@@ -108,7 +108,7 @@ class Targets:
     def first_due_s(self, request: RequestView) -> float:
         """When a request is due its first token: those due sooner are served sooner."""
         if request.online:
-            return request.arrival_s + (request.ttft_target_s or self.ttft_s)
+            return request.arrival_s + self.ttft_of(request)
         deadline_s = request.deadline_s
         return request.arrival_s + OFFLINE_TTFT_S if deadline_s is None else deadline_s
 

@@ -79,7 +79,8 @@ def stop_at_s(
     it: the same two rules then hold from a known moment on.
 
     A step with online decodes is left alone unless they would still be in time after a stop
-    (`time_to_resume_s`), or what remains is longer than that: it only brings their tokens sooner.
+    (`time_to_resume_s`), or once it has outrun its prediction by longer than that: stopping it then
+    only brings their tokens sooner.
     """
     next_s = next_step_s(model, step.online_shape, arrivals.num_tokens)
     num_forced = min(arrivals.num_tokens, step.forced_tokens)

@@ -10,7 +10,7 @@ from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.settings import EngineSettings
 
 RESPONSE_S = 0.005
-
+"""Within which a stop is to answer, unless the settings say otherwise."""
 
 Reasons = Iterator[tuple[bool, str]]
 """(whether it holds, what to say of it)"""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from conserve.core.latency import LatencyModel
 from conserve.core.machine_targets import ChosenTargets
 from conserve.core.snapshot import OFFLINE_TTFT_S, Targets
+from conserve.engine.queue import is_online
 from conserve.engine.settings import EngineSettings
 
 TARGETS_METHOD = "conserve_targets"
@@ -61,9 +62,9 @@ class Promises:
 
     def wait_s(self, request: Any) -> float:
         """How long after its arrival a request would like its first token: the queue's order."""
-        if request.priority > 0:
-            return OwnTargets.named_by(request).ttft_s or OFFLINE_TTFT_S
-        return self.own_targets(request).ttft_s or self.targets.ttft_s
+        if is_online(request):
+            return self.own_targets(request).ttft_s or self.targets.ttft_s
+        return OwnTargets.named_by(request).ttft_s or OFFLINE_TTFT_S
 
     def measured(self, model: LatencyModel) -> None:
         self.chosen = self._settings.targets_on(model)

@@ -77,12 +77,13 @@ class Snapshots:
         describe_media(scheduler, chain(running, waiting_online, waiting_offline))
         num_free_slots = scheduler.max_num_active_reqs - len(scheduler.running)
         num_free_slots -= scheduler.num_waiting_for_streaming_input
+        num_free_blocks = self._num_free_blocks()
         return Snapshot(
             now_s=now_s,
             running=running,
             waiting_online=waiting_online,
             waiting_offline=waiting_offline,
-            num_free_blocks=self._num_free_blocks(),
+            num_free_blocks=num_free_blocks,
             num_free_slots=num_free_slots,
             block_size=scheduler.block_size,
             kv_groups=self._groups,
@@ -99,9 +100,7 @@ class Snapshots:
             copy_tail=host.least_tail,
             restore_tokens_per_s=host.restore_tokens_per_s,
             restore_queue_s=host.restore_queue_s,
-            sharing=self._sharing.look(
-                waiting_online, running, self._num_free_blocks(), num_free_slots
-            ),
+            sharing=self._sharing.look(waiting_online, running, num_free_blocks, num_free_slots),
             num_remembered_blocks=self._remembering.room(now_s, running),
             copies_online=host.copies_online(self._experience.model),
             num_loading_online=host.num_loading(held_online),

@@ -80,6 +80,11 @@ def slowed(times: float) -> str:
     return f"conserve-{times:g}x"
 
 
+def _slowed(name: str, bound: str, times: float) -> Arm:
+    shows = f"ConServe with --chat-slowdown {bound}."
+    return Arm(name, shows, settings=PolicySettings(chat_slowdown=times))
+
+
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -89,21 +94,10 @@ ARMS: Mapping[str, Arm] = {
         _stock("offline-only", "Stock vLLM with the offline requests alone.", online=False),
         Arm("conserve", "ConServe as it comes."),
         *(
-            Arm(
-                f"conserve-{level}",
-                f"ConServe with --chat-slowdown {level}.",
-                settings=PolicySettings(chat_slowdown=CHAT_SLOWDOWN[level]),
-            )
+            _slowed(f"conserve-{level}", level, CHAT_SLOWDOWN[level])
             for level in ("gentle", "greedy")
         ),
-        *(
-            Arm(
-                slowed(times),
-                f"ConServe with --chat-slowdown {times:g}.",
-                settings=PolicySettings(chat_slowdown=times),
-            )
-            for times in SLOWDOWNS
-        ),
+        *(_slowed(slowed(times), f"{times:g}", times) for times in SLOWDOWNS),
         Arm("conserve-online-only", "ConServe with the online requests alone.", offline=False),
         Arm(
             "conserve-fixed-budget",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort_right
 from collections import deque
 from collections.abc import Callable, Container, Iterable
-from itertools import islice, takewhile
+from itertools import islice
 
 from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel
@@ -77,9 +77,7 @@ class Places:
                 f"{self.machine.num_blocks}: give it more memory, or shorten the request"
             )
         self.live[request.request_id] = request
-        queue, due_s = self._queue_of(request), self.first_due_s(request)
-        later = (self.first_due_s(r) > due_s for r in reversed(queue))
-        queue.insert(len(queue) - sum(takewhile(bool, later)), request)
+        insort_right(self._queue_of(request), request, key=self.first_due_s)
         self.num_online += request.online
 
     def note_found(self, waiting: Iterable[SimRequest]) -> None:
@@ -246,9 +244,7 @@ class Places:
             request.num_lost_tokens = max(request.num_lost_tokens, computed)
         self._free(request, waits=True)
         request.num_blocks = request.num_computed_tokens = 0
-        queue, due_s = self._queue_of(request), self.first_due_s(request)
-        earlier = (self.first_due_s(r) <= due_s for r in queue)
-        queue.insert(sum(takewhile(bool, earlier)), request)
+        insort_right(self._queue_of(request), request, key=self.first_due_s)
 
     def _free(self, request: SimRequest, *, waits: bool) -> None:
         """Its blocks go; it will wait for others or has ended."""
