@@ -4,9 +4,6 @@ work of another, and every answer is the one given alone."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from tests.models.adapters_engine import NUM_TOKENS, OFFLINE, ONLINE
-from tests.models.test_pooling import ENVIRONMENT, ROOT
+from tests.models.playing import run_engine, said
 from tests.stops.tiny_llama import make_lora, make_model
 
 pytestmark = pytest.mark.engine
@@ -27,18 +24,11 @@ def played(folder: Path, *careless: str) -> Any:
     model = make_model(folder / "model")
     adapters = [str(make_lora(folder / f"adapter-{seed}", seed)) for seed in (1, 2)]
     result = folder / "result"
-    program = [sys.executable, "-m", "tests.models.adapters_engine", str(model), *adapters]
-    done = subprocess.run(
-        [*program, str(result), *careless],
-        cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
+    done = run_engine(
+        "adapters_engine", str(model), *adapters, str(result), *careless, longest_s=400
     )
     if done.returncode:
-        return done.stdout[-4000:] + done.stderr[-4000:]
+        return said(done)
     return json.loads(result.read_text())
 
 

@@ -3,33 +3,15 @@ prompt is cut that must not be."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 pytest.importorskip("vllm")
 
+from tests.models import playing
+from tests.models.playing import Play, Results
 from tests.models.pooling import FAMILIES
 
 pytestmark = pytest.mark.engine
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # The models are too small for more than a thread.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-}
-Results = dict[str, dict[str, Any]]
-Play = Callable[..., Results]
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +20,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
 
     def run(*families: str, careless: bool = False) -> Results:
         folder = tmp_path_factory.mktemp("pooling")
-        models = {name: str(FAMILIES[name].make(folder / name)) for name in families}
-        result, arguments = folder / "result", ["careless"] if careless else []
-        program = [sys.executable, "-m", "tests.models.pooling_engine"]
-        done = subprocess.run(
-            [*program, json.dumps(models), str(result), *arguments],
-            cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        found: Results = json.loads(result.read_text())
-        return found
+        return playing.play("pooling_engine", FAMILIES, families, folder, careless=careless)
 
     return run
 

@@ -3,24 +3,15 @@ as they do alone."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 pytest.importorskip("vllm")
 
-from tests.models.test_pooling import ENVIRONMENT, ROOT
+from tests.models import playing
+from tests.models.playing import Play, Results
 from tests.models.windows import FAMILIES
 
 pytestmark = pytest.mark.engine
-
-Results = dict[str, dict[str, Any]]
-Play = Callable[..., Results]
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +20,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
 
     def run(*families: str, careless: bool = False) -> Results:
         folder = tmp_path_factory.mktemp("windows")
-        models = {name: str(FAMILIES[name].make(folder / name)) for name in families}
-        result, arguments = folder / "result", ["careless"] if careless else []
-        program = [sys.executable, "-m", "tests.models.windows_engine"]
-        done = subprocess.run(
-            [*program, json.dumps(models), str(result), *arguments],
-            cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        found: Results = json.loads(result.read_text())
-        return found
+        return playing.play("windows_engine", FAMILIES, families, folder, careless=careless)
 
     return run
 
