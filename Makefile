@@ -38,7 +38,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@scripts/test_packages.sh $(TEST_PROGRAMS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 $(INTERPRETER)/.installed: requirements/interpreter.lock $(STAMP)
 	@echo "soak: Triton, in whose interpreter Model Runner V2 runs on a CPU (300 MB)"
