@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from conserve.core.settings import CHAT_SLOWDOWN
 from conserve.engine.settings import CHECKPOINT_MODES, EngineSettings
 from conserve.server.errors import BadInputError
+from conserve.server.start import values
 from conserve.server.start.default_model import cache_folder
 
 DEFAULTS = EngineSettings()
-AUTO = "auto"
-"""The value of a target that comes from the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,105 +27,13 @@ class Flag:
     help: str
 
 
-def _milliseconds(text: str) -> float:
-    """Raises ArgumentTypeError unless text is a number above 0."""
-    value = _number(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0 milliseconds, not {text!r}")
-    return value
-
-
-def _target(text: str) -> float | None:
-    """None where it is the machine's to choose."""
-    return None if text == AUTO else _milliseconds(text)
-
-
-def _interval(text: str) -> float:
-    value = _number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more seconds, not {text!r}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be a share from 0 up to but not 1, not {text!r}")
-    return value
-
-
-def _part(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, not {text!r}")
-    return value
-
-
-def _slowdown(text: str) -> float:
-    """Levels have names; any other ratio is a number from 1 on."""
-    if text in CHAT_SLOWDOWN:
-        return CHAT_SLOWDOWN[text]
-    value = _number(text)
-    if value < 1:
-        levels = ", ".join(CHAT_SLOWDOWN)
-        raise argparse.ArgumentTypeError(f"must be {levels} or a number from 1 on, not {text!r}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
-    return value
-
-
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?b)?|b)?", re.IGNORECASE)
-"""A number of bytes: 8GiB, 8G (the same), 8GB (a thousand millions a piece), 1024."""
-
-
-def _bytes(text: str) -> int:
-    match = SIZE.fullmatch(text.strip())
-    value = 0
-    if match:
-        number, prefix, unit = match.groups()
-        base = 1000 if (unit or "").lower() == "b" else 1024
-        value = int(float(number) * base ** " kmgt".index(prefix.lower() if prefix else " "))
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a size such as 8GiB or 500MB, not {text!r}")
-    return value
-
-
-def _mode(text: str) -> str:
-    if text not in CHECKPOINT_MODES:
-        raise argparse.ArgumentTypeError(
-            f"must be one of {', '.join(CHECKPOINT_MODES)}, not {text!r}"
-        )
-    return text
-
-
-def _folder(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("must name a folder")
-    return text
-
-
 def flags() -> tuple[Flag, ...]:
     """All of them; a function, because one default depends on the environment."""
     return (
         Flag(
             "--slo-ttft-ms",
-            _target,
-            AUTO,
+            values.target,
+            values.AUTO,
             "MS",
             "Target for the time to first token of online requests, in milliseconds; auto takes "
             "it from what the machine does alone. A lower target leaves offline work fewer and "
@@ -137,8 +41,8 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--slo-tbt-ms",
-            _target,
-            AUTO,
+            values.target,
+            values.AUTO,
             "MS",
             "Target for the gap between two tokens of an online request, in milliseconds; auto "
             "takes it from what the machine does alone. A lower target means smaller steps while "
@@ -146,7 +50,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--slo-min-share",
-            _part,
+            values.part,
             DEFAULTS.slo_min_share,
             "SHARE",
             "How much shorter than the server's a target may be that a request names itself: no "
@@ -155,7 +59,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--chat-slowdown",
-            _slowdown,
+            values.slowdown,
             None,
             "LEVEL",
             "How many times as far apart as alone tokens of online requests may come, for the sake "
@@ -164,7 +68,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--offline-floor",
-            _share,
+            values.share,
             DEFAULTS.offline_floor,
             "SHARE",
             "Share of step time, from 0 up to but not 1, that offline work gets even where the "
@@ -181,7 +85,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--checkpoint",
-            _mode,
+            values.one_of(CHECKPOINT_MODES),
             DEFAULTS.checkpoint,
             "MODE",
             "What is kept on the host of the KV of offline requests, so that one that must make "
@@ -199,7 +103,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--checkpoint-bytes",
-            _bytes,
+            values.size,
             None,
             "SIZE",
             "Host memory for those copies, such as 8GiB, over all ranks and replicas on this "
@@ -207,7 +111,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--checkpoint-dir",
-            _folder,
+            values.folder,
             None,
             "DIR",
             "Folder for a second, slower tier on a local disk, where copies go before they are "
@@ -215,7 +119,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--checkpoint-dir-bytes",
-            _bytes,
+            values.size,
             None,
             "SIZE",
             "Size of that tier, such as 50GiB, over all ranks and replicas on this host; all of "
@@ -223,7 +127,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--data-dir",
-            _folder,
+            values.folder,
             None,
             "DIR",
             "Folder for files and batches: the uploads, the results and their database. Servers "
@@ -232,7 +136,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--max-live-batches",
-            _count,
+            values.count,
             None,
             "N",
             "Batches of one API key that have not ended, 1000 by default; more are refused with "
@@ -254,7 +158,7 @@ def flags() -> tuple[Flag, ...]:
         ),
         Flag(
             "--log-interval-s",
-            _interval,
+            values.interval,
             60.0,
             "SECONDS",
             "Seconds between two lines of what matters: latency against the targets, harvest, "
