@@ -330,7 +330,8 @@ async def test_the_harvest_is_a_rate_while_busy(stores: Stores, clock: FakeClock
     recent = await stores.harvest.recent()
     assert (recent.tokens_per_s, recent.mean_output_tokens) == (10.0, 10.0)
     await stores.workers.enlist("second")
-    assert (await stores.harvest.recent()).tokens_per_s == 20.0
+    recent = await stores.harvest.recent()
+    assert (recent.tokens_per_s, recent.num_workers) == (20.0, 2)
     clock.advance(3 * 3600)
     assert (await stores.harvest.recent()).tokens_per_s is None
 

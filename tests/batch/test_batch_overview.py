@@ -74,7 +74,7 @@ async def test_the_exporter_follows_the_store(settings: BatchSettings) -> None:
     registry = CollectorRegistry()
     async with (
         running(settings) as run,
-        batch_metrics(run.service.stores, time.time, registry, every_s=0.05),
+        batch_metrics(run.service.stores, time.time, registry=registry, every_s=0.05),
     ):
         await eventually(lambda: lines(registry) == 0)
         batch = await run.submit(numbered(4))

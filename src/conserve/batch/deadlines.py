@@ -64,10 +64,12 @@ def view_of(batch: LiveBatch) -> BatchView:
 
 @dataclass(frozen=True, slots=True)
 class RecentHarvest:
-    """What offline work got lately. `tokens_per_s` is None until there is something to tell."""
+    """What offline work got lately, of `num_workers` workers together. `tokens_per_s` is None
+    until there is something to tell."""
 
     tokens_per_s: float | None = None
     mean_output_tokens: float | None = None
+    num_workers: int = 1
 
 
 def work_s(tokens: float, harvest: RecentHarvest) -> float:

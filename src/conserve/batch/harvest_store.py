@@ -64,5 +64,7 @@ class HarvestStore:
             alive = (await connection.execute(select(func.count()).select_from(workers))).scalar()
         if not tokens or busy_s < LEAST_BUSY_S:
             return RecentHarvest()
-        rate = float(tokens) / float(busy_s) * max(1, alive or 0)
-        return RecentHarvest(rate, float(output) / float(requests) if requests else None)
+        num_workers = max(1, alive or 0)
+        rate = float(tokens) / float(busy_s) * num_workers
+        mean_output = float(output) / float(requests) if requests else None
+        return RecentHarvest(rate, mean_output, num_workers)

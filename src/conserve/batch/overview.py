@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from conserve.batch.deadlines import BatchView, LiveDeadlineState
+from conserve.batch.demand import workers_needed
 from conserve.batch.ended import Sums
 from conserve.batch.lifecycle import LIVE, Status
 from conserve.batch.stores import Stores
@@ -20,6 +21,7 @@ class Overview:
     live_completed, live_failed, live_remaining: lines of batches that have not ended.
     finish_s: seconds until the last of them is expected to end; None while nothing is known.
     views: batches that have not ended, as they stood at `now_s`.
+    workers_needed: for the deadlines of those whose model is among the ones that were named.
     """
 
     statuses: Mapping[Status, int]
@@ -36,15 +38,17 @@ class Overview:
     finish_s: float | None
     views: Sequence[BatchView] = ()
     now_s: float = 0.0
+    workers_needed: float = 0.0
 
 
-async def overview(stores: Stores, now_s: float) -> Overview:
-    """Raises StoreUnavailableError."""
+async def overview(stores: Stores, now_s: float, models: Collection[str] | None = None) -> Overview:
+    """`models` are those that whoever asks serves; None is any. Raises StoreUnavailableError."""
     by_status = await stores.ended.sums()
     # Looked at anew and last: what has ended by the sums is expected by nobody.
     stores.lookout.forget()
     outlook = await stores.lookout.outlook(now_s)
     prospects = outlook.prospects.values()
+    views = [each.view for each in prospects]
     waits_s = [each.finish_at - now_s for each in prospects if each.finish_at is not None]
     every = _added(by_status.values())
     live = _added(sums for status, sums in by_status.items() if status in LIVE)
@@ -60,11 +64,16 @@ async def overview(stores: Stores, now_s: float) -> Overview:
         live_completed=live.completed,
         live_failed=live.failed,
         live_remaining=live.total - live.completed - live.failed,
-        remaining_tokens=sum(each.view.remaining_tokens for each in prospects),
+        remaining_tokens=sum(view.remaining_tokens for view in views),
         harvest_tokens_per_s=outlook.harvest.tokens_per_s,
         finish_s=max(waits_s, default=None),
-        views=[each.view for each in prospects],
+        views=views,
         now_s=now_s,
+        workers_needed=workers_needed(
+            (view for view in views if models is None or view.model in (None, *models)),
+            now_s,
+            outlook.harvest,
+        ),
     )
 
 

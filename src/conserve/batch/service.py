@@ -74,6 +74,10 @@ class BatchService:
         if self._running is not None:
             await self._running
 
+    async def models(self) -> frozenset[str] | None:
+        """Served here, as they were lately; None is any. Raises StoreUnavailableError."""
+        return await self._served.names()
+
     async def staging(self) -> Staging:
         """A place for an upload to grow in."""
         await self.stores.prepare()

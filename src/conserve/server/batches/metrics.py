@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -20,6 +20,9 @@ from conserve.batch.waits import Waits
 from conserve.server.lifespan import running
 
 EVERY_S = 5.0
+
+Models = Callable[[], Awaitable[Collection[str] | None]]
+"""Those served here; None is any. Raises StoreUnavailableError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,12 @@ SERIES = (
         Gauge,
         "Tokens a second that batches got while they had lines in flight, over the last hour.",
     ),
+    Series(
+        "batch_workers_needed",
+        Gauge,
+        "Workers that keep every deadline of batches of this server's models, each as fast as "
+        "one was over the last hour.",
+    ),
     Series("batch_lines", Counter, "Lines that have ended.", "outcome", ("completed", "failed")),
     Series("batch_tokens", Counter, "Usage of lines that have ended.", "kind", ("input", "output")),
 )
@@ -81,6 +90,7 @@ def shown(seen: Overview, waits: Waits) -> dict[str, dict[str, float]]:
         },
         "batch_remaining_tokens": {"": seen.remaining_tokens},
         "batch_oldest_wait_seconds": {"": waits.longest_s(seen.views, seen.now_s)},
+        "batch_workers_needed": {"": seen.workers_needed},
         "batch_lines": {"completed": seen.completed, "failed": seen.failed},
         "batch_tokens": {"input": seen.input_tokens, "output": seen.output_tokens},
     }
@@ -134,10 +144,15 @@ class BatchMetrics:
             self._registry.unregister(made)
 
 
+async def any_model() -> None:
+    return None
+
+
 @asynccontextmanager
 async def batch_metrics(
     stores: Stores,
     clock: Callable[[], float],
+    models: Models = any_model,
     registry: CollectorRegistry = REGISTRY,
     every_s: float = EVERY_S,
 ) -> AsyncIterator[None]:
@@ -149,7 +164,7 @@ async def batch_metrics(
         while True:
             with suppress(StoreUnavailableError):
                 await stores.prepare()
-                metrics.set(await overview(stores, clock()))
+                metrics.set(await overview(stores, clock(), await _names(models)))
             await asyncio.sleep(every_s)
 
     try:
@@ -157,3 +172,11 @@ async def batch_metrics(
             yield
     finally:
         metrics.close()
+
+
+async def _names(models: Models) -> Collection[str] | None:
+    """All where it is not known: rather a server too many than a deadline missed."""
+    try:
+        return await models()
+    except StoreUnavailableError:
+        return None

@@ -76,7 +76,7 @@ def _metrics(service: BatchService, config: Any) -> AbstractAsyncContextManager[
     """All API processes see one store; the first tells of it."""
     if config.parallel_config._api_process_rank > 0:
         return nullcontext()
-    return batch_metrics(service.stores, time.time)
+    return batch_metrics(service.stores, time.time, service.models)
 
 
 def _in_its_loop(
