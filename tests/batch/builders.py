@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any, Final
+from uuid import uuid4
 
 import openai
 
@@ -45,7 +46,7 @@ def submit(client: openai.OpenAI, content: bytes, **changes: Any) -> str:
 
 
 async def stored_file(stores: Stores, content: bytes, tenant: str = TENANT) -> FileRecord:
-    staged = stores.contents.staging_dir / "staged"
+    staged = stores.contents.staging_dir / f"staged-{uuid4().hex}"
     staged.write_bytes(content)
     upload = Upload(tenant, "in.jsonl", BATCH, len(content), content.count(b"\n"))
     return await stores.files.add(upload, staged)

@@ -41,9 +41,11 @@ def store_limits() -> dict[str, Any]:
     return {"lease_s": LEASE_S}
 
 
-async def new_batch(stores: Stores, num_lines: int = 3, **wishes: Any) -> str:
-    """Id of a batch in progress."""
-    file = await stored_file(stores, numbered(num_lines))
+async def batch_in_progress(
+    stores: Stores, num_lines: int = 3, *, tenant: str = TENANT, **wishes: Any
+) -> str:
+    """Its id."""
+    file = await stored_file(stores, numbered(num_lines), tenant)
     batch = await stored_batch(stores, file, **wishes)
     worker = f"intake-{batch.id}"
     await stores.workers.enlist(worker)
@@ -108,7 +110,7 @@ async def test_many_servers_migrate_at_once(tmp_path: Path, database_url: str) -
 
 
 async def test_a_line_is_leased_to_one_worker(stores: Stores) -> None:
-    batch_id = await new_batch(stores, 40)
+    batch_id = await batch_in_progress(stores, 40)
     workers = [f"w{n}" for n in range(8)]
     for worker in workers:
         await stores.workers.enlist(worker)
@@ -121,7 +123,7 @@ async def test_a_line_is_leased_to_one_worker(stores: Stores) -> None:
 
 
 async def test_a_result_is_stored_once_and_counted_once(stores: Stores) -> None:
-    batch_id = await new_batch(stores)
+    batch_id = await batch_in_progress(stores)
     await stores.workers.enlist("w")
     lines = await claim(stores, "w", batch_id)
     failed = Result(lines[0], True, b"{}", Tokens(input=1))
@@ -135,7 +137,7 @@ async def test_a_result_is_stored_once_and_counted_once(stores: Stores) -> None:
 async def test_the_dead_bring_nothing_and_their_lines_run_again(
     stores: Stores, clock: FakeClock
 ) -> None:
-    batch_id = await new_batch(stores)
+    batch_id = await batch_in_progress(stores)
     await stores.workers.enlist("dead")
     await stores.workers.enlist("alive")
     lines = await claim(stores, "dead", batch_id)
@@ -158,7 +160,7 @@ async def test_the_dead_bring_nothing_and_their_lines_run_again(
 
 
 async def test_a_retired_worker_costs_its_lines_nothing(stores: Stores) -> None:
-    batch_id = await new_batch(stores)
+    batch_id = await batch_in_progress(stores)
     for name in ("polite", "lost"):
         await stores.workers.enlist(name)
         await claim(stores, name, batch_id)
@@ -177,7 +179,7 @@ async def test_a_retired_worker_costs_its_lines_nothing(stores: Stores) -> None:
 
 
 async def test_a_postponed_line_waits_and_remembers(stores: Stores, clock: FakeClock) -> None:
-    batch_id = await new_batch(stores, 1)
+    batch_id = await batch_in_progress(stores, 1)
     await stores.workers.enlist("w")
     (line,) = await claim(stores, "w", batch_id)
     await stores.leases.record("w", [Postponed(line, clock() + 5, counted=True)])
@@ -192,7 +194,7 @@ async def test_a_postponed_line_waits_and_remembers(stores: Stores, clock: FakeC
 
 
 async def test_strays_of_a_lost_answer_go_back(stores: Stores) -> None:
-    batch_id = await new_batch(stores)
+    batch_id = await batch_in_progress(stores)
     await stores.workers.enlist("w")
     kept, *strays = await claim(stores, "w", batch_id)
     await stores.leases.give_back_others("w", [kept])
@@ -200,7 +202,7 @@ async def test_strays_of_a_lost_answer_go_back(stores: Stores) -> None:
 
 
 async def test_a_cancelled_batch_leases_nothing_but_takes_results(stores: Stores) -> None:
-    batch_id = await new_batch(stores)
+    batch_id = await batch_in_progress(stores)
     await stores.workers.enlist("w")
     lines = await claim(stores, "w", batch_id, 2)
     assert await stores.leases.closed([batch_id]) == set()
@@ -220,7 +222,7 @@ async def test_a_cancelled_batch_leases_nothing_but_takes_results(stores: Stores
 
 
 async def test_a_late_batch_leases_nothing(stores: Stores, clock: FakeClock) -> None:
-    batch_id = await new_batch(stores, completion_window="60s")
+    batch_id = await batch_in_progress(stores, completion_window="60s")
     await stores.workers.enlist("w")
     clock.advance(60)
     assert await claim(stores, "w", batch_id) == []
@@ -234,7 +236,7 @@ async def test_a_late_batch_leases_nothing(stores: Stores, clock: FakeClock) -> 
 async def test_a_job_belongs_to_one_worker_and_is_taken_over(
     stores: Stores, clock: FakeClock
 ) -> None:
-    batch_id = await new_batch(stores, 1)
+    batch_id = await batch_in_progress(stores, 1)
     for name in ("first", "second"):
         await stores.workers.enlist(name)
     await stores.leases.record("first", done(await claim(stores, "first", batch_id)))
@@ -255,7 +257,7 @@ async def test_a_job_belongs_to_one_worker_and_is_taken_over(
 
 
 async def test_cancelled_while_it_is_assembled(stores: Stores, clock: FakeClock) -> None:
-    batch_id = await new_batch(stores, 1)
+    batch_id = await batch_in_progress(stores, 1)
     await stores.workers.enlist("w")
     await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
     job = await stores.jobs.claim("w")
@@ -274,7 +276,7 @@ async def test_cancelled_while_it_is_assembled(stores: Stores, clock: FakeClock)
 
 
 async def test_a_postponed_job_comes_back(stores: Stores, clock: FakeClock) -> None:
-    batch_id = await new_batch(stores, 1)
+    batch_id = await batch_in_progress(stores, 1)
     await stores.workers.enlist("w")
     await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
     job = await stores.jobs.claim("w")
@@ -288,7 +290,7 @@ async def test_a_postponed_job_comes_back(stores: Stores, clock: FakeClock) -> N
 
 
 async def test_lines_of_ended_batches_are_cleared(stores: Stores, clock: FakeClock) -> None:
-    batch_id = await new_batch(stores, 3)
+    batch_id = await batch_in_progress(stores, 3)
     await stores.workers.enlist("w")
     await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
     assert not await stores.ended.clear_lines()
@@ -337,7 +339,7 @@ async def test_the_harvest_is_a_rate_while_busy(stores: Stores, clock: FakeClock
 
 
 async def test_a_meter_tells_the_harvest_once_a_second(stores: Stores, clock: FakeClock) -> None:
-    batch_id = await new_batch(stores)
+    batch_id = await batch_in_progress(stores)
     await stores.workers.enlist("w")
     first, second, third = done(await claim(stores, "w", batch_id))
     meter = HarvestMeter("w", stores.harvest, clock)

@@ -16,7 +16,7 @@ from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from tests.batch.batch_fakes import FakeClock, eventually
-from tests.batch.test_batch_contract import OK, counts, new_batch
+from tests.batch.test_batch_contract import OK, batch_in_progress, counts
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +77,7 @@ async def die(stores: Stores, engine: Mortal, folder: Path) -> Mortal:
 
 
 async def test_it_is_failed_and_the_others_are_answered(stores: Stores, tmp_path: Path) -> None:
-    batch_id = await new_batch(stores, NUM_LINES)
+    batch_id = await batch_in_progress(stores, NUM_LINES)
     max_losses = BatchSettings().max_losses
     for _ in range(SUSPECT_LOSSES):
         engine = await die(stores, Mortal(KILLER, waits=True), tmp_path)
@@ -98,7 +98,7 @@ async def test_it_is_failed_and_the_others_are_answered(stores: Stores, tmp_path
 async def test_one_death_holds_nobody_up(stores: Stores, tmp_path: Path) -> None:
     """Whoever was there runs beside others again: most engines that die do so for reasons of
     their own."""
-    batch_id = await new_batch(stores, NUM_LINES)
+    batch_id = await batch_in_progress(stores, NUM_LINES)
     await die(stores, Mortal(KILLER, waits=True), tmp_path)
     engine = Mortal(waits=True)
     async with living(stores, engine, tmp_path):

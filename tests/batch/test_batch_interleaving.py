@@ -20,7 +20,7 @@ from conserve.batch import ended
 from conserve.batch.assembly import Assembly
 from conserve.batch.batch_store import new_batch
 from conserve.batch.ended import EndedStore
-from conserve.batch.errors import InvalidRequestError, LeaseLostError, TooManyBatchesError
+from conserve.batch.errors import InvalidRequestError, LeaseLostError, OverLimitError
 from conserve.batch.executor import Reply
 from conserve.batch.lifecycle import LIVE, TERMINAL, Status
 from conserve.batch.outcome import failure, keep_reply
@@ -366,7 +366,7 @@ async def test_two_make_the_last_batch_that_is_allowed(scene: Scene) -> None:
     for order in one_switch(6, 6):
         found = await scene.game.play(works, order)
         (made,) = (one for one in found if isinstance(one, BatchRecord))
-        (refused,) = (one for one in found if isinstance(one, TooManyBatchesError))
+        (refused,) = (one for one in found if isinstance(one, OverLimitError))
         assert str(MAX_LIVE) in refused.message
         live = select(func.count()).where(batches.c.status.in_(sorted(LIVE)))
         async with scene.first.database.read() as connection:

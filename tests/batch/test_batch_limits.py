@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from conserve.batch.errors import StoreUnavailableError, TooManyBatchesError
+from conserve.batch.errors import OverLimitError, StoreUnavailableError
 from conserve.batch.executor import Reply
 from conserve.batch.ids import tenant_of
 from conserve.batch.intake import Intake
@@ -276,9 +276,9 @@ async def test_the_limit_holds_however_many_ask_at_once(stores: Stores) -> None:
     found = await asyncio.gather(
         *(stored_batch(stores, file) for _ in range(MAX_LIVE + 4)), return_exceptions=True
     )
-    refused = [one for one in found if isinstance(one, TooManyBatchesError)]
+    refused = [one for one in found if isinstance(one, OverLimitError)]
     assert len(found) - len(refused) == MAX_LIVE
-    assert all(isinstance(one, BatchRecord | TooManyBatchesError) for one in found)
+    assert all(isinstance(one, BatchRecord | OverLimitError) for one in found)
 
 
 async def test_a_key_once_used_is_answered_at_the_limit(stores: Stores) -> None:

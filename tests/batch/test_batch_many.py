@@ -131,7 +131,7 @@ class Counted:
 async def test_live_batches_are_reckoned_once_a_second(stores: Stores, clock: FakeClock) -> None:
     await fill(stores, clock())
     counted, watch = Counted(stores), FakeClock()
-    lookout = Lookout(counted, stores.harvest, watch)  # type: ignore[arg-type]
+    lookout = Lookout(counted, stores.harvest, stores.shares, watch)  # type: ignore[arg-type]
     for _ in range(50):
         assert len((await lookout.outlook(clock())).prospects) == NUM_LIVE
     assert counted.num_looks == 1
@@ -146,7 +146,7 @@ async def test_live_batches_are_reckoned_once_a_second(stores: Stores, clock: Fa
 async def test_what_changes_during_a_look_is_seen_by_the_next(
     stores: Stores, clock: FakeClock
 ) -> None:
-    lookout = Lookout(stores.batches, stores.harvest, FakeClock())
+    lookout = Lookout(stores.batches, stores.harvest, stores.shares, FakeClock())
     recent = stores.harvest.recent
 
     async def and_a_batch_is_made() -> Any:

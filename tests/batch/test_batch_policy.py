@@ -18,6 +18,7 @@ from conserve.batch.executor import Reply
 from conserve.batch.in_flight import FIRST, HOLD_S, InFlightWindow, retry_delay_s
 from conserve.batch.lifecycle import LIVE, TERMINAL, TRANSITIONS, Status, check
 from conserve.batch.outcome import failure, from_reply, keep_reply, never_ran
+from conserve.batch.outlook import Outlook
 from conserve.batch.records import Line
 from conserve.batch.wire import deadline_time, duration_s
 from tests.batch.batch_fakes import FakeClock
@@ -73,21 +74,21 @@ def test_among_those_at_risk_the_least_slack_goes_first() -> None:
 
 def test_the_engine_is_told_the_risk_or_the_priority() -> None:
     calm, risky = view("a", priority=7), view("b", due=30, priority=7)
-    assert deadlines.engine_priority(calm, 0, HARVEST) == 8
-    assert deadlines.engine_priority(risky, 0, HARVEST) == deadlines.MOST_URGENT == 1
+    assert deadlines.engine_priority(calm, is_urgent=False) == 8
+    assert deadlines.engine_priority(risky, is_urgent=True) == deadlines.MOST_URGENT == 1
 
 
 def test_a_batch_ends_after_what_goes_before_it() -> None:
     views = [view("b", tokens=500), view("a", tokens=1000)]
-    seen = deadlines.Outlook.over(views, 100.0, HARVEST)
+    seen = Outlook.over(views, 100.0, HARVEST)
     assert {name: each.finish_at for name, each in seen.prospects.items()} == {"a": 110, "b": 115}
-    unknown = deadlines.Outlook.over(views, 100.0, deadlines.RecentHarvest())
+    unknown = Outlook.over(views, 100.0, deadlines.RecentHarvest())
     assert [each.finish_at for each in unknown.prospects.values()] == [None, None]
 
 
 def test_a_batch_does_not_wait_for_another_models() -> None:
     views = [view("a", tokens=1000), replace(view("b", tokens=500), model="other")]
-    seen = deadlines.Outlook.over(views, 100.0, HARVEST)
+    seen = Outlook.over(views, 100.0, HARVEST)
     assert {name: each.finish_at for name, each in seen.prospects.items()} == {"a": 110, "b": 105}
 
 
@@ -102,7 +103,7 @@ def test_a_batch_does_not_wait_for_another_models() -> None:
 )
 def test_a_deadline_is_judged_by_finish_and_slack(due: float, tokens: float, state: str) -> None:
     one = view("a", due=due, tokens=tokens)
-    assert deadlines.Outlook.over([one], 0, HARVEST).prospects["a"].state == state
+    assert Outlook.over([one], 0, HARVEST).prospects["a"].state == state
 
 
 def test_an_unknown_rate_says_so() -> None:

@@ -6,21 +6,17 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
 from conserve.batch.deadlines import BatchView, view_of
 from conserve.batch.ended import count_ended
-from conserve.batch.errors import (
-    InvalidRequestError,
-    LeaseLostError,
-    NotFoundError,
-    TooManyBatchesError,
-)
+from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
 from conserve.batch.file_store import BATCH, later
 from conserve.batch.ids import BATCH_ID, FILE_ID, new_batch_id
 from conserve.batch.lifecycle import CANCELLABLE, TERMINAL, FileState, Status, check
+from conserve.batch.quota import Quota
 from conserve.batch.records import BatchRecord, FileRecord, LiveBatch
 from conserve.batch.schema import batches, files, is_live
 from conserve.batch.wire import BatchCreate, deadline_time, duration_s
@@ -50,12 +46,10 @@ async def move(
 
 
 class BatchStore:
-    def __init__(
-        self, database: Database, clock: Callable[[], float], max_live_batches: int
-    ) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float], quota: Quota) -> None:
         self._database = database
         self._clock = clock
-        self._max_live_batches = max_live_batches
+        self._quota = quota
 
     async def input_file(self, tenant: str, request: BatchCreate) -> FileRecord:
         """The file a request names.
@@ -102,14 +96,14 @@ class BatchStore:
         model: whose servers take the batch; None leaves it to any.
 
         Raises InvalidRequestError: the input file is unfit, the deadline is none, or `key` was used
-        for another request; TooManyBatchesError.
+        for another request; OverLimitError.
         """
         batch = new_batch(tenant, request, key, estimated_tokens, model, self._clock())
         async with self._database.write() as connection:
             if known := await self._known(connection, tenant, key, batch.idempotency_digest):
                 return known
-            await self._input_file(connection, tenant, request.input_file_id)
-            await self._check_room(connection, tenant)
+            file = await self._input_file(connection, tenant, request.input_file_id)
+            await self._quota.check_batch(connection, tenant, file.num_lines, estimated_tokens)
             await connection.execute(
                 self._database.insert(batches).values(batch.to_row()).on_conflict_do_nothing()
             )
@@ -121,17 +115,6 @@ class BatchStore:
             known = await self._known(connection, tenant, key, batch.idempotency_digest)
             assert known is not None
             return known
-
-    async def _check_room(self, connection: AsyncConnection, tenant: str) -> None:
-        """Raises TooManyBatchesError."""
-        await self._database.queue_up(connection, tenant)
-        mine = and_(is_live(), batches.c.tenant == tenant)
-        query = select(func.count()).select_from(batches).where(mine)
-        if (await connection.execute(query)).scalar_one() >= self._max_live_batches:
-            raise TooManyBatchesError(
-                f"{self._max_live_batches} batches of this key have not ended, which is the limit "
-                "(--max-live-batches); wait for one to end, or cancel one."
-            )
 
     async def _known(
         self, connection: AsyncConnection, tenant: str, key: str | None, wanted: str | None

@@ -1,12 +1,12 @@
-"""Which batch goes first, what the engine is told, and whether a deadline can be met.
+"""Which of one owner's batches goes first, what the engine is told, and how a deadline looks.
 
-Pure: the moment and the recent harvest are arguments.
+Pure: the moment and the recent harvest are arguments. `shares` is the same between owners.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +39,14 @@ class BatchView:
     model: str | None = None
     num_done: int = 0
     """Lines that have ended."""
+    num_left: int = 0
+    """Lines that have not; 0 while they are not counted."""
+    tenant: str = ""
+
+    @property
+    def line_tokens(self) -> float:
+        """What one of the lines that are left is expected to take; 1 at least."""
+        return max(1.0, self.remaining_tokens / max(1, self.num_left))
 
 
 def view_of(batch: LiveBatch) -> BatchView:
@@ -59,6 +67,8 @@ def view_of(batch: LiveBatch) -> BatchView:
         remaining,
         batch.model,
         num_done,
+        left,
+        batch.tenant,
     )
 
 
@@ -87,22 +97,31 @@ def is_at_risk(view: BatchView, now_s: float, harvest: RecentHarvest) -> bool:
     return slack_s(view, now_s, harvest) < threshold
 
 
-def slack_band(view: BatchView, now_s: float, harvest: RecentHarvest) -> int:
-    """0 when at risk, then 1 up to 10 minutes of slack, 2 up to 40 minutes, and so on."""
+def is_hopeless(view: BatchView, now_s: float, harvest: RecentHarvest) -> bool:
+    """Whether it would be late if it got the whole harvest from here on."""
+    return slack_s(view, now_s, harvest) < 0
+
+
+def slack_band(view: BatchView, now_s: float, harvest: RecentHarvest) -> float:
+    """0 when at risk, then 1 up to 10 minutes of slack, 2 up to 40 minutes, and so on. Without end
+    when hopeless: what goes first for its sake is late as well, and nothing is won."""
+    slack = slack_s(view, now_s, harvest)
+    if slack < 0:
+        return math.inf
     if is_at_risk(view, now_s, harvest):
         return 0
     band, edge_s = 1, FIRST_BAND_S
-    slack = slack_s(view, now_s, harvest)
     while slack > edge_s:
         band, edge_s = band + 1, edge_s * BAND_FACTOR
     return band
 
 
 def order(views: Iterable[BatchView], now_s: float, harvest: RecentHarvest) -> list[BatchView]:
-    """Live batches, the one to feed next first.
+    """Live batches of one owner, the one to feed next first.
 
-    What is at risk goes before everything, least slack first. Then the user's priority, the band
-    of slack, first come; the id settles ties, so that every server finds the same order.
+    What is at risk, and can be kept, goes before everything, least slack first. Then the user's
+    priority, the band of slack, first come; the id settles ties, so that every server finds the
+    same order.
     """
 
     def key(view: BatchView) -> tuple[float | int | str, ...]:
@@ -114,11 +133,9 @@ def order(views: Iterable[BatchView], now_s: float, harvest: RecentHarvest) -> l
     return sorted(views, key=key)
 
 
-def engine_priority(view: BatchView, now_s: float, harvest: RecentHarvest) -> int:
+def engine_priority(view: BatchView, *, is_urgent: bool) -> int:
     """`priority` of the batch's requests inside the engine: 1 or more is offline, larger later."""
-    if is_at_risk(view, now_s, harvest):
-        return MOST_URGENT
-    return MOST_URGENT + view.priority
+    return MOST_URGENT if is_urgent else MOST_URGENT + view.priority
 
 
 def deadline_state(
@@ -132,34 +149,3 @@ def deadline_state(
     if finish_at > view.due_at:
         return "will_miss"
     return "at_risk" if is_at_risk(view, now_s, harvest) else "on_track"
-
-
-@dataclass(frozen=True, slots=True)
-class Prospect:
-    """What is expected of one live batch. `finish_at` is None while there is no rate."""
-
-    view: BatchView
-    finish_at: float | None
-    state: LiveDeadlineState
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """All live batches at one moment: prospects by id, the batch to feed next first."""
-
-    now_s: float
-    harvest: RecentHarvest
-    prospects: Mapping[str, Prospect]
-
-    @classmethod
-    def over(cls, views: Iterable[BatchView], now_s: float, harvest: RecentHarvest) -> Outlook:
-        """A batch ends when everything of its model before it in the order has gone first."""
-        ahead: dict[str | None, float] = defaultdict(float)
-        prospects = {}
-        for view in order(views, now_s, harvest):
-            ahead[view.model] += view.remaining_tokens
-            wait_s = work_s(ahead[view.model], harvest)
-            finish_at = now_s + wait_s if harvest.tokens_per_s else None
-            state = deadline_state(view, finish_at, now_s, harvest)
-            prospects[view.batch_id] = Prospect(view, finish_at, state)
-        return cls(now_s, harvest, prospects)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from conserve.batch.deadlines import Outlook
 from conserve.batch.lifecycle import TERMINAL, Status
+from conserve.batch.outlook import Outlook
 from conserve.batch.records import BatchRecord, FileRecord
 from conserve.batch.wire import (
     BatchObject,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
-from conserve.batch import deadlines
-from conserve.batch.deadlines import BatchView
+from conserve.batch.deadlines import RecentHarvest
 from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.executor import Executor, Reply
 from conserve.batch.harvest_meter import HarvestMeter
@@ -23,17 +22,20 @@ from conserve.batch.outcome import (
     from_reply,
     keep_reply,
 )
+from conserve.batch.outlook import Outlook, Prospect
 from conserve.batch.records import Line
 from conserve.batch.request_reader import Request, RequestReader
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
+from conserve.batch.turns import Turns
 
 logger = logging.getLogger(__name__)
 
 # Claims are transactions: worth one only when this share of the window is free.
 CLAIM_SHARE = 8
 STORE_RETRY_S = 1.0
+NOTHING = Outlook(0.0, RecentHarvest(), {})
 DEATHS_ALONE = 3
 """Of the engine, under one line alone, after which that line is failed."""
 
@@ -54,6 +56,8 @@ class Dispatcher:
         self._worker_id = worker_id
         self._leases = stores.leases
         self._lookout = stores.lookout
+        self._shares = stores.shares
+        self._turns = Turns()
         self._harvest = HarvestMeter(worker_id, stores.harvest)
         self._reader = RequestReader(stores.batches, stores.contents)
         self._executor = executor
@@ -126,39 +130,48 @@ class Dispatcher:
         suspected = await self._leases.suspected(self._settings.max_losses, models)
         if self._in_flight and (suspected or any(line.is_suspect for line in self._in_flight)):
             return  # a suspect runs alone
-        async for view, priority in self._waiting(models):
-            if suspected and view.batch_id not in suspected:
-                continue
-            claimed = await self._leases.claim(
-                self._worker_id,
-                view.batch_id,
-                free,
-                self._settings.max_in_flight_bytes - self._in_flight_bytes,
-                self._settings.max_losses,
-                suspects=bool(suspected),
-            )
-            free -= len(claimed)
-            await self._start(group, claimed, priority)
-            if free <= 0 or not self._has_bytes_free() or (suspected and claimed):
-                return
+        outlook, waiting = await self._waiting(models)
+        if suspected:
+            free, waiting = 1, waiting & suspected
+        while free > 0 and waiting:
+            for prospect, limit in self._turns.share_out(outlook, waiting, free):
+                claimed = await self._claim(prospect, limit, suspects=bool(suspected))
+                free -= len(claimed)
+                if len(claimed) < limit:
+                    waiting.discard(prospect.view.batch_id)
+                await self._start(group, claimed, prospect.engine_priority)
+                await self._settle(outlook, prospect, len(claimed))
+                if not self._has_bytes_free():
+                    return
 
-    async def _waiting(
-        self, models: Collection[str] | None
-    ) -> AsyncIterator[tuple[BatchView, int]]:
-        """Batches with a line that may be claimed, the one to feed next first, and the priority of
-        their requests in the engine."""
+    async def _claim(self, prospect: Prospect, limit: int, *, suspects: bool) -> list[Line]:
+        return await self._leases.claim(
+            self._worker_id,
+            prospect.view.batch_id,
+            limit,
+            self._settings.max_in_flight_bytes - self._in_flight_bytes,
+            self._settings.max_losses,
+            suspects=suspects,
+        )
+
+    async def _settle(self, outlook: Outlook, prospect: Prospect, num_lines: int) -> None:
+        """Count lines that were claimed for their owner, whose credit ends where it uses it."""
+        self._turns.took(prospect, num_lines)
+        floor = outlook.floors.get(prospect.view.tenant)
+        if num_lines and floor is not None:
+            await self._shares.lift(prospect.view.tenant, floor)
+
+    async def _waiting(self, models: Collection[str] | None) -> tuple[Outlook, set[str]]:
+        """Batches with a line that may be claimed, and what is expected of them."""
         waiting = await self._leases.waiting(self._settings.max_losses, models)
         if not waiting:
-            return
+            return NOTHING, waiting
         now = self._clock()
         outlook = await self._lookout.outlook(now)
-        if not waiting <= outlook.prospects.keys():  # another server has made one
+        if not waiting <= outlook.counted:  # one has been made or validated since
             self._lookout.forget()
             outlook = await self._lookout.outlook(now)
-        for batch_id, prospect in outlook.prospects.items():
-            if batch_id in waiting:
-                view = prospect.view
-                yield view, deadlines.engine_priority(view, now, outlook.harvest)
+        return outlook, waiting & outlook.prospects.keys()
 
     def _has_bytes_free(self) -> bool:
         """For one more line, however long: short lines must not keep a long one from its turn."""
@@ -278,6 +291,7 @@ class Dispatcher:
             self._revoked.discard(outcome.line)
             if isinstance(outcome, Result):
                 self._window.on_result()
+                self._turns.ended(outcome.line.batch_id, outcome.tokens.total)
 
 
 async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:

@@ -52,8 +52,8 @@ class FileTooLargeError(BatchError):
     param = "file"
 
 
-class TooManyBatchesError(BatchError):
-    """The key has as many batches that have not ended as it may have."""
+class OverLimitError(BatchError):
+    """The key has as much as it may have of something; the message names the limit."""
 
     status_code = 429
     code = "rate_limit_exceeded"

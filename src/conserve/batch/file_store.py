@@ -17,6 +17,7 @@ from conserve.batch.database import Database
 from conserve.batch.errors import InvalidRequestError, NotFoundError, StoreUnavailableError
 from conserve.batch.ids import FILE_ID, new_file_id
 from conserve.batch.lifecycle import FileState
+from conserve.batch.quota import Quota
 from conserve.batch.records import FileRecord
 from conserve.batch.schema import batches, files, is_live, is_passing
 
@@ -46,15 +47,21 @@ class FileStore:
     """A row comes before its blob and leaves after it, so no blob is ever without a row."""
 
     def __init__(
-        self, database: Database, contents: FileContents, clock: Callable[[], float]
+        self,
+        database: Database,
+        contents: FileContents,
+        clock: Callable[[], float],
+        quota: Quota,
     ) -> None:
         self._database = database
         self.contents = contents
         self._clock = clock
+        self._quota = quota
 
     async def add(self, upload: Upload, staged: Path) -> FileRecord:
-        """Keep the staged file under a new id."""
-        file = await self.keep(upload, staged)
+        """Keep the staged file under a new id. Raises OverLimitError, or InvalidRequestError for a
+        file that its owner may never have."""
+        file = await self._keep(upload, staged, is_limited=True)
         async with self._database.write() as connection:
             shown = await connection.execute(
                 update(files)
@@ -66,9 +73,15 @@ class FileStore:
         return replace(file, state=FileState.READY)
 
     async def keep(self, upload: Upload, staged: Path) -> FileRecord:
-        """The staged file under a new id, seen by nobody until its state says that it is ready."""
+        """The staged file under a new id, seen by nobody until its state says that it is ready.
+        However much its owner has: results are always kept."""
+        return await self._keep(upload, staged, is_limited=False)
+
+    async def _keep(self, upload: Upload, staged: Path, *, is_limited: bool) -> FileRecord:
         file = new_file(new_file_id(), upload, self._clock())
         async with self._database.write() as connection:
+            if is_limited:
+                await self._quota.check_file(connection, upload.tenant, upload.bytes)
             await connection.execute(insert(files).values(file.to_row()))
         await self.contents.keep(staged, file.id)
         return file

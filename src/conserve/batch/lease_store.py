@@ -19,6 +19,7 @@ from conserve.batch.lifecycle import LineState, Status
 from conserve.batch.outcome import Outcome, Postponed, Result, Tokens
 from conserve.batch.records import SUSPECT_LOSSES, Line
 from conserve.batch.schema import batches, is_live, lines, of_models, results
+from conserve.batch.share_store import ShareStore
 from conserve.batch.worker_store import hold_worker
 
 # As the index has it, which holds few lines or none.
@@ -31,9 +32,15 @@ class LeaseStore:
     """Raises LeaseLostError to a worker whose row is gone, and StoreUnavailableError."""
 
     def __init__(
-        self, database: Database, clock: Callable[[], float], *, group_prefixes: bool = True
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        shares: ShareStore,
+        *,
+        group_prefixes: bool = True,
     ) -> None:
         self._database = database
+        self._shares = shares
         self._clock = clock
         by_prefix = (lines.c.prefix_key,) if group_prefixes else ()
         self._line_order = (*by_prefix, lines.c.line_no)
@@ -124,7 +131,10 @@ class LeaseStore:
         for batch_id, group in _by_batch(outcomes):
             for part in _parts(group):
                 async with self._database.write() as connection:
-                    stored += await self._record(connection, worker_id, batch_id, part)
+                    done = await self._record(connection, worker_id, batch_id, part)
+                    if done:
+                        await self._shares.charge(connection, batch_id, done)
+                    stored += done
         return stored
 
     @staticmethod

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 
 from conserve.batch.batch_store import BatchStore
-from conserve.batch.deadlines import Outlook, RecentHarvest
+from conserve.batch.deadlines import RecentHarvest
 from conserve.batch.harvest_store import HarvestStore
+from conserve.batch.outlook import Outlook
+from conserve.batch.share_store import ShareStore
 
 FRESH_S = 1.0
 
@@ -22,10 +24,12 @@ class Lookout:
         self,
         batches: BatchStore,
         harvest: HarvestStore,
+        shares: ShareStore,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._batches = batches
         self._harvest = harvest
+        self._shares = shares
         self._monotonic = monotonic
         self._latest = Outlook(-math.inf, RecentHarvest(), {})
         self._fresh_until_s = -math.inf
@@ -43,10 +47,11 @@ class Lookout:
         self._fresh_until_s = self._monotonic() + FRESH_S
         try:
             harvest, views = await self._harvest.recent(), await self._batches.views()
+            standing = await self._shares.standing()
         except BaseException:
             self.forget()
             raise
-        self._latest = Outlook.over(views, now_s, harvest)
+        self._latest = Outlook.over(views, now_s, harvest, standing)
 
     def _is_fresh(self, now_s: float) -> bool:
         """By the clock of this machine, and for the moment that is asked about."""

@@ -15,7 +15,7 @@ from conserve.batch.database import Database
 from conserve.batch.ended import uncount
 from conserve.batch.file_store import FileStore
 from conserve.batch.lifecycle import LIVE, FileState, Status
-from conserve.batch.schema import batches, files, lines, results
+from conserve.batch.schema import batches, files, lines, results, shares
 
 
 class Owner(Struct, frozen=True):
@@ -68,6 +68,7 @@ class OwnerStore:
             await connection.execute(
                 update(files).where(files.c.tenant == tenant).values(tenant=new_tenant)
             )
+            await connection.execute(delete(shares).where(shares.c.tenant == tenant))
 
     async def delete(self, tenant: str) -> None:
         """Delete everything at once, live batches too: what their workers bring is not taken."""
@@ -76,6 +77,8 @@ class OwnerStore:
             ids = (await connection.execute(mine)).scalars().all()
         for batch_id in ids:
             await self._delete_batch(batch_id)
+        async with self._database.write() as connection:
+            await connection.execute(delete(shares).where(shares.c.tenant == tenant))
         await self._files.delete_all(tenant)
 
     async def _delete_batch(self, batch_id: str) -> None:

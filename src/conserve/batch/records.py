@@ -120,6 +120,7 @@ class LiveBatch(Struct, frozen=True):
     """What the order of batches reads of one: some columns of `batches`."""
 
     id: str
+    tenant: str
     created_at: float
     priority: int
     expires_at: float

@@ -182,6 +182,15 @@ harvest = Table(
 )
 
 
+shares = Table(
+    "shares",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    # Tokens that its lines took, over its share of the harvest.
+    Column("served", Double, nullable=False),
+)
+
+
 def is_live() -> Any:
     """Batches that have not ended, in the words of the index that holds no others."""
     return text(f"batches.{LIVE_STATUSES}")

@@ -12,7 +12,7 @@ from uuid import uuid4
 from conserve.batch.assembly import Assembly
 from conserve.batch.batch_store import expiry_of
 from conserve.batch.contents import Staging
-from conserve.batch.deadlines import BatchView, Outlook, RecentHarvest
+from conserve.batch.deadlines import BatchView, RecentHarvest
 from conserve.batch.describe import batch_object, file_object
 from conserve.batch.dispatcher import Dispatcher
 from conserve.batch.errors import InvalidRequestError
@@ -20,6 +20,7 @@ from conserve.batch.executor import Executor
 from conserve.batch.file_store import Upload
 from conserve.batch.first_line import first_model
 from conserve.batch.intake import Intake
+from conserve.batch.outlook import Outlook
 from conserve.batch.records import BatchRecord
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
@@ -130,7 +131,7 @@ class BatchService:
         output_tokens = harvest.mean_output_tokens or self.settings.default_output_tokens
         tokens = source.bytes / BYTES_PER_TOKEN + source.num_lines * output_tokens
         if request.strict_deadline:
-            await self._refuse_infeasible(request, model, tokens, harvest)
+            await self._refuse_infeasible(tenant, request, model, tokens, harvest)
         batch = await self.stores.batches.create(
             tenant, request, idempotency_key, int(tokens), model
         )
@@ -159,13 +160,19 @@ class BatchService:
         return model
 
     async def _refuse_infeasible(
-        self, request: BatchCreate, model: str | None, tokens: float, harvest: RecentHarvest
+        self,
+        tenant: str,
+        request: BatchCreate,
+        model: str | None,
+        tokens: float,
+        harvest: RecentHarvest,
     ) -> None:
         now = self._clock()
         due_at = expiry_of(request, now)
-        newcomer = BatchView("", now, request.priority, due_at, tokens, model)
+        newcomer = BatchView("", now, request.priority, due_at, tokens, model, tenant=tenant)
         views = [*await self.stores.batches.views(), newcomer]
-        finish_at = Outlook.over(views, now, harvest).prospects[newcomer.batch_id].finish_at
+        outlook = Outlook.over(views, now, harvest, await self.stores.shares.standing())
+        finish_at = outlook.prospects[newcomer.batch_id].finish_at
         if finish_at is not None and finish_at > due_at:
             late_s = int(finish_at - due_at) + 1
             message = (

@@ -59,6 +59,11 @@ class BatchSettings(BaseSettings):
         le=MAX_INTEGER,
         description="Batches of one API key that have not ended; more are refused (429).",
     )
+    owner_limits: Path | None = Field(
+        default=None,
+        description="JSON file with limits and shares by owner; none when absent. Read again when "
+        "it changes.",
+    )
     lease_s: float = Field(
         default=30.0,
         gt=0,

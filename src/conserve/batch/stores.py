@@ -18,9 +18,12 @@ from conserve.batch.harvest_store import HarvestStore
 from conserve.batch.job_store import JobStore
 from conserve.batch.lease_store import LeaseStore
 from conserve.batch.lookout import Lookout
+from conserve.batch.owner_limits import Limits
 from conserve.batch.owner_store import OwnerStore
 from conserve.batch.private import FOLDER
+from conserve.batch.quota import Quota
 from conserve.batch.settings import BatchSettings
+from conserve.batch.share_store import ShareStore
 from conserve.batch.worker_store import WorkerStore
 
 
@@ -34,15 +37,21 @@ class Stores:
             self.database = Database(settings.resolved_database_url)
         with _named("files_url"):
             self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
-        self.files = FileStore(self.database, self.contents, clock)
-        self.batches = BatchStore(self.database, clock, settings.max_live_batches)
+        with _named("owner_limits"):
+            limits = Limits(settings.owner_limits, settings.max_live_batches)
+        quota = Quota(self.database, limits)
+        self.files = FileStore(self.database, self.contents, clock, quota)
+        self.batches = BatchStore(self.database, clock, quota)
         self.workers = WorkerStore(self.database, clock, settings.lease_s)
-        self.leases = LeaseStore(self.database, clock, group_prefixes=settings.group_prefixes)
+        self.shares = ShareStore(self.database, limits.share_of)
+        self.leases = LeaseStore(
+            self.database, clock, self.shares, group_prefixes=settings.group_prefixes
+        )
         self.jobs = JobStore(self.database, clock)
         self.ended = EndedStore(self.database)
         self.owners = OwnerStore(self.database, self.files)
         self.harvest = HarvestStore(self.database, clock)
-        self.lookout = Lookout(self.batches, self.harvest)
+        self.lookout = Lookout(self.batches, self.harvest, self.shares)
         self._prepared = False
         self._preparing = asyncio.Lock()
 

@@ -20,6 +20,10 @@ PREFIX = str(BatchSettings.model_config["env_prefix"])
 DATA_DIR = f"{PREFIX}DATA_DIR"
 """Name of the environment variable that tells every API process."""
 
+OWNER_LIMITS = f"{PREFIX}OWNER_LIMITS"
+FLAGS = {"owner_limits": "--owner-limits"}
+"""Settings that an error calls by their flag."""
+
 
 def settle_data_dir(flag: str | None, model: str) -> Path:
     """The data folder, made if need be: the flag's, else the environment's, else the model's own.
@@ -43,7 +47,8 @@ def settle_data_dir(flag: str | None, model: str) -> Path:
         ) from error
     except BatchSettingsError as error:
         name, _, reason = str(error).partition(" ")
-        raise BadInputError(f"{PREFIX}{name.upper()} {reason}.") from error
+        known_as = FLAGS.get(name, PREFIX + name.upper())
+        raise BadInputError(f"{known_as} {reason}.") from error
     return folder
 
 

@@ -143,6 +143,14 @@ def flags() -> tuple[Flag, ...]:
             "status 429 until one ends.",
         ),
         Flag(
+            "--owner-limits",
+            values.file,
+            None,
+            "FILE",
+            "JSON file of what each API key may have queued and stored, and its share of the "
+            "harvest beside others'. Without it shares are equal; read again when it changes.",
+        ),
+        Flag(
             "--no-batches",
             None,
             False,

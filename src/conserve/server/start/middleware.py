@@ -20,13 +20,20 @@ def choose_batches(args: argparse.Namespace) -> str:
 
     Every API process reads the place and the limit from the environment. Raises BadInputError.
     """
-    from conserve.server.start.batch_data import DATA_DIR, PREFIX, settle_data_dir
+    from conserve.server.start.batch_data import (
+        DATA_DIR,
+        OWNER_LIMITS,
+        PREFIX,
+        settle_data_dir,
+    )
 
     flag, off = vars(args).pop("data_dir"), vars(args).pop("no_batches")
-    max_live = vars(args).pop("max_live_batches")
+    max_live, limits = vars(args).pop("max_live_batches"), vars(args).pop("owner_limits")
     if off or args.headless:
         return "off"
     names = args.served_model_name or [args.model_tag]
+    if limits is not None:
+        os.environ[OWNER_LIMITS] = os.path.abspath(os.path.expanduser(limits))
     folder = settle_data_dir(flag, names[0])
     os.environ[DATA_DIR] = str(folder)
     if max_live is not None:

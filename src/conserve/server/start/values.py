@@ -106,3 +106,9 @@ def folder(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("must name a folder")
     return text
+
+
+def file(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file")
+    return text

@@ -1,0 +1,110 @@
+"""What each owner of batches may have, and its share: a file that who runs the servers writes.
+
+{"default": {"max_queued_requests": 200000}, "DIGEST": {"share": 4, "max_live_batches": 50}}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from conserve.batch.ids import EVERYBODY
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "default"
+OWNER = re.compile(rf"{DEFAULT}|{EVERYBODY}|[0-9a-f]{{64}}")
+MAX_BIGINT = 2**63 - 1
+
+
+class OwnerLimits(BaseModel):
+    """Of one owner. None is no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    share: float = Field(default=1.0, ge=0.001, le=1000)
+    max_live_batches: int | None = Field(default=None, ge=0, le=MAX_BIGINT)
+    max_queued_requests: int | None = Field(default=None, ge=0, le=MAX_BIGINT)
+    max_queued_tokens: int | None = Field(default=None, ge=0, le=MAX_BIGINT)
+    max_stored_bytes: int | None = Field(default=None, ge=0, le=MAX_BIGINT)
+
+
+class Limits:
+    """Every owner's. The file is read again when it has changed; one that is wrong by then is named
+    in the log, and what was read before stays.
+
+    Raises ValueError or OSError where it cannot be read at first.
+    """
+
+    def __init__(self, path: Path | None, max_live_batches: int) -> None:
+        self._path = path
+        self._base = OwnerLimits(max_live_batches=max_live_batches)
+        self._read_at: tuple[int, int] | None = None
+        self._by_owner: Mapping[str, OwnerLimits] = {}
+        if path is not None:
+            self._read_at, self._by_owner = _version(path), _read(path, self._base)
+
+    def of(self, tenant: str) -> OwnerLimits:
+        self._refresh()
+        return self._by_owner.get(tenant) or self._by_owner.get(DEFAULT) or self._base
+
+    def share_of(self, tenant: str) -> float:
+        return self.of(tenant).share
+
+    def _refresh(self) -> None:
+        if self._path is None:
+            return
+        try:
+            version = _version(self._path)
+            if version == self._read_at:
+                return
+            self._read_at = version
+            self._by_owner = _read(self._path, self._base)
+            logger.info("the limits of owners are read again from %s", self._path)
+        except (OSError, ValueError) as error:
+            if self._read_at is not None:
+                logger.warning("the limits of owners stay as they were: %s", error)
+            self._read_at = None
+
+
+def _version(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _read(path: Path, base: OwnerLimits) -> Mapping[str, OwnerLimits]:
+    """What an owner's entry leaves out is as `default` has it."""
+    try:
+        told = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: it is no JSON: {error}") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"{path}: it must be an object of owners, each with an object of limits")
+    for owner in told:
+        if not OWNER.fullmatch(owner):
+            raise ValueError(
+                f"{path}: {owner[:100]!r} is no owner; name {DEFAULT!r}, {EVERYBODY!r} or the "
+                "SHA-256 digest of a key, as `conserve batch owners list` shows it"
+            )
+    default = _limits(path, DEFAULT, base.model_dump(), told.get(DEFAULT, {}))
+    inherited = default.model_dump()
+    return {owner: _limits(path, owner, inherited, own) for owner, own in told.items()} | {
+        DEFAULT: default
+    }
+
+
+def _limits(path: Path, owner: str, inherited: Mapping[str, object], own: object) -> OwnerLimits:
+    if not isinstance(own, dict):
+        raise ValueError(f"{path}: {owner}: it must be an object of limits, not {own!r}")
+    try:
+        return OwnerLimits.model_validate({**inherited, **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        known = ", ".join(OwnerLimits.model_fields)
+        reason = first["msg"] if first["type"] != "extra_forbidden" else f"must be one of {known}"
+        raise ValueError(f"{path}: {owner}: {field}: {reason}") from None

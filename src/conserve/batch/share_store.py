@@ -1,0 +1,55 @@
+"""What each owner has had of the harvest, kept in the database so that every server knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from conserve.batch.database import Database
+from conserve.batch.outcome import Result
+from conserve.batch.schema import batches, lines, shares
+from conserve.batch.shares import Standing
+
+
+class ShareStore:
+    """Raises StoreUnavailableError."""
+
+    def __init__(self, database: Database, share_of: Callable[[str], float]) -> None:
+        self._database = database
+        self._share_of = share_of
+
+    async def standing(self) -> Standing:
+        # In words that the index of owners serves: nearly all lines have none.
+        has_owner = lines.c.owner > ""
+        query = select(lines.c.batch_id, func.count()).where(has_owner)
+        running = query.group_by(lines.c.batch_id)
+        async with self._database.read() as connection:
+            served = (await connection.execute(select(shares.c.tenant, shares.c.served))).all()
+            num_running = (await connection.execute(running)).all()
+        return Standing(dict(map(tuple, served)), dict(map(tuple, num_running)), self._share_of)
+
+    async def charge(
+        self, connection: AsyncConnection, batch_id: str, done: Iterable[Result]
+    ) -> None:
+        """Count what lines took for the batch's owner, in the transaction that stores their results
+        and after the rest of it: the row is all workers'. A line is a token at least."""
+        query = select(batches.c.tenant).where(batches.c.id == batch_id)
+        tenant = (await connection.execute(query)).scalar_one()
+        cost = sum(max(1, result.tokens.total) for result in done) / self._share_of(tenant)
+        await self._insert(connection, tenant)
+        await connection.execute(
+            update(shares).where(shares.c.tenant == tenant).values(served=shares.c.served + cost)
+        )
+
+    async def lift(self, tenant: str, floor: float) -> None:
+        """Forget what the tenant left to others, as far as it has had less than `floor`."""
+        async with self._database.write() as connection:
+            await self._insert(connection, tenant)
+            low = shares.c.tenant == tenant, shares.c.served < floor
+            await connection.execute(update(shares).where(*low).values(served=floor))
+
+    async def _insert(self, connection: AsyncConnection, tenant: str) -> None:
+        row = self._database.insert(shares).values(tenant=tenant, served=0.0)
+        await connection.execute(row.on_conflict_do_nothing())
