@@ -13,13 +13,14 @@ LOCKS := requirements/cpu.lock requirements/dev.lock
 # Empty where the environment has no Python that runs: it is made anew then, with all in it.
 RUNS := $(shell $(BIN)/python -c "print('yes')" 2> /dev/null)
 
-.PHONY: help setup venv demo test check lock soak
+.PHONY: help setup venv demo test check lock matrix soak
 
 help:
 	@echo "make setup  install everything into $(VENV) from the pinned locks (PYTHON=python3.13 to choose)"
 	@echo "make demo   serve the default model, chat and harvest, leave a table and a picture in out/demo"
 	@echo "make test   run the test suite"
 	@echo "make check  ruff, mypy --strict, import-linter"
+	@echo "make matrix play every family of models, beside bursts, with stops and displacement"
 	@echo "make soak   run the long tests"
 	@echo "make lock   resolve what pyproject.toml declares into requirements/*.lock again"
 
@@ -39,6 +40,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	@scripts/test_packages.sh $(TEST_PROGRAMS)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+matrix: $(STAMP)
+	$(BIN)/python -m pytest tests/models -m engine
 
 $(INTERPRETER)/.installed: requirements/interpreter.lock $(STAMP)
 	@echo "soak: Triton, in whose interpreter Model Runner V2 runs on a CPU (300 MB)"

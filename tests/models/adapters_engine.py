@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.models.pooling_engine import NUM_STOPS, stop_at_random
+from tests.models.stopping import NUM_STOPS, stop_at_random
 from tests.stops.tiny_llama import random_text
 
 OFFLINE = ("a0", "a1", "b0", "a2", "b1")

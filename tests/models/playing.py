@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from tests.models.registry import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -21,11 +23,6 @@ ENVIRONMENT = {
 }
 LONGEST_S = 600.0
 Results = dict[str, dict[str, Any]]
-Play = Callable[..., Results]
-
-
-class Family(Protocol):
-    def make(self, folder: Path) -> Path: ...
 
 
 def run_engine(
@@ -48,18 +45,11 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout[-4000:] + done.stderr[-4000:]
 
 
-def play(
-    module: str,
-    families: Mapping[str, Family],
-    names: Iterable[str],
-    folder: Path,
-    *,
-    careless: bool = False,
-) -> Results:
+def play(names: Iterable[str], folder: Path, *, careless: bool = False) -> Results:
     """Play these families in one process, which imports vLLM once; what came of each."""
-    models = {name: str(families[name].make(folder / name)) for name in names}
+    models = {name: str(FAMILIES[name].make(folder / name)) for name in names}
     result = folder / "result"
-    done = run_engine(module, json.dumps(models), str(result), *(["careless"] if careless else []))
+    done = run_engine("play", json.dumps(models), str(result), *(["careless"] if careless else []))
     assert done.returncode == 0, said(done)
     found: Results = json.loads(result.read_text())
     return found

@@ -1,42 +1,29 @@
-"""Small random pooling models: encoders, and a decoder that is asked for vectors.
-
-Weights are larger than the usual initialisation, so that different prompts have different vectors.
-"""
+"""Models that give vectors and scores: encoders, and a decoder that is asked for vectors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
+from tests.models.family import MAX_MODEL_LEN, Family, texts
+from tests.models.weights import save
 from tests.stops.tiny_llama import make_model as make_decoder
 from tests.stops.tiny_llama import make_tokenizer
 
-MAX_MODEL_LEN = 512
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """A family: how its model is made, and what vLLM is told of it."""
-
-    make: Any
-    """(folder) -> the folder with the model in it."""
-    task: str = "embed"
-    options: dict[str, Any] = field(default_factory=dict)
-    cuts_prompts: bool = False
-    """Whether vLLM chunks its prompts."""
+NO_KV = "the model keeps no KV"
+NOT_KEPT = "a pooling model keeps no KV"
 
 
 def make_encoder(folder: Path) -> Path:
-    return _save(BertModel(_bert()), folder)
+    return save(BertModel(_bert()), folder)
 
 
 def make_reranker(folder: Path) -> Path:
     """One score for each pair of texts."""
-    return _save(BertForSequenceClassification(_bert(num_labels=1)), folder)
+    return save(BertForSequenceClassification(_bert(num_labels=1)), folder)
 
 
 def _bert(**more: Any) -> BertConfig:
@@ -53,30 +40,46 @@ def _bert(**more: Any) -> BertConfig:
     )
 
 
-def _save(model: Any, folder: Path, seed: int = 0) -> Path:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() == 2:
-                scale = 1.0 if "embed" in name else 2.5 * weight.shape[1] ** -0.5
-                weight.normal_(0, scale, generator=generator)
-    model.float().save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+def pooling(layers: str, make: Any, as_decoder: dict[str, Any], **more: Any) -> Family:
+    """`as_decoder`: what makes vLLM ask a decoder for vectors."""
+    options = {
+        "runner": "pooling",
+        # A whole prompt fits in a step, slots are few, and nothing is short of blocks.
+        "max_num_batched_tokens": MAX_MODEL_LEN,
+        "max_num_seqs": 4,
+        "num_gpu_blocks_override": None,
+        **as_decoder,
+    }
+    about = {"task": "embed", "checkpoints": NOT_KEPT, "cuts_prompts": False, **more}
+    return Family(layers, make, options=options, ask=partial(texts, least=20, most=500), **about)
 
 
-def _as(pooling: str, **more: Any) -> dict[str, Any]:
-    return {"convert": "embed", "pooler_config": {"seq_pooling_type": pooling}, **more}
+def _as(kind: str, **more: Any) -> dict[str, Any]:
+    return {"convert": "embed", "pooler_config": {"seq_pooling_type": kind}, **more}
 
 
+NO_CAUSE = _as("LAST", hf_overrides={"is_causal": False})
 FAMILIES = {
-    "encoder": Pooling(make_encoder),
-    "reranker": Pooling(make_reranker, task="classify"),
-    "last": Pooling(make_decoder, options=_as("LAST"), cuts_prompts=True),
-    "every-token": Pooling(
-        make_decoder, task="token_embed", options=_as("LAST"), cuts_prompts=True
+    "BERT": pooling(
+        "no KV; CLS pooling", make_encoder, {}, num_groups=0, checkpoints=NO_KV, always=True
     ),
-    "mean": Pooling(make_decoder, options=_as("MEAN")),
-    "cls": Pooling(make_decoder, options=_as("CLS")),
-    "non-causal": Pooling(make_decoder, options=_as("LAST", hf_overrides={"is_causal": False})),
+    "reranker": pooling(
+        "no KV; a score of two texts",
+        make_reranker,
+        {},
+        task="classify",
+        num_groups=0,
+        checkpoints=NO_KV,
+    ),
+    "decoder, LAST pooling": pooling(
+        "full attention", make_decoder, _as("LAST"), cuts_prompts=True
+    ),
+    "decoder, a vector for every token": pooling(
+        "full attention", make_decoder, _as("LAST"), task="token_embed", cuts_prompts=True
+    ),
+    "decoder, MEAN pooling": pooling("full attention", make_decoder, _as("MEAN"), always=True),
+    "decoder, CLS pooling": pooling("full attention", make_decoder, _as("CLS")),
+    "decoder without causal attention": pooling(
+        "no KV", make_decoder, NO_CAUSE, num_groups=0, checkpoints=NO_KV
+    ),
 }

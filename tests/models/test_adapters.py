@@ -50,7 +50,7 @@ def test_chats_of_one_adapter_come_before_offline_work_of_another(tmp_path: Path
     assert len(turns) <= 2 + 2 * len(ONLINE), "adapters take turns from step to step"
 
 
-@pytest.mark.long
+@pytest.mark.matrix
 def test_an_engine_that_looks_at_no_adapter_lets_chats_wait_or_dies(tmp_path: Path) -> None:
     """The negative control: vLLM passes over whom it has no adapter for, and counts the adapters
     of a step itself."""

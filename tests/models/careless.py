@@ -1,0 +1,47 @@
+"""The negative controls: ways of doing it wrong that every family's checks must notice."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest.mock import patch
+
+
+def keep_what_was_stopped() -> AbstractContextManager[Any]:
+    """What a stopped step was to compute of prompts counts as computed: later tokens read what was
+    never written, and who pools a prompt waits for ever."""
+    from conserve.engine.stopped import roll_back
+
+    def careless(scheduler: Any, scheduled: dict[str, int], before: Any) -> list[str]:
+        requests = scheduler.requests
+        taken_back = {
+            name: num_tokens
+            for name, num_tokens in scheduled.items()
+            if name not in requests or _writes(requests[name])
+        }
+        return roll_back(scheduler, taken_back, before)
+
+    return patch("conserve.engine.stopper.roll_back", careless)
+
+
+def _writes(request: Any) -> bool:
+    """Whether the request is past its prompt."""
+    return not request.pooling_params and request.num_computed_tokens >= request.num_prompt_tokens
+
+
+def restore_the_half() -> AbstractContextManager[Any]:
+    """Only half of the blocks that a displaced request needs come back: of several groups of
+    layers, those of the later ones."""
+    from conserve.engine.checkpoint.pool import HostPool
+
+    places = HostPool.places
+
+    def careless(self: HostPool, *args: Any) -> Any:
+        found = places(self, *args)
+        return found[len(found) // 2 :]
+
+    return patch.object(HostPool, "places", careless)
+
+
+CONTROLS = {"checkpoints": restore_the_half, "stops": keep_what_was_stopped}
+"""In the order in which one engine goes through them: it may not survive the last."""

@@ -1,0 +1,127 @@
+"""Real engines with our scheduler, one family after the other in one process.
+
+    python -m tests.models.play '{family: folder of its model, ...}' RESULT [careless]
+
+Each request is asked alone. Then all are asked again, as offline requests, in so few blocks that
+bursts of online ones displace them, with rank 0 stopping steps at layers drawn at random. With
+`careless`, once more for each negative control. What came of each family goes into the result file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from tests.models.asking import Asking
+from tests.models.careless import CONTROLS
+from tests.models.engine import make_engine
+from tests.models.family import ON, Asked, Family
+from tests.models.registry import FAMILIES
+from tests.models.stopping import NUM_STOPS, stop_at_random
+
+STOPS = 0.03
+"""The share of safepoints at which a step is stopped."""
+BURST = 3
+MOST_STEPS = 2_000
+"""After which a round has no end."""
+
+
+def alone(asking: Asking, requests: list[Asked]) -> None:
+    for i, asked in enumerate(requests):
+        asking.ask(f"{i}/alone", asked, online=True)
+        asking.finish()
+
+
+def together(asking: Asking, requests: list[Asked], every: int) -> None:
+    """`every`: steps from when a burst of online requests has been answered to the next one."""
+    for i, asked in enumerate(requests):
+        asking.ask(f"{i}/offline", asked, online=False)
+    coming, quiet_steps = cycle(enumerate(requests)), 0
+    for num_steps in range(MOST_STEPS):
+        if not asking.open["offline"]:
+            break
+        quiet_steps = 0 if asking.open["online"] else quiet_steps + 1
+        if quiet_steps == every:
+            for i, asked in islice(coming, BURST):
+                asking.ask(f"{i}/online/{num_steps}", asked, online=True)
+        asking.step()
+    else:
+        raise RuntimeError(f"no end after {MOST_STEPS} steps")
+    asking.finish()
+
+
+def played(family: Family, model: Path, *, careless: bool) -> dict[str, Any]:
+    engine = make_engine(family, str(model))
+    asking, requests = Asking(engine, family.task), family.ask(model)
+    free = [asking.free_blocks()]
+    alone(asking, requests)
+    asking.start_anew()
+    asking.counts.clear()
+    NUM_STOPS.clear()
+    every = 30 if family.task == "generate" else 2
+    together(asking, requests, every)
+    free.append(asking.free_blocks())
+    result = {**seen(engine, asking), "stops": len(NUM_STOPS), "free_blocks": free}
+    if careless:
+        result["careless"] = {
+            name: carelessly(asking, name, requests, every)
+            for name in CONTROLS
+            if getattr(family, name) == ON
+        }
+    engine.engine_core.shutdown()
+    return result
+
+
+def seen(engine: Any, asking: Asking) -> dict[str, Any]:
+    """What an engine that is still there shows."""
+    from conserve.engine.capabilities import why_not_stoppable
+    from conserve.engine.steps import GENERIC_MODEL
+
+    scheduler = asking.scheduler
+    checkpointer, settings = scheduler.checkpointer, scheduler.settings
+    return {
+        "answers": dict(asking.answers),
+        "counts": dict(asking.counts),
+        "cut": sorted(asking.cut),
+        "start": {
+            "stops": why_not_stoppable(scheduler, settings, has_connector=True) or ON,
+            "checkpoints": checkpointer.unusable or ON,
+        },
+        "num_groups": len(scheduler.kv_cache_config.kv_cache_groups),
+        "kept_of_offline": checkpointer.pool.num_slots_of(online=False),
+        "profiled": scheduler.experience.model != GENERIC_MODEL,
+        "chunked": scheduler.vllm_config.scheduler_config.enable_chunked_prefill,
+    }
+
+
+def carelessly(asking: Asking, name: str, requests: list[Asked], every: int) -> dict[str, Any]:
+    """The answers of a round with this control, or how it ended."""
+    asking.start_anew()
+    try:
+        with CONTROLS[name]():
+            together(asking, requests, every)
+    except Exception as error:
+        return {"ended": repr(error)}
+    return {"answers": asking.answers}
+
+
+def main(models: dict[str, str], result: Path, *careless: str) -> None:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    stop_at_random(STOPS)
+    results: dict[str, Any] = {}
+    for name, model in models.items():
+        try:
+            results[name] = played(FAMILIES[name], Path(model), careless=bool(careless))
+        except Exception:
+            results[name] = {"ended": traceback.format_exc()}
+        cleanup_dist_env_and_memory()
+        result.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

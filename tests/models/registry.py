@@ -1,0 +1,18 @@
+"""Every family of models that is played, by its name in docs/models.md.
+
+To add one: a `Family` in the file of its kind. A new kind of file goes into `KINDS`; the families
+of a kind play in one process.
+"""
+
+from __future__ import annotations
+
+from tests.models import decoders, pooling, windows
+from tests.models.family import Family
+
+KINDS: dict[str, dict[str, Family]] = {
+    "decoders": decoders.FAMILIES,
+    "windows": windows.FAMILIES,
+    "pooling": pooling.FAMILIES,
+}
+FAMILIES = {name: family for kind in KINDS.values() for name, family in kind.items()}
+KIND_OF = {name: kind for kind, families in KINDS.items() for name in families}

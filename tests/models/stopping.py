@@ -1,0 +1,24 @@
+"""Stops of steps at layers drawn at random, by rank 0 of an engine in this process."""
+
+from __future__ import annotations
+
+import random
+
+from conserve.engine.flag import StopFlag
+
+NUM_STOPS: dict[int, int] = {}
+"""Step -> the layer at which it stopped."""
+
+
+def stop_at_random(share: float) -> None:
+    """Have this share of all looks at the flag find it up, from here on."""
+    chance, lead = random.Random(0), StopFlag.lead
+
+    def lead_and_stop(self: StopFlag, step: int, point: int) -> bool:
+        if chance.random() < share:
+            self.raise_for(step)
+        if stops := lead(self, step, point):
+            NUM_STOPS[step] = point
+        return stops
+
+    StopFlag.lead = lead_and_stop  # type: ignore[method-assign]

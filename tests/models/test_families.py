@@ -1,0 +1,80 @@
+"""The matrix: families of models on real engines, where bursts of online requests displace offline
+ones and steps are stopped at random. `make test` plays a few of them, `make matrix` all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from tests.models.checks import assert_answers, assert_caught, assert_nothing_left, assert_on
+from tests.models.family import ON
+from tests.models.playing import Results, play
+from tests.models.registry import FAMILIES, KIND_OF
+
+pytestmark = pytest.mark.engine
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    """Parameters; those that `make test` leaves out are marked."""
+    return [
+        pytest.param(name, marks=() if FAMILIES[name].always else pytest.mark.matrix)
+        for name in names
+    ]
+
+
+PLAYED = marked(name for name, family in FAMILIES.items() if not family.refusal)
+Played = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """(family) -> what came of it. All families of its kind that are to be tested play with it, in
+    one process; with the negative controls, if one of these is to be tested."""
+    calls = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    wanted = {call.params["family"] for call in calls if "family" in call.params}
+    careless = any("control" in call.params for call in calls)
+    found: Results = {}
+
+    def get(name: str) -> dict[str, Any]:
+        if name not in found:
+            kind = [
+                other for other in FAMILIES if other in wanted and KIND_OF[other] == KIND_OF[name]
+            ]
+            folder = tmp_path_factory.mktemp(KIND_OF[name])
+            found.update(play(kind, folder, careless=careless))
+        assert "ended" not in found[name], found[name]["ended"]
+        return found[name]
+
+    return get
+
+
+@pytest.mark.parametrize("family", PLAYED)
+def test_answers_are_those_given_alone(played: Played, family: str) -> None:
+    assert_answers(FAMILIES[family], played(family))
+
+
+@pytest.mark.parametrize("family", PLAYED)
+def test_what_is_said_to_be_on_is_on(played: Played, family: str) -> None:
+    assert_on(FAMILIES[family], played(family))
+
+
+@pytest.mark.parametrize("family", PLAYED)
+def test_nothing_leaks(played: Played, family: str) -> None:
+    assert_nothing_left(played(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "control"),
+    [
+        pytest.param(name, control, marks=pytest.mark.matrix)
+        for name, family in FAMILIES.items()
+        for control in ("stops", "checkpoints")
+        if not family.refusal and getattr(family, control) == ON
+    ],
+)
+def test_carelessness_is_caught(played: Played, family: str, control: str) -> None:
+    assert_caught(FAMILIES[family], played(family)["careless"][control])
