@@ -108,6 +108,7 @@ def make_scheduler(
     config.scheduler_config.async_scheduling = async_scheduling
     config.scheduler_config.enable_chunked_prefill = chunked_prefill
     config.cache_config.num_gpu_blocks = num_blocks
+    config.cache_config.enable_prefix_caching &= bool(groups)  # as vLLM's where there is no KV
     cache = KVCacheConfig(
         num_blocks=num_blocks,
         kv_cache_tensors=[],

@@ -22,6 +22,7 @@ from conserve.engine.pausing import preempt_all
 from conserve.engine.promises import Promises
 from conserve.engine.queue import ClassQueue
 from conserve.engine.remembering import Remembering
+from conserve.engine.resumed import name_no_blocks
 from conserve.engine.retention import Retention
 from conserve.engine.settings import EngineSettings
 from conserve.engine.snapshots import Snapshots
@@ -94,6 +95,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         record = self.driver.begin()
         with self.admission.only(record.plan):
             output = super().schedule(throttle_prefills)
+        name_no_blocks(output, len(self.kv_cache_config.kv_cache_groups))
         self.driver.scheduled(record, output)
         return output
 
