@@ -70,6 +70,18 @@ def test_from_submit_to_results(url: str, input_file: Path, tmp_path: Path) -> N
     assert "Cannot cancel" in refused.stderr
 
 
+def test_pause_and_resume(url: str, tmp_path: Path) -> None:
+    at = ("--url", url, "--api-key", "cli")
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl([line("waits", f"fail:503:{10**9}:paused")]))
+    batch_id = json.loads(run("submit", str(path), "--json", *at).stdout)["id"]
+    assert json.loads(run("pause", batch_id, "--json", *at).stdout)["paused_at"]
+    assert "paused" in run("show", batch_id, *at).stdout
+    assert "paused" not in run("resume", batch_id, *at).stdout
+    run("cancel", batch_id, *at)
+    assert "Cannot pause" in run("pause", batch_id, *at, code=1).stderr
+
+
 def test_a_cancelled_batch_ends_watch_with_an_error(url: str, tmp_path: Path) -> None:
     at = ("--url", url.removesuffix("/v1/"), "--api-key", "cli")
     slow = tmp_path / "slow.jsonl"

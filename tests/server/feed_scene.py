@@ -94,6 +94,7 @@ def batch(name: str) -> Batch:
         status=Status.IN_PROGRESS,
         is_ended=False,
         is_cancellable=True,
+        is_paused=False,
         created_at=1,
         in_progress_at=2,
         expires_at=4_000_000_000,

@@ -15,7 +15,7 @@ from conserve.batch.ended import count_ended
 from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
 from conserve.batch.file_store import BATCH, later
 from conserve.batch.ids import BATCH_ID, FILE_ID, new_batch_id
-from conserve.batch.lifecycle import CANCELLABLE, TERMINAL, FileState, Status, check
+from conserve.batch.lifecycle import CANCELLABLE, PAUSABLE, TERMINAL, FileState, Status, check
 from conserve.batch.quota import Quota
 from conserve.batch.records import BatchRecord, FileRecord, LiveBatch
 from conserve.batch.schema import batches, files, is_live
@@ -178,6 +178,29 @@ class BatchStore:
                 raise InvalidRequestError(message, code="batch_not_cancellable", param="batch_id")
             # Whoever validates or assembles the batch finds that it has lost it.
             await move(connection, batch, Status.CANCELLING, self._clock(), owner=None)
+            return await self._batch(connection, tenant, batch_id)
+
+    async def pause(self, tenant: str, batch_id: str) -> BatchRecord:
+        """No line of the batch begins from here on; its time goes on. Lines in flight end.
+
+        Raises NotFoundError, or InvalidRequestError when no line of it is to run any more.
+        """
+        return await self._set_paused(tenant, batch_id, self._clock())
+
+    async def resume(self, tenant: str, batch_id: str) -> BatchRecord:
+        """Its lines run again. Raises as `pause` does."""
+        return await self._set_paused(tenant, batch_id, None)
+
+    async def _set_paused(self, tenant: str, batch_id: str, at: float | None) -> BatchRecord:
+        async with self._database.write() as connection:
+            batch = await self._batch(connection, tenant, batch_id, lock=True)
+            if batch.status not in PAUSABLE or batch.expiring:
+                verb = "resume" if at is None else "pause"
+                message = f"Cannot {verb} a batch with status {str(batch.status)!r}."
+                raise InvalidRequestError(message, code="batch_not_pausable", param="batch_id")
+            if (batch.paused_at is None) != (at is None):  # asked again, it stays as it is
+                here = batches.c.id == batch_id
+                await connection.execute(update(batches).where(here).values(paused_at=at))
             return await self._batch(connection, tenant, batch_id)
 
     async def source(self, batch_id: str) -> tuple[str, str] | None:

@@ -42,6 +42,7 @@ class BatchView:
     num_left: int = 0
     """Lines that have not; 0 while they are not counted."""
     tenant: str = ""
+    is_paused: bool = False
 
     @property
     def line_tokens(self) -> float:
@@ -69,6 +70,7 @@ def view_of(batch: LiveBatch) -> BatchView:
         num_done,
         left,
         batch.tenant,
+        batch.paused_at is not None,
     )
 
 

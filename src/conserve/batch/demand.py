@@ -14,10 +14,10 @@ no server that starts could help it more."""
 def due_tokens_per_s(views: Iterable[BatchView], now_s: float) -> float:
     """The rate at which every batch ends by its deadline, the nearest deadline first: of each
     deadline, the tokens that are due by then over the time left, and of these the most. What is
-    overdue asks for nothing: it expires."""
+    overdue asks for nothing: it expires; nor does what is paused."""
     due_tokens, most = 0.0, 0.0
     for view in sorted(views, key=lambda view: view.due_at):
-        if view.due_at > now_s:
+        if view.due_at > now_s and not view.is_paused:
             due_tokens += view.remaining_tokens
             most = max(most, due_tokens / max(START_S, view.due_at - now_s))
     return most

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conserve.batch.lifecycle import TERMINAL, Status
+from conserve.batch.lifecycle import PAUSABLE, TERMINAL, Status
 from conserve.batch.outlook import Outlook
 from conserve.batch.records import BatchRecord, FileRecord
 from conserve.batch.wire import (
@@ -53,6 +53,7 @@ def batch_object(batch: BatchRecord, outlook: Outlook) -> BatchObject:
         metadata=batch.metadata,
         usage=_usage(batch),
         priority=batch.priority,
+        paused_at=_second(batch.paused_at) if batch.status in PAUSABLE else None,
         deadline=_second(batch.deadline_at),
         deadline_state=deadline_state,
         progress=round(batch.num_done / batch.total, 6) if batch.total else 0.0,

@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import accumulate, groupby
 from typing import Any
 
-from sqlalchemy import Select, and_, exists, insert, select, text, update
+from sqlalchemy import Select, exists, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
 from conserve.batch.lifecycle import LineState, Status
 from conserve.batch.outcome import Outcome, Postponed, Result, Tokens
 from conserve.batch.records import SUSPECT_LOSSES, Line
-from conserve.batch.schema import batches, is_live, lines, of_models, results
+from conserve.batch.schema import LOST_LINES, batches, is_live, lines, of_models, results
 from conserve.batch.share_store import ShareStore
 from conserve.batch.worker_store import hold_worker
 
@@ -63,9 +63,7 @@ class LeaseStore:
         now = self._clock()
         async with self._database.write() as connection:
             await hold_worker(connection, worker_id)
-            is_open = select(batches.c.id).where(
-                batches.c.id == batch_id, *_is_open(), batches.c.expires_at > now
-            )
+            is_open = select(batches.c.id).where(batches.c.id == batch_id, *_may_start(now))
             if (await connection.execute(is_open.with_for_update(read=True))).first() is None:
                 return []
             query = (
@@ -92,23 +90,20 @@ class LeaseStore:
 
     async def waiting(self, max_losses: int, models: Collection[str] | None = None) -> set[str]:
         """Batches of these models, or of any, with a line that may be claimed now."""
-        return await self._waiting(lines.c.losses <= max_losses, models)
+        now = self._clock()
+        line = _claimable(now, max_losses, lines.c.batch_id == batches.c.id)
+        return await self._open_batches(now, models, line.correlate(batches).exists())
 
     async def suspected(self, max_losses: int, models: Collection[str] | None = None) -> set[str]:
         """Those of them with a line that is to be run alone."""
-        return await self._waiting(and_(lines.c.losses <= max_losses, *_is_suspect()), models)
-
-    async def _waiting(self, wanted: Any, models: Collection[str] | None) -> set[str]:
         now = self._clock()
-        line = exists().where(
-            lines.c.batch_id == batches.c.id,
-            lines.c.state == LineState.PENDING,
-            lines.c.not_before <= now,
-            wanted,
-        )
-        query = select(batches.c.id).where(
-            *_is_open(), batches.c.expires_at > now, of_models(models), line
-        )
+        found = _claimable(now, max_losses, *_is_suspect()).with_hint(lines, *LOST_LINES)
+        return await self._open_batches(now, models, batches.c.id.in_(found))
+
+    async def _open_batches(
+        self, now: float, models: Collection[str] | None, has_line: Any
+    ) -> set[str]:
+        query = select(batches.c.id).where(*_may_start(now), of_models(models), has_line)
         async with self._database.read() as connection:
             return set((await connection.execute(query)).scalars())
 
@@ -189,6 +184,16 @@ def _is_suspect() -> tuple[Any, Any]:
     return _HAS_LOSSES, lines.c.losses >= SUSPECT_LOSSES
 
 
+def _claimable(now: float, max_losses: int, *more: Any) -> Select[Any]:
+    """Batches of lines that may be claimed now, one row a line."""
+    return select(lines.c.batch_id).where(
+        lines.c.state == LineState.PENDING,
+        lines.c.not_before <= now,
+        lines.c.losses <= max_losses,
+        *more,
+    )
+
+
 def _within(found: list[Line], max_bytes: int) -> list[Line]:
     """The first lines that fit, and the very first in any case."""
     ends = list(accumulate(line.length for line in found))
@@ -198,6 +203,11 @@ def _within(found: list[Line], max_bytes: int) -> list[Line]:
 def _is_open() -> tuple[Any, Any, Any]:
     """Of a batch: its lines may run."""
     return is_live(), batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False)
+
+
+def _may_start(now: float) -> tuple[Any, ...]:
+    """Of a batch: its lines may begin to run."""
+    return *_is_open(), batches.c.expires_at > now, batches.c.paused_at.is_(None)
 
 
 def _named(batch_id: str, named: Iterable[Line]) -> tuple[Any, Any]:

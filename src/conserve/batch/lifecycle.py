@@ -37,6 +37,9 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
 
 TERMINAL = frozenset(status for status, nexts in TRANSITIONS.items() if not nexts)
 LIVE = frozenset(Status) - TERMINAL
+PAUSABLE = frozenset({Status.VALIDATING, Status.IN_PROGRESS})
+"""States in which a batch may have lines to run, later or now; a pause keeps them from it, and
+moves no status."""
 CANCELLABLE = frozenset(s for s, nexts in TRANSITIONS.items() if Status.CANCELLING in nexts)
 
 

@@ -85,7 +85,7 @@ class _Race:
     def of(
         cls, ordered: Sequence[BatchView], now_s: float, harvest: RecentHarvest, standing: Standing
     ) -> _Race:
-        with_work = [view for view in ordered if view.remaining_tokens > 0]
+        with_work = [view for view in ordered if view.remaining_tokens > 0 and not view.is_paused]
         levels = Levels.of(with_work or ordered, standing, harvest)
         return cls(ordered, now_s, harvest, standing, levels)
 
@@ -98,15 +98,19 @@ class _Race:
         }
 
     def prospects(self) -> Iterator[Prospect]:
-        urgent = {view.batch_id for view in self.ordered if self._is_urgent(view)}
-        first = [view for view in self.ordered if view.batch_id in urgent]
-        others = [view for view in self.ordered if view.batch_id not in urgent]
+        running = [view for view in self.ordered if not view.is_paused]
+        urgent = {view.batch_id for view in running if self._is_urgent(view)}
+        first = [view for view in running if view.batch_id in urgent]
+        others = [view for view in running if view.batch_id not in urgent]
         ahead = 0.0
         for view in first:
             ahead += view.remaining_tokens
             yield self._prospect(view, ahead, is_urgent=True)
         for view, tokens in zip(others, self._shared(others), strict=True):
             yield self._prospect(view, ahead + tokens, is_urgent=False)
+        for view in self.ordered:
+            if view.is_paused:
+                yield self._prospect(view, None, is_urgent=False)
 
     def _is_urgent(self, view: BatchView) -> bool:
         at_risk = deadlines.is_at_risk(view, self.now_s, self.harvest)
@@ -130,9 +134,11 @@ class _Race:
             slopes += [(start, share), (start + tokens / share, -share)]
         return _tokens_at(ends, slopes)
 
-    def _prospect(self, view: BatchView, tokens: float, *, is_urgent: bool) -> Prospect:
-        wait_s = deadlines.work_s(tokens, self.harvest)
-        finish_at = self.now_s + wait_s if self.harvest.tokens_per_s else None
+    def _prospect(self, view: BatchView, tokens: float | None, *, is_urgent: bool) -> Prospect:
+        """`tokens`: what all have had when the batch ends; None where nobody knows when."""
+        finish_at = None
+        if tokens is not None and self.harvest.tokens_per_s:
+            finish_at = self.now_s + deadlines.work_s(tokens, self.harvest)
         num_running = self.standing.num_running.get(view.batch_id, 0)
         return Prospect(
             view,

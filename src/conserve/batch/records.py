@@ -72,6 +72,7 @@ class BatchRecord(Struct, frozen=True):
     expired_at: float | None = None
     cancelling_at: float | None = None
     cancelled_at: float | None = None
+    paused_at: float | None = None
     errors: tuple[LineErrorObject, ...] | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -133,6 +134,7 @@ class LiveBatch(Struct, frozen=True):
     failed: int
     input_tokens: int
     output_tokens: int
+    paused_at: float | None
 
 
 def _by_column(row: Row[Any]) -> dict[str, Any]:

@@ -95,6 +95,8 @@ batches = Table(
     Column("expired_at", Double),
     Column("cancelling_at", Double),
     Column("cancelled_at", Double),
+    # While it is set, no line is leased.
+    Column("paused_at", Double),
     Column("model", Text),
     Column("errors", Text),
     Column("output_file_id", String(64)),
@@ -148,9 +150,13 @@ lines = Table(
     Column("attempts", Integer, nullable=False),
     Column("losses", Integer, nullable=False),
     Index("ix_lines_order", "batch_id", "state", "prefix_key", "line_no"),
-    Index("ix_lines_owner", "owner"),
+    Index("ix_lines_leased", "owner", "batch_id", **_where("owner IS NOT NULL")),
     Index("ix_lines_lost", "batch_id", "line_no", **_where("losses > 0")),
 )
+
+# Hints. SQLite, which does not know how few lines these indexes hold, would read all lines.
+LEASED_LINES = ("INDEXED BY ix_lines_leased", "sqlite")
+LOST_LINES = ("INDEXED BY ix_lines_lost", "sqlite")
 
 results = Table(
     "results",

@@ -198,6 +198,18 @@ class BatchService:
         self._changed()
         return await self._describe(batch)
 
+    async def pause_batch(self, tenant: str, batch_id: str) -> BatchObject:
+        await self.stores.prepare()
+        batch = await self.stores.batches.pause(tenant, batch_id)
+        self._changed()
+        return await self._describe(batch)
+
+    async def resume_batch(self, tenant: str, batch_id: str) -> BatchObject:
+        await self.stores.prepare()
+        batch = await self.stores.batches.resume(tenant, batch_id)
+        self._changed()
+        return await self._describe(batch)
+
     async def _describe(self, batch: BatchRecord) -> BatchObject:
         (described,) = await self._describe_all([batch])
         return described

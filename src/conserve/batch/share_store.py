@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
 from conserve.batch.outcome import Result
-from conserve.batch.schema import batches, lines, shares
+from conserve.batch.schema import LEASED_LINES, batches, lines, shares
 from conserve.batch.shares import Standing
 
 
@@ -21,10 +21,8 @@ class ShareStore:
         self._share_of = share_of
 
     async def standing(self) -> Standing:
-        # In words that the index of owners serves: nearly all lines have none.
-        has_owner = lines.c.owner > ""
-        query = select(lines.c.batch_id, func.count()).where(has_owner)
-        running = query.group_by(lines.c.batch_id)
+        query = select(lines.c.batch_id, func.count()).where(lines.c.owner.is_not(None))
+        running = query.group_by(lines.c.batch_id).with_hint(lines, *LEASED_LINES)
         async with self._database.read() as connection:
             served = (await connection.execute(select(shares.c.tenant, shares.c.served))).all()
             num_running = (await connection.execute(running)).all()

@@ -16,12 +16,12 @@ class Waits:
 
     def longest_s(self, views: Iterable[BatchView], now_s: float) -> float:
         """Seconds since a line of a batch ended, or since the batch was made where none has; of one
-        that is first seen under way, since then. The longest of those that have lines left; 0
-        without any."""
+        that is first seen under way, since then. The longest of those that have lines left to
+        run; 0 without any."""
         self._since = {
             view.batch_id: self._since_when(view, now_s)
             for view in views
-            if view.remaining_tokens > 0
+            if view.remaining_tokens > 0 and not view.is_paused
         }
         return max((now_s - since_s for _, since_s in self._since.values()), default=0.0)
 

@@ -161,6 +161,7 @@ class BatchObject(BaseModel):
     metadata: dict[str, str] | None = None
     usage: Usage
     priority: int
+    paused_at: int | None = None
     deadline: int | None = None
     deadline_state: DeadlineState
     progress: float

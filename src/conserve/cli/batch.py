@@ -175,6 +175,30 @@ def cancel(
 
 
 @app.command()
+def pause(
+    batch_id: IdArgument,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Start no more requests of a batch until it is resumed; its deadline stays. ConServe only."""
+    with server(url, api_key) as one:
+        show_batch(one.call("POST", f"batches/{batch_id}/pause"), as_json)
+
+
+@app.command()
+def resume(
+    batch_id: IdArgument,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a paused batch. ConServe only."""
+    with server(url, api_key) as one:
+        show_batch(one.call("POST", f"batches/{batch_id}/resume"), as_json)
+
+
+@app.command()
 def results(
     batch_id: IdArgument,
     url: UrlOption = DEFAULT_URL,

@@ -51,6 +51,8 @@ def _rows(batch: Any) -> Iterator[tuple[str, str]]:
         yield "speed", _speed(batch)
     if batch.get("created_at"):
         yield "created", clock_time(batch["created_at"])
+    if batch.get("paused_at"):
+        yield "paused", clock_time(batch["paused_at"])
     if batch.get("expires_at"):
         state = batch.get("deadline_state")
         told = f" ({state.replace('_', ' ')})" if state and state != "unknown" else ""

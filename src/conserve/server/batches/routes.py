@@ -50,6 +50,16 @@ def batch_routes(service: BatchService) -> APIRouter:
         """Stop a batch that has not ended, and keep what it has."""
         return await service.cancel_batch(tenant_for(service, request), batch_id)
 
+    @router.post("/{batch_id}/pause", responses=ERROR_RESPONSES)
+    async def pause_batch(request: Request, batch_id: str) -> BatchObject:
+        """Start no more lines of a batch until it is resumed; its deadline stays."""
+        return await service.pause_batch(tenant_for(service, request), batch_id)
+
+    @router.post("/{batch_id}/resume", responses=ERROR_RESPONSES)
+    async def resume_batch(request: Request, batch_id: str) -> BatchObject:
+        """Go on with a paused batch."""
+        return await service.resume_batch(tenant_for(service, request), batch_id)
+
     return router
 
 

@@ -69,6 +69,7 @@ def shown(batch: BatchObject) -> Batch:
         status=Status(batch.status),
         is_ended=batch.status in TERMINAL,
         is_cancellable=batch.status in CANCELLABLE,
+        is_paused=batch.paused_at is not None,
         created_at=batch.created_at,
         in_progress_at=batch.in_progress_at,
         expires_at=batch.expires_at,

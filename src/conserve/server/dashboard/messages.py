@@ -205,6 +205,7 @@ class Batch(Struct, frozen=True):
     status: Status
     is_ended: bool
     is_cancellable: bool
+    is_paused: bool
     created_at: int
     in_progress_at: int | None
     expires_at: int | None

@@ -204,7 +204,7 @@ def _batches(batches: Batches) -> RenderableType:
         words = (
             batch.id,
             batch.name or batch.endpoint,
-            batch.status,
+            "paused" if batch.is_paused else batch.status,
             f"{batch.progress:4.0%} {counts.completed:,}/{counts.total:,}",
             "" if batch.is_ended else _until(due, batch.deadline_state),
             _until(ends, "") if ends else "",

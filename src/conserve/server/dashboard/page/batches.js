@@ -81,8 +81,9 @@ function fill(row, batch) {
   const counts = batch.request_counts;
   const title = batch.name ?? batch.endpoint;
   say(".name", title);
-  say(".chip", batch.status.replace("_", " "));
-  part(".chip").dataset.state = batch.status;
+  const state = batch.is_paused ? "paused" : batch.status;
+  say(".chip", state.replace("_", " "));
+  part(".chip").dataset.state = state;
   say(".reason", batch.error ?? "");
   part("progress").value = batch.progress;
   part("progress").setAttribute("aria-label", `Progress of ${title}`);
