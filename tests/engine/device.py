@@ -2,9 +2,10 @@
 
 It keeps what a model runner keeps (tokens and block tables from the scheduler's output) and a
 memory of slots. A slot holds the hash of all tokens up to its position, as real KV does in
-effect, so reading a slot that was never written, was written for another request, or was left
-half-written by a stopped step is seen at once. The sampled token is a function of that hash:
-the right output of a request, alone or not, is known in closed form.
+effect; recurrent layers have one slot, of the last token. So reading a slot that was never
+written, was written for another request, or was left half-written by a stopped step is seen at
+once. The sampled token is a function of that hash: the right output of a request, alone or not,
+is known in closed form.
 """
 
 from __future__ import annotations
@@ -99,12 +100,15 @@ class Device:
             self.connector.handle_preemptions(output.kv_connector_metadata)
         self._update(output)
         spans = self._spans(output)
+        for request_id, start, _ in spans:
+            self._check_states(request_id, start)
         for request_id, start, end in spans:
             row = self.rows[request_id]
             for position in range(start, end):
                 # Past the known tokens lie drafts, which may be wrong.
                 is_right = stop_at is None and position < len(row.tokens)
                 self._write(row, position, None if is_right else HALF_WRITTEN)
+            self._write_states(row, end - 1, None if stop_at is None else HALF_WRITTEN)
         names = [name for name, _, _ in spans]
         if stop_at is not None:
             return StoppedOutput.of(names, stop_at, self._reported())
@@ -128,19 +132,38 @@ class Device:
         )
 
     def _slot(self, row: Row, position: int, number: int) -> tuple[int, int]:
-        size = self.groups[number].block_size
-        return row.blocks[number][position // size], position % size
+        size, is_state = self.groups[number].block_size, self.groups[number].is_state
+        return row.blocks[number][position // size], 0 if is_state else position % size
 
     def _write(self, row: Row, position: int, value: int | None = None) -> None:
         """What belongs there, if no value is given. Layers of another group write other KV."""
-        for number in range(len(self.groups)):
-            written = row.hash_at(position) + number if value is None else value
-            self.slots[self._slot(row, position, number)] = written
+        for number, group in enumerate(self.groups):
+            if not group.is_state:
+                written = row.hash_at(position) + number if value is None else value
+                self.slots[self._slot(row, position, number)] = written
+
+    def _write_states(self, row: Row, position: int, value: int | None) -> None:
+        """Recurrent layers leave the state of the step's last token, in the block of that."""
+        for number, group in enumerate(self.groups):
+            if group.is_state:
+                written = row.hash_at(position) + number if value is None else value
+                self.slots[self._slot(row, position, number)] = written
+
+    def _check_states(self, request_id: str, start: int) -> None:
+        """A forward begins with the state of the token before its first."""
+        row = self.rows[request_id]
+        for number, group in enumerate(self.groups):
+            if group.is_state and start:
+                found = self.slots.get(self._slot(row, start - 1, number))
+                if found != row.hash_at(start - 1) + number:
+                    raise StaleReadError(f"{request_id} goes on from another state at {start}")
 
     def _check(self, request_id: str, start: int, stop: int) -> None:
         """What a forward of tokens [start, stop) reads in each group."""
         row = self.rows[request_id]
         for number, group in enumerate(self.groups):
+            if group.is_state:
+                continue
             for position in range(first_read(group, start), stop):
                 found = self.slots.get(self._slot(row, position, number))
                 if found != row.hash_at(position) + number:

@@ -97,9 +97,11 @@ def make_scheduler(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_step_tokens,
-        block_size=BLOCK_SIZE,
+        block_size=groups[0].block_size if len(groups) == 1 else BLOCK_SIZE,
         enforce_eager=True,
         kv_cache_memory_bytes=1 << 20,
+        # Of states that are kept once a request there is no prefix to be found.
+        enable_prefix_caching=all(mamba_mode(group) != "none" for group in groups),
         speculative_config=_speculation(num_spec_tokens),
         enable_lora=max_adapters is not None,
         max_loras=max_adapters or 1,
@@ -109,6 +111,8 @@ def make_scheduler(
     config.scheduler_config.enable_chunked_prefill = chunked_prefill
     config.cache_config.num_gpu_blocks = num_blocks
     config.cache_config.enable_prefix_caching &= bool(groups)  # as vLLM's where there is no KV
+    if states := [group for group in groups if group.is_state]:
+        config.cache_config.mamba_cache_mode = mamba_mode(states[0])
     cache = KVCacheConfig(
         num_blocks=num_blocks,
         kv_cache_tensors=[],
@@ -127,11 +131,26 @@ def make_scheduler(
     )
 
 
+def mamba_mode(group: KVGroup) -> str:
+    """How vLLM keeps states in such a group: at the ends of blocks, or once a request, in a block
+    of as many tokens as a request may have. "": it keeps none."""
+    if not group.is_state:
+        return ""
+    return "none" if group.block_size == TINY["max_position_embeddings"] else "align"
+
+
 def spec_of(group: KVGroup) -> Any:
     """vLLM's description of such layers. In every group a block has as many bytes."""
     import torch
     from vllm.v1 import kv_cache_interface as kinds
 
+    if group.is_state:
+        return kinds.MambaSpec(
+            block_size=group.block_size,
+            shapes=((128,),),
+            dtypes=(torch.float32,),
+            mamba_cache_mode=mamba_mode(group),
+        )
     common: dict[str, Any] = {"block_size": group.block_size, "dtype": torch.float32}
     common |= {"num_kv_heads": 2, "head_size": 32 // group.block_size}
     if group.window is not None:

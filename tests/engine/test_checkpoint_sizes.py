@@ -27,6 +27,11 @@ def group(kind: str = "FullAttentionSpec", **more: Any) -> Any:
     import torch
     from vllm.v1 import kv_cache_interface
 
+    if kind == "MambaSpec":
+        spec = kv_cache_interface.MambaSpec(
+            **{"block_size": 16, "shapes": ((1024,),), "dtypes": (torch.float32,)} | more
+        )
+        return SimpleNamespace(kv_cache_spec=spec, layer_names=["one", "two"])
     fields = {"block_size": 16, "num_kv_heads": 2, "head_size": 16, "dtype": torch.float32}
     spec = getattr(kv_cache_interface, kind)(**fields | more)
     return SimpleNamespace(kv_cache_spec=spec, layer_names=["one", "two"])
@@ -36,8 +41,8 @@ def engine(groups: Any = None, **changes: Any) -> Any:
     """An engine that can keep checkpoints, but for the changes."""
     values = {
         "block_size": 16,
-        "has_mamba_layers": False,
         "needs_kv_cache_zeroing": False,
+        "use_v2_model_runner": False,
         "is_encoder_decoder": False,
         "num_speculative_tokens": 0,
         "runner_type": "generate",
@@ -74,8 +79,7 @@ def test_a_plain_cache_is_covered() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"has_mamba_layers": True}, "recurrent state"),
-        ({"needs_kv_cache_zeroing": True}, "clears new blocks"),
+        ({"needs_kv_cache_zeroing": True, "use_v2_model_runner": True}, "clears new blocks"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"num_speculative_tokens": 2}, "draft models"),
         ({"runner_type": "pooling"}, "pooling"),
@@ -95,6 +99,28 @@ def test_windows_chunks_and_several_groups_are_covered() -> None:
     assert reason(engine([group(), window, window])) == ""
     assert reason(engine([group(), chunk])) == ""
     assert reason(engine([group(sliding_window=64)])) == "", "its blocks are kept, all of them"
+
+
+def test_recurrent_state_is_covered_alone_and_beside_others() -> None:
+    """Restoring it takes a slot a group, whatever the request's length."""
+    once, at_ends = group("MambaSpec", block_size=1000), group("MambaSpec")
+    assert reason(engine([once], needs_kv_cache_zeroing=True)) == ""
+    assert reason(engine([group(), at_ends], needs_kv_cache_zeroing=True)) == ""
+    hybrid = make(engine([once, group(), once]), checkpoint_bytes=0)
+    assert hybrid.pool.block_size == 16
+    assert hybrid.pool.slot_tokens == 16
+    assert hybrid.pool.state_tokens == 2 * 16
+    assert hybrid.bandwidth.token_bytes == SLOT_BYTES / 16
+    alone = make(engine([once]), checkpoint_bytes=0)
+    assert alone.pool.state_tokens == alone.pool.slot_tokens == 1000
+
+
+def test_nothing_is_kept_of_conversations_with_recurrent_state() -> None:
+    settings = EngineSettings(checkpoint_online=True)
+    for groups, keeps in (([group()], True), ([group(), group("MambaSpec")], False)):
+        part = engine(groups)
+        keeper = make_checkpointer(part, part, settings, EngineStats())
+        assert (keeper.conversations is not None) is keeps
 
 
 def test_caches_that_are_not_plain() -> None:

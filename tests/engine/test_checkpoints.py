@@ -370,8 +370,10 @@ def copy_past_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Careless: an off-by-one tail."""
     real = Checkpointer.checkpoint
 
-    def checkpoint(self: Any, request: Any, num_tokens: int, *args: Any) -> Any:
-        return real(self, request, num_tokens + 1, *args)
+    def checkpoint(
+        self: Any, request: Any, num_tokens: int, *args: Any, leaves: bool = False
+    ) -> Any:
+        return real(self, request, num_tokens + 1, *args, leaves=leaves)
 
     monkeypatch.setattr(Checkpointer, "checkpoint", checkpoint)
 

@@ -160,7 +160,10 @@ def test_layers_are_grouped_by_what_vllm_keeps_of_them() -> None:
     last = kv_group_of(kinds.MambaSpec(**state, mamba_cache_mode="align"))
     assert [last.first_needed(n) for n in (0, 1, 16, 17, 18)] == [0, 0, 0, 1, 1]
     assert last.blocks_for(1000, 0) == 2
-    assert kv_group_of(kinds.MambaSpec(**state)) == KVGroup(16)
+    assert last.is_state
+    once = kv_group_of(kinds.MambaSpec(**state | {"block_size": 512}))
+    assert once == KVGroup(512, is_state=True, most_blocks=1)
+    assert [once.blocks_for(n, 0) for n in (1, 512)] == [1, 1]
 
 
 def test_one_group_of_all_tokens_needs_no_groups(make_engine: MakeEngine) -> None:

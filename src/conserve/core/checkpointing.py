@@ -167,7 +167,7 @@ def tokens_worth_waiting_for(
 
 
 def copy_is_quicker(
-    num_copied_tokens: int, num_lost_tokens: int, context: int, model: LatencyModel, rate: float
+    num_copied_tokens: float, num_lost_tokens: int, context: int, model: LatencyModel, rate: float
 ) -> bool:
     """Whether to wait for `num_copied_tokens` (at `rate` a second) that save a displaced request
     from computing `num_lost_tokens` behind `context` others again."""

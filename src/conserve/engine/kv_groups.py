@@ -21,11 +21,18 @@ def kv_group_of(spec: Any, most_blocks: int | None = None) -> KVGroup:
         )
     if isinstance(one, ChunkedLocalAttentionSpec):
         return KVGroup(size, chunk=one.attention_chunk_size, most_blocks=most_blocks)
-    if isinstance(one, MambaSpec) and one.mamba_cache_mode == "align":
-        # The state of the last token, and those that a step writes.
-        written = 1 + one.num_speculative_blocks + one.num_prefill_checkpoint_blocks
-        return KVGroup(size, window=2, most_blocks=1 + written)
+    if isinstance(one, MambaSpec):
+        return KVGroup(size, is_state=True, most_blocks=_most_states(one))
     return KVGroup(size)
+
+
+def _most_states(spec: Any) -> int:
+    """That of a request are there at a time: one for each token that a step may end with and, where
+    vLLM keeps states at the ends of blocks, the one that the step begins with."""
+    written = 1 + int(spec.num_speculative_blocks)
+    if spec.mamba_cache_mode != "align":
+        return written
+    return 1 + written + int(spec.num_prefill_checkpoint_blocks)
 
 
 def kv_groups_of(scheduler: SchedulerView) -> KVGroups | None:

@@ -85,7 +85,7 @@ class Snapshots:
             waiting_offline=waiting_offline,
             num_free_blocks=num_free_blocks,
             num_free_slots=num_free_slots,
-            block_size=scheduler.block_size,
+            block_size=host.block_size if self._groups else scheduler.block_size,
             kv_groups=self._groups,
             max_step_tokens=scheduler.max_num_scheduled_tokens,
             targets=self._promises.targets,

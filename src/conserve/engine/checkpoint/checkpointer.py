@@ -13,6 +13,7 @@ from conserve.engine.checkpoint.conversations import Conversations
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 from conserve.engine.checkpoint.pool import Held, HostPool, Worth
 from conserve.engine.checkpoint.ranks import RankPools
+from conserve.engine.checkpoint.tail import Tail
 from conserve.engine.checkpoint.under_way import BlockIds, Holds, Sent, UnderWay
 from conserve.engine.door import init_logger
 from conserve.engine.queue import is_online
@@ -57,7 +58,6 @@ class Checkpointer:
         """Whether a running request's window has not left a block of a KV group's."""
         self.under_way = UnderWay()
         self._orders = Orders()
-        self._next_number = 0
         self._loaded: list[tuple[str, bool]] = []
         self._refused: dict[str, int] = {}
         """request_id -> used slots when the pool had no room for it."""
@@ -79,13 +79,20 @@ class Checkpointer:
     # Copies to the host
 
     def checkpoint(
-        self, request: Any, num_tokens: int, block_ids: BlockIds, worth: Worth
+        self,
+        request: Any,
+        num_tokens: int,
+        block_ids: BlockIds,
+        worth: Worth,
+        *,
+        leaves: bool = False,
     ) -> Job | None:
         """Queue what is missing of the request's first `num_tokens` tokens, if there is room, and
-        of a window what it has not left. They must be in its blocks when the next step's forward
-        begins, on every rank."""
+        of a window what it has not left; if it `leaves`, recurrent state, too. They must be in its
+        blocks when the next step's forward begins, on every rank."""
         name, start = request.request_id, self.num_coming_tokens(request.request_id)
-        if num_tokens <= start or self._refused.get(name) == self.pool.num_used_slots:
+        refused = self._refused.get(name) == self.pool.num_used_slots
+        if refused or (num_tokens <= start and not leaves):
             return None
         online, hashes = is_online(request), request.block_hashes
         held = Held.of(self.pool.groups, request.num_computed_tokens, start)
@@ -94,21 +101,17 @@ class Checkpointer:
             return None
         start = self.num_coming_tokens(name)
         spans = self.pool.spans(name, start, num_tokens) if start < num_tokens else []
+        if leaves and not self.pool.states.has(name, num_tokens):
+            spans += self.pool.states.take(name, num_tokens)
         if not spans:
             return None
-        blocks = [block_ids[span.group][span.index] for span in spans]
-        sent = self._send(request, num_tokens, True, blocks, [span.slot for span in spans])
+        sent = self._send(self.under_way.begin(request, num_tokens, spans, block_ids, store=True))
         sent.job.ranges.extend((span.start, span.stop) for span in spans)
         sent.oldest = {s.group: s.index for s in reversed(spans) if s.group in self.pool.windows}
         return sent.job
 
-    def _send(
-        self, request: Any, num_tokens: int, store: bool, blocks: list[int], slots: list[int]
-    ) -> Sent:
-        self._next_number += 1
-        sent = Sent(Job(self._next_number, store, blocks, slots), request, num_tokens)
-        self.under_way.add(sent)
-        self.pool.pin(request.request_id)
+    def _send(self, sent: Sent) -> Sent:
+        self.pool.pin(sent.request.request_id)
         self._orders.jobs.append(sent.job)
         return sent
 
@@ -123,18 +126,14 @@ class Checkpointer:
         """The request's blocks go to others, after this call. What the host lacks of it is
         copied before, if that is quicker than computing it again; else copies end as they are."""
         name, computed = request.request_id, request.num_computed_tokens
-        covered = self.num_covered_tokens(request)
-        lacking = computed - covered
-        size = self.pool.block_size
-        copied = -(-lacking // size) * size if lacking else 0
-        rate = self.bandwidth.store_tokens_per_s
-        wait = not self.incremental or copy_is_quicker(copied, lacking, covered, model, rate)
-        if lacking and wait and self.is_ready:
-            self.checkpoint(request, computed, block_ids, worth)
+        tail, rate = Tail.of(self.pool, name, computed), self.bandwidth.store_tokens_per_s
+        wait = not self.incremental or copy_is_quicker(*tail, model, rate)
+        if tail.lost_tokens and wait and self.is_ready:
+            self.checkpoint(request, computed, block_ids, worth, leaves=True)
             self._orders.wait.extend(s.job.number for s in self.under_way.of(name, store=True))
             return
         self.drop_copies(name)
-        self.pool.drop_if_short(name, covered)
+        self.pool.drop_if_short(name, self.num_covered_tokens(request))
 
     def _end_behind_windows(self) -> None:
         """vLLM has scheduled a step, and given away blocks that the windows of running requests
@@ -203,10 +202,8 @@ class Checkpointer:
         name = request.request_id
         num_tokens = self.num_restored_tokens(name)
         places = self.pool.places(name, num_tokens - num_loaded, num_tokens)
-        blocks = [block_ids[place.group][place.index] for place in places]
-        slots = [place.slot for place in places]
-        self._send(request, num_tokens, False, blocks, slots)
-        online = is_online(request)
+        sent = self.under_way.begin(request, num_tokens, places, block_ids, store=False)
+        slots, online = self._send(sent).job.slots, is_online(request)
         figures.count_restore(self.stats, self.pool, slots, num_loaded, online=online)
 
     def is_loading(self, request_id: str) -> bool:
@@ -297,7 +294,9 @@ class Checkpointer:
             if not is_online(sent.request):
                 newly = self.pool.num_covered_tokens(name) - covered
                 self.stats.count("checkpointed_tokens", max(0, newly))
-        elif not sent.dropped:
+            return
+        self.pool.states.lose(name, sent.num_tokens)
+        if not sent.dropped:
             for later in self.under_way.of(name, store=True):
                 later.dropped = True
 

@@ -24,8 +24,11 @@ class Columns:
     def _name(self, number: int, hashes: Sequence[Hashable], index: int) -> Hashable | None:
         """Of the block with that index in group `number`: a hash names all tokens up to its end, so
         that of the block's last one says it."""
-        last = (index + 1) * self._groups[number].block_size // self._hash_tokens - 1
-        return (number, hashes[last]) if last < len(hashes) else None
+        end = (index + 1) * self._groups[number].block_size
+        last = end // self._hash_tokens - 1
+        # Where hashes are further apart than blocks, few blocks end with one.
+        is_named = end % self._hash_tokens == 0 and last < len(hashes)
+        return (number, hashes[last]) if is_named else None
 
     def known(self, number: int, hashes: Sequence[Hashable], index: int) -> int | None:
         """The slot that holds that block, whoever computed it."""
@@ -79,7 +82,7 @@ class Columns:
         """Where a window has left blocks that a column lacks yet, begin that where the window needs
         it. False while copies are under way into or out of what would go."""
         for number, column in enumerate(entry.columns):
-            if column.group.keeps_all:
+            if not column.group.has_window:
                 continue
             here = 0.0 if held is None else held.first_blocks[number]
             first = self._first(number, column.group, num_tokens, hashes, here)
@@ -169,9 +172,8 @@ class Columns:
         for number, column in enumerate(entry.columns):
             size = column.group.block_size
             for index in range(max(start // size, column.first), min(stop // size, column.end)):
-                if self._name(number, hashes, index) is None:
-                    break
-                self._publish(entry, number, index, hashes)
+                if self._name(number, hashes, index) is not None:
+                    self._publish(entry, number, index, hashes)
 
     def _publish(self, entry: Entry, number: int, index: int, hashes: Sequence[Hashable]) -> None:
         table, column = self._table, entry.columns[number]

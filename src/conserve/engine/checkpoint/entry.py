@@ -52,12 +52,26 @@ class Column:
         self.slots[index - self.first] = slot
 
     def num_wanted(self, num_tokens: int) -> int:
-        """Slots that so many tokens take."""
+        """Slots that so many tokens take; none of recurrent layers, which keep no tokens."""
+        if self.group.is_state:
+            return 0
         return max(0, -(-num_tokens // self.group.block_size) - self.first)
 
     def num_lacking(self, num_tokens: int) -> int:
         """Slots to be added for them."""
         return max(0, self.num_wanted(num_tokens) - len(self.slots))
+
+
+@dataclass(slots=True)
+class State:
+    """What a checkpoint has of recurrent layers: all of it is of one token, and of no use at any
+    other."""
+
+    slots: list[int] = field(default_factory=list)
+    """One for each KV group of such layers."""
+    num_tokens: int = 0
+    """Leading tokens of the request that it has seen, once the copies under way are done; 0: it
+    holds nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +83,8 @@ class Entry:
     online: bool = False
     columns: list[Column] = field(default_factory=list)
     """One for each KV group."""
+    state: State | None = None
+    """None of a model without recurrent layers."""
     num_tokens: int = 0
     """Leading tokens whose bytes are complete in the slots, as far as those reach back."""
     num_pins: int = 0
@@ -78,22 +94,38 @@ class Entry:
 
     @property
     def slots(self) -> list[int]:
-        """Of all columns."""
-        return list(chain.from_iterable(column.slots for column in self.columns))
+        """Of all columns, and of the state."""
+        own = self.state.slots if self.state else []
+        return [*chain.from_iterable(column.slots for column in self.columns), *own]
 
     @property
     def num_slots(self) -> int:
-        return sum(len(column.slots) for column in self.columns)
+        of_state = len(self.state.slots) if self.state else 0
+        return sum(len(column.slots) for column in self.columns) + of_state
+
+    def tokens_apart(self) -> Iterable[tuple[int, Column]]:
+        """Columns of the KV groups that keep tokens, by the groups' numbers."""
+        return [(n, c) for n, c in enumerate(self.columns) if not c.group.is_state]
+
+    def end_within(self, num_tokens: int) -> int:
+        """What a request may be restored to whose checkpoint has so many tokens: no further than
+        recurrent layers have a state of."""
+        return min(num_tokens, self.state.num_tokens) if self.state else num_tokens
 
     def reaches_back(self, num_tokens: int) -> bool:
-        """Whether a request that is restored to so many tokens finds the windows of all groups. To
-        be restored it needs their bytes, too: those of `num_tokens` at most."""
-        return all(c.first <= c.group.first_needed(num_tokens) for c in self.columns)
+        """Whether a request that is restored to so many tokens finds the windows of all groups, and
+        the state of just those. To be restored it needs their bytes, too: those of `num_tokens` at
+        most."""
+        if self.state is not None and self.state.num_tokens != num_tokens:
+            return False
+        return all(c.first <= c.group.first_needed(num_tokens) for _, c in self.tokens_apart())
 
     def renumber(self, moved: Mapping[int, int]) -> None:
         """Some of its slots are others now."""
         for column in self.columns:
             column.slots = [moved.get(slot, slot) for slot in column.slots]
+        if self.state is not None:
+            self.state.slots = [moved.get(slot, slot) for slot in self.state.slots]
 
     def rank(self, num_slots: int | None = None) -> Rank:
         """The lowest goes first: recompute time saved a slot, then the farthest deadline."""

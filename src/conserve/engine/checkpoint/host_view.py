@@ -35,8 +35,9 @@ class HostView:
         described = self.describe(views)
         for view in described:
             end = min(view.num_copying_tokens, view.num_tokens - 1)
-            whole = self._host.pool.num_restorable_tokens(view.request_id, end)
-            view.num_checkpointed_tokens = view.num_copying_tokens if whole else 0
+            view.num_checkpointed_tokens = self._host.pool.num_restorable_tokens(
+                view.request_id, end
+            )
         return described
 
     def describe_online(self, views: Iterable[RequestView], requests: Mapping[str, Any]) -> None:
@@ -76,13 +77,19 @@ class HostView:
         return worth_copying(host.conversations.chance(), model, host.bandwidth.store_tokens_per_s)
 
     @property
+    def block_size(self) -> int:
+        """Tokens that are whole blocks wherever tokens are kept: what copies are planned by."""
+        return self._host.pool.block_size
+
+    @property
     def least_tail(self) -> int:
         return least_tail(self._host.pool.block_size)
 
     def copy_tokens(self, now_s: float) -> int:
         """What the bandwidth budget allows to be queued now, in tokens. Call once a step."""
         tokens = self._host.bandwidth.earned_tokens(now_s, self._num_queued_tokens(store=True))
-        return tokens if self._host.incremental and self._host.is_ready else 0
+        while_running = self._host.incremental and not self._host.pool.states.are_all
+        return tokens if while_running and self._host.is_ready else 0
 
     @property
     def restore_tokens_per_s(self) -> float:
@@ -90,8 +97,11 @@ class HostView:
 
     @property
     def restore_queue_s(self) -> float:
-        queued = self._num_queued_tokens(store=False)
-        return queued / self._host.bandwidth.load_tokens_per_s if queued else 0.0
+        """How long the link is busy before a request's first token comes: with others, and with
+        its recurrent state."""
+        queued = self._num_queued_tokens(store=False) + self._host.pool.state_tokens
+        rate = self.restore_tokens_per_s
+        return queued / rate if queued and rate > 0 else 0.0
 
     def _num_queued_tokens(self, *, store: bool) -> int:
         return int(self._host.under_way.num_slots(store=store) * self._host.pool.slot_tokens)

@@ -163,13 +163,15 @@ def planes_of(kv_caches: Mapping[str, Any], num_blocks: int) -> list[torch.Tenso
 
 
 def widest_planes(planes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """One plane for each place, for copies of whole blocks: where layers of several groups see the
-    same memory as blocks of other shapes, the bytes of its blocks, [num_blocks, 1, 1, bytes].
+    """One plane for each place, for copies of whole blocks: where layers of several groups see some
+    memory as blocks of other shapes, the bytes of blocks everywhere, [num_blocks, 1, 1, bytes].
     Raises UnknownLayoutError where a block is not one stretch of bytes there."""
     at_place: dict[int, list[torch.Tensor]] = defaultdict(list)
     for plane in planes:
         at_place[plane.data_ptr()].append(plane)
-    return [found[0] if len(found) == 1 else _bytes_of(found) for found in at_place.values()]
+    if all(len(found) == 1 for found in at_place.values()):
+        return list(planes)
+    return [_bytes_of(found) for found in at_place.values()]
 
 
 def _bytes_of(planes: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -184,8 +186,9 @@ def _bytes_of(planes: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def packing_of_all(kv_caches: Mapping[str, Any], layers: Mapping[str, Any]) -> Packing:
-    """How tokens lie in every layer's blocks, if that is the same in all of them; by whole
-    blocks otherwise, as where layers of several groups see the same memory in other shapes."""
+    """How tokens lie in every layer's blocks, if that is known and the same in all of them; by
+    whole blocks otherwise, as where layers of several groups see the same memory in other shapes,
+    or where recurrent layers keep no tokens."""
     found = {
         (layer.attn_backend, getattr(layer, "isa", ""), cache.dtype, cache.shape[1:]): (
             layer,
@@ -194,6 +197,8 @@ def packing_of_all(kv_caches: Mapping[str, Any], layers: Mapping[str, Any]) -> P
         for name, cache in kv_caches.items()
         if (layer := layers.get(name)) is not None and hasattr(layer, "attn_backend")
     }
+    if not all(hasattr(layers.get(name), "attn_backend") for name in kv_caches):
+        return whole
     packings = {packing_for(layer, cache) for layer, cache in found.values()}
     places = {(cache.data_ptr(), cache.dtype, cache.shape) for cache in kv_caches.values()}
     seen_alike = len({place for place, _, _ in places}) == len(places)

@@ -15,11 +15,12 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
-from conserve.core.kv_groups import KVGroup
+from conserve.core.kv_groups import KVGroup, tokens_of_a_block
 from conserve.engine.checkpoint.columns import Columns
 from conserve.engine.checkpoint.entry import Column, Entry, Held, Move, Span, Worth
 from conserve.engine.checkpoint.eviction import Eviction
 from conserve.engine.checkpoint.slot_table import SlotTable
+from conserve.engine.checkpoint.states import States
 
 __all__ = ["Entry", "Held", "HostPool", "Move", "Span", "Worth"]
 
@@ -47,12 +48,17 @@ class HostPool:
         self.num_disk_slots = num_disk_slots
         self.groups = tuple(groups) or (KVGroup(block_size),)
         self.hash_tokens = hash_tokens or block_size
-        self.windows = {n for n, group in enumerate(self.groups) if not group.keeps_all}
+        self.windows = {n for n, group in enumerate(self.groups) if group.has_window}
         """Groups whose blocks a running request gives back."""
         self.counts: Counter[str] = Counter()
         self._entries: dict[str, Entry] = {}
         self._table = SlotTable(num_slots, num_disk_slots)
         self._columns = Columns(self._table, self.groups, self.hash_tokens)
+        self.states = States(self._entries, self._table, self.groups)
+        self.slot_tokens = tokens_of_a_block(self.groups)
+        """Tokens whose KV, of all groups, is as large as a slot."""
+        self.state_tokens = len(self.states) * self.slot_tokens
+        """Those whose KV is as large as a request's recurrent state."""
         self._eviction = Eviction(self._entries, self._table, self.counts)
         self._too_large: set[str] = set()
 
@@ -65,11 +71,6 @@ class HostPool:
             groups=self.groups,
             hash_tokens=self.hash_tokens,
         )
-
-    @property
-    def slot_tokens(self) -> float:
-        """Tokens whose KV, of all groups, is as large as a slot."""
-        return 1 / sum(1 / group.block_size for group in self.groups)
 
     # What is there
 
@@ -95,10 +96,12 @@ class HostPool:
         return entry.num_tokens if entry else 0
 
     def num_restorable_tokens(self, request_id: str, num_tokens: int) -> int:
-        """`num_tokens` if its checkpoint, once it has those, brings a request back to them, else 0:
-        of a window that copies lagged behind by, some is missing."""
+        """What a checkpoint, once it has so many tokens, brings a request back to: all of them, or
+        the one that recurrent layers have a state of. 0 if it does not: of a window that copies
+        lagged behind by, some is missing."""
         entry = self.get(request_id)
-        return num_tokens if entry and entry.reaches_back(num_tokens) else 0
+        end = entry.end_within(num_tokens) if entry else 0
+        return end if entry and entry.reaches_back(end) else 0
 
     def num_shared_tokens(
         self, block_hashes: Sequence[Hashable], most_tokens: float = math.inf
@@ -128,7 +131,7 @@ class HostPool:
         """Tokens [start, stop), block by block, without blocks that somebody else's copy
         completed already. Raises KeyError without an entry, IndexError past its slots."""
         found = []
-        for number, column in enumerate(self._entries[request_id].columns):
+        for number, column in self._entries[request_id].tokens_apart():
             size = column.group.block_size
             for index in range(max(start // size, column.first), -(-stop // size)):
                 first, slot = index * size, column.at(index)
@@ -139,9 +142,10 @@ class HostPool:
 
     def places(self, request_id: str, start: int, stop: int) -> list[Span]:
         """Slots to bring tokens [start, stop) back from, where a request needs them that goes on
-        from `stop`. Raises as `spans` does."""
-        found = []
-        for number, column in enumerate(self._entries[request_id].columns):
+        from `stop`; all of its state, whatever `start` is. Raises as `spans` does."""
+        entry = self._entries[request_id]
+        found = self.states.places(entry, stop)
+        for number, column in entry.tokens_apart():
             size = column.group.block_size
             first = max(start // size, column.group.first_needed(stop))
             indices = range(first, -(-stop // size))
@@ -170,12 +174,13 @@ class HostPool:
         """
         entry = self._entries.setdefault(request_id, Entry(request_id, worth, online))
         entry.columns = entry.columns or [Column(group) for group in self.groups]
+        self.states.begin(entry)
         if entry.leaving:
             return False
         entry.worth = worth
         if not self._columns.begin(entry, num_tokens, block_hashes, held):
             return self._refuse(entry)
-        wanted = sum(column.num_wanted(num_tokens) for column in entry.columns)
+        wanted = sum(column.num_wanted(num_tokens) for column in entry.columns) + len(self.states)
         if wanted > self.num_slots:
             if request_id not in self._too_large:
                 self._too_large.add(request_id)
@@ -184,11 +189,14 @@ class HostPool:
         self._columns.share(entry, num_tokens, block_hashes)
         on_disk = self._columns.open_on_disk(entry) if num_tokens > entry.num_tokens else []
         lacking = self._columns.num_lacking(entry, num_tokens, on_disk)
-        stays, free = bool(on_disk and entry.num_pins), self._table.free
+        lacking += self.states.num_lacking(entry)
+        moved = bool(on_disk) or self.states.is_on_disk(entry)
+        stays, free = bool(moved and entry.num_pins), self._table.free
         if stays or not (lacking <= len(free) or self._eviction.make_room(lacking, entry, wanted)):
             return self._refuse(entry)
         self._columns.begin_anew(entry, on_disk)
         self._columns.fill(entry, num_tokens)
+        self.states.fill(entry)
         return True
 
     def _refuse(self, entry: Entry) -> bool:
@@ -274,9 +282,9 @@ class HostPool:
 
     def drop_if_short(self, request_id: str, num_tokens: int) -> None:
         """The request has lost its blocks, and the host has so many of its tokens: worth nothing
-        where they do not reach back as far as a window does."""
+        where they do not reach back as far as a window does, or recurrent layers have no state."""
         entry = self.get(request_id)
-        if entry is not None and not entry.reaches_back(num_tokens):
+        if entry is not None and not entry.reaches_back(entry.end_within(num_tokens)):
             self.drop(request_id)
 
     def forget_all(self) -> None:

@@ -13,6 +13,7 @@ from conserve.engine.checkpoint.pool import HostPool
 from conserve.engine.door import (
     ChunkedLocalAttentionSpec,
     FullAttentionSpec,
+    MambaSpec,
     MLAAttentionSpec,
     SlidingWindowSpec,
     init_logger,
@@ -74,25 +75,29 @@ def make_checkpointer(
         num_ranks=num_ranks,
         incremental=settings.checkpoint == "incremental",
         stats=stats,
-        conversations=_conversations(vllm_config, settings, pool.hash_tokens),
+        conversations=_conversations(vllm_config, settings, pool),
     )
 
 
 def _empty_pool(kv_cache_config: Any, num_disk_slots: int) -> HostPool:
     groups = [kv_group_of(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups]
-    sizes = [group.block_size for group in groups]
+    sizes = [group.block_size for group in groups if not group.is_state]
+    sizes = sizes or [group.block_size for group in groups]
     hash_tokens = getattr(kv_cache_config, "hash_block_size", None) or math.gcd(*sizes)
     return HostPool(0, math.lcm(*sizes), num_disk_slots, groups=groups, hash_tokens=hash_tokens)
 
 
 def _conversations(
-    vllm_config: Any, settings: EngineSettings, hash_tokens: int
+    vllm_config: Any, settings: EngineSettings, pool: HostPool
 ) -> Conversations | None:
     """None where nothing is kept of online requests: they are found by the hashes of prefix
-    caching."""
+    caching, and recurrent state is copied of displaced requests alone."""
     keeps = settings.checkpoint_online and settings.checkpoint == "incremental"
     has_hashes = vllm_config.cache_config.enable_prefix_caching
-    return Conversations(hash_tokens) if keeps and has_hashes else None
+    if keeps and len(pool.states):
+        logger.info("ConServe: nothing is kept of conversations: the model has recurrent layers")
+        return None
+    return Conversations(pool.hash_tokens) if keeps and has_hashes else None
 
 
 def no_checkpoints(reason: str) -> Checkpointer:
@@ -107,16 +112,15 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     reasons = (
         (settings.checkpoint == "off", "switched off (checkpoint: off)"),
-        (kv_cache_config.has_mamba_layers, "recurrent state is no plain KV cache"),
         (
-            kv_cache_config.needs_kv_cache_zeroing,
+            kv_cache_config.needs_kv_cache_zeroing and vllm_config.use_v2_model_runner,
             "vLLM clears new blocks before copies out of them can be waited for",
         ),
         (not groups, "the model keeps no KV"),
         (
             not all(_is_plain(spec) for group in groups for spec in _layer_specs(group)),
-            "layers with another cache than attention's (of all tokens, a window, a chunk) are "
-            "not covered",
+            "layers with another cache than attention's (of all tokens, a window, a chunk) or "
+            "recurrent state are not covered",
         ),
         (model.is_encoder_decoder, "encoder-decoder models are not covered"),
         (model.runner_type == "pooling", "a pooling model keeps no KV"),
@@ -129,8 +133,10 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
 
 def _is_plain(spec: Any) -> bool:
     """One state a token, in blocks that are the request's alone until it ends or its window leaves
-    them. What derives from these keeps tokens otherwise: shares some, stores states of other
-    kinds."""
+    them, or one state of its last token. What derives from these keeps tokens otherwise: shares
+    some, stores states of other kinds."""
+    if type(spec) is MambaSpec:
+        return True
     plain = (FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec, ChunkedLocalAttentionSpec)
     return type(spec) in plain and spec.tokens_per_state == 1
 

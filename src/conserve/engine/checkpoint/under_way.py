@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from conserve.engine.checkpoint.entry import Span
 from conserve.engine.checkpoint.orders import Ended, Job
 
 BlockIds = Sequence[Sequence[int]]
@@ -44,12 +45,30 @@ class UnderWay:
         self._by_number: dict[int, Sent] = {}
         self._by_request: defaultdict[str, dict[int, Sent]] = defaultdict(dict)
         """The same; no entry is empty."""
+        self._last_number = 0
 
     def __len__(self) -> int:
         return len(self._by_number)
 
     def __iter__(self) -> Iterator[Sent]:
         return iter(self._by_number.values())
+
+    def begin(
+        self,
+        request: Any,
+        num_tokens: int,
+        spans: Sequence[Span],
+        block_ids: BlockIds,
+        *,
+        store: bool,
+    ) -> Sent:
+        """A new one, of those blocks of the request's and their slots."""
+        self._last_number += 1
+        blocks = [block_ids[span.group][span.index] for span in spans]
+        job = Job(self._last_number, store, blocks, [span.slot for span in spans])
+        sent = Sent(job, request, num_tokens)
+        self.add(sent)
+        return sent
 
     def add(self, sent: Sent) -> None:
         number, name = sent.job.number, sent.request.request_id
