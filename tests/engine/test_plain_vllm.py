@@ -48,4 +48,4 @@ def test_llm_takes_our_scheduler(tmp_path: Path) -> None:
         timeout=500,
     )
     assert done.stdout.count("ANSWER 8") == 3, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "not stopped between layers: no ConserveConnector" in done.stdout + done.stderr
+    assert "stops: off: no ConserveConnector" in done.stdout + done.stderr

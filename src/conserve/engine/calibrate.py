@@ -103,11 +103,7 @@ def _report(scheduler: Any, profile: Profile, origin: str) -> None:
         origin,
         1000 * model.predict_prefill_s(512),
     )
-    logger.info(
-        "ConServe: %s; steps are%s stopped between layers",
-        _kv_space(scheduler),
-        "" if scheduler.stopper.can_stop else " not",
-    )
+    logger.info("ConServe: %s", _kv_space(scheduler))
     for name, least_s, target_s in (
         ("TBT", model.predict_s(StepShape(1, 0.0, 1, 128)), targets.tbt_s),
         ("TTFT", model.predict_prefill_s(128), targets.ttft_s),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from conserve.core.learning import Experience
+from conserve.engine import abilities
 from conserve.engine.admission import Admission
 from conserve.engine.alarm import Alarm
 from conserve.engine.arrival import arrived_s
@@ -87,6 +88,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             notes=TraceNotes(config.observability_config.otlp_traces_endpoint is not None),
             dispatch_blocks=runs_workers_inside(config),
         )
+        abilities.say(self)
         end_with_parent()
 
     # One step

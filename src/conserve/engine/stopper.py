@@ -15,7 +15,6 @@ from conserve.engine.capabilities import (
     why_not_stoppable,
 )
 from conserve.engine.connector import find_ours
-from conserve.engine.door import init_logger
 from conserve.engine.flag import StopFlag, flag_name
 from conserve.engine.monitor import ArrivalMonitor, AskedStop
 from conserve.engine.pausing import admits_new
@@ -25,8 +24,6 @@ from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
 from conserve.engine.steps import StepRecord
 from conserve.engine.stopped import Before, StoppedOutput, roll_back
-
-logger = init_logger("vllm.conserve")
 
 
 class Stopper:
@@ -52,17 +49,14 @@ class Stopper:
         patience = settings.effective_policy.patience
         self.monitor = ArrivalMonitor(self.flag, clock, promises, patience, make_alarm)
         has_connector = find_ours(scheduler.connector) is not None
-        reason = why_not_stoppable(scheduler, settings, has_connector=has_connector)
-        self.can_stop = not reason
-        """Whether this engine can stop a step at all."""
-        if reason:
-            logger.info("ConServe: steps are not stopped between layers: %s", reason)
+        self.why_off = why_not_stoppable(scheduler, settings, has_connector=has_connector)
+        """Why this engine can stop no step at all; nothing if it can."""
 
     @property
     def may_plan(self) -> bool:
         """Whether the next step may be planned as one that can be stopped: what a connector was
         asked once it will likely be asked again, and a paused engine stops for nobody."""
-        return self.can_stop and not self._others_busy and admits_new(self._scheduler)
+        return not self.why_off and not self._others_busy and admits_new(self._scheduler)
 
     def narrowed(self, plan: Plan) -> Plan:
         """The plan, not stoppable where its step would look at no safepoint."""

@@ -262,7 +262,7 @@ class Checkpointer:
         self.under_way.clear()
         self._orders = Orders()
         self.pool = self.pool.of_size(0)
-        logger.warning("ConServe: no checkpoints, displaced requests recompute: %s", why)
+        logger.warning("ConServe: checkpoints: off: %s; displaced requests compute again", why)
 
     def _ended(self, sent: Sent, ended: Ended) -> None:
         sent.ended.add(ended)

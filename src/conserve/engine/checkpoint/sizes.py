@@ -16,14 +16,11 @@ from conserve.engine.door import (
     MambaSpec,
     MLAAttentionSpec,
     SlidingWindowSpec,
-    init_logger,
 )
 from conserve.engine.host_memory import available_bytes
 from conserve.engine.kv_groups import kv_group_of
 from conserve.engine.settings import CHECKPOINT_SHARE, EngineSettings
 from conserve.engine.stats import EngineStats
-
-logger = init_logger("vllm.conserve")
 
 DEFAULT_DEVICES = 4
 """At most this many times the KV cache itself, by default."""
@@ -62,10 +59,9 @@ def _num_disk_slots(settings: EngineSettings, block_bytes: int) -> int:
 def make_checkpointer(
     vllm_config: Any, kv_cache_config: Any, settings: EngineSettings, stats: EngineStats
 ) -> Checkpointer:
-    """The scheduler's half of checkpoints; one that keeps none says why in a log line."""
+    """The scheduler's half of checkpoints; one that keeps none knows why."""
     if reason := why_no_checkpoints(vllm_config, kv_cache_config, settings):
         return no_checkpoints(reason)
-    logger.info("ConServe: checkpoints (%s), once there is memory for them", settings.checkpoint)
     num_ranks = vllm_config.parallel_config.world_size
     slot_bytes = slot_bytes_of(kv_cache_config)
     pool = _empty_pool(kv_cache_config, _num_disk_slots(settings, slot_bytes * num_ranks))
@@ -102,7 +98,6 @@ def _conversations(
 
 def no_checkpoints(reason: str) -> Checkpointer:
     """One that keeps nothing and brings nothing back."""
-    logger.info("ConServe: no checkpoints, displaced requests recompute: %s", reason)
     return Checkpointer(HostPool(0, 1), Bandwidth(1.0), num_ranks=1, unusable=reason)
 
 
