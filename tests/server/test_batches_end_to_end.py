@@ -147,16 +147,16 @@ def test_a_line_that_asks_too_much_fails_alone(client: openai.OpenAI) -> None:
 
 def test_a_cancelled_batch_leaves_the_engine_idle(client: openai.OpenAI, server: Any) -> None:
     """Its lines would run for minutes: what frees the engine is the cancellation."""
-    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+    eventually(lambda: server.metric("conserve:running_requests") == 0)
     before = server.metric("vllm:generation_tokens_total")
     lines = [line(f"long-{n}", max_tokens=8000, ignore_eos=True) for n in range(8)]
     batch = submit(client, lines)
-    eventually(lambda: server.metric("vllm:num_requests_running") >= 8)
+    eventually(lambda: server.metric("conserve:running_requests") >= 8)
     assert client.batches.cancel(batch.id).status == "cancelling"
     batch = until(client, batch.id, "cancelled")
     assert batch.request_counts.completed == 0
-    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
-    eventually(lambda: server.metric("vllm:kv_cache_usage_perc") == 0)
+    eventually(lambda: server.metric("conserve:running_requests") == 0)
+    eventually(lambda: server.metric("conserve:kv_blocks") == 0)
     assert server.metric("vllm:generation_tokens_total") - before < 8 * 8000
 
 

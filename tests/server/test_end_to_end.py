@@ -173,7 +173,7 @@ def test_vllm_still_words_its_own_errors(server: Any) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_dropped_client_ends_its_request(server: Any, tier: str, stream: bool) -> None:
     """It leaves the engine and its blocks come back, long before its last token."""
-    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+    eventually(lambda: server.metric("conserve:running_requests") == 0)
     before = server.metric("vllm:generation_tokens_total")
     body = {"model": MODEL, "prompt": "Count:", "max_tokens": 8000, "ignore_eos": True}
     body |= {"service_tier": tier, "stream": stream}
@@ -182,12 +182,12 @@ def test_a_dropped_client_ends_its_request(server: Any, tier: str, stream: bool)
         with httpx.stream("POST", url, json=body, timeout=60) as reply:
             lines = reply.iter_lines()  # kept: dropping it would close the connection
             assert next(lines).startswith("data: ")
-            eventually(lambda: server.metric("vllm:num_requests_running") == 1)
+            eventually(lambda: server.metric("conserve:running_requests") == 1)
     else:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url, json=body, timeout=httpx.Timeout(60, read=1))
-    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
-    eventually(lambda: server.metric("vllm:kv_cache_usage_perc") == 0)
+    eventually(lambda: server.metric("conserve:running_requests") == 0)
+    eventually(lambda: server.metric("conserve:kv_blocks") == 0)
     assert server.metric("vllm:generation_tokens_total") - before < 8000
 
 

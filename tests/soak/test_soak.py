@@ -120,12 +120,12 @@ def assert_nothing_is_left(server: Supervised) -> None:
     listed = httpx.get(f"{server.url}/v1/batches", params={"limit": 100}, timeout=60).json()["data"]
     live = [batch["id"] for batch in listed if batch["status"] not in TERMINAL]
     deadline = time.monotonic() + 300
-    while live or metric(server, "vllm:num_requests_running"):
+    while live or metric(server, "conserve:running_requests"):
         assert time.monotonic() < deadline, f"{live} never end"
         states = {name: httpx.get(f"{server.url}/v1/batches/{name}").json() for name in live}
         live = [name for name, batch in states.items() if batch["status"] not in TERMINAL]
         time.sleep(0.5)
-    assert metric(server, "vllm:kv_cache_usage_perc") == 0, "blocks were lost"
+    assert metric(server, "conserve:kv_blocks") == 0, "blocks were lost"
 
 
 def test_nothing_is_lost_doubled_or_stuck(

@@ -73,7 +73,7 @@ class Client:
 def settle(server: Any) -> None:
     """Wait until the engine has nothing left to do."""
     deadline = time.monotonic() + 60
-    busy = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    busy = ("conserve:running_requests", "conserve:waiting_requests")
     while any(server.metric(name) for name in busy):
         assert time.monotonic() < deadline, "requests remain in the engine"
         time.sleep(0.2)
@@ -96,7 +96,7 @@ def test_nothing_is_lost(start_server: Any, tiny_model: Path, tmp_path: Path) ->
                 futures.append(pool.submit(client.repeat, getattr(client, kind), pauses[kind]))
             counts = sum((future.result() for future in futures), Counter())
         settle(server)
-        assert server.metric("vllm:kv_cache_usage_perc") == 0, "blocks were lost"
+        assert server.metric("conserve:kv_blocks") == 0, "blocks were lost"
         last = [ask(server, text, max_tokens=16, cache_salt="last") for text in probes]
         assert last == first
         assert min(counts[f"{tier} answered"] for tier in ("default", "flex")) > DURATION_S / 10

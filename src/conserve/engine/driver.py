@@ -62,7 +62,7 @@ class Driver:
         """The policy; the start-up profile puts its own script here for a while."""
         self.steps = StepsInFlight()
         self._first_tokens = FirstTokenParts(self.stats, self.experience)
-        self._gauges = Gauges(self.scheduler, self.promises, self.tracker, self.stats)
+        self.gauges = Gauges(self.scheduler, self.promises, self.tracker, self.stats)
         self._standing = Standing()
         self._num_held_back = 0
         self._last_stopped = False
@@ -117,6 +117,7 @@ class Driver:
     def _decide(self, now_s: float) -> Plan:
         snapshot = self.snapshots.take(now_s, can_stop=self.stopper.may_plan)
         plan = self.planner(snapshot, self.experience.model, self.settings)
+        self.gauges.decided(snapshot, plan, self.experience.model)
         self.stats.count("decision_seconds", self.clock() - now_s)
         plan = self.stopper.narrowed(plan)
         if plan.stoppable and self.dispatch_blocks and any(step.ends for step in self.steps):
@@ -234,7 +235,7 @@ class Driver:
             record.shape.less(record.offline_shape),
             record.offline_shape,
             self.experience.model,
-            crowd=self._gauges.crowd,
+            crowd=self.gauges.crowd,
             max_tokens=self.scheduler.max_num_scheduled_tokens,
             stopped=self._last_stopped,
         )
@@ -243,7 +244,7 @@ class Driver:
         self.stats.count("bound_tokens", stood.bound_tokens)
 
     def _gauge(self, now_s: float) -> None:
-        self._gauges.look(now_s)
+        self.gauges.look(now_s)
         self.keeper.checkpointer.gauge()
         self.stats.set("interruptions_per_second", self.experience.traffic.interruption_rate)
         if unstopped := self.stopper.monitor.take_unstopped():
@@ -255,6 +256,7 @@ class Driver:
         self._standing = Standing()
         self.tracker.forget_all()
         self._first_tokens.forget_all()
+        self.gauges.forget()
         self.stats.reset()
         if self.scheduler.log_stats:
             self.scheduler.kv_cache_manager.make_prefix_cache_stats()

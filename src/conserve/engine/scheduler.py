@@ -18,6 +18,7 @@ from conserve.engine.connector import scheduler_side
 from conserve.engine.door import AsyncScheduler
 from conserve.engine.driver import Driver
 from conserve.engine.kv_groups import kv_groups_of
+from conserve.engine.online_load import count_online_only
 from conserve.engine.orphan import end_with_parent
 from conserve.engine.pausing import preempt_all
 from conserve.engine.promises import Promises
@@ -128,6 +129,14 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self.driver.delivered(record, outputs)
         return outputs
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """What becomes vLLM's own gauges. `get_request_counts` stays: vLLM decides by it whether
+        there is work at all."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None and self.settings.router_metrics == "online":
+            count_online_only(stats, self, self.driver.gauges.kv_online_usage)
+        return stats
 
     # Requests
 

@@ -46,6 +46,8 @@ class SchedulerView(Protocol):
     waiting: ClassQueue
     kv_holding_waiting: ClassQueue
     """Waiting requests that hold blocks: their KV was loaded, or still is."""
+    deferred_waiting: set[Any]
+    """Of the waiting ones, those that vLLM could not take for a reason of their own."""
     num_waiting_for_streaming_input: int
     finished_recving_kv_req_ids: set[str]
     """Requests whose load is over; vLLM takes note when it looks at them."""

@@ -16,12 +16,22 @@ KEY = "conserve"
 """Our key inside `VllmConfig.additional_config`."""
 STOP_MODES = ("auto", "eager", "off")
 CHECKPOINT_MODES = ("incremental", "swap", "off")
+ROUTER_METRICS = ("online", "all")
+PRIORITY_ORDERS = ("lower-first", "higher-first")
+WORDS = {
+    "stop": STOP_MODES,
+    "checkpoint": CHECKPOINT_MODES,
+    "router_metrics": ROUTER_METRICS,
+    "priority_order": PRIORITY_ORDERS,
+}
 CHECKPOINT_SHARE = 0.25
 """Of the free memory of the host, where `checkpoint_bytes` names none."""
 NOT_NEGATIVE = (
     "slo_ttft_s",
     "slo_tbt_s",
     "profile_seconds",
+    "flex_wait_s",
+    "flex_max_waiting",
     "stop_response_s",
     "checkpoint_bytes",
     "checkpoint_dir_bytes",
@@ -52,6 +62,14 @@ class EngineSettings:
     """Stopping inside a step: auto (see PolicySettings.patience), eager (any arrival), off."""
     stop_response_s: float = 0.0
     """Longest time between two safepoints; 0 picks 5 ms."""
+    router_metrics: str = "online"
+    """Whose requests vLLM's own gauges of load count: those of online ones, or all."""
+    priority_order: str = "lower-first"
+    """How clients mean `priority`: as vLLM does (above 0 is offline), or the other way round."""
+    flex_wait_s: float = 0.0
+    """How long a client's offline request may wait for its first token; 0 bounds nothing."""
+    flex_max_waiting: int = 0
+    """How many may wait for it in one API process; 0 bounds nothing."""
     checkpoint: str = "incremental"
     """Copies of offline requests' KV: incremental (as it grows), swap (when displaced), off."""
     checkpoint_online: bool = True
@@ -74,11 +92,10 @@ class EngineSettings:
     policy: PolicySettings = field(default_factory=PolicySettings)
 
     def __post_init__(self) -> None:
-        if self.stop not in STOP_MODES:
-            raise ValueError(f"stop must be one of {', '.join(STOP_MODES)}, not {self.stop!r}")
-        if self.checkpoint not in CHECKPOINT_MODES:
-            modes = ", ".join(CHECKPOINT_MODES)
-            raise ValueError(f"checkpoint must be one of {modes}, not {self.checkpoint!r}")
+        for name, words in WORDS.items():
+            if getattr(self, name) not in words:
+                given = getattr(self, name)
+                raise ValueError(f"{name} must be one of {', '.join(words)}, not {given!r}")
         if bool(self.checkpoint_dir) != bool(self.checkpoint_dir_bytes):
             raise ValueError("checkpoint_dir and checkpoint_dir_bytes go together: set both")
         for name in NOT_NEGATIVE:

@@ -34,6 +34,9 @@ class Metric:
     label: str = ""
     buckets: tuple[float, ...] = LATENCY_BUCKETS
     """Upper bounds, of a histogram."""
+    idle: float | None = None
+    """What a gauge is before the engine has done anything, where that is known: who decides by it
+    finds it from the start."""
 
 
 LABEL_VALUES = {
@@ -109,9 +112,16 @@ METRICS = (
     Metric(
         "latency_model_error_ratio", Gauge, "Recent mean relative error of the predicted step time."
     ),
-    Metric("waiting_requests", Gauge, "Requests that hold no slot.", "class"),
-    Metric("running_requests", Gauge, "Requests that hold a slot.", "class"),
-    Metric("kv_blocks", Gauge, "KV blocks in use; one that both use is an online one.", "class"),
+    Metric("waiting_requests", Gauge, "Requests that hold no slot.", "class", idle=0.0),
+    Metric("running_requests", Gauge, "Requests that hold a slot.", "class", idle=0.0),
+    Metric(
+        "kv_blocks",
+        Gauge,
+        "KV blocks in use; one that both use is an online one.",
+        "class",
+        idle=0.0,
+    ),
+    Metric("kv_usage_ratio", Gauge, "Share of KV memory in use; both: online.", "class", idle=0.0),
     Metric("kv_free_blocks", Gauge, "KV blocks that can be taken, cached prefixes included."),
     Metric("prompt_tokens", Counter, "Prompt tokens of requests that first ran.", "class"),
     Metric("prefix_hit_tokens", Counter, "Of those, tokens whose KV was on the device.", "class"),
@@ -119,6 +129,12 @@ METRICS = (
     Metric("lost_history_seconds", Counter, "What computing those takes, by the latency model."),
     Metric("history_blocks", Gauge, "Free KV blocks that an online request used."),
     Metric("room_blocks", Gauge, "Free KV blocks that starting offline requests leave to chat."),
+    Metric(
+        "harvest_budget_ratio",
+        Gauge,
+        "How much more offline work would be taken, 0 to 1.",
+        idle=1.0,
+    ),
     Metric("interruptions_per_second", Gauge, "Online arrivals per second of offline-only work."),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -223,9 +239,12 @@ class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
         """Counters and histograms exist from the start, at zero: a rate needs a first value. A
         gauge appears when it is known."""
         for metric in METRICS:
-            if metric.kind is not Gauge:
-                for value in LABEL_VALUES.get(metric.label, ()):
-                    self._labelled(metric.name, engine, value)
+            if metric.kind is Gauge and metric.idle is None:
+                continue
+            for value in LABEL_VALUES.get(metric.label, ()):
+                series = self._labelled(metric.name, engine, value)
+                if metric.idle is not None:
+                    series.set(metric.idle)
 
     def _register(self, metric: Metric, cls: type, labelnames: list[str]) -> Any:
         options: dict[str, Any] = {}

@@ -27,6 +27,10 @@ def take_settings(args: argparse.Namespace, copies: dict[str, Any]) -> EngineSet
         "slo_tbt_s": (vars(args).pop("slo_tbt_ms") or 0.0) / 1000,
         "slo_min_share": vars(args).pop("slo_min_share"),
         "offline_floor": vars(args).pop("offline_floor"),
+        "router_metrics": vars(args).pop("router_metrics"),
+        "priority_order": vars(args).pop("priority_order"),
+        "flex_wait_s": vars(args).pop("flex_wait_s") or 0.0,
+        "flex_max_waiting": vars(args).pop("flex_max_waiting") or 0,
         "profile_dir": str(Path(vars(args).pop("profile_dir")).expanduser().absolute()),
         **copies,
     }

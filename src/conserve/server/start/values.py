@@ -21,6 +21,13 @@ def milliseconds(text: str) -> float:
     return value
 
 
+def seconds(text: str) -> float:
+    value = number(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0 seconds, not {text!r}")
+    return value
+
+
 def target(text: str) -> float | None:
     """None where it is the machine's to choose."""
     return None if text == AUTO else milliseconds(text)

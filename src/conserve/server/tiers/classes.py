@@ -2,6 +2,7 @@
 
 `service_tier: "flex"` or a `priority` above 0 makes a request offline; everything else is online.
 The engine sees the class as the sign of vLLM's `priority`: above 0 is offline, larger is later.
+Senders for whom larger is sooner (llm-d, Kubernetes) mean the opposite sign.
 """
 
 from __future__ import annotations
@@ -19,12 +20,28 @@ KNOWN_TIERS = ("auto", "default", "flex", "priority", "scale")
 Tier = Literal["default", "flex"]
 
 
-class BadFieldError(ValueError):
+class RefusedError(Exception):
+    """A request that is answered with an error in OpenAI's envelope, and goes no further."""
+
+    status: int
+    headers: Mapping[str, str] = {}
+
+    def envelope(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class BadFieldError(RefusedError):
     """A field of ours holds what it cannot; `param` is its name."""
+
+    status = 400
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
         self.param = param
+
+    def envelope(self) -> dict[str, Any]:
+        error = {"message": str(self), "type": "BadRequestError"}
+        return {"error": {**error, "param": self.param, "code": self.status}}
 
 
 class UnknownTierError(BadFieldError):
@@ -51,25 +68,39 @@ class RequestClass:
         return self.tier == "default"
 
 
-def classify(body: Mapping[str, Any], priority_header: str | None = None) -> RequestClass | None:
+def classify(
+    body: Mapping[str, Any], priority_header: str | None = None, *, higher_first: bool = False
+) -> RequestClass | None:
     """The class of a request, or None where its `priority` is no integer (vLLM says so itself).
 
-    A priority in the header wins over one in the body, as in vLLM; one that is no integer is
-    ignored, as in vLLM. Raises UnknownTierError.
+    higher_first: a larger priority is sooner, and those below 0 are offline. Raises
+    UnknownTierError.
     """
     tier = body.get("service_tier")
     if tier is not None and tier not in KNOWN_TIERS:
         raise UnknownTierError(tier)
-    priority = _header_priority(priority_header)
+    priority = named_priority(body, priority_header)
     if priority is None:
-        priority = body.get("priority", 0)
-    if not isinstance(priority, int) or isinstance(priority, bool):
         return None
+    if higher_first:
+        priority = -priority
     if priority > 0:
         return RequestClass("flex", priority)
     if tier == "flex":
         return RequestClass("flex", OFFLINE_PRIORITY)
     return RequestClass("default", priority)
+
+
+def named_priority(body: Mapping[str, Any], priority_header: str | None) -> int | None:
+    """As it was sent: 0 where none was, None where it is no integer.
+
+    One in the header wins over one in the body, as in vLLM; one there that is no integer is
+    ignored, as in vLLM.
+    """
+    priority: object = _header_priority(priority_header)
+    if priority is None:
+        priority = body.get("priority", 0)
+    return priority if isinstance(priority, int) and not isinstance(priority, bool) else None
 
 
 def _header_priority(text: str | None) -> int | None:

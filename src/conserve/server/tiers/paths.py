@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from conserve.server.asgi import Scope
+
 PATHS = frozenset(
     {"/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses"}
 )
@@ -22,3 +24,8 @@ VECTOR_PATHS = frozenset(
 long."""
 ECHOING = "/v1/responses"
 """vLLM puts the tier it was asked for into this endpoint's responses and events."""
+
+
+def path_of(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path") or "")
