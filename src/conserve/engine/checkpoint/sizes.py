@@ -16,11 +16,14 @@ from conserve.engine.door import (
     MambaSpec,
     MLAAttentionSpec,
     SlidingWindowSpec,
+    init_logger,
 )
 from conserve.engine.host_memory import available_bytes
 from conserve.engine.kv_groups import kv_group_of
 from conserve.engine.settings import CHECKPOINT_SHARE, EngineSettings
 from conserve.engine.stats import EngineStats
+
+logger = init_logger("vllm.conserve")
 
 DEFAULT_DEVICES = 4
 """At most this many times the KV cache itself, by default."""
