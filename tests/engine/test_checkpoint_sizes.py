@@ -13,6 +13,7 @@ from conserve.engine.checkpoint import sizes
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.orders import Report
 from conserve.engine.checkpoint.sizes import PoolSize, make_checkpointer, why_no_checkpoints
+from conserve.engine.launch import GPU_WORKER
 from conserve.engine.settings import EngineSettings
 from conserve.engine.sides import SchedulerSide
 from conserve.engine.stats import EngineStats
@@ -42,7 +43,7 @@ def engine(groups: Any = None, **changes: Any) -> Any:
     values = {
         "block_size": 16,
         "needs_kv_cache_zeroing": False,
-        "use_v2_model_runner": False,
+        "worker_cls": GPU_WORKER,
         "is_encoder_decoder": False,
         "num_speculative_tokens": 0,
         "runner_type": "generate",
@@ -79,7 +80,7 @@ def test_a_plain_cache_is_covered() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"needs_kv_cache_zeroing": True, "use_v2_model_runner": True}, "clears new blocks"),
+        ({"needs_kv_cache_zeroing": True, "worker_cls": "auto"}, "clears new blocks"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"num_speculative_tokens": 2}, "draft models"),
         ({"runner_type": "pooling"}, "pooling"),

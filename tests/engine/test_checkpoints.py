@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from conserve.core.plan import Plan
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.orders import Orders
-from conserve.engine.connector import ConserveConnector
+from conserve.engine.connector import ConserveConnector, StepMetadata
 from conserve.engine.door import RequestStatus
 from conserve.engine.settings import EngineSettings
 from tests.engine.copies import (
@@ -309,9 +310,9 @@ def test_who_wants_prompt_logprobs_is_computed_again(make_engine: MakeEngine, de
     keeper = engine.scheduler.checkpointer
     checkpoint = keeper.checkpoint
 
-    def note(request: Any, *args: Any) -> Any:
+    def note(request: Any, *args: Any, **how: Any) -> Any:
         copied.add(request.request_id)
-        return checkpoint(request, *args)
+        return checkpoint(request, *args, **how)
 
     keeper.checkpoint = note
     totals = totals_of(engine)
@@ -418,3 +419,18 @@ def test_a_careless_checkpoint_is_caught(
 
     with pytest.raises((ForeignCopyError, StaleReadError)):
         run_some()
+
+
+def test_copies_of_a_step_begin_once(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our worker asks first, with the metadata of all connectors; vLLM's runner asks again."""
+    connector = make_engine().device.connector
+    begun: list[Orders] = []
+    monkeypatch.setattr(connector.worker_side.copies, "begin_step", begun.append)
+    ours, next_one = StepMetadata(), StepMetadata()
+    connector.begin_copies(SimpleNamespace(metadata=(object(), ours)))
+    connector.handle_preemptions(ours)
+    connector.begin_copies(None)
+    connector.handle_preemptions(next_one)
+    assert [id(orders) for orders in begun] == [id(ours.orders), id(next_one.orders)]

@@ -100,6 +100,7 @@ def reason(spec: Any) -> str:
         runner_type="generate",
         decode_context_parallel_size=1,
         prefill_context_parallel_size=1,
+        worker_cls="auto",
     )
     config = SimpleNamespace(model_config=plain, parallel_config=plain, num_speculative_tokens=0)
     return why_no_checkpoints(config, cache, EngineSettings())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -151,6 +151,8 @@ class Worker(VllmWorker):
     """As ConserveGPUWorker is built."""
 
     flag: StopFlag
+    begun: Sequence[int]
+    """Steps whose copies have begun."""
     _steps = StoppableSteps()
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
@@ -170,6 +172,7 @@ def step(number: int, *, stoppable: bool = True, finished: tuple[str, ...] = ())
         stoppable=stoppable,
         num_scheduled_tokens={"a": 3, "b": 2},
         finished_req_ids=set(finished),
+        kv_connector_metadata=number,
     )
 
 
@@ -189,7 +192,10 @@ def make_worker(
     flag = StopFlag(f"test-unwind-{version}")
     flag.reset()
     side = SimpleNamespace(clock=StepClock())
-    ours = SimpleNamespace(safepoints=Safepoints(flag, rank=0), worker_side=side)
+    begun: list[int] = []
+    ours = SimpleNamespace(
+        safepoints=Safepoints(flag, rank=0), worker_side=side, begin_copies=begun.append
+    )
     monkeypatch.setattr(stoppable_module, "has_kv_transfer_group", lambda: True)
     monkeypatch.setattr(stoppable_module, "get_kv_transfer_group", lambda: ours)
     monkeypatch.setattr(stoppable_module, "find_ours", lambda group: group)
@@ -202,7 +208,7 @@ def make_worker(
     runner = (RunnerV2 if version == "v2" else RunnerV1)(ours, is_pooling=is_pooling)
     worker = Worker(runner, config)
     worker.initialize_from_config(None)
-    worker.flag = flag
+    worker.flag, worker.begun = flag, begun
     yield worker
     flag.unlink()
 
@@ -212,6 +218,25 @@ def test_a_step_left_alone_goes_its_usual_way(worker: Any) -> None:
         assert worker.execute_model(step(1, stoppable=stoppable)) is None
         assert worker.sample_tokens(None).get_output().sampled_token_ids == [[7], [7]]
     assert worker.model_runner.advanced == 2
+
+
+def test_copies_begin_before_vllm_does_anything_of_a_step(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model Runner V2 clears new blocks before it asks the connector: copies out of them, or into
+    them that are dropped, must be over by then."""
+    seen = []
+    run = worker.model_runner.execute_model
+
+    def execute_model(scheduler_output: Any) -> Any:
+        seen.append(list(worker.begun))
+        return run(scheduler_output)
+
+    monkeypatch.setattr(worker.model_runner, "execute_model", execute_model)
+    for number in (1, 2):
+        worker.execute_model(step(number))
+        worker.sample_tokens(None)
+    assert seen == [[1], [1, 2]]
 
 
 def test_a_stopped_step_samples_nothing_and_ends_the_connectors_step(worker: Any) -> None:

@@ -44,6 +44,8 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        self._begun: StepMetadata | None = None
+        """Of the step whose copies have begun."""
         self._in_scheduler = role is KVConnectorRole.SCHEDULER
         if self._in_scheduler:
             self.scheduler_side = SchedulerSide.of(vllm_config, kv_cache_config)
@@ -70,9 +72,18 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         layers = self._vllm_config.compilation_config.static_forward_context
         self.worker_side.copies.register(kv_caches, layers)
 
+    def begin_copies(self, metadata: KVConnectorMetadata) -> None:
+        """Before vLLM does anything of a step: it may overwrite blocks that have changed hands, or
+        clear those that it hands out. Of another connector's metadata the part that is ours."""
+        for one in (metadata, *getattr(metadata, "metadata", ())):
+            if isinstance(one, StepMetadata) and one is not self._begun:
+                self._begun = one
+                self.worker_side.copies.begin_step(one.orders)
+
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
-        """Before the forward, which may overwrite blocks that have changed hands."""
-        self.worker_side.copies.begin_step(kv_connector_metadata.orders)
+        """Where the worker is not ours, the first that is heard of a step. Model Runner V2 calls
+        this when it has cleared new blocks."""
+        self.begin_copies(kv_connector_metadata)
 
     def build_connector_worker_meta(self) -> Report | None:
         return self.worker_side.copies.report()

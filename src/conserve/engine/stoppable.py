@@ -14,8 +14,9 @@ from conserve.engine.unwind import Unwinding, UnwindV1, UnwindV2
 
 
 class StoppableSteps:
-    """What our workers put around the two calls of vLLM's that make a step: a stopped one ends
-    without sampling, in a `StoppedOutput`, and each says when the device was done with it. A
+    """What our workers put around the two calls of vLLM's that make a step: its copies begin before
+    it, a stopped one ends without sampling, in a `StoppedOutput`, and each says when the device was
+    done with it. A
     pooling model's step ends with the first call. Without `unwinding` none is stopped."""
 
     def __init__(
@@ -24,8 +25,10 @@ class StoppableSteps:
         clock: StepClock | None = None,
         *,
         is_pooling: bool = False,
+        begin_copies: Callable[[Any], None] | None = None,
     ) -> None:
         self.unwinding = unwinding
+        self._begin_copies = begin_copies
         self._clock = clock or StepClock()
         self._is_pooling = is_pooling
         self._request_ids: list[str] = []
@@ -38,13 +41,18 @@ class StoppableSteps:
             return cls()
         clock, config = ours.worker_side.clock, worker.vllm_config
         is_pooling = config.model_config.runner_type == "pooling"
+        unwinding: Unwinding
         if config.use_v2_model_runner:
-            return cls(UnwindV2(worker.model_runner), clock, is_pooling=is_pooling)
-        unwinding = UnwindV1(worker.model_runner, config.model_config)
-        return cls(unwinding, clock, is_pooling=is_pooling)
+            unwinding = UnwindV2(worker.model_runner)
+        else:
+            unwinding = UnwindV1(worker.model_runner, config.model_config)
+        return cls(unwinding, clock, is_pooling=is_pooling, begin_copies=ours.begin_copies)
 
     def execute(self, execute_model: Callable[[Any], Any], scheduler_output: Any) -> Any:
-        """Call vLLM's `execute_model`; None after a stop, as before sampling."""
+        """Call vLLM's `execute_model`, behind the step's copies; None after a stop, as before
+        sampling."""
+        if self._begin_copies is not None:
+            self._begin_copies(scheduler_output.kv_connector_metadata)
         if self.unwinding is None:
             return execute_model(scheduler_output)
         self.unwinding.layers_done = None

@@ -111,8 +111,8 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
     reasons = (
         (settings.checkpoint == "off", "switched off (checkpoint: off)"),
         (
-            kv_cache_config.needs_kv_cache_zeroing and vllm_config.use_v2_model_runner,
-            "vLLM clears new blocks before copies out of them can be waited for",
+            kv_cache_config.needs_kv_cache_zeroing and not _is_ours(parallel.worker_cls),
+            "vLLM clears new blocks, and the worker class is not ours: no copy comes before that",
         ),
         (not groups, "the model keeps no KV"),
         (
@@ -127,6 +127,10 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
         (parallel.prefill_context_parallel_size > 1, "context parallelism is not covered"),
     )
     return next((reason for holds, reason in reasons if holds), "")
+
+
+def _is_ours(worker_class: Any) -> bool:
+    return str(worker_class).startswith("conserve.")
 
 
 def _is_plain(spec: Any) -> bool:
