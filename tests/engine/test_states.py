@@ -28,6 +28,7 @@ from tests.engine.copies import ForeignCopyError
 from tests.engine.device import VOCABULARY, Device, StaleReadError
 from tests.engine.engine import Engine, make_request, make_scheduler
 from tests.engine.test_checkpoints import FAST, SLOT_BYTES, run_bursts, totals_of, worker_half
+from tests.engine.test_tight import LENGTHS, MOST_TOKENS, run_tight
 
 pytestmark = pytest.mark.engine
 
@@ -45,6 +46,8 @@ MODELS = {
 """Like Mamba, Granite 4, Qwen3-Next; for prefix caching vLLM keeps states at the ends of blocks."""
 NUM_BLOCKS = {FULL: 26, SLIDING: 26, AT_ENDS: 5, ONCE: 3}
 """In all, for the requests of a burst to be short of them."""
+TIGHT = {FULL: MOST_TOKENS // 4, AT_ENDS: 2, ONCE: 1}
+"""What one request takes, if it is the longest."""
 
 
 @pytest.fixture
@@ -56,6 +59,7 @@ def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
         depth: int = 1,
         *,
         plenty: int = 1,
+        num_blocks: int = 0,
         num_slots: int = 2048,
         bytes_per_s: float = FAST,
         mode: str = "incremental",
@@ -73,7 +77,7 @@ def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
             tmp_path,
             settings=settings,
             async_scheduling=depth > 1,
-            num_blocks=1 + plenty * sum(NUM_BLOCKS[group] for group in groups),
+            num_blocks=num_blocks or 1 + plenty * sum(NUM_BLOCKS[group] for group in groups),
             groups=groups,
             **options,
         )
@@ -163,6 +167,24 @@ def test_whatever_becomes_of_the_copies(
     }
     for seed in range(2):
         run_bursts(make_engine(groups, **options[mode]), seed)
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+@pytest.mark.parametrize("name", ["hybrid", "hybrid, at the ends of blocks"])
+def test_nobody_waits_for_ever_where_memory_holds_one_request(
+    make_engine: MakeEngine, name: str, depth: int
+) -> None:
+    groups = MODELS[name]
+    for seed in range(2):
+        engine = make_engine(
+            groups,
+            depth,
+            num_blocks=1 + sum(TIGHT[group] for group in groups),
+            pace=1 + seed,
+            max_num_seqs=2,
+            max_step_tokens=64,
+        )
+        run_tight(engine, seed, lengths=LENGTHS["a block less"], most_steps=2500)
 
 
 # What is kept of a state
