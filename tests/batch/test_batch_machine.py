@@ -102,7 +102,8 @@ class BatchLife(RuleBasedStateMachine):
         self.do(self.stores.prepare())
         self.do(self.forget_earlier_examples())
         served = Served(asgi_executor(FakeModel().app), self.clock)
-        self.intake = Intake(self.stores.jobs, self.stores.contents, served, config)
+        stores = self.stores
+        self.intake = Intake(stores.jobs, stores.contents, stores.lengths, served, config)
         self.assembly = Assembly(self.stores.jobs, self.stores.files)
         for _ in range(2):
             self.add_worker()

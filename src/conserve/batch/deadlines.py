@@ -21,8 +21,8 @@ RISK_SLACK_S = 60.0
 # served. Comparing it exactly would make two batches take turns, to the good of neither.
 BAND_FACTOR = 4.0
 FIRST_BAND_S = 600.0
-# Lines after which a batch is judged by its own mean instead of the estimate.
-MEASURED_LINES = 20
+# An estimate counts as so many lines that have ended, beside those that have.
+ESTIMATE_LINES = 20
 
 LiveDeadlineState = Literal["unknown", "on_track", "at_risk", "will_miss"]
 
@@ -51,15 +51,18 @@ class BatchView:
 
 
 def view_of(batch: LiveBatch) -> BatchView:
-    """Remaining work by the batch's own mean once it has shown one, by the estimate before."""
+    """Remaining work by what the batch's lines came to, and the less the more of them have ended by
+    what was expected of them."""
     num_done = batch.completed + batch.failed
     left = batch.total - num_done
     if batch.status in (Status.CANCELLING, Status.FINALIZING) or batch.expiring:
         remaining = 0.0
-    elif num_done >= MEASURED_LINES:
-        remaining = (batch.input_tokens + batch.output_tokens) / num_done * left
+    elif batch.total:
+        expected = ESTIMATE_LINES * batch.estimated_tokens / batch.total
+        came_to = batch.input_tokens + batch.output_tokens
+        remaining = left * (expected + came_to) / (ESTIMATE_LINES + num_done)
     else:
-        remaining = batch.estimated_tokens * (left / batch.total if batch.total else 1.0)
+        remaining = float(batch.estimated_tokens)
     return BatchView(
         batch.id,
         batch.created_at,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from conserve.batch.contents import FileContents
 from conserve.batch.job_store import JobStore
+from conserve.batch.length_store import LengthStore
 from conserve.batch.records import BatchRecord
 from conserve.batch.rules import Rules
 from conserve.batch.served import Served
@@ -18,9 +19,15 @@ class Intake:
     """Runs in turns with the event loop: no slice of work is longer than one chunk of the file."""
 
     def __init__(
-        self, jobs: JobStore, contents: FileContents, served: Served, settings: BatchSettings
+        self,
+        jobs: JobStore,
+        contents: FileContents,
+        lengths: LengthStore,
+        served: Served,
+        settings: BatchSettings,
     ) -> None:
         self._jobs = jobs
+        self._lengths = lengths
         self._contents = contents
         self._served = served
         self._settings = settings
@@ -30,7 +37,7 @@ class Intake:
 
         Raises LeaseLostError when the batch is cancelled meanwhile or taken over.
         """
-        rules = await self._rules(batch.endpoint)
+        rules = await self._rules(batch)
         await self._jobs.clear_lines(batch)
         validation = Validation(rules)
         try:
@@ -44,13 +51,15 @@ class Intake:
         else:
             await self._jobs.accept(batch, validation)
 
-    async def _rules(self, endpoint: str) -> Rules:
+    async def _rules(self, batch: BatchRecord) -> Rules:
+        mean = await self._lengths.expected(batch.tenant, batch.endpoint, batch.model)
         return Rules(
-            endpoint=endpoint,
+            endpoint=batch.endpoint,
             models=await self._served.models(),
             max_lines=self._settings.max_lines,
             max_line_bytes=self._settings.max_line_bytes,
             default_output_tokens=self._settings.default_output_tokens,
+            mean_output_tokens=mean,
         )
 
     async def _index(self, batch: BatchRecord, validation: Validation) -> None:

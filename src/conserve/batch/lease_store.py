@@ -18,7 +18,7 @@ from conserve.batch.database import Database
 from conserve.batch.lifecycle import LineState, Status
 from conserve.batch.outcome import Outcome, Postponed, Result, Tokens
 from conserve.batch.records import SUSPECT_LOSSES, Line
-from conserve.batch.schema import LOST_LINES, batches, is_live, lines, of_models, results
+from conserve.batch.schema import batches, is_live, lines, of_models, results
 from conserve.batch.share_store import ShareStore
 from conserve.batch.worker_store import hold_worker
 
@@ -97,7 +97,7 @@ class LeaseStore:
     async def suspected(self, max_losses: int, models: Collection[str] | None = None) -> set[str]:
         """Those of them with a line that is to be run alone."""
         now = self._clock()
-        found = _claimable(now, max_losses, *_is_suspect()).with_hint(lines, *LOST_LINES)
+        found = _claimable(now, max_losses, *_is_suspect())
         return await self._open_batches(now, models, batches.c.id.in_(found))
 
     async def _open_batches(

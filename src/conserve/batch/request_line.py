@@ -9,6 +9,7 @@ that line's error and no other's.
 from __future__ import annotations
 
 import codecs
+import math
 from typing import Any
 
 import msgspec
@@ -120,11 +121,17 @@ def check_body(body: Body, endpoint: str) -> None:
 
 
 def output_tokens(body: Body, rules: Rules, limits: ModelLimits) -> int:
-    """How many the line is expected to take: what it asks for, as far as that can be."""
+    """How many the line is expected to take: what lines like it came to, and at most what it asks
+    for and what can be."""
     if rules.endpoint in WITHOUT_OUTPUT:
         return 0
     asked = (body.max_completion_tokens, body.max_output_tokens, body.max_tokens)
-    wanted = next(filter(None, map(_whole_number, asked)), rules.default_output_tokens)
+    wanted = next(filter(None, map(_whole_number, asked)), None)
+    if rules.mean_output_tokens is not None:
+        mean = math.ceil(rules.mean_output_tokens)
+        wanted = mean if wanted is None else min(mean, wanted)
+    elif wanted is None:
+        wanted = rules.default_output_tokens
     each = min(wanted, limits.max_model_len or MAX_OUTPUT_TOKENS)
     return each * min(_whole_number(body.n) or 1, MAX_N)
 

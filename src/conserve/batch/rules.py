@@ -25,7 +25,8 @@ class ModelLimits:
 class Rules:
     """What a file must be: where its lines go, which models are there, and how much is allowed.
 
-    `models` is None when the server names none; then any model passes.
+    `models` is None when the server names none; then any model passes. `mean_output_tokens` is
+    what lines like these came to, where that is known: one takes so much, or less if it says so.
     """
 
     endpoint: str
@@ -33,3 +34,4 @@ class Rules:
     max_lines: int = MAX_LINES
     max_line_bytes: int = MAX_LINE_BYTES
     default_output_tokens: int = OUTPUT_TOKENS
+    mean_output_tokens: float | None = None

@@ -154,10 +154,6 @@ lines = Table(
     Index("ix_lines_lost", "batch_id", "line_no", **_where("losses > 0")),
 )
 
-# Hints. SQLite, which does not know how few lines these indexes hold, would read all lines.
-LEASED_LINES = ("INDEXED BY ix_lines_leased", "sqlite")
-LOST_LINES = ("INDEXED BY ix_lines_lost", "sqlite")
-
 results = Table(
     "results",
     metadata,

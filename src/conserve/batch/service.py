@@ -51,7 +51,9 @@ class BatchService:
         self._worker = Worker(
             self.stores,
             settings,
-            Intake(self.stores.jobs, self.stores.contents, self._served, settings),
+            Intake(
+                self.stores.jobs, self.stores.contents, self.stores.lengths, self._served, settings
+            ),
             Assembly(self.stores.jobs, self.stores.files),
             self._served,
             lambda worker_id: Dispatcher(
@@ -128,7 +130,9 @@ class BatchService:
         source = await self.stores.batches.input_file(tenant, request)
         model = await self._model_of(request.input_file_id)
         harvest = await self.stores.harvest.recent()
-        output_tokens = harvest.mean_output_tokens or self.settings.default_output_tokens
+        output_tokens = await self.stores.lengths.expected(tenant, request.endpoint, model)
+        if output_tokens is None:
+            output_tokens = harvest.mean_output_tokens or self.settings.default_output_tokens
         tokens = source.bytes / BYTES_PER_TOKEN + source.num_lines * output_tokens
         if request.strict_deadline:
             await self._refuse_infeasible(tenant, request, model, tokens, harvest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from sqlalchemy import func, select, update
@@ -9,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
 from conserve.batch.outcome import Result
-from conserve.batch.schema import LEASED_LINES, batches, lines, shares
+from conserve.batch.schema import batches, lines, shares
 from conserve.batch.shares import Standing
 
 
@@ -21,12 +22,16 @@ class ShareStore:
         self._share_of = share_of
 
     async def standing(self) -> Standing:
+        # As the index of leased lines is sorted; by batch alone, SQLite would read all lines.
         query = select(lines.c.batch_id, func.count()).where(lines.c.owner.is_not(None))
-        running = query.group_by(lines.c.batch_id).with_hint(lines, *LEASED_LINES)
+        running = query.group_by(lines.c.owner, lines.c.batch_id)
         async with self._database.read() as connection:
             served = (await connection.execute(select(shares.c.tenant, shares.c.served))).all()
-            num_running = (await connection.execute(running)).all()
-        return Standing(dict(map(tuple, served)), dict(map(tuple, num_running)), self._share_of)
+            rows = (await connection.execute(running)).all()
+        num_running = Counter[str]()
+        for batch_id, count in rows:
+            num_running[batch_id] += count
+        return Standing(dict(map(tuple, served)), num_running, self._share_of)
 
     async def charge(
         self, connection: AsyncConnection, batch_id: str, done: Iterable[Result]

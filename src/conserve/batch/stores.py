@@ -17,6 +17,7 @@ from conserve.batch.file_store import FileStore
 from conserve.batch.harvest_store import HarvestStore
 from conserve.batch.job_store import JobStore
 from conserve.batch.lease_store import LeaseStore
+from conserve.batch.length_store import LengthStore
 from conserve.batch.lookout import Lookout
 from conserve.batch.owner_limits import Limits
 from conserve.batch.owner_store import OwnerStore
@@ -51,6 +52,7 @@ class Stores:
         self.ended = EndedStore(self.database)
         self.owners = OwnerStore(self.database, self.files)
         self.harvest = HarvestStore(self.database, clock)
+        self.lengths = LengthStore(self.database)
         self.lookout = Lookout(self.batches, self.harvest, self.shares)
         self._prepared = False
         self._preparing = asyncio.Lock()
