@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client.parser import text_string_to_metric_families
 
 Load = Mapping[str, float]
-"""Name of a series -> its value, of one replica."""
+"""Name of a series, or name{class=...} -> its value, of one replica."""
 WAITING, RUNNING = "vllm:num_requests_waiting", "vllm:num_requests_running"
 KV_USAGE = "vllm:kv_cache_usage_perc"
 """What llm-d-router's core-metrics-extractor reads by default of an engine `vllm` (extractor/
@@ -20,12 +20,14 @@ same three."""
 
 
 def scrape(text: str, engine: str) -> Load:
-    """What a reader finds of one replica; of series with further labels the sum."""
+    """What a reader finds of one replica; without its label, the sum over a series' classes."""
     load: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.labels.get("engine") == engine:
                 load[sample.name] = load.get(sample.name, 0.0) + sample.value
+                if found := sample.labels.get("class"):
+                    load[f"{sample.name}{{class={found}}}"] = sample.value
     return load
 
 
@@ -43,9 +45,9 @@ def fewest_of(name: str) -> Callable[[Mapping[str, Load]], dict[str, float]]:
     return scores
 
 
-def kv_scores(replicas: Mapping[str, Load]) -> dict[str, float]:
+def kv_scores(replicas: Mapping[str, Load], usage: str = KV_USAGE) -> dict[str, float]:
     """llm-d-router, scorer/kvcacheutilization/kvcache_utilization.go: what is not used."""
-    return {name: 1.0 - load[KV_USAGE] for name, load in replicas.items()}
+    return {name: 1.0 - load[usage] for name, load in replicas.items()}
 
 
 def load_aware_scores(replicas: Mapping[str, Load], threshold: float = 128) -> dict[str, float]:
@@ -57,9 +59,10 @@ def load_aware_scores(replicas: Mapping[str, Load], threshold: float = 128) -> d
     }
 
 
-def picked(replicas: Mapping[str, Load]) -> str:
-    """The endpoint picker's choice by load: both scorers weigh 2 in its default profile."""
-    queue, memory = fewest_of(WAITING)(replicas), kv_scores(replicas)
+def picked(replicas: Mapping[str, Load], waiting: str = WAITING, usage: str = KV_USAGE) -> str:
+    """The endpoint picker's choice by load: both scorers weigh 2 in its default profile. The names
+    of what they read are its `engineConfigs`."""
+    queue, memory = fewest_of(waiting)(replicas), kv_scores(replicas, usage)
     return max(replicas, key=lambda name: 2 * queue[name] + 2 * memory[name])
 
 

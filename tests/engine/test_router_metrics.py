@@ -147,6 +147,18 @@ def test_an_endpoint_picker_ranks_by_online_load(
     assert (by_queue[HARVESTER] < by_queue[CHATTER]) == (reading == "all")
 
 
+def test_a_picker_may_read_our_own_series(replicas: dict[str, routers.Load]) -> None:
+    """As docs/fleet.md has them for an engine of its own name: whatever vLLM's count."""
+    page = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
+    waiting, usage = (
+        "conserve:waiting_requests{class=online}",
+        "conserve:kv_usage_ratio{class=online}",
+    )
+    assert f"queuedRequestsSpec: '{waiting}'" in page
+    assert f"kvUsageSpec: '{usage}'" in page
+    assert routers.picked(replicas, waiting, usage) == HARVESTER
+
+
 def test_nobody_takes_a_harvest_for_saturation(
     replicas: dict[str, routers.Load], reading: str
 ) -> None:
@@ -163,7 +175,7 @@ def test_gates_of_offline_work_close_where_no_more_is_taken(
     budget = "conserve:harvest_budget_ratio"
     assert routers.queried_budget(replicas[HARVESTER][budget]) < 0.05
     assert routers.queried_budget(replicas[CHATTER][budget]) > 0.05
-    waiting = "conserve:waiting_requests"
+    waiting = "conserve:waiting_requests{class=offline}"
     assert routers.scraped_budget(replicas[HARVESTER], waiting, max_count=16) == 0
     assert routers.scraped_budget(replicas[CHATTER], waiting, max_count=16) == 1
 
