@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from conserve.bench import machine, runner
+from conserve.bench import load, machine, runner
 from conserve.bench import plan as bench_plan
 from conserve.bench.arms import Arm
+from conserve.bench.load import Job
 from conserve.bench.plan import Plan, fit_to_machine
 from conserve.bench.report.figures import figures_of
 from conserve.bench.runner import Runner
@@ -108,6 +109,32 @@ def test_arms_are_interleaved_and_every_run_is_stored(model: Path, tmp_path: Pat
         assert not any(r.failed for r in stored.records)
         assert "conserve:stopped_steps_total" in stored.counters_end
     assert str(tmp_path) not in (tmp_path / "out" / "run.json").read_text()
+
+
+@pytest.mark.usefixtures("dying")
+def test_arms_that_start_alike_may_take_turns_on_one_server(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are sent different texts: the second would find the first one's in the prefix cache."""
+    texts: list[str] = []
+    start = load.start
+
+    def noted(job: Job, log: Path) -> Any:
+        texts.append(job.text)
+        return start(job, log)
+
+    monkeypatch.setattr(load, "start", noted)
+    wanted = plan(
+        model, tmp_path / "out", arms=["online-only", "fcfs", "conserve-batch"], seeds=[1]
+    )
+    _, said = run(replace(wanted, share_servers=True))
+    assert [line for line in said if "starting" in line] == [
+        "online-only and fcfs, seed 1: starting their server",
+        "conserve-batch, seed 1: starting its server",
+    ]
+    stored = {run.key.arm for run in ResultFolder(tmp_path / "out").runs()}
+    assert stored == {"online-only", "fcfs", "conserve-batch"}
+    assert len(set(texts)) == len(texts) == 3
 
 
 @pytest.mark.usefixtures("dying")

@@ -28,6 +28,9 @@ class Plan:
     """traces: paths by the names the scenario uses. scale: the machine's; the scenario is fitted
     to it. speed: what it was worked out from, if it was measured.
 
+    share_servers: arms whose servers are started alike take turns on one, which saves its start.
+    They are then sent different texts of the same lengths.
+
     cpu_dtype: what models are served in where there is no accelerator. vLLM by itself takes the
     model's own, however slow that is.
     """
@@ -41,6 +44,7 @@ class Plan:
     cpu_dtype: str = "bfloat16"
     scale: float = 1.0
     speed: Speed | None = None
+    share_servers: bool = False
 
     def every_server_args(self) -> list[str]:
         """What each arm's server gets."""

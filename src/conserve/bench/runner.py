@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
 from conserve.bench import load, machine
@@ -48,9 +49,18 @@ class Runner:
         for index, seed in enumerate(self._plan.scenario.seeds):
             # Another arm begins each round, so that drift of the machine favours none.
             first = index % len(self._arms)
-            for arm in self._arms[first:] + self._arms[:first]:
-                self._round(arm, seed)
+            for arms in self._on_one_server(self._arms[first:] + self._arms[:first]):
+                self._round(arms, seed)
         return self._failures
+
+    def _on_one_server(self, arms: list[Arm]) -> list[list[Arm]]:
+        """Neighbours whose servers are started alike take turns on one, where the plan says so."""
+        if not self._plan.share_servers:
+            return [[arm] for arm in arms]
+        return [list(alike) for _, alike in groupby(arms, self._start)]
+
+    def _start(self, arm: Arm) -> tuple[list[str], dict[str, str]]:
+        return self._command(arm, 0, Path("DATA")), self._environment(arm)
 
     def _describe(self) -> None:
         """Write run.json, or see that the folder's is of the same benchmark."""
@@ -102,18 +112,27 @@ class Runner:
             found["CONSERVE_BATCH_MAX_IN_FLIGHT"] = str(offline.in_flight)
         return found
 
-    def _round(self, arm: Arm, seed: int) -> None:
-        """All points of one arm and one seed, on one fresh server."""
-        points = points_of(self._plan.scenario)
-        keys = [RunKey(point.name if point else WHOLE, arm.name, seed) for point in points]
-        left = [
-            (key, self._plan.scenario.at(point))
-            for key, point in zip(keys, points, strict=True)
+    def _left(self, arms: list[Arm], seed: int) -> list[tuple[Arm, RunKey, Scenario]]:
+        """What the folder does not hold yet of all points of these arms."""
+        runs = [
+            (arm, RunKey(point.name if point else WHOLE, arm.name, seed), point)
+            for arm in arms
+            for point in points_of(self._plan.scenario)
+        ]
+        return [
+            (arm, key, self._plan.scenario.at(point))
+            for arm, key, point in runs
             if not self._folder.has(key)
         ]
+
+    def _round(self, arms: list[Arm], seed: int) -> None:
+        """All points of these arms and one seed, on one fresh server."""
+        left = self._left(arms, seed)
         if not left:
             return
-        self._say(f"{arm.name}, seed {seed}: starting its server")
+        arm = arms[0]
+        names = " and ".join(arm.name for arm in arms)
+        self._say(f"{names}, seed {seed}: starting {'its' if len(arms) == 1 else 'their'} server")
         port = free_port()
         log = self._folder.log_path(arm.name, seed)
         environment = machine.server_environment(self._plan.model) | self._environment(arm)
@@ -125,11 +144,11 @@ class Runner:
                 self._say(f"  ready in {server.wait_until_healthy():.0f} s")
                 speed, warm_up = machine.probe_gflops(), True
                 while left:
-                    self._one(arm, *left[0], server, warm_up=warm_up, probe_gflops=speed)
+                    self._one(*left[0], server, warm_up=warm_up, probe_gflops=speed)
                     left.pop(0)
                     warm_up = False
         except ServerDiedError as error:
-            for key, _ in left:
+            for _, key, _ in left:
                 self._fail(key, str(error))
 
     def _one(
@@ -151,7 +170,7 @@ class Runner:
             model=self._plan.model,
             scenario=scenario.model_dump(mode="json"),
             seed=key.seed,
-            text=f"{key.point}/{key.seed}",
+            text=self._text_of(key),
             traces={name: str(path) for name, path in self._plan.traces.items()},
             online=arm.online,
             offline=arm.offline,
@@ -169,6 +188,12 @@ class Runner:
             return
         partial.rename(final)
         self._say(f"  {key}: {_in_short(self._folder.run(key), scenario)}")
+
+    def _text_of(self, key: RunKey) -> str:
+        """Every arm is sent the same text, but for arms of one server: the second would find the
+        first one's in the prefix cache."""
+        arm = f"/{key.arm}" if self._plan.share_servers else ""
+        return f"{key.point}/{key.seed}{arm}"
 
     def _fail(self, key: RunKey, why: str) -> None:
         self._failures[key] = why
