@@ -22,16 +22,6 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama-2-7b": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-        "rope_theta": 10000.0,
-    },
     "llama-3.1-8b": {
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -53,8 +43,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 10000.0,
     },
 }
-"""As config.json of meta-llama/Llama-2-7b-hf and meta-llama/Llama-3.1-8B have them (the latter
-without its RoPE scaling, which costs nothing), and one small enough for a CPU."""
+"""As config.json of meta-llama/Llama-3.1-8B has it (without its RoPE scaling, which costs nothing),
+and one small enough for a CPU."""
 
 
 def write_shape(name: str, folder: Path, dtype: str = "bfloat16") -> Path:

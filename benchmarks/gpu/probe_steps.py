@@ -13,21 +13,31 @@ from conserve.core.latency import StepShape
 
 CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 CONTEXTS = (0, 1024, 2048, 4096, 8192, 16384, 32768)
+DECODE_CONTEXTS = (128, 1024, 4096)
 DECODES = (1, 4, 16, 64, 128, 256)
-REPEATS = 3
+REPEATS = 2
 HELD_OUT = 4
 """Every so many samples one is kept from the fit and tells its error."""
 
 Sample = tuple[StepShape, float]
 
 
-def measure(probe: Probe) -> dict[str, Any]:
+def learn(probe: Probe) -> None:
+    """Let the engine know what steps take here, from a second or two of them."""
     samples: list[Sample] = []
     for _ in range(3):
         probe.drop([probe.prefill(min(64, probe.most_tokens))])
+    for _ in range(2):
+        _prefills(probe, samples, CONTEXTS[:2])
+        _decodes(probe, samples, (128,))
+    _model(probe, samples)
+
+
+def measure(probe: Probe) -> dict[str, Any]:
+    samples: list[Sample] = []
     for _ in range(REPEATS):
-        _prefills(probe, samples)
-        _decodes(probe, samples)
+        _prefills(probe, samples, CONTEXTS)
+        _decodes(probe, samples, DECODE_CONTEXTS)
     rows = [
         [s.num_tokens, s.attention_pairs, s.num_decodes, s.decode_context, seconds]
         for s, seconds in samples
@@ -41,9 +51,9 @@ def _sample(probe: Probe, samples: list[Sample], grants: dict[str, int]) -> None
         samples.append(sample)
 
 
-def _prefills(probe: Probe, samples: list[Sample]) -> None:
+def _prefills(probe: Probe, samples: list[Sample], contexts: tuple[int, ...]) -> None:
     """Chunks of every size, one after another from each context on."""
-    for context in CONTEXTS:
+    for context in contexts:
         length = min(context + sum(CHUNKS), probe.longest)
         if context >= length or probe.is_late:
             return
@@ -55,10 +65,10 @@ def _prefills(probe: Probe, samples: list[Sample]) -> None:
         probe.drop([name])
 
 
-def _decodes(probe: Probe, samples: list[Sample]) -> None:
+def _decodes(probe: Probe, samples: list[Sample], contexts: tuple[int, ...]) -> None:
     scheduler = probe.scheduler
     room = scheduler.cache_config.num_gpu_blocks * scheduler.block_size
-    for context in (128, 1024, 4096):
+    for context in contexts:
         residents: list[str] = []
         for count in DECODES:
             fits = count * (context + 64) < 0.9 * room and count < scheduler.max_num_running_reqs
@@ -86,29 +96,24 @@ def _model(probe: Probe, samples: list[Sample]) -> dict[str, Any]:
     probe.scheduler.experience.recalibrator = type(recalibrator)(
         model, mean_relative_error(model, told)
     )
-    _write_profile(probe, asdict(model))
     return {
         "model": asdict(model),
+        "machine": _machine(probe),
         "mean_error": mean_relative_error(model, told),
         "mean_error_held_out": mean_relative_error(model, kept),
         "median_step_s": statistics.median(seconds for _, seconds in samples),
     }
 
 
-def _write_profile(probe: Probe, model: dict[str, float]) -> None:
-    """A file for `conserve sim run --profile`. The host link is in copies.json."""
+def _machine(probe: Probe) -> dict[str, int]:
+    """Of the simulator's Machine, what an engine can tell of itself."""
     engine, config = probe.describe(), probe.scheduler.vllm_config.model_config
     kv_bytes = 2 * probe.num_layers * config.get_total_num_kv_heads() * config.get_head_size()
-    kv_bytes *= config.dtype.itemsize
-    machine = {
+    return {
         "num_blocks": engine["num_blocks"],
         "block_size": engine["block_size"],
         "max_running": engine["max_num_seqs"],
         "max_step_tokens": engine["max_step_tokens"],
         "num_layers": engine["num_layers"],
-        "kv_bytes_per_token": kv_bytes,
+        "kv_bytes_per_token": kv_bytes * config.dtype.itemsize,
     }
-    lines = ['about = "measured by benchmarks/gpu"', "", "[machine]"]
-    lines += [f"{name} = {value}" for name, value in machine.items()]
-    lines += ["", "[cost]", *(f"{name} = {value!r}" for name, value in model.items())]
-    (probe.folder / "profile.toml").write_text("\n".join(lines) + "\n")

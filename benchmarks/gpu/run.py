@@ -1,17 +1,17 @@
-"""Everything worth measuring on one GPU, stage by stage, within a budget of time.
+"""What is worth measuring on one GPU, in order of worth, within a budget of time.
 
-    python benchmarks/gpu/run.py --out out/gpu                       # all stages, 25 minutes
-    python benchmarks/gpu/run.py --out out/gpu --stages steps,overhead,response
-    python benchmarks/gpu/run.py --out out/tiny --tiny               # all stages on a CPU
+    python benchmarks/gpu/run.py --out out/gpu --budget-s 570 --bundle out/results.tar.gz
+    python benchmarks/gpu/run.py --out out/gpu --stages response,overhead,steps
+    python benchmarks/gpu/run.py --out out/tiny --tiny               # on a CPU
 
-Each stage writes its files at once; one whose files are there is not repeated, so the same command
-goes on where it stopped. See README.md beside this file.
+Each stage has a limit of its own, writes its files at once, and is bundled when it ends; one whose
+files are there is not repeated, so the same command goes on where it stopped. README.md beside this
+file says which commands fit into fifteen minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,39 +19,43 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
+import interpreter
 from models import write_shape
+from written import bundle, write_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CASES = [
-    ("v2", "async", True, "bfloat16"),
     ("v2", "async", True, "float32"),
+    ("v2", "async", True, "bfloat16"),
     ("v2", "sync", True, "float32"),
     ("v1", "async", True, "float32"),
-    ("v2", "async", False, "float32"),
-    ("v1", "sync", False, "float32"),
-    ("v1", "sync", True, "float32"),
-    ("v2", "sync", False, "float32"),
-    ("v1", "async", False, "float32"),
 ]
 """(runner, scheduling, CUDA graphs, data type) of same_output.py, the likeliest in service first.
 In bfloat16, with vLLM's own choice of attention, sums depend on who shares a step: as many texts
 must equal those given alone with stops as without."""
-ENGINE_PARTS = ("steps", "belief", "overhead", "response", "copies")
-LOAD_S = 120.0
-"""A guess at the longest an engine takes to load, compile and capture graphs."""
-ARMS = (
-    "online-only",
-    "fcfs",
-    "conserve",
-    "conserve-no-stop",
-    "priority",
-    "conserve-offline-only",
-    "conserve-offline-only-recompute",
-)
-"""The last two: what copying KV to the host costs."""
+ENGINE_PARTS = ("response", "overhead", "steps", "belief", "copies")
+START_S = 75.0
+"""What of the engine parts' limit is left to the engine's start."""
+LIMITS_S = {
+    "environment": 20.0,
+    "answers": 180.0,
+    "same-output": 100.0,
+    "engine": 215.0,
+    "conserve": 140.0,
+    "stock": 200.0,
+    "gentle": 120.0,
+}
+"""The longest each may take, start of its engine or server included."""
+ARMS = {
+    "conserve": ("conserve",),
+    "stock": ("online-only", "fcfs"),
+    "gentle": ("conserve-gentle",),
+}
+"""Stage -> the arms of one server each."""
 
 
 @dataclass
@@ -59,13 +63,16 @@ class Run:
     """What was asked for, and what is left of it."""
 
     out: Path
-    model: str
     tiny: bool
     deadline_s: float
-    traces: list[str] = field(default_factory=list)
+    bundle: Path | None = None
+    stretch: float = 1.0
+    """Every limit is multiplied by it."""
     engine_parts: list[str] = field(default_factory=list)
     """Of engine_probe.py, still to be measured."""
     notes: list[str] = field(default_factory=list)
+    took: dict[str, float] = field(default_factory=dict)
+    """Seconds each program took."""
 
     @property
     def left_s(self) -> float:
@@ -74,45 +81,77 @@ class Run:
     def say(self, text: str) -> None:
         print(f"[{self.left_s:5.0f} s left] {text}", flush=True)
 
-    def model_folder(self) -> Path:
-        dtype = "float32" if self.tiny else "bfloat16"
-        return write_shape(self.model, self.out / "models" / self.model, dtype)
+    @property
+    def tiny_flag(self) -> list[str]:
+        return ["--tiny"] if self.tiny else []
 
-    def call(self, name: str, command: list[str], most_s: float) -> bool:
-        """Run a command, its words into logs/NAME.log. Whether it ended well and in time."""
+    def model_folder(self) -> str:
+        name, dtype = ("tiny", "float32") if self.tiny else ("llama-3.1-8b", "bfloat16")
+        return str(write_shape(name, self.out / "models" / name, dtype))
+
+    def call(self, name: str, program: str, words: list[str], most_s: float) -> None:
+        self.call_beside({name: [program, *words]}, most_s)
+
+    def call_beside(self, programs: dict[str, list[str]], most_s: float) -> None:
+        """Run programs beside one another, the words of each into logs/NAME.log, no longer than
+        `most_s` or what is left."""
+        limit_s = min(self.stretch * most_s, self.left_s)
+        if limit_s < 5:
+            self.notes += [f"{name}: no time left" for name in programs]
+            return
+        started_s = time.monotonic()
+        running = {name: self._start(name, words) for name, words in programs.items()}
+        for name, process in running.items():
+            ended = _wait(process, started_s + limit_s)
+            self.took[name] = round(time.monotonic() - started_s, 1)
+            if ended != 0:
+                self.notes.append(f"{name}: {'over time' if ended is None else f'status {ended}'}")
+            self.say(f"{name}: {'done' if ended == 0 else 'NOT done'} in {self.took[name]:.0f} s")
+        self._keep()
+
+    def _start(self, name: str, words: list[str]) -> subprocess.Popen[bytes]:
         log = self.out / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        limit_s = min(most_s, self.left_s)
-        if limit_s < 5:
-            self.notes.append(f"{name}: no time left")
-            return False
-        started = time.monotonic()
         with log.open("ab") as out:
-            process = subprocess.Popen(
-                command,
-                env=os.environ | ({"OMP_NUM_THREADS": "1"} if self.tiny else {}),
+            return subprocess.Popen(
+                [sys.executable, str(HERE / words[0]), *words[1:]],
+                env=self._environment(),
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            ended = _wait(process, limit_s)
-        if ended != 0:
-            self.notes.append(f"{name}: {'over time' if ended is None else f'status {ended}'}")
-        self.say(
-            f"{name}: {'done' if ended == 0 else 'NOT done'} in {time.monotonic() - started:.0f} s"
-        )
-        return ended == 0
+
+    def _environment(self) -> dict[str, str]:
+        """What the caller has set stays."""
+        chosen = {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            # What the first start compiled and profiled, the next ones find.
+            "VLLM_CACHE_ROOT": str(self.out / "cache" / "vllm"),
+            "XDG_CACHE_HOME": str(self.out / "cache"),
+        }
+        if find_spec("flashinfer") is None:
+            chosen["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+        if self.tiny:
+            chosen["OMP_NUM_THREADS"] = "1"
+        return chosen | os.environ
+
+    def _keep(self) -> None:
+        """Nothing that a program wrote is lost if this one is ended next."""
+        write_json(self.out / "took.json", self.took)
+        if self.bundle:
+            bundle(self.out, self.bundle)
 
 
-def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
+def _wait(process: subprocess.Popen[bytes], until_s: float) -> int | None:
     """The status, or None where it was ended for being late, with its children."""
     try:
-        return process.wait(timeout=limit_s)
+        return process.wait(timeout=max(0.0, until_s - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.terminate()
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.wait()
@@ -130,10 +169,10 @@ def environment(run: Run) -> None:
         "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine.describe_machine(),
         "versions": machine.versions(),
-        "model": run.model,
         "nvidia_smi": _nvidia_smi(),
+        "flags": sys.argv[1:],
     }
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(path, found)
 
 
 def _nvidia_smi() -> str:
@@ -145,6 +184,36 @@ def _nvidia_smi() -> str:
         return "none"
 
 
+def answers(run: Run) -> None:
+    out = run.out / "answers.json"
+    if not out.is_file():
+        words = ["--model", run.model_folder(), "--out", str(out), *run.tiny_flag]
+        run.call("answers", "answers.py", words, LIMITS_S["answers"])
+
+
+def same_output(run: Run) -> None:
+    """All cases beside one another: none of them is timed, and each needs little of a GPU."""
+    folder = run.out / "same-output"
+    folder.mkdir(exist_ok=True)
+    programs = {}
+    for runner, scheduling, graphs, dtype in _cases(run):
+        name = f"{runner}-{scheduling}-{'graphs' if graphs else 'eager'}-{dtype}"
+        if (folder / f"{name}.json").is_file():
+            continue
+        words = ["same_output.py", "--runner", runner, "--scheduling", scheduling]
+        words += [*(["--graphs"] if graphs else []), *(["--rounds", "1"] if run.tiny else [])]
+        words += ["--dtype", dtype, "--out", str(folder / f"{name}.json")]
+        programs[f"same-output-{name}"] = words
+    run.call_beside(programs, LIMITS_S["same-output"])
+
+
+def _cases(run: Run) -> list[tuple[str, str, bool, str]]:
+    if not run.tiny:
+        return CASES
+    runner = "v2" if interpreter.is_there() else "v1"
+    return [(runner, "async", False, "float32")]
+
+
 def engine(run: Run) -> None:
     """All wanted parts of engine_probe.py whose files are missing, in one process: loading takes
     long."""
@@ -152,84 +221,38 @@ def engine(run: Run) -> None:
     run.engine_parts = []
     if not missing:
         return
-    most_s = min(run.left_s, 45.0 * len(missing) + LOAD_S if run.tiny else 420.0)
-    command = [sys.executable, str(HERE / "engine_probe.py"), "--parts", ",".join(missing)]
-    command += ["--model", str(run.model_folder()), "--out", str(run.out)]
-    command += ["--seconds", str(round(0.8 * (most_s - LOAD_S)))]
-    run.call("engine", [*command, *(["--tiny"] if run.tiny else [])], most_s)
+    most_s = min(run.left_s / run.stretch, LIMITS_S["engine"])
+    words = ["--parts", ",".join(missing), "--model", run.model_folder(), "--out", str(run.out)]
+    words += ["--seconds", str(round(max(20.0, 0.9 * (most_s - START_S)))), *run.tiny_flag]
+    run.call("engine", "engine_probe.py", words, most_s)
 
 
-def same_output(run: Run) -> None:
-    folder = run.out / "same-output"
-    folder.mkdir(exist_ok=True)
-    for runner, scheduling, graphs, dtype in CASES:
-        name = f"{runner}-{scheduling}-{'graphs' if graphs else 'eager'}-{dtype}"
-        out = folder / f"{name}.json"
-        if out.is_file() or (run.tiny and (graphs or not _can_run(runner))):
-            continue
-        command = [sys.executable, str(HERE / "same_output.py"), "--runner", runner]
-        command += ["--scheduling", scheduling, *(["--graphs"] if graphs else [])]
-        command += ["--dtype", dtype]
-        run.call(f"same-output-{name}", [*command, "--out", str(out)], 120)
-
-
-def _can_run(runner: str) -> bool:
-    from importlib.util import find_spec
-
-    return runner == "v1" or find_spec("triton") is not None
-
-
-def arms(run: Run, scenario: str, names: tuple[str, ...]) -> None:
-    """`conserve bench run`, which itself goes on where it stopped, one arm a call."""
-    file = HERE / "scenarios" / f"{_variant(run, scenario)}.toml"
-    traces = [word for word in run.traces if word.startswith(f"{scenario}=")]
-    if scenario == "azure-conv" and not run.tiny and not traces:
-        run.notes.append("azure-conv: give the trace with --trace azure-conv=PATH")
-        return
-    command = [sys.executable, "-c", "from conserve.cli.main import main; main()", "bench", "run"]
-    command += [str(file), "--model", str(run.model_folder()), "--seeds", "1"]
-    command += ["--out", str(run.out / scenario), "--server-arg=--load-format=dummy"]
-    # These scenarios are made for GPUs.
-    command += ["--scale", "1"]
-    command += [] if run.tiny else [word for trace in traces for word in ("--trace", trace)]
-    for arm in names[: 3 if run.tiny else None]:
-        if not list((run.out / scenario / "records").glob(f"*/{arm}.seed-*.jsonl.gz")):
-            run.call(f"{scenario}-{arm}", [*command, "--arms", arm], 200)
-
-
-def _variant(run: Run, scenario: str) -> str:
-    if run.tiny:
-        return "tiny"
-    return f"{scenario}-4k" if run.model == "llama-2-7b" else scenario
-
-
-def decision(run: Run) -> None:
-    out = run.out / "decision-time.json"
-    if not out.is_file():
-        script = str(ROOT / "benchmarks" / "decision_time.py")
-        quick = ["--backlog", "1000", "--calls", "5", "--repeats", "2"] if run.tiny else []
-        run.call("decision", [sys.executable, script, *quick, "--output", str(out)], 90)
+def arms(run: Run, stage: str) -> None:
+    """Some arms on every point of the load, on one server."""
+    out, scenario = run.out / "load", HERE / "scenarios" / f"{'tiny' if run.tiny else 'load'}.toml"
+    words = [str(scenario), "--arms", ",".join(ARMS[stage]), "--model", run.model_folder()]
+    run.call(stage, "arms.py", [*words, "--out", str(out), *run.tiny_flag], LIMITS_S[stage])
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "environment": environment,
-    **dict.fromkeys(ENGINE_PARTS, engine),
-    "burst": lambda run: arms(run, "burst", ARMS),
+    "answers": answers,
     "same-output": same_output,
-    "decision": decision,
-    "gamma": lambda run: arms(run, "gamma", ARMS[:3]),
-    "azure-conv": lambda run: arms(run, "azure-conv", ARMS[:3]),
+    **dict.fromkeys(ENGINE_PARTS, engine),
+    "conserve": lambda run: arms(run, "conserve"),
+    "stock": lambda run: arms(run, "stock"),
+    "gentle": lambda run: arms(run, "gentle"),
 }
-"""In order of priority."""
+"""In order of worth."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stages", default=",".join(STAGES), help="these only, with commas")
-    parser.add_argument("--model", default="llama-3.1-8b", help="or llama-2-7b")
-    parser.add_argument("--budget-s", type=float, default=1500.0)
-    parser.add_argument("--trace", action="append", default=[], help="azure-conv=PATH")
+    parser.add_argument("--budget-s", type=float, default=900.0)
+    parser.add_argument("--bundle", type=Path, help="all that was measured, after each stage anew")
+    parser.add_argument("--stretch", type=float, default=1.0, help="multiplies every limit")
     parser.add_argument("--tiny", action="store_true", help="a small random model, for a CPU")
     options = parser.parse_args()
     wanted = options.stages.split(",")
@@ -238,24 +261,18 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     run = Run(
         out=options.out.resolve(),
-        model="tiny" if options.tiny else options.model,
         tiny=options.tiny,
-        deadline_s=time.monotonic() + options.budget_s,
+        deadline_s=time.monotonic() + options.stretch * options.budget_s,
+        stretch=options.stretch,
+        bundle=options.bundle.resolve() if options.bundle else None,
         engine_parts=[part for part in ENGINE_PARTS if part in wanted],
-        traces=[_absolute(trace) for trace in options.trace],
     )
     for name, stage in STAGES.items():
         if name in wanted and run.left_s > 0:
-            run.say(f"stage {name}")
             stage(run)
     for note in run.notes:
         run.say(note)
     return 1 if run.notes else 0
-
-
-def _absolute(trace: str) -> str:
-    name, _, path = trace.partition("=")
-    return f"{name}={Path(path).resolve()}"
 
 
 if __name__ == "__main__":

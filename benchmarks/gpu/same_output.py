@@ -13,7 +13,6 @@ on purpose.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections import Counter, deque
@@ -21,9 +20,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import interpreter
 from models import write_random_llama
+from written import write_json
 
-NUM_ROUNDS, NUM_REQUESTS, NUM_OUTPUT = 3, 10, 12
+NUM_REQUESTS, NUM_OUTPUT = 10, 12
 STEPS_BETWEEN = 8
 """From one online request to the next."""
 STOP_CHANCE = 0.25
@@ -41,30 +42,7 @@ def set_environment(runner: str, *, on_cpu: bool) -> None:
         "VLLM_USE_V2_MODEL_RUNNER": "1" if runner == "v2" else "0",
     }
     if runner == "v2" and on_cpu:
-        _interpret_triton()
-
-
-def _interpret_triton() -> None:
-    """Let vLLM find Triton usable on a CPU."""
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton.backends as found
-
-    driver = type("Driver", (), {"is_active": staticmethod(lambda: True)})
-    found.backends.clear()
-    found.backends["cpu"] = found.Backend(compiler=None, driver=driver)
-
-
-def _keep_async_on() -> None:
-    """vLLM turns asynchronous scheduling off on CPUs, where its code runs none the less."""
-    from vllm.platforms import current_platform
-
-    check = current_platform.check_and_update_config
-
-    def checked(config: Any) -> None:
-        check(config)
-        config.scheduler_config.async_scheduling = True
-
-    type(current_platform).check_and_update_config = staticmethod(checked)
+        interpreter.interpret_triton()
 
 
 def build(options: argparse.Namespace, folder: Path) -> Any:
@@ -74,7 +52,9 @@ def build(options: argparse.Namespace, folder: Path) -> Any:
     from conserve.engine.settings import EngineSettings
 
     settings = EngineSettings(profile_seconds=0, stop="eager", stop_response_s=1e-6)
-    graphs = {"max_cudagraph_capture_size": 64} if options.graphs else {"enforce_eager": True}
+    graphs: dict[str, Any] = {"enforce_eager": True}
+    if options.graphs:
+        graphs = {"compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 16, 64]}}
     return LLM(
         str(folder),
         skip_tokenizer_init=True,
@@ -83,6 +63,8 @@ def build(options: argparse.Namespace, folder: Path) -> Any:
         max_num_seqs=3,
         dtype=options.dtype,
         kv_cache_memory_bytes=1 << 25,
+        # Several of these may share a GPU.
+        gpu_memory_utilization=0.1,
         async_scheduling=options.scheduling == "async",
         **graphs,
         **vllm_arguments(settings),
@@ -161,7 +143,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     set_environment(options.runner, on_cpu=on_cpu)
     write_random_llama(folder, dtype=options.dtype)
     if on_cpu and options.scheduling == "async":
-        _keep_async_on()
+        interpreter.keep_async_on()
     llm = build(options, folder)
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
@@ -185,7 +167,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return stop
 
     same = {"alone": 0, "together": 0, "of": 0}
-    for _ in range(NUM_ROUNDS):
+    for _ in range(options.rounds):
         texts = texts_of(rng)
         found = []
         safepoints._decide = never
@@ -222,12 +204,13 @@ def main() -> None:
     parser.add_argument("--graphs", action="store_true")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--careless", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = run(options, Path(folder))
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(options.out, found)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import AsyncIterator, Callable, Coroutine
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +111,17 @@ def model(tmp_path: Path) -> Path:
     vocabulary = {word: index for index, word in enumerate(words)}
     Tokenizer(WordLevel(vocabulary, unk_token="no")).save(str(folder / "tokenizer.json"))
     return folder
+
+
+GPU_SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports a script of benchmarks/gpu by its name."""
+    monkeypatch.syspath_prepend(str(GPU_SCRIPTS))
+    before = set(sys.modules)
+    yield import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(GPU_SCRIPTS)):
+            del sys.modules[name]

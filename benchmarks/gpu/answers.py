@@ -1,0 +1,107 @@
+"""A server as it comes, started, asked and ended: whether everything works at all.
+
+python benchmarks/gpu/answers.py --model FOLDER --out FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sizes import server_arguments
+from written import write_json
+
+from conserve.bench.machine import server_environment
+from conserve.bench.server import Server, ServerDiedError, free_port
+
+LONG_S = 60.0
+TOLD = re.compile(
+    r"model runner|attention backend|FLASH_ATTN|Triton|cuda ?graph|torch\.compile|KV cache size|"
+    r"Maximum concurrency|targets|profile|pinned|stop|WARNING|ERROR",
+    re.IGNORECASE,
+)
+"""Lines of the server's log that say what it chose."""
+
+
+def ask(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    started_s = time.perf_counter()
+    response = http.post(path, json=body)
+    seconds = time.perf_counter() - started_s
+    return {"status": response.status_code, "seconds": seconds, "text": response.text[:600]}
+
+
+def stream(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+    """Times of each message after the first, in seconds from the question."""
+    started_s, times = time.perf_counter(), []
+    with http.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+        for line in response.iter_lines():
+            times += [time.perf_counter() - started_s] * line.startswith("data: {")
+    return {"status": response.status_code, "times_s": times}
+
+
+def answers(url: str, model: str) -> dict[str, Any]:
+    prompt = [100 + i % 1000 for i in range(200)]
+    body = {"model": model, "prompt": prompt, "max_tokens": 16, "ignore_eos": True}
+    chat = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "aaab"}]}
+    template = "{% for message in messages %} {{ message.content }}{% endfor %}"
+    with httpx.Client(base_url=url, timeout=LONG_S, trust_env=False) as http:
+        return {
+            "first": ask(http, "/v1/completions", body),
+            "streamed": stream(http, body | {"prompt": prompt[::-1]}),
+            "offline": ask(http, "/v1/completions", body | {"service_tier": "flex"}),
+            "chat": ask(http, "/v1/chat/completions", chat | {"chat_template": template}),
+            "metrics": _ours(http.get("/metrics").text),
+            "dashboard": http.get("/dashboard").status_code,
+        }
+
+
+def _ours(text: str) -> dict[str, float]:
+    """Our counters and gauges, one value each."""
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("conserve:")]
+    return {name: float(value) for name, value in lines if "_bucket" not in name}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    # Whoever is ended for being late must end its server too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("over time"))
+    port, log = free_port(), options.out.with_suffix(".log")
+    command = [sys.executable, "-c", "from conserve.cli.main import main; main()", "serve"]
+    command += [options.model, f"--port={port}", "--host=127.0.0.1"]
+    command += [f"--data-dir={options.out.parent / 'cache' / 'batches'}"]
+    command += server_arguments(tiny=options.tiny)
+    found: dict[str, Any] = {"command": command[3:]}
+    with Server(command, server_environment(options.model), port, log) as server:
+        try:
+            found["ready_s"] = server.wait_until_healthy()
+            write_json(options.out, found)
+            found |= answers(server.base_url, options.model)
+        except (ServerDiedError, httpx.HTTPError, SystemExit) as error:
+            found["error"] = f"{type(error).__name__}: {error}"
+    lines = log.read_text(errors="replace").splitlines()
+    found["told"] = [line[:300] for line in lines if TOLD.search(line)][:120]
+    write_json(options.out, found)
+    wrong = [name for name in ("first", "streamed", "offline", "chat") if not _well(found, name)]
+    print(
+        json.dumps({"ready_s": found.get("ready_s"), "wrong": wrong, "error": found.get("error")})
+    )
+    return 1 if wrong else 0
+
+
+def _well(found: dict[str, Any], name: str) -> bool:
+    return bool(found.get(name, {}).get("status") == 200)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""What a run on a GPU found, from whatever of it came back.
+
+    python benchmarks/gpu/report.py out/gpu                         # writes report.md, profile.toml
+    python benchmarks/gpu/report.py out/gpu --readme README.md      # and the table of its marks
+    python benchmarks/gpu/report.py out/gpu --replace               # and the simulator's constants
+
+The folder is run.py's, or its bundle unpacked. A part that is not there is named, and its rows are
+left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from load_rows import load_rows, validation
+from measured import Folder, fitted_gpu, prefill_s, replace_constants, simulated, write_profile
+
+from conserve.bench.report.write import write_report
+from conserve.core.latency import StepShape
+from conserve.sim import profiles
+
+PARTS = ("environment", "answers", "response", "overhead", "steps", "belief", "copies")
+GPUS = Path(profiles.__file__).with_suffix("") / "gpus.toml"
+
+
+class Row(NamedTuple):
+    """One figure: what was aimed at, what the paper has, what the simulator had, what it is."""
+
+    what: str
+    aim: str
+    paper: str
+    simulator: str
+    measured: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--readme", type=Path, help="a page with <!-- gpu --> and <!-- /gpu -->")
+    parser.add_argument("--replace", action="store_true", help=f"the constants in {GPUS.name}")
+    options = parser.parse_args()
+    folder = Folder(options.folder)
+    table = markdown(rows(folder))
+    text = "\n".join([*heading(folder), "", *table, "", *details(folder)])
+    (folder.path / "report.md").write_text(text + "\n")
+    if profile := folder.profile:
+        write_profile(profile, folder.path / "profile.toml")
+    if options.readme:
+        fill_in(options.readme, table)
+    if options.replace and (gpu := fitted_gpu(folder)):
+        replace_constants(GPUS, folder.gpu, gpu)
+    print(text)
+
+
+def heading(folder: Folder) -> Iterator[str]:
+    found = folder.part("environment") or {}
+    yield "# One GPU, measured"
+    yield ""
+    machine, versions = found.get("machine", {}), found.get("versions", {})
+    yield f"{machine.get('accelerator', 'unknown')}, {machine.get('cpu')}, {found.get('started')}."
+    yield f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
+    yield f"`python benchmarks/gpu/run.py {' '.join(found.get('flags', []))}`"
+    if missing := [name for name in PARTS if folder.part(name) is None]:
+        yield f"Not measured, or not brought back: {', '.join(missing)}."
+
+
+def rows(folder: Folder) -> list[Row]:
+    parts = (starts, same_texts, response, overhead, steps, belief, copies)
+    found = [row for part in parts for row in part(folder)]
+    return found + [Row(*row) for row in load_rows(folder)]
+
+
+def markdown(found: list[Row]) -> list[str]:
+    lines = ["| what | aim | paper | simulator | measured |", "| --- | --- | --- | --- | --- |"]
+    return lines + [f"| {' | '.join(row)} |" for row in found]
+
+
+def starts(folder: Folder) -> Iterator[Row]:
+    found = folder.part("answers")
+    if found:
+        kinds = ("first", "streamed", "offline", "chat")
+        well = [kind for kind in kinds if found.get(kind, {}).get("status") == 200]
+        ready = f"{found['ready_s']:.0f} s" if "ready_s" in found else "never"
+        yield Row("a server as it comes: ready after, kinds of requests answered", "all", "-", "-",
+                  f"{ready}, {len(well)} of {len(kinds)}")  # fmt: skip
+
+
+def same_texts(folder: Folder) -> Iterator[Row]:
+    for file in sorted((folder.path / "same-output").glob("*.json")):
+        found: dict[str, Any] = Folder(file.parent).part(file.stem) or {}
+        yield Row(
+            f"texts as alone: with stops, without ({file.stem}, {found['num_stops']} stops)",
+            "equal", "-", "-",
+            f"{found['equal_with_stops']}, {found['equal_without_stops']} of {found['requests']}",
+        )  # fmt: skip
+
+
+def response(folder: Folder) -> Iterator[Row]:
+    found = folder.part("response")
+    if found and found["stops"]:
+        idle, unwound = found["idle_ms"], found["unwound_ms"]
+        values = f"{idle['p50']:.1f}, {idle['p99']:.1f}, {idle['max']:.1f} ms"
+        what = f"stop to idle device, P50, P99, most of {len(found['stops'])}"
+        yield Row(what, "P99 under 5 ms", "13 ms at most (70B, 4 GPUs)", "-", values)
+        yield Row("stop to unwound, P99", "-", "-", "-", f"{unwound['p99']:.1f} ms")
+
+
+def overhead(folder: Folder) -> Iterator[Row]:
+    for one in (folder.part("overhead") or {}).get("pairs", []):
+        chosen = "as chosen" if one["chosen"] else "forced"
+        yield Row(
+            f"being stoppable, {one['num_tokens']} tokens, looks every {one['every']} layers "
+            f"({chosen}), {len(one['plain_s'])} pairs",
+            "under 0.5 %", "1.1 % (70B, 4 GPUs)", "-", f"{one['median_overhead_ratio']:+.2%}",
+        )  # fmt: skip
+
+
+def steps(folder: Folder) -> Iterator[Row]:
+    profile, found = folder.profile, folder.part("steps")
+    if not profile or not found:
+        return
+    before = simulated(folder)
+    for context, paper in ((0, "51 ms"), (40_000, "124 ms")):
+        what = f"2,048 tokens behind {context:,}, by the fitted model"
+        times = [f"{1000 * prefill_s(one, 2048, context):.1f} ms" for one in (before, profile)]
+        yield Row(what, "-", paper, *times)
+    for count in (16, 128):
+        shape = StepShape()
+        for _ in range(count):
+            shape.add_decode(1, 1024)
+        times = [f"{1000 * one.cost.predict_s(shape):.1f} ms" for one in (before, profile)]
+        yield Row(f"{count} decodes behind 1,024, by the fitted model", "-", "-", *times)
+    off = f"{found['mean_error_held_out']:.1%}"
+    yield Row("the model's mean error on steps it was not fitted to", "under 10 %", "-", "-", off)
+
+
+def belief(folder: Folder) -> Iterator[Row]:
+    found = folder.part("belief")
+    if found and found["num_steps"]:
+        names = ("p10_ratio", "median_ratio", "p90_ratio")
+        values = ", ".join(f"{found[name]:.2f}" for name in names)
+        what = f"what the engine believes of {found['num_steps']} steps over the device's own"
+        yield Row(f"{what}, P10, P50, P90", "1", "-", "-", values)
+
+
+def copies(folder: Folder) -> Iterator[Row]:
+    found = folder.part("copies")
+    if not found:
+        return
+    for one in found["checkpoints"]["copies"][-6:]:
+        if one["scattered"]:
+            kind = "store" if one["store"] else "restore"
+            kind += ", waited for" if one["waited_for"] else ""
+            speeds = [run["bytes_per_s"] for run in one["runs"]]
+            waits = 1000 * median(run["wait_s"] for run in one["runs"])
+            held = f", forward held {waits:.2f} ms" if one["waited_for"] else ""
+            yield Row(f"{one['num_blocks']} blocks, {kind}", "-", "37 GB/s",
+                      f"{simulated(folder).machine.link_bytes_per_s / 1e9:.0f} GB/s",
+                      f"{median(speeds) / 1e9:.1f} GB/s{held}")  # fmt: skip
+    for one in found["effect"]:
+        slower = one["slowdown"]
+        yield Row(
+            f"steps beside copies {one['direction'].replace('_', ' ')}: prefill, decode",
+            "under 2 %", "-", "0", f"{slower['prefill']:+.1%}, {slower['decode']:+.1%}",
+        )  # fmt: skip
+
+
+def details(folder: Folder) -> Iterator[str]:
+    if gpu := fitted_gpu(folder):
+        yield "Constants of the simulator's GPU, fitted to these steps (`--replace` puts them in):"
+        yield ""
+        known = simulated(folder).cost
+        for name in ("matmul_efficiency", "attention_efficiency", "bytes_efficiency", "step_s",
+                     "link_bytes_per_s", "safepoint_s"):  # fmt: skip
+            was = getattr(getattr(known, "gpu", None), name, 0.0)
+            yield f"- `{name}`: {was:.4g}, measured {getattr(gpu, name):.4g}"
+        yield ""
+    yield from validation(folder)
+    if any((folder.path / "load").glob("records/*/*.jsonl.gz")):
+        write_report(folder.path / "load")
+        yield ""
+        yield "All figures of the arms: [load/report.md](load/report.md)."
+
+
+def fill_in(page: Path, table: list[str]) -> None:
+    """Replace what stands between the page's marks."""
+    text, block = page.read_text(), "\n".join(["", *table, ""])
+    page.write_text(
+        re.sub(r"(<!-- gpu -->).*?(<!-- /gpu -->)", lambda m: m[1] + block + m[2], text, flags=re.S)
+    )
+
+
+if __name__ == "__main__":
+    main()
