@@ -81,7 +81,7 @@ def main() -> int:
     command += [options.model, f"--port={port}", "--host=127.0.0.1"]
     command += [f"--data-dir={options.out.parent / 'cache' / 'batches'}"]
     command += server_arguments(tiny=options.tiny)
-    found: dict[str, Any] = {"command": command[3:]}
+    found: dict[str, Any] = {"flags": server_arguments(tiny=options.tiny)}
     with Server(command, server_environment(options.model), port, log) as server:
         try:
             found["ready_s"] = server.wait_until_healthy()

@@ -151,7 +151,8 @@ def _wait(process: subprocess.Popen[bytes], until_s: float) -> int | None:
     except subprocess.TimeoutExpired:
         process.terminate()
         try:
-            process.wait(timeout=10)
+            # A server that it started is given 20 s to end, and must not hold the GPU after that.
+            process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.wait()
@@ -170,7 +171,7 @@ def environment(run: Run) -> None:
         "machine": machine.describe_machine(),
         "versions": machine.versions(),
         "nvidia_smi": _nvidia_smi(),
-        "flags": sys.argv[1:],
+        "flags": [Path(word).name if "/" in word else word for word in sys.argv[1:]],
     }
     write_json(path, found)
 
