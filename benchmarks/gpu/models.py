@@ -88,5 +88,6 @@ def _write_tokenizer(folder: Path, size: int) -> None:
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
+        "chat_template": "{% for message in messages %} {{ message.content }}{% endfor %}",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")

@@ -141,6 +141,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     on_cpu = not torch.cuda.is_available()
     set_environment(options.runner, on_cpu=on_cpu)
+    # Several of these may run beside one another.
+    os.environ["VLLM_CACHE_ROOT"] = str(folder / "cache")
     write_random_llama(folder, dtype=options.dtype)
     if on_cpu and options.scheduling == "async":
         interpreter.keep_async_on()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,8 +16,6 @@ from conserve.sim.cost import profile_shapes
 from conserve.sim.profiles import load_profile
 from conserve.sim.roofline import Gpu, Roofline
 
-ROOT = Path(__file__).parents[2]
-REHEARSED = ROOT / "benchmarks" / "results" / "gpu-rehearsal"
 KNOWN = load_profile("h100/llama-3.1-8b")
 
 
@@ -108,20 +105,3 @@ def test_a_report_is_made_of_whatever_came_back(tmp_path: Path, script: Any) -> 
     assert "old" not in page.read_text()
     assert page.read_text().endswith("<!-- /gpu -->\nafter\n")
     assert "| 41.0 GB/s |" in page.read_text()
-
-
-@pytest.mark.parametrize("left_out", ["", "steps.json", "load", "environment.json"])
-def test_the_rehearsal_s_folder_makes_a_report(tmp_path: Path, script: Any, left_out: str) -> None:
-    """All of what a run leaves, and all but a part of it."""
-    shutil.copytree(REHEARSED / "out", tmp_path / "out")
-    gone = tmp_path / "out" / left_out
-    if gone.is_dir() and left_out:
-        shutil.rmtree(gone)
-    elif left_out:
-        gone.unlink()
-    report, folder = script("report"), script("measured").Folder(tmp_path / "out")
-    told = "\n".join(row.what for row in report.rows(folder))
-    assert "requests answered" in told
-    assert "stop to idle device" in told
-    assert ("by the fitted model" in told) is (left_out != "steps.json")
-    assert ("chats within targets" in told) is (left_out != "load")

@@ -112,7 +112,9 @@ def test_parts_come_out_as_they_went_in(tmp_path: Path, script: Any) -> None:
         unpack.checked(tmp_path / "kit")
 
 
-def test_servers_and_probes_have_one_set_of_sizes(script: Any) -> None:
+def test_servers_and_probes_have_one_set_of_sizes(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or the second start would not find what the first one compiled."""
     sizes = script("sizes")
     flags = sizes.server_arguments(tiny=False)
@@ -121,6 +123,9 @@ def test_servers_and_probes_have_one_set_of_sizes(script: Any) -> None:
     assert "--enforce-eager" in sizes.server_arguments(tiny=True)
     (compiled,) = [flag.partition("=")[2] for flag in flags if flag.startswith("--compilation")]
     assert json.loads(compiled) == sizes.ON_GPU["compilation_config"]
+    monkeypatch.setenv("ENGINE_ARGS", '{"enforce_eager": true}')
+    assert sizes.engine_arguments(tiny=False)["enforce_eager"]
+    assert sizes.server_arguments(tiny=False) == [*flags, "--enforce-eager"]
 
 
 @pytest.mark.parametrize(
