@@ -11,6 +11,7 @@ from conserve.engine.checkpoint.making import packing_of_all, planes_of, widest_
 from conserve.engine.checkpoint.packing import UnknownLayoutError, cpu, whole
 from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.store import SlotStore
+from conserve.engine.door import group_kernel_blocks
 from tests.engine.layers import CPU, attention_layer
 
 pytestmark = pytest.mark.engine
@@ -81,3 +82,54 @@ def test_layers_are_told_apart_by_what_they_see() -> None:
     caches = memory((2, 4, 16), (2, 8, 8))
     assert len(planes_of(caches, NUM_BLOCKS)) == 2
     assert len(planes_of({**caches, "same": caches["(2, 4, 16)"]}, NUM_BLOCKS)) == 2
+
+
+def hybrid() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Two places in memory: attention and recurrent layers share one, in the other is attention
+    alone, in blocks that are two of its kernel's. Recurrent layers see bytes. (caches by layer,
+    the two places)"""
+    places = {name: torch.randn(NUM_BLOCKS, 128) for name in ("shared", "attention's")}
+    shared = places["shared"]
+    return {
+        "attention": shared.view(2 * NUM_BLOCKS, 2, 4, 8),
+        "recurrent": shared.view(torch.int8)[:, None, None, :],
+        "more attention": places["attention's"].view(2 * NUM_BLOCKS, 2, 4, 8),
+    }, places
+
+
+def test_recurrent_layers_share_memory_with_some_of_the_others() -> None:
+    caches, _ = hybrid()
+    store = copied({name: group_kernel_blocks(cache, NUM_BLOCKS) for name, cache in caches.items()})
+    assert store.slots.slot_bytes == 2 * 512
+    assert store.tokens_apart is None
+
+
+def test_states_go_as_bytes_where_nothing_else_is_there() -> None:
+    """No attention layer says how tokens lie in its blocks."""
+    states = {f"layer {n}": torch.randn(NUM_BLOCKS, 128).view(torch.int8) for n in range(2)}
+    caches = {name: state[:, None, None, :] for name, state in states.items()}
+    assert packing_of_all(caches, dict.fromkeys(caches, object())) is whole
+    assert copied(caches).slots.slot_bytes == 2 * 512
+
+
+def test_a_state_keeps_parts_of_blocks_from_being_addressed() -> None:
+    """Though it lies in memory of its own."""
+    attention = memory((2, 32, 64))
+    layers = dict.fromkeys(attention, attention_layer(CPU, isa="vec"))
+    state = torch.zeros(NUM_BLOCKS, 1, 1, 64, dtype=torch.int8)
+    assert packing_of_all(attention, layers) is cpu
+    assert packing_of_all({**attention, "state": state}, {**layers, "state": object()}) is whole
+
+
+def test_rows_of_blocks_with_recurrent_state_are_gathered_whole() -> None:
+    """As on CUDA."""
+    caches, places = hybrid()
+    rows = BlockRows(planes_of(caches, NUM_BLOCKS))
+    assert rows.slot_bytes == 2 * 512
+    before = {name: place.clone() for name, place in places.items()}
+    staged = torch.zeros((2, rows.slot_bytes), dtype=torch.int8)
+    rows.gather([4, 1], staged)
+    for place in places.values():
+        place[[1, 4]] = -1
+    rows.scatter(staged, [4, 1])
+    assert all(torch.equal(place, before[name]) for name, place in places.items())
