@@ -22,7 +22,7 @@ from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.entry import Entry
 from conserve.engine.checkpoint.pool import HostPool, Worth
 from conserve.engine.checkpoint.states import States
-from conserve.engine.kv_groups import kv_groups_of
+from conserve.engine.kv_groups import kv_group_of, kv_groups_of
 from conserve.engine.settings import EngineSettings
 from tests.engine.copies import ForeignCopyError
 from tests.engine.device import VOCABULARY, Device, StaleReadError
@@ -120,6 +120,37 @@ def test_what_requests_lack_is_what_vllm_takes_or_more(
             assert held <= counted.blocks_for(request.num_tokens, 0)
             most[name] = max(most.get(name, 0), held)
     assert len(most) == 4
+
+
+@pytest.mark.parametrize("mode", ["none", "align"])
+@pytest.mark.parametrize("num_drafts", [0, 2])
+def test_states_are_counted_as_vllm_keeps_them(mode: str, num_drafts: int) -> None:
+    """With drafts it keeps one for each token that a step may end with."""
+    import torch
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.single_type_kv_cache_manager import get_manager_for_kv_cache_spec
+    from vllm.v1.kv_cache_interface import MambaSpec
+
+    spec = MambaSpec(
+        block_size=512 if mode == "none" else 4, shapes=((4,),), dtypes=(torch.float32,),
+        mamba_cache_mode=mode, num_speculative_blocks=num_drafts,
+    )  # fmt: skip
+    group, free = kv_group_of(spec), 64
+    manager = get_manager_for_kv_cache_spec(
+        kv_cache_spec=spec, max_in_flight_tokens=32, max_model_len=512,
+        block_pool=BlockPool(free, enable_caching=mode == "align", hash_block_size=4),
+        enable_caching=mode == "align", kv_cache_group_id=0, scheduler_block_size=4,
+    )  # fmt: skip
+    computed = 0
+    for end in (7, 12, 13, 14, 20, 21, 40):
+        manager.remove_skipped_blocks("a", computed)
+        lacks = manager.get_num_blocks_to_allocate("a", end, [], computed, computed, end)
+        before = sum(not block.is_null for block in manager.req_to_blocks["a"])
+        assert before + lacks <= group.blocks_for(end, computed)
+        manager.allocate_new_blocks("a", end, end)
+        held = sum(not block.is_null for block in manager.req_to_blocks["a"])
+        assert group.blocks_for(end, end) <= held
+        computed = end
 
 
 # Requests come back as they were

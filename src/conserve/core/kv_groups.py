@@ -20,6 +20,8 @@ class KVGroup:
     is_state: bool = False
     """Recurrent layers: what they keep of a request is of its last token alone, in the block of
     that token, and the next step writes over it."""
+    spare_blocks: int = 0
+    """Held beside those of its tokens: states that a step may end with, for its drafts."""
     most_blocks: int | None = None
     """That a request ever holds in it; None: of all its tokens."""
 
@@ -46,6 +48,7 @@ class KVGroup:
     def blocks_for(self, num_tokens: int, num_computed: int) -> int:
         """Held at most on the way from `num_computed` tokens to `num_tokens`."""
         count = -(-num_tokens // self.block_size) - self.first_needed(num_computed)
+        count += self.spare_blocks if num_tokens else 0
         return count if self.most_blocks is None else min(count, self.most_blocks)
 
 

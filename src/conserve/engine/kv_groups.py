@@ -22,7 +22,8 @@ def kv_group_of(spec: Any, most_blocks: int | None = None) -> KVGroup:
     if isinstance(one, ChunkedLocalAttentionSpec):
         return KVGroup(size, chunk=one.attention_chunk_size, most_blocks=most_blocks)
     if isinstance(one, MambaSpec):
-        return KVGroup(size, is_state=True, most_blocks=_most_states(one))
+        drafts = int(one.num_speculative_blocks)
+        return KVGroup(size, is_state=True, spare_blocks=drafts, most_blocks=_most_states(one))
     return KVGroup(size)
 
 
