@@ -68,8 +68,9 @@ def best_requests(
     free_s = sum(step.end_s - step.start_s for step in steps if step.mode is Mode.OFFLINE)
     room_s = (slowdown - 1) * alone_s / len(beside)
     num_free = model.knee - sum(step.online_shape.num_tokens for step in beside) / len(beside)
-    attention_s = model.per_pair * documents.prompt_context
-    decode_s = model.per_decode + model.per_context * documents.decode_context
+    attention_s = model.per_activation + model.per_pair * documents.prompt_context
+    decode_s = model.per_activation + model.per_decode
+    decode_s += model.per_context * documents.decode_context
     token_s = model.per_token + model.fixed / most_tokens
     prompt_s, output_s = attention_s + token_s, decode_s + token_s
     best = 0.0

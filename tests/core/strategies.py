@@ -24,6 +24,7 @@ def models() -> st.SearchStrategy[LatencyModel]:
         per_decode=st.just(0.0) | st.floats(1e-7, 1e-4),
         per_context=st.just(0.0) | st.floats(1e-10, 1e-6),
         knee=st.sampled_from([0.0, 64.0, 256.0]),
+        per_activation=st.just(0.0) | st.floats(1e-8, 1e-4),
         margin=st.sampled_from([0.0, 0.02, 0.2]),
     )
 

@@ -23,7 +23,13 @@ from conserve.core.calibration import (
 from conserve.core.latency import NUM_FEATURES, LatencyModel, StepShape
 
 MODEL = LatencyModel(
-    fixed=0.008, per_token=6e-5, per_pair=4e-9, per_decode=2e-5, per_context=2e-8, knee=128
+    fixed=0.008,
+    per_token=6e-5,
+    per_pair=4e-9,
+    per_decode=2e-5,
+    per_context=2e-8,
+    knee=128,
+    per_activation=1e-5,
 )
 Samples = list[tuple[StepShape, float]]
 
@@ -77,13 +83,15 @@ def squared_error(model: LatencyModel, samples: Samples) -> float:
 class TestFit:
     @pytest.mark.parametrize("knee", KNEES)
     def test_recovers_a_known_model(self, knee: float) -> None:
-        truth = replace(MODEL, knee=knee)
+        truth = replace(MODEL, knee=knee, per_activation=MODEL.per_activation if knee else 0.0)
         fitted = fit(samples_of(truth, 200, seed=1))
         assert fitted.knee == knee
         assert fitted.coefficients == pytest.approx(truth.coefficients, rel=1e-4)
         assert fitted.margin == MIN_MARGIN
 
-    @pytest.mark.parametrize("absent", ["per_pair", "per_decode", "per_context", "fixed"])
+    @pytest.mark.parametrize(
+        "absent", ["per_pair", "per_decode", "per_context", "fixed", "per_activation"]
+    )
     def test_finds_an_absent_term_absent(self, absent: str) -> None:
         truth = replace(MODEL, **{absent: 0.0})
         fitted = fit(samples_of(truth, 200, seed=2))
@@ -134,7 +142,7 @@ class TestFit:
     def test_refuses_too_few_samples(self) -> None:
         samples = samples_of(MODEL, 2 * NUM_FEATURES, seed=4)
         fit(samples)
-        with pytest.raises(CalibrationError, match="9 samples; 10 are needed"):
+        with pytest.raises(CalibrationError, match="11 samples; 12 are needed"):
             fit(samples[:-1])
 
     @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

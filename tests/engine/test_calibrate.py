@@ -316,7 +316,7 @@ def test_a_damaged_profile_is_rebuilt_and_said_so(
     assert "latency profile is rebuilt" in warning
     assert str(path) in warning
     assert_recovers(core.scheduler.experience.model, SHAPES)
-    assert len(stored(folder)["coefficients"]) == 5, "the file is good again"
+    assert len(stored(folder)["coefficients"]) == 6, "the file is good again"
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_file(

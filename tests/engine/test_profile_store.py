@@ -115,9 +115,9 @@ def test_a_file_that_is_no_profile_is_unreadable(path: Path, content: bytes) -> 
     [
         {"identity": {"format": 0}},
         {"coefficients": [1, 2, 3]},
-        {"coefficients": "abcde"},
-        {"coefficients": [0.1, 1e-3, -1e-7, 0, 0]},
-        {"coefficients": [0.1, 1e-3, float("nan"), 0, 0]},
+        {"coefficients": "abcdef"},
+        {"coefficients": [0.1, 1e-3, -1e-7, 0, 0, 0]},
+        {"coefficients": [0.1, 1e-3, float("nan"), 0, 0, 0]},
         {"knee": None},
         {"margin": float("inf")},
         {"mean_error": "small"},

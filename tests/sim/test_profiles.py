@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -140,3 +141,27 @@ def test_looks_at_the_signal_cost_time_in_stoppable_steps_only() -> None:
     clock = Clockwork(cost, machine, seed=0)
     plain, looking = clock.step_s(shape, stoppable=False), clock.step_s(shape, stoppable=True)
     assert looking - plain == pytest.approx(8e-3)
+
+
+@pytest.mark.parametrize("name", ["h100/llama-3.1-8b", "h100/qwen-2.5-14b", "h100x4/llama-3.1-70b"])
+def test_prompts_beside_decodes_are_foretold_below_the_knee(name: str) -> None:
+    """A limit relative to chat alone is kept by what small steps really take: four GPUs exchange
+    activations of every token."""
+    profile = load_profile(name)
+    model = profiled_model(profile.cost, profile.machine.max_step_tokens)
+    for num_tokens in (16, 64, 128):
+        shape = StepShape()
+        for _ in range(16):
+            shape.add_decode(1, 1500)
+        shape.add_prefill(num_tokens, 3000)
+        assert model.predict_s(shape) == pytest.approx(profile.cost.predict_s(shape), rel=0.05)
+    assert shape.num_tokens < model.knee
+
+
+def test_without_activations_they_would_not_be() -> None:
+    profile = load_profile("h100x4/llama-3.1-70b")
+    model = profiled_model(profile.cost, profile.machine.max_step_tokens)
+    shape = StepShape()
+    shape.add_prefill(128, 3000)
+    blind_s = replace(model, per_activation=0.0).predict_s(shape)
+    assert blind_s < 0.95 * profile.cost.predict_s(shape)

@@ -49,9 +49,10 @@ class Work:
         self.context += shape.decode_context
 
     def beside_tokens_s(self, model: LatencyModel) -> float:
-        """What it takes by the model beyond a time for each token."""
+        """What it takes by the model beyond `per_token`."""
         return (
-            model.per_pair * self.pairs
+            model.per_activation * self.tokens
+            + model.per_pair * self.pairs
             + model.per_decode * self.decodes
             + model.per_context * self.context
         )

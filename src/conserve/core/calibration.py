@@ -9,8 +9,10 @@ from conserve.core.latency import NUM_FEATURES, Features, LatencyModel, StepShap
 
 KNEES = (0.0, 32.0, 64.0, 128.0, 192.0, 256.0, 384.0, 512.0)
 """Where the roofline may bend, in tokens."""
+WORTH_A_KNEE = 0.95
+"""A later knee has to lower the mean error to this share: noise alone finds one anywhere."""
 HUBER_ROUNDS = 5
-TYPICAL_FEATURES: Features = (1.0, 512.0, 512.0 * 512.0, 64.0, 64.0 * 1024.0)
+TYPICAL_FEATURES: Features = (1.0, 512.0, 512.0 * 512.0, 64.0, 64.0 * 1024.0, 512.0)
 """A mixed step of 512 tokens: sets the order of magnitude of coefficients never seen."""
 MIN_MARGIN = 0.02
 MAX_MARGIN = 0.5
@@ -24,8 +26,9 @@ def fit(samples: Sequence[tuple[StepShape, float]]) -> LatencyModel:
     """The model with the least mean squared *relative* error over (shape, seconds) samples.
 
     Non-negative least squares for each candidate knee, with Huber weights against steps that
-    something else on the machine disturbed; the best knee wins. Raises CalibrationError on
-    fewer than 2 * NUM_FEATURES samples, or a time that is not positive and finite.
+    something else on the machine disturbed; the best knee wins, the earliest of about equal ones.
+    Raises CalibrationError on fewer than 2 * NUM_FEATURES samples, or a time that is not positive
+    and finite.
     """
     if len(samples) < 2 * NUM_FEATURES:
         raise CalibrationError(f"{len(samples)} samples; {2 * NUM_FEATURES} are needed")
@@ -35,10 +38,10 @@ def fit(samples: Sequence[tuple[StepShape, float]]) -> LatencyModel:
     best: tuple[float, LatencyModel] | None = None
     for knee in KNEES:
         frame = LatencyModel(fixed=0.0, per_token=0.0, knee=knee)
-        rows = [_relative(frame.features(shape), seconds) for shape, seconds in samples]
+        rows = [_relative(_told_apart(frame, shape), seconds) for shape, seconds in samples]
         model = LatencyModel.of(_robust_least_squares(rows), knee)
         error = mean_relative_error(model, samples)
-        if best is None or error < best[0] - 1e-9:
+        if best is None or error < WORTH_A_KNEE * best[0] - 1e-9:
             best = (error, model)
     assert best is not None
     error, model = best
@@ -67,6 +70,12 @@ def _margin(mean_error: float) -> float:
     return min(MAX_MARGIN, max(MIN_MARGIN, 2.0 * mean_error))
 
 
+def _told_apart(frame: LatencyModel, shape: StepShape) -> Features:
+    """Without a knee nothing tells a token's activations from the rest of it."""
+    features = frame.features(shape)
+    return features if frame.knee else (*features[:-1], 0.0)
+
+
 def _relative(features: Features, seconds: float) -> list[float]:
     """A row whose right-hand side is 1, so that every sample weighs by its relative error."""
     return [value / seconds for value in features]
@@ -87,8 +96,8 @@ def _robust_least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
 def _non_negative_least_squares(
     rows: Sequence[Sequence[float]], right: Sequence[float] | None = None
 ) -> list[float]:
-    """x >= 0 that minimises |rows @ x - right|^2 (right = 1 by default), by coordinate descent
-    on the normal equations."""
+    """x >= 0 that minimises |rows @ x - right|^2 (right = 1 by default): coordinate descent on the
+    normal equations finds which are above 0, elimination what they are."""
     n = NUM_FEATURES
     right = right if right is not None else [1.0] * len(rows)
     scale = [max((row[i] for row in rows), default=0.0) or 1.0 for i in range(n)]
@@ -111,7 +120,29 @@ def _non_negative_least_squares(
             x[i] = new
         if moved < 1e-12:
             break
+    support = [i for i in range(n) if x[i] > 0.0]
+    exact = _solved([[gram[i][j] for j in support] + [target[i]] for i in support])
+    if min(exact, default=-1.0) >= 0.0:
+        x = [0.0] * n
+        for i, value in zip(support, exact, strict=True):
+            x[i] = value
     return [value / scale[i] for i, value in enumerate(x)]
+
+
+def _solved(rows: list[list[float]]) -> list[float]:
+    """x of these linear equations, each with its right side last, by Gauss's elimination with
+    pivoting; nothing where they leave x open."""
+    n = len(rows)
+    for i in range(n):
+        pivot = max(range(i, n), key=lambda k: abs(rows[k][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        if abs(rows[i][i]) <= 1e-12:
+            return []
+        for k in range(n):
+            if k != i:
+                factor = rows[k][i] / rows[i][i]
+                rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
+    return [row[n] / row[i] for i, row in enumerate(rows)]
 
 
 class Recalibrator:

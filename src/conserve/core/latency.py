@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NUM_FEATURES = 5
-Features = tuple[float, float, float, float, float]
+NUM_FEATURES = 6
+Features = tuple[float, float, float, float, float, float]
 
 
 @dataclass(slots=True)
@@ -49,9 +49,11 @@ class LatencyModel:
     """Step time in seconds: a roofline in tokens plus attention.
 
         T = fixed + per_token * max(n, knee) + per_pair * A + per_decode * D + per_context * C
+            + per_activation * n
 
     with n tokens, A query-key pairs of prefill, D decodes and C tokens of decode
-    context. Below `knee` tokens a step is bound by reading the weights. The paper's
+    context. Below `knee` tokens a step is bound by reading the weights; activations still
+    move, within a device and between those of a model in parts. The paper's
     form, k1*P + k2*P*(P+C) + k4*(P+C) + k5, has no knee and no decode terms.
     """
 
@@ -61,22 +63,38 @@ class LatencyModel:
     per_decode: float = 0.0
     per_context: float = 0.0
     knee: float = 0.0
+    per_activation: float = 0.0
+    """Of every token, below the knee as well."""
     margin: float = 0.0
     """Relative error to leave room for: a step fits when predicted * (1 + margin) does."""
 
     @classmethod
     def of(cls, coefficients: Sequence[float], knee: float, margin: float = 0.0) -> LatencyModel:
-        fixed, per_token, per_pair, per_decode, per_context = coefficients
-        return cls(fixed, per_token, per_pair, per_decode, per_context, knee, margin)
+        fixed, per_token, per_pair, per_decode, per_context, per_activation = coefficients
+        return cls(
+            fixed, per_token, per_pair, per_decode, per_context, knee, per_activation, margin
+        )
 
     @property
     def coefficients(self) -> Features:
-        return (self.fixed, self.per_token, self.per_pair, self.per_decode, self.per_context)
+        return (
+            self.fixed,
+            self.per_token,
+            self.per_pair,
+            self.per_decode,
+            self.per_context,
+            self.per_activation,
+        )
 
     @property
     def least_s(self) -> float:
         """Seconds that a step takes whatever is in it."""
         return self.fixed + self.per_token * self.knee
+
+    @property
+    def full_token_s(self) -> float:
+        """Seconds by which a token lengthens a step that is past the knee, attention aside."""
+        return self.per_token + self.per_activation
 
     def features(self, shape: StepShape) -> Features:
         return (
@@ -85,6 +103,7 @@ class LatencyModel:
             shape.attention_pairs,
             float(shape.num_decodes),
             float(shape.decode_context),
+            float(shape.num_tokens),
         )
 
     def predict_s(self, shape: StepShape) -> float:
@@ -98,6 +117,7 @@ class LatencyModel:
             + self.per_pair * shape.attention_pairs
             + self.per_decode * shape.num_decodes
             + self.per_context * shape.decode_context
+            + self.per_activation * shape.num_tokens
         )
 
     def predict_prefill_s(self, num_tokens: int, context: int = 0) -> float:
@@ -110,7 +130,7 @@ class LatencyModel:
         """Seconds by which `num_tokens` of a prompt behind `context` lengthen steps that are full:
         what computing them costs others, or spares if they need not be."""
         pairs = num_tokens * (context + num_tokens / 2)
-        return self.per_token * num_tokens + self.per_pair * pairs
+        return self.full_token_s * num_tokens + self.per_pair * pairs
 
     def fixed_s(self, shape: StepShape) -> float:
         """What of a step's time is there whatever is in it: more of the same would be free."""
@@ -119,7 +139,7 @@ class LatencyModel:
     def fitting_prefill_tokens(self, shape: StepShape, context: int, limit_s: float) -> int:
         """Largest chunk behind `context` tokens that keeps `shape` within limit_s, margin and all.
 
-        The positive root of per_pair/2 * p^2 + (per_token + per_pair*context) * p = room,
+        The positive root of per_pair/2 * p^2 + (full_token_s + per_pair*context) * p = room,
         where the tokens up to the knee cost no per_token.
         """
         base = self.predict_s(shape) if shape.num_tokens else self.least_s
@@ -127,15 +147,12 @@ class LatencyModel:
         if room < 0:
             return 0
         num_free = max(0.0, self.knee - shape.num_tokens)
-        below = _chunk(room, self.per_pair * context, self.per_pair)
+        linear = self.per_activation + self.per_pair * context
+        below = _chunk(room, linear, self.per_pair)
         if below <= num_free:
             return int(below)
-        above = _chunk(
-            room + self.per_token * num_free,
-            self.per_token + self.per_pair * context,
-            self.per_pair,
-        )
-        return int(above)
+        room += self.per_token * num_free
+        return int(_chunk(room, self.per_token + linear, self.per_pair))
 
 
 def _chunk(room: float, linear: float, per_pair: float) -> float:

@@ -57,4 +57,4 @@ class Returns:
 def worth_copying(chance: float, model: LatencyModel, tokens_per_s: float) -> bool:
     """Whether a token's KV is expected to save more seconds of computing than its copy takes of
     the link, which carries `tokens_per_s`."""
-    return chance * model.per_token * tokens_per_s > 1.0
+    return chance * model.full_token_s * tokens_per_s > 1.0

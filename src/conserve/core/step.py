@@ -53,8 +53,10 @@ class StepBuilder:
         if self.resources.limits_adapters:
             requests = self._with_adapters(requests)
         shape, grants, displaced, left = self.shape, self.grants, self.displaced, self.tokens_left
-        fixed_s, per_token, per_pair, per_decode, per_context = self._model.coefficients
-        pairs_s, knee = per_pair * shape.attention_pairs, self._model.knee
+        fixed_s, per_token, per_pair, per_decode, per_context, per_activation = (
+            self._model.coefficients
+        )
+        base_s, knee = fixed_s + per_pair * shape.attention_pairs, self._model.knee
         factor, bounded = 1 + self._model.margin, limit_s < UNLIMITED
         num, decodes, context = shape.num_tokens, shape.num_decodes, shape.decode_context
         for request in requests:
@@ -68,8 +70,9 @@ class StepBuilder:
                 continue
             if bounded:
                 roof = num + tokens if num + tokens > knee else knee
-                seconds = fixed_s + per_token * roof + pairs_s + per_decode * (decodes + 1)
-                if (seconds + per_context * (context + computed)) * factor > limit_s:
+                seconds = base_s + per_token * roof + per_decode * (decodes + 1)
+                seconds += per_context * (context + computed) + per_activation * (num + tokens)
+                if seconds * factor > limit_s:
                     continue
             num += tokens
             decodes += 1

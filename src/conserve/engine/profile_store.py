@@ -15,7 +15,7 @@ from typing import Any
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.engine.door import VLLM_VERSION
 
-FORMAT = 1
+FORMAT = 2
 PARALLELISM = (
     "tensor_parallel_size",
     "pipeline_parallel_size",
