@@ -65,6 +65,9 @@ def test_from_submit_to_results(url: str, input_file: Path, tmp_path: Path) -> N
     assert "5 of 6 done, 1 failed" in shown
     assert json.loads(run("watch", batch["id"], "--json", *at).stdout)["id"] == batch["id"]
     assert batch["id"] in run("list", *at).stdout
+    (day,) = json.loads(run("usage", "--json", "--days", "2", *at).stdout)[-1:]
+    assert day["completed"] >= 5
+    assert day["date"] in run("usage", *at).stdout
     assert json.loads(run("list", "--json", "--limit", "1", *at).stdout)[0]["id"] == batch["id"]
     refused = run("cancel", batch["id"], *at, code=1)
     assert "Cannot cancel" in refused.stderr

@@ -49,6 +49,7 @@ def test_every_route_answers_generated_requests_as_described(url: str) -> None:
         "GET /v1/files/{file_id}/content",
         "POST /v1/batches",
         "GET /v1/batches",
+        "GET /v1/batches/usage",
         "GET /v1/batches/{batch_id}",
         "POST /v1/batches/{batch_id}/cancel",
         "POST /v1/batches/{batch_id}/pause",

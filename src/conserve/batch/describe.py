@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
+
 from conserve.batch.lifecycle import PAUSABLE, TERMINAL, Status
 from conserve.batch.outlook import Outlook
 from conserve.batch.records import BatchRecord, FileRecord
+from conserve.batch.usage_store import DayUsage
 from conserve.batch.wire import (
     BatchObject,
     DeadlineState,
@@ -14,7 +17,10 @@ from conserve.batch.wire import (
     OutputTokensDetails,
     RequestCounts,
     Usage,
+    UsageDay,
 )
+
+EPOCH = date(1970, 1, 1)
 
 
 def file_object(file: FileRecord) -> FileObject:
@@ -62,6 +68,15 @@ def batch_object(batch: BatchRecord, outlook: Outlook) -> BatchObject:
     )
 
 
+def usage_day(day: DayUsage) -> UsageDay:
+    return UsageDay(
+        date=(EPOCH + timedelta(days=day.day)).isoformat(),
+        completed=day.completed,
+        failed=day.failed,
+        usage=_usage(day),
+    )
+
+
 def _second(moment: float | None) -> int | None:
     """OpenAI's times are whole seconds."""
     return None if moment is None else int(moment)
@@ -71,13 +86,13 @@ def _counts(batch: BatchRecord) -> RequestCounts:
     return RequestCounts(total=batch.total, completed=batch.completed, failed=batch.failed)
 
 
-def _usage(batch: BatchRecord) -> Usage:
+def _usage(batch: BatchRecord | DayUsage) -> Usage:
     return Usage(
         input_tokens=batch.input_tokens,
         input_tokens_details=InputTokensDetails(cached_tokens=batch.cached_tokens),
         output_tokens=batch.output_tokens,
         output_tokens_details=OutputTokensDetails(reasoning_tokens=batch.reasoning_tokens),
-        total_tokens=batch.total_tokens,
+        total_tokens=batch.input_tokens + batch.output_tokens,
     )
 
 

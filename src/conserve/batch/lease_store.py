@@ -20,6 +20,7 @@ from conserve.batch.outcome import Outcome, Postponed, Result, Tokens
 from conserve.batch.records import SUSPECT_LOSSES, Line
 from conserve.batch.schema import batches, is_live, lines, of_models, results
 from conserve.batch.share_store import ShareStore
+from conserve.batch.usage_store import UsageStore
 from conserve.batch.worker_store import hold_worker
 
 # As the index has it, which holds few lines or none.
@@ -36,11 +37,13 @@ class LeaseStore:
         database: Database,
         clock: Callable[[], float],
         shares: ShareStore,
+        usage: UsageStore,
         *,
         group_prefixes: bool = True,
     ) -> None:
         self._database = database
         self._shares = shares
+        self._usage = usage
         self._clock = clock
         by_prefix = (lines.c.prefix_key,) if group_prefixes else ()
         self._line_order = (*by_prefix, lines.c.line_no)
@@ -128,9 +131,15 @@ class LeaseStore:
                 async with self._database.write() as connection:
                     done = await self._record(connection, worker_id, batch_id, part)
                     if done:
-                        await self._shares.charge(connection, batch_id, done)
+                        await self._bill(connection, batch_id, done)
                     stored += done
         return stored
+
+    async def _bill(self, connection: AsyncConnection, batch_id: str, done: list[Result]) -> None:
+        query = select(batches.c.tenant).where(batches.c.id == batch_id)
+        tenant = (await connection.execute(query)).scalar_one()
+        await self._shares.charge(connection, tenant, done)
+        await self._usage.count(connection, tenant, done)
 
     @staticmethod
     async def _record(

@@ -193,6 +193,21 @@ shares = Table(
 )
 
 
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    # Since the epoch, of UTC.
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("completed", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+)
+
+
 def is_live() -> Any:
     """Batches that have not ended, in the words of the index that holds no others."""
     return text(f"batches.{LIVE_STATUSES}")

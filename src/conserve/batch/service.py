@@ -13,7 +13,7 @@ from conserve.batch.assembly import Assembly
 from conserve.batch.batch_store import expiry_of
 from conserve.batch.contents import Staging
 from conserve.batch.deadlines import BatchView, RecentHarvest
-from conserve.batch.describe import batch_object, file_object
+from conserve.batch.describe import batch_object, file_object, usage_day
 from conserve.batch.dispatcher import Dispatcher
 from conserve.batch.errors import InvalidRequestError
 from conserve.batch.executor import Executor
@@ -25,8 +25,9 @@ from conserve.batch.records import BatchRecord
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
+from conserve.batch.usage_store import DAY_S
 from conserve.batch.validation import BYTES_PER_TOKEN
-from conserve.batch.wire import BatchCreate, BatchObject, FileObject
+from conserve.batch.wire import BatchCreate, BatchObject, FileObject, UsageDay
 from conserve.batch.worker import Worker
 
 
@@ -213,6 +214,13 @@ class BatchService:
         batch = await self.stores.batches.resume(tenant, batch_id)
         self._changed()
         return await self._describe(batch)
+
+    async def usage(self, tenant: str, num_days: int) -> list[UsageDay]:
+        """What came of the tenant's lines on each of the last days, today's included."""
+        await self.stores.prepare()
+        today = int(self._clock() // DAY_S)
+        days = await self.stores.usage.days(today - num_days + 1, today, tenant)
+        return [usage_day(day) for day in days]
 
     async def _describe(self, batch: BatchRecord) -> BatchObject:
         (described,) = await self._describe_all([batch])

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
 from conserve.batch.outcome import Result
-from conserve.batch.schema import batches, lines, shares
+from conserve.batch.schema import lines, shares
 from conserve.batch.shares import Standing
 
 
@@ -34,12 +34,10 @@ class ShareStore:
         return Standing(dict(map(tuple, served)), num_running, self._share_of)
 
     async def charge(
-        self, connection: AsyncConnection, batch_id: str, done: Iterable[Result]
+        self, connection: AsyncConnection, tenant: str, done: Iterable[Result]
     ) -> None:
-        """Count what lines took for the batch's owner, in the transaction that stores their results
-        and after the rest of it: the row is all workers'. A line is a token at least."""
-        query = select(batches.c.tenant).where(batches.c.id == batch_id)
-        tenant = (await connection.execute(query)).scalar_one()
+        """Count what an owner's lines took, in the transaction that stores their results and after
+        the rest of it: the row is all workers'. A line is a token at least."""
         cost = sum(max(1, result.tokens.total) for result in done) / self._share_of(tenant)
         await self._insert(connection, tenant)
         await connection.execute(

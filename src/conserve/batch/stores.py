@@ -25,6 +25,7 @@ from conserve.batch.private import FOLDER
 from conserve.batch.quota import Quota
 from conserve.batch.settings import BatchSettings
 from conserve.batch.share_store import ShareStore
+from conserve.batch.usage_store import UsageStore
 from conserve.batch.worker_store import WorkerStore
 
 
@@ -44,9 +45,10 @@ class Stores:
         self.files = FileStore(self.database, self.contents, clock, quota)
         self.batches = BatchStore(self.database, clock, quota)
         self.workers = WorkerStore(self.database, clock, settings.lease_s)
+        self.usage = UsageStore(self.database, clock)
         self.shares = ShareStore(self.database, limits.share_of)
         self.leases = LeaseStore(
-            self.database, clock, self.shares, group_prefixes=settings.group_prefixes
+            self.database, clock, self.shares, self.usage, group_prefixes=settings.group_prefixes
         )
         self.jobs = JobStore(self.database, clock)
         self.ended = EndedStore(self.database)

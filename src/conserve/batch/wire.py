@@ -169,6 +169,21 @@ class BatchObject(BaseModel):
     estimated_finish_at: int | None = None
 
 
+class UsageDay(BaseModel):
+    """What the lines of one key's batches came to on one day of UTC."""
+
+    object: Literal["batch.usage"] = "batch.usage"
+    date: str
+    completed: int
+    failed: int
+    usage: Usage
+
+
+class UsageList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[UsageDay]
+
+
 class FileObject(BaseModel):
     id: str
     object: Literal["file"] = "file"

@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Header, Query, Request
 from conserve.batch.executor import Executor
 from conserve.batch.service import BatchService
 from conserve.batch.settings import BatchSettings
-from conserve.batch.wire import BatchCreate, BatchList, BatchObject, page
+from conserve.batch.wire import BatchCreate, BatchList, BatchObject, UsageList, page
 from conserve.server.batches.file_routes import file_routes
 from conserve.server.envelope import ERROR_RESPONSES, EnvelopeRoute
 from conserve.server.keys import tenant_for
@@ -39,6 +39,14 @@ def batch_routes(service: BatchService) -> APIRouter:
         """The caller's batches, newest first."""
         objects, more = await service.batch_page(tenant_for(service, request), after or None, limit)
         return BatchList(**page(objects, more))
+
+    @router.get("/usage", responses=ERROR_RESPONSES)
+    async def batch_usage(
+        request: Request, days: Annotated[int, Query(ge=1, le=3660)] = 31
+    ) -> UsageList:
+        """What the caller's lines came to, by day, the oldest first; a day without any is left
+        out."""
+        return UsageList(data=await service.usage(tenant_for(service, request), days))
 
     @router.get("/{batch_id}", responses=ERROR_RESPONSES)
     async def retrieve_batch(request: Request, batch_id: str) -> BatchObject:
