@@ -103,7 +103,7 @@ class Entry:
         of_state = len(self.state.slots) if self.state else 0
         return sum(len(column.slots) for column in self.columns) + of_state
 
-    def tokens_apart(self) -> Iterable[tuple[int, Column]]:
+    def token_columns(self) -> Iterable[tuple[int, Column]]:
         """Columns of the KV groups that keep tokens, by the groups' numbers."""
         return [(n, c) for n, c in enumerate(self.columns) if not c.group.is_state]
 
@@ -118,7 +118,7 @@ class Entry:
         most."""
         if self.state is not None and self.state.num_tokens != num_tokens:
             return False
-        return all(c.first <= c.group.first_needed(num_tokens) for _, c in self.tokens_apart())
+        return all(c.first <= c.group.first_needed(num_tokens) for _, c in self.token_columns())
 
     def renumber(self, moved: Mapping[int, int]) -> None:
         """Some of its slots are others now."""

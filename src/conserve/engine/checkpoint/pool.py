@@ -131,7 +131,7 @@ class HostPool:
         """Tokens [start, stop), block by block, without blocks that somebody else's copy
         completed already. Raises KeyError without an entry, IndexError past its slots."""
         found = []
-        for number, column in self._entries[request_id].tokens_apart():
+        for number, column in self._entries[request_id].token_columns():
             size = column.group.block_size
             for index in range(max(start // size, column.first), -(-stop // size)):
                 first, slot = index * size, column.at(index)
@@ -145,7 +145,7 @@ class HostPool:
         from `stop`; all of its state, whatever `start` is. Raises as `spans` does."""
         entry = self._entries[request_id]
         found = self.states.places(entry, stop)
-        for number, column in entry.tokens_apart():
+        for number, column in entry.token_columns():
             size = column.group.block_size
             first = max(start // size, column.group.first_needed(stop))
             indices = range(first, -(-stop // size))
