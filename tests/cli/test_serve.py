@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conserve.server.start.flags import flags
+from conserve.server.errors import BadInputError
+from conserve.server.start.flags import check_early, flags
 from tests.engine.engine import TINY
 
 CONSERVE = str(Path(sys.executable).with_name("conserve"))
@@ -62,6 +63,22 @@ def test_sizes(text: str, num_bytes: int) -> None:
     (flag,) = (flag for flag in flags() if flag.name == "--checkpoint-bytes")
     assert flag.parse is not None
     assert flag.parse(text) == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "what"),
+    [
+        ("--flex-wait-s", "0", "above 0 seconds"),
+        ("--flex-wait-s", "soon", "a number"),
+        ("--flex-max-waiting", "0", "a whole number from 1 on"),
+        ("--router-metrics", "offline", "one of online, all"),
+        ("--priority-order", "vllm", "one of lower-first, higher-first"),
+    ],
+)
+def test_what_clients_and_routers_get_is_named_right(flag: str, value: str, what: str) -> None:
+    with pytest.raises(BadInputError) as refused:
+        check_early([f"{flag}={value}"])
+    assert str(refused.value) == f"{flag}: must be {what}, not {value!r}"
 
 
 def test_flags_are_read_without_vllm() -> None:

@@ -170,6 +170,17 @@ class TestHandedToVllm:
         assert (settings.slo_ttft_s, settings.slo_tbt_s, settings.offline_floor) == (0.0, 0.0, 0.0)
         assert settings.profile_dir == str(tmp_path / "conserve" / "profiles")
 
+    def test_what_routers_see_and_how_clients_are_read_become_settings(self) -> None:
+        before = settings_in(handed())
+        assert (before.router_metrics, before.priority_order) == ("online", "lower-first")
+        assert (before.flex_wait_s, before.flex_max_waiting) == (0, 0)
+        bounds = ("--flex-wait-s", "2.5", "--flex-max-waiting", "7")
+        settings = settings_in(
+            handed("--router-metrics", "all", "--priority-order", "higher-first", *bounds)
+        )
+        assert (settings.router_metrics, settings.priority_order) == ("all", "higher-first")
+        assert (settings.flex_wait_s, settings.flex_max_waiting) == (2.5, 7)
+
     def test_each_model_has_a_data_folder_of_its_own(self, tmp_path: Path) -> None:
         handed()
         share = tmp_path / "share" / "conserve"
