@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import torch
 from vllm.config.offload import OffloadConfig, PrefetchOffloadConfig, UVAOffloadConfig
 from vllm.v1 import kv_cache_interface
 
@@ -21,6 +22,7 @@ from conserve.engine.capabilities import (
     refuse_several_schedules,
     why_not_stoppable,
 )
+from conserve.engine.kept_states import KEPT_BYTES
 from conserve.engine.launch import CPU_WORKER, GPU_WORKER
 from conserve.engine.settings import EngineSettings
 
@@ -35,7 +37,10 @@ def scheduler(*, num_layers: int = 32, **changes: Any) -> Any:
         "tensor_parallel_size": 2,
         "nnodes": 1,
         "distributed_executor_backend": "mp",
-        "has_mamba_layers": False,
+        "max_num_seqs": 8,
+        "use_replayssm": False,
+        "use_kda_recoverssm": False,
+        "enable_partial_hash_hits": False,
         "is_encoder_decoder": False,
         "num_spec_tokens": 0,
         "use_v2_model_runner": True,
@@ -58,7 +63,8 @@ def scheduler(*, num_layers: int = 32, **changes: Any) -> Any:
     } | changes
     part = SimpleNamespace(**values)
     part.parallel_config = part.model_config = part.vllm_config = part.aux_output_config = part
-    part.attention_config = part.kv_cache_config = part
+    part.attention_config = part.kv_cache_config = part.cache_config = part.scheduler_config = part
+    part.kv_cache_manager = SimpleNamespace(coordinator=part)
     return part
 
 
@@ -71,7 +77,15 @@ def cache_of(name: str, tokens_per_state: int = 1) -> Any:
 
 
 def groups(*specs: Any) -> list[Any]:
-    return [SimpleNamespace(kv_cache_spec=spec) for spec in specs]
+    return [SimpleNamespace(kv_cache_spec=spec, layer_names=["a", "b"]) for spec in specs]
+
+
+def recurrent(size: int = 64, **changes: Any) -> list[Any]:
+    """A group of recurrent layers beside one of attention."""
+    state = kv_cache_interface.MambaSpec(
+        block_size=512, shapes=((size,),), dtypes=(torch.float32,), **changes
+    )
+    return groups(cache_of("FullAttentionSpec"), state)
 
 
 def prefetching(**options: Any) -> OffloadConfig:
@@ -93,7 +107,6 @@ def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
         ({"pipeline_parallel_size": 2}, "pipeline stages"),
         ({"nnodes": 2}, "one host only"),
         ({"distributed_executor_backend": "ray"}, "Ray's workers"),
-        ({"has_mamba_layers": True}, "recurrent state"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"num_spec_tokens": 3}, "draft models"),
         ({"data_parallel_size": 2}, "other replicas"),
@@ -125,6 +138,27 @@ def test_weights_that_are_read_where_they_lie_leave_nothing_behind() -> None:
         assert why_not_stoppable(engine, EngineSettings(), has_connector=True) == ""
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ""),
+        ({"kv_cache_groups": recurrent(KEPT_BYTES // 4)}, "too large to copy"),
+        ({"kv_cache_groups": recurrent(num_speculative_blocks=2)}, "of drafts"),
+        ({"use_replayssm": True}, "in rings"),
+        ({"use_kda_recoverssm": True}, "in rings"),
+        ({"enable_partial_hash_hits": True}, "are shared"),
+    ],
+    ids=["all", "large", "drafts", "replayed", "recovered", "shared"],
+)
+def test_recurrent_state_is_put_back_but_for_what_is_beside_it(
+    change: dict[str, Any], words: str
+) -> None:
+    engine = scheduler(**{"kv_cache_groups": recurrent()} | change)
+    reason = why_not_stoppable(engine, EngineSettings(), has_connector=True)
+    assert words in reason
+    assert bool(reason) is bool(words)
+
+
 def test_every_kind_of_cache_is_one_that_may_be_written_twice_or_not() -> None:
     """By vLLM's own list. Rings and states beside the tokens do not survive it."""
     kinds = {
@@ -132,7 +166,7 @@ def test_every_kind_of_cache_is_one_that_may_be_written_twice_or_not() -> None:
         for name, kind in inspect.getmembers(kv_cache_interface, inspect.isclass)
         if issubclass(kind, kv_cache_interface.KVCacheSpec)
     }
-    for name in kinds - {"UniformTypeKVCacheSpecs"}:
+    for name in kinds - {"UniformTypeKVCacheSpecs", "MambaSpec"}:
         engine = scheduler(kv_cache_groups=groups(cache_of("FullAttentionSpec"), cache_of(name)))
         reason = why_not_stoppable(engine, EngineSettings(), has_connector=True)
         assert (reason == "") is (name in REWRITTEN), name

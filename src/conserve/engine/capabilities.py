@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
+from conserve.engine.door import MambaSpec
+from conserve.engine.kept_states import all_specs, num_kept
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.settings import EngineSettings
 
@@ -25,6 +27,7 @@ def why_not_stoppable(
         _of_start(config, settings, has_connector),
         _of_model(scheduler),
         _of_state(scheduler),
+        _of_recurrent_state(scheduler),
         _of_ranks(config),
     )
     return next((reason for holds, reason in reasons if holds), "")
@@ -50,9 +53,8 @@ def _of_model(scheduler: SchedulerView) -> Reasons:
 def _of_state(scheduler: SchedulerView) -> Reasons:
     """What a forward leaves to the next one, other than KV that is written again."""
     config, caches = scheduler.vllm_config, _caches(scheduler.kv_cache_config)
-    yield scheduler.has_mamba_layers, "recurrent state is updated in place, layer by layer"
     yield (
-        any(type(one).__name__ not in REWRITTEN or one.tokens_per_state != 1 for one in caches),
+        not all(_is_rewritten(one) or isinstance(one, MambaSpec) for one in caches),
         "a cache of this kind may not survive being written twice",
     )
     yield scheduler.num_spec_tokens > 0, "draft models keep state of their own"
@@ -60,6 +62,21 @@ def _of_state(scheduler: SchedulerView) -> Reasons:
     yield _prefetches_weights(config.offload_config), "weights of the next layers are on their way"
     hisparse = config.attention_config.hisparse_config
     yield hisparse is not None, "pages move between host and device within a forward"
+
+
+def _of_recurrent_state(scheduler: SchedulerView) -> Reasons:
+    """What of it is beside the rows that are copied (`kept_states`)."""
+    specs = all_specs(scheduler.kv_cache_config)
+    if not specs:
+        return
+    config = scheduler.vllm_config
+    yield num_kept(config, specs) == 0, "the recurrent state of one request is too large to copy"
+    beside = config.cache_config.use_replayssm or config.cache_config.use_kda_recoverssm
+    yield beside, "recurrent state lies in rings beside its rows"
+    drafted = any(spec.num_speculative_blocks for spec in specs.values())
+    yield drafted, "recurrent state of drafts lies in blocks of its own"
+    shared = scheduler.kv_cache_manager.coordinator.enable_partial_hash_hits
+    yield shared, "states within a block are shared while they are written"
 
 
 def _of_ranks(config: Any) -> Reasons:
@@ -104,6 +121,10 @@ REWRITTEN = (
 )
 """Kinds of KV cache where a position has a place of its own until its block is freed: a step that
 runs again writes over what it wrote, and reads nothing that it wrote over."""
+
+
+def _is_rewritten(cache: Any) -> bool:
+    return type(cache).__name__ in REWRITTEN and cache.tokens_per_state == 1
 
 
 def _caches(kv_cache_config: Any) -> Iterator[Any]:

@@ -21,6 +21,9 @@ from conserve.engine.door import (
     get_kv_transfer_group,
     has_kv_transfer_group,
 )
+from conserve.engine.kept_states import Rows
+from conserve.engine.recurrent_layers import watch
+from conserve.engine.safepoints import StopStep
 from conserve.engine.sides import SchedulerSide, WorkerSide
 from conserve.engine.stats import EngineStats, PromMetrics, send_with
 
@@ -33,6 +36,8 @@ class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
     """The step's number if it may be stopped: said by the scheduler once it has built the step."""
     every: int = 1
     """Layers between two safepoints."""
+    states: Rows = field(default_factory=dict)
+    """Where the recurrent state lies that a stoppable step continues."""
     orders: Orders = field(default_factory=Orders)
 
 
@@ -71,6 +76,7 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         layers = self._vllm_config.compilation_config.static_forward_context
         self.worker_side.copies.register(kv_caches, layers)
+        watch(self.worker_side.states.register(layers), self._at_layer)
 
     def begin_copies(self, metadata: KVConnectorMetadata) -> None:
         """Before vLLM does anything of a step: it may overwrite blocks that have changed hands, or
@@ -93,6 +99,7 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self.worker_side.clock.launches()
         step = connector_metadata.stoppable_step
         if step is not None:
+            self.worker_side.states.keep(connector_metadata.states)
             self.worker_side.safepoints.begin(step, connector_metadata.every)
 
     def clear_connector_metadata(self) -> None:
@@ -100,7 +107,15 @@ class ConserveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         super().clear_connector_metadata()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        self.worker_side.safepoints.at_layer()
+        self._at_layer()
+
+    def _at_layer(self) -> None:
+        """Raises StopStep where the step is to stop, its recurrent state as it was before."""
+        try:
+            self.worker_side.safepoints.at_layer()
+        except StopStep:
+            self.worker_side.states.put_back()
+            raise
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Loads begin with the step's other copies, in `handle_preemptions`."""

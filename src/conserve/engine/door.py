@@ -57,7 +57,7 @@ METHODS = {
     "AsyncMPClient": ("call_utility_async",),
     "AsyncModelRunnerOutput": ("get_output",),
     "AsyncScheduler": (
-        "schedule", "update_from_output", "make_stats", "add_request", "finish_requests",
+        "schedule", "update_from_output", "add_request", "finish_requests",
         "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead",
         "_try_schedule_encoder_inputs", "_preempt_request",
         "_handle_blocked_waiting_request", "_free_request_blocks", "_set_kv_fetch_stage",
@@ -71,7 +71,8 @@ METHODS = {
         "_initialize_effective_attention_block_size",
     ),
     "GPUWorker": (
-        "initialize_from_config", "execute_model", "sample_tokens", "synchronize_device",
+        "determine_available_memory", "get_kv_cache_spec", "initialize_from_config",
+        "execute_model", "sample_tokens", "synchronize_device",
     ),
     "KVConnectorBase_V1": (
         "bind_connector_metadata", "clear_connector_metadata", "wait_for_layer_load",

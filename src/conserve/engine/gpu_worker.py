@@ -6,6 +6,7 @@ from typing import Any
 
 from conserve.engine.connector import settle_copies
 from conserve.engine.door import GPUWorker
+from conserve.engine.kept_states import kept_bytes
 from conserve.engine.stoppable import StoppableSteps
 
 
@@ -13,6 +14,12 @@ class ConserveGPUWorker(GPUWorker):  # type: ignore[misc]
     """vLLM's, whose steps may be stopped."""
 
     _steps = StoppableSteps()
+
+    def determine_available_memory(self) -> int:
+        """What is left for KV beside the copies of recurrent state."""
+        return int(super().determine_available_memory()) - kept_bytes(
+            self.vllm_config, self.get_kv_cache_spec()
+        )
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
         result = super().initialize_from_config(*args, **kwargs)

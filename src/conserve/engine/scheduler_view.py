@@ -28,7 +28,6 @@ class SchedulerView(Protocol):
     max_num_active_reqs: int
     max_num_scheduled_tokens: int
     log_stats: bool
-    has_mamba_layers: bool
     is_encoder_decoder: bool
 
     lora_config: Any

@@ -11,6 +11,7 @@ from conserve.engine.checkpoint.sizes import PoolSize, make_checkpointer, no_che
 from conserve.engine.checkpoint.workers import CheckpointWorker
 from conserve.engine.cuda import CudaMarks, make_event
 from conserve.engine.flag import StopFlag, flag_name
+from conserve.engine.kept_states import KeptStates
 from conserve.engine.safepoints import DeviceEvent, Safepoints
 from conserve.engine.settings import EngineSettings
 from conserve.engine.stats import EngineStats
@@ -44,6 +45,7 @@ class WorkerSide:
     safepoints: Safepoints
     clock: StepClock
     copies: CheckpointWorker
+    states: KeptStates
 
     @classmethod
     def of(cls, vllm_config: Any, kv_cache_config: Any) -> WorkerSide:
@@ -54,6 +56,7 @@ class WorkerSide:
             _safepoints(vllm_config, settings, make_event if on_cuda else None),
             StepClock(CudaMarks() if on_cuda else HostMark),
             CheckpointWorker(settings, size, kv_cache_config.num_blocks),
+            KeptStates(vllm_config, kv_cache_config),
         )
 
 

@@ -16,6 +16,7 @@ from conserve.engine.capabilities import (
 )
 from conserve.engine.connector import find_ours
 from conserve.engine.flag import StopFlag, flag_name
+from conserve.engine.kept_states import most_running, stranded, touched
 from conserve.engine.monitor import ArrivalMonitor, AskedStop
 from conserve.engine.pausing import admits_new
 from conserve.engine.promises import Promises
@@ -51,12 +52,15 @@ class Stopper:
         has_connector = find_ours(scheduler.connector) is not None
         self.why_off = why_not_stoppable(scheduler, settings, has_connector=has_connector)
         """Why this engine can stop no step at all; nothing if it can."""
+        self._most_running = most_running(scheduler)
 
     @property
     def may_plan(self) -> bool:
         """Whether the next step may be planned as one that can be stopped: what a connector was
-        asked once it will likely be asked again, and a paused engine stops for nobody."""
-        return not self.why_off and not self._others_busy and admits_new(self._scheduler)
+        asked once it will likely be asked again, a paused engine stops for nobody, and recurrent
+        state is copied of so many requests only."""
+        may = not self.why_off and not self._others_busy and admits_new(self._scheduler)
+        return may and len(self._scheduler.running) <= self._most_running
 
     def narrowed(self, plan: Plan) -> Plan:
         """The plan, not stoppable where its step would look at no safepoint."""
@@ -84,6 +88,7 @@ class Stopper:
             record.before[name].scheduled(request, num_tokens, self._scheduler.kv_cache_manager)
         ours = our_metadata(output.kv_connector_metadata)
         ours.stoppable_step = record.number
+        ours.states = touched(self._scheduler, output.num_scheduled_tokens)
         ours.every = layers_between_safepoints(
             self._scheduler.vllm_config, self._settings, record.plan.predicted_s
         )
@@ -91,13 +96,18 @@ class Stopper:
 
     def undo(self, record: StepRecord, computed: dict[str, int]) -> None:
         """Roll the stopped step back; `computed` is what it was to compute. Requests whose
-        computed prefix never came into being go back to the queue."""
+        computed prefix never came into being, or whose recurrent state was taken too far, go back
+        to the queue."""
         scheduler = self._scheduler
         for request_id in roll_back(scheduler, computed, record.before):
             request = scheduler.requests[request_id]
             scheduler.running.remove(request)
             request.num_computed_tokens = 0  # nothing of it is worth copying
             scheduler._preempt_request(request, self._clock())
+        for request in [r for r in scheduler.running if r.request_id in computed]:
+            if stranded(scheduler, request):
+                scheduler.running.remove(request)
+                scheduler._preempt_request(request, self._clock())
 
     def count(self, output: StoppedOutput, num_dropped: int, asked: AskedStop | None) -> None:
         """Account for a stopped step."""
