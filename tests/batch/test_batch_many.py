@@ -78,6 +78,7 @@ async def look_again_and_again(stores: Stores, now_s: float) -> None:
     await stores.workers.heartbeat("w")
     await stores.workers.overdue()
     await stores.files.collect()
+    await stores.webhooks.deliver()
     await overview(stores, now_s)
 
 

@@ -42,7 +42,7 @@ async def move(
     if changed.rowcount != 1:
         raise LeaseLostError(f"{batch.id} is no longer {batch.status} in these hands")
     if target in TERMINAL:
-        await count_ended(connection, batch.id, target)
+        await count_ended(connection, batch.id, target, now)
 
 
 class BatchStore:

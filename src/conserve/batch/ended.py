@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from conserve.batch.database import Database
 from conserve.batch.lifecycle import LIVE, TERMINAL, Status
 from conserve.batch.schema import batches, ended, is_live, lines, results
+from conserve.batch.webhook_store import put_down
 
 CLEAR_ROWS = 2000
 
@@ -32,9 +33,12 @@ class Sums(NamedTuple):
 COLUMNS = Sums._fields[1:]
 
 
-async def count_ended(connection: AsyncConnection, batch_id: str, status: Status) -> None:
-    """Add a batch that ends to the sums, in the transaction that ends it and after the rest of
-    it: the row is everybody's."""
+async def count_ended(
+    connection: AsyncConnection, batch_id: str, status: Status, now: float
+) -> None:
+    """Add a batch that ends to what its owner is told of, and to the sums, in the transaction that
+    ends it and after the rest of it: their row is everybody's."""
+    await put_down(connection, batch_id, status, now)
     await _add(connection, batch_id, status, num_batches=ended.c.num_batches + 1)
 
 

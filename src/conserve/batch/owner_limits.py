@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from conserve.batch.ids import EVERYBODY
+from conserve.batch.webhooks import Webhook
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,13 @@ MAX_BIGINT = 2**63 - 1
 class OwnerLimits(BaseModel):
     """Of one owner. None is no limit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
     share: float = Field(default=1.0, ge=0.001, le=1000)
     max_live_batches: int | None = Field(default=None, ge=0, le=MAX_BIGINT)
     max_queued_requests: int | None = Field(default=None, ge=0, le=MAX_BIGINT)
     max_queued_tokens: int | None = Field(default=None, ge=0, le=MAX_BIGINT)
     max_stored_bytes: int | None = Field(default=None, ge=0, le=MAX_BIGINT)
+    webhook: Webhook | None = None
 
 
 class Limits:
@@ -54,6 +56,9 @@ class Limits:
 
     def share_of(self, tenant: str) -> float:
         return self.of(tenant).share
+
+    def webhook_of(self, tenant: str) -> Webhook | None:
+        return self.of(tenant).webhook
 
     def _refresh(self) -> None:
         if self._path is None:

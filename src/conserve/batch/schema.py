@@ -208,6 +208,20 @@ usage = Table(
 )
 
 
+webhooks = Table(
+    "webhooks",
+    metadata,
+    # A batch that has ended, of which its owner has not been told yet.
+    Column("batch_id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Index("ix_webhooks_due", "not_before"),
+)
+
+
 def is_live() -> Any:
     """Batches that have not ended, in the words of the index that holds no others."""
     return text(f"batches.{LIVE_STATUSES}")

@@ -26,6 +26,8 @@ from conserve.batch.quota import Quota
 from conserve.batch.settings import BatchSettings
 from conserve.batch.share_store import ShareStore
 from conserve.batch.usage_store import UsageStore
+from conserve.batch.webhook_store import WebhookStore
+from conserve.batch.webhooks import Webhooks
 from conserve.batch.worker_store import WorkerStore
 
 
@@ -41,6 +43,7 @@ class Stores:
             self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
         with _named("owner_limits"):
             limits = Limits(settings.owner_limits, settings.max_live_batches)
+        self.webhooks = Webhooks(WebhookStore(self.database, clock), limits.webhook_of, clock)
         quota = Quota(self.database, limits)
         self.files = FileStore(self.database, self.contents, clock, quota)
         self.batches = BatchStore(self.database, clock, quota)

@@ -103,6 +103,7 @@ class Worker:
                 self._repeat(beat_s, self._beat, worker_id),
                 self._repeat(poll_s, self._jobs, worker_id, self._job_wake),
                 self._repeat(poll_s, self._tidy, worker_id),
+                self._repeat(poll_s, self._tell, worker_id),
                 self._repeat(COLLECT_EVERY_S, self._collect, worker_id),
                 self._repeat(COLLECT_EVERY_S, self._warn, worker_id),
             )
@@ -164,6 +165,10 @@ class Worker:
             await self._stores.leases.record(None, failures)
         while await self._stores.ended.clear_lines():
             pass
+
+    async def _tell(self, _worker_id: str) -> None:
+        """Tell owners of batches that have ended."""
+        await self._stores.webhooks.deliver()
 
     async def _collect(self, _worker_id: str) -> None:
         """Clear files away, for as long as their storage takes."""

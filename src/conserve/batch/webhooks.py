@@ -1,0 +1,184 @@
+"""Owners are told when a batch ends: signed as Standard Webhooks says and OpenAI does, again and
+again until one try is answered with 2xx, always under the same id.
+
+Names are looked up once a try, and the connection goes to the address that was checked. Redirects
+are not followed, and no proxy is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import json
+import logging
+import socket
+from collections.abc import Callable
+from hashlib import sha256
+from ipaddress import ip_address
+
+import httpx
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from conserve.batch.webhook_store import Event, WebhookStore
+
+logger = logging.getLogger(__name__)
+
+SECRET_PREFIX = "whsec_"  # noqa: S105  (what a secret begins with)
+TIMEOUT_S = 15.0
+FIRST_DELAY_S, LONGEST_DELAY_S = 5.0, 3600.0
+GIVE_UP_S = 72 * 3600.0
+
+
+class Webhook(BaseModel):
+    """Where an owner is told, and with which secret."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    url: str
+    secret: str
+    allow_private: bool = False
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: str) -> str:
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"is no URL: {error}") from None
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+            raise ValueError("must be an http or https URL, without a password")
+        return url
+
+    @field_validator("secret")
+    @classmethod
+    def _is_secret(cls, secret: str) -> str:
+        try:
+            key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+        except binascii.Error:
+            key = b""
+        if not secret.startswith(SECRET_PREFIX) or len(key) < 24:
+            raise ValueError(f"must be {SECRET_PREFIX} and at least 24 bytes in base64")
+        return secret
+
+    @property
+    def key(self) -> bytes:
+        return base64.b64decode(self.secret.removeprefix(SECRET_PREFIX))
+
+
+class RefusedAddressError(Exception):
+    """The URL leads to an address that is not to be asked."""
+
+
+class Webhooks:
+    def __init__(
+        self,
+        store: WebhookStore,
+        hook_of: Callable[[str], Webhook | None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._hook_of = hook_of
+        self._clock = clock
+
+    async def deliver(self) -> None:
+        """Try all that is due once. Raises StoreUnavailableError."""
+        while events := await self._store.take():
+            await asyncio.gather(*map(self._tell, events))
+
+    async def _tell(self, event: Event) -> None:
+        hook = self._hook_of(event.tenant)
+        if hook is None or await self._is_told(hook, event):
+            await self._store.forget(event)
+        elif self._clock() - event.created_at > GIVE_UP_S:
+            logger.error("the webhook for %s is given up", event.batch_id)
+            await self._store.forget(event)
+        else:
+            await self._store.postpone(event, delay_s(event.attempts))
+
+    async def _is_told(self, hook: Webhook, event: Event) -> bool:
+        body = body_of(event)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                status = await post(hook, body, signed(hook.key, event, body, self._clock()))
+        except (httpx.HTTPError, OSError, RefusedAddressError, UnicodeError) as error:
+            logger.warning("the webhook for %s fails: %r", event.batch_id, error)
+            return False
+        if not 200 <= status < 300:
+            logger.warning("the webhook for %s is answered with %d", event.batch_id, status)
+        return 200 <= status < 300
+
+
+def delay_s(attempts: int) -> float:
+    """Before the next try: 5 s, 10 s, 20 s, ... up to an hour."""
+    return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempts - 1, 20))
+
+
+def event_id(event: Event) -> str:
+    return f"evt_{event.batch_id}"
+
+
+def body_of(event: Event) -> bytes:
+    told = {
+        "id": event_id(event),
+        "object": "event",
+        "created_at": int(event.created_at),
+        "type": f"batch.{event.status}",
+        "data": {"id": event.batch_id},
+    }
+    return json.dumps(told).encode()
+
+
+def signed(key: bytes, event: Event, body: bytes, now: float) -> dict[str, str]:
+    """Headers of one try."""
+    name, moment = event_id(event), str(int(now))
+    text = b".".join((name.encode(), moment.encode(), body))
+    signature = base64.b64encode(hmac.digest(key, text, sha256)).decode()
+    return {
+        "content-type": "application/json",
+        "webhook-id": name,
+        "webhook-timestamp": moment,
+        "webhook-signature": f"v1,{signature}",
+    }
+
+
+async def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> int:
+    """Status of the answer. Raises RefusedAddressError, httpx's errors and OSError."""
+    url = httpx.URL(hook.url)
+    address = await allowed_address(url, allow_private=hook.allow_private)
+    async with httpx.AsyncClient(
+        trust_env=False, follow_redirects=False, timeout=TIMEOUT_S
+    ) as client:
+        request = client.build_request(
+            "POST",
+            url.copy_with(host=address),
+            content=body,
+            headers={**headers, "host": url.netloc.decode()},
+            extensions={"sni_hostname": url.host},
+        )
+        response = await client.send(request, stream=True)
+        await response.aclose()  # what it says is not read
+        return response.status_code
+
+
+async def allowed_address(url: httpx.URL, *, allow_private: bool) -> str:
+    """The address to connect to, looked up here so that it is the one that is checked. One that is
+    not everybody's refuses them all."""
+    port = url.port or (443 if url.scheme == "https" else 80)
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+    addresses = [str(entry[4][0]) for entry in found]
+    if not allow_private:
+        for address in addresses:
+            if not is_public(address):
+                raise RefusedAddressError(f"{url.host} is {address}, which is private")
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Whether anybody's: not private, loopback, link-local, multicast or kept for other uses."""
+    parsed = ip_address(address.partition("%")[0])
+    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    if inner is not None and not is_public(str(inner)):
+        return False
+    return parsed.is_global and not parsed.is_multicast
