@@ -1,7 +1,7 @@
 """What a run on a GPU found, from whatever of it came back.
 
     python benchmarks/gpu/report.py out/gpu                         # writes report.md, profile.toml
-    python benchmarks/gpu/report.py out/gpu --readme README.md      # and the table of its marks
+    python benchmarks/gpu/report.py out/gpu --page README.md        # and the tables of its marks
     python benchmarks/gpu/report.py out/gpu --replace               # and the simulator's constants
 
 The folder is run.py's, or its bundle unpacked. A part that is not there is named, and its rows are
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -38,20 +39,29 @@ class Row(NamedTuple):
     measured: str
 
 
+MARKS: dict[str, Callable[[Row], bool]] = {
+    "gpu": lambda row: True,
+    "gpu aims": lambda row: row.aim != "-",
+}
+"""What a page gets between <!-- MARK --> and <!-- /MARK -->: all rows, or those with an aim."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--readme", type=Path, help="a page with <!-- gpu --> and <!-- /gpu -->")
+    parser.add_argument(
+        "--page", type=Path, action="append", default=[], help="with marks: see MARKS"
+    )
     parser.add_argument("--replace", action="store_true", help=f"the constants in {GPUS.name}")
     options = parser.parse_args()
     folder = Folder(options.folder)
-    table = markdown(rows(folder))
-    text = "\n".join([*heading(folder), "", *table, "", *details(folder)])
+    found = rows(folder)
+    text = "\n".join([*heading(folder), "", *markdown(found), "", *details(folder)])
     (folder.path / "report.md").write_text(text + "\n")
     if profile := folder.profile:
         write_profile(profile, folder.path / "profile.toml")
-    if options.readme:
-        fill_in(options.readme, table)
+    for page in options.page:
+        page.write_text(filled_in(page.read_text(), found))
     if options.replace and (gpu := fitted_gpu(folder)):
         replace_constants(GPUS, folder.gpu, gpu)
     print(text)
@@ -187,12 +197,17 @@ def details(folder: Folder) -> Iterator[str]:
         yield "All figures of the arms: [load/report.md](load/report.md)."
 
 
-def fill_in(page: Path, table: list[str]) -> None:
-    """Replace what stands between the page's marks."""
-    text, block = page.read_text(), "\n".join(["", *table, ""])
-    page.write_text(
-        re.sub(r"(<!-- gpu -->).*?(<!-- /gpu -->)", lambda m: m[1] + block + m[2], text, flags=re.S)
-    )
+def filled_in(text: str, found: list[Row]) -> str:
+    """A page with the rows between its marks. Exits where it has none of them."""
+    changed = 0
+    for mark, wanted in MARKS.items():
+        block = "\n".join(["", *markdown([row for row in found if wanted(row)]), ""])
+        pattern = rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)"
+        text, times = re.subn(pattern, lambda m, b=block: m[1] + b + m[2], text, flags=re.S)
+        changed += times
+    if not changed:
+        sys.exit(f"--page: no {' or '.join(f'<!-- {mark} -->' for mark in MARKS)} in it")
+    return text
 
 
 if __name__ == "__main__":

@@ -99,9 +99,11 @@ def test_a_report_is_made_of_whatever_came_back(tmp_path: Path, script: Any) -> 
     told = {row.what: row for row in report.rows(folder)}
     assert told["2,048 tokens behind 0, by the fitted model"].paper == "51 ms"
     assert told["1024 blocks, store"].measured == "41.0 GB/s"
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- gpu -->\nold\n<!-- /gpu -->\nafter\n")
-    report.fill_in(page, report.markdown(list(told.values())))
-    assert "old" not in page.read_text()
-    assert page.read_text().endswith("<!-- /gpu -->\nafter\n")
-    assert "| 41.0 GB/s |" in page.read_text()
+    page = "before\n<!-- gpu -->\nold\n<!-- /gpu -->\n<!-- gpu aims --><!-- /gpu aims -->\nafter\n"
+    filled = report.filled_in(page, list(told.values()))
+    assert "old" not in filled
+    assert filled.endswith("<!-- /gpu aims -->\nafter\n")
+    assert filled.count("| 41.0 GB/s |") == 1
+    assert filled.count("| under 0.5 % |") == 4
+    with pytest.raises(SystemExit, match="no <!-- gpu -->"):
+        report.filled_in("a page without marks", [])

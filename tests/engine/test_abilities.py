@@ -9,11 +9,16 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from conserve.core.kv_groups import KVGroup
 from conserve.engine import abilities as module
 from conserve.engine.settings import EngineSettings
-from tests.engine.engine import make_scheduler
+from tests.engine.engine import BLOCK_SIZE, make_scheduler
 
 pytestmark = pytest.mark.engine
+
+FULL = KVGroup(BLOCK_SIZE)
+STATE_AT_ENDS = KVGroup(BLOCK_SIZE, is_state=True)
+STATE_OF_A_REQUEST = KVGroup(512, is_state=True)
 
 
 class Log:
@@ -35,8 +40,10 @@ def test_start_says_what_is_on(tmp_path: Path, log: Log) -> None:
     make_scheduler(tmp_path)
     assert log.lines == [
         "ConServe: stops: on: a step makes room for an online request between two layers",
-        "ConServe: checkpoints: on: of offline requests and conversations (incremental), once "
-        "there is memory for them",
+        "ConServe: checkpoints: on: of offline requests (incremental), once there is memory for "
+        "them",
+        "ConServe: conversations: on: what online requests leave is kept on the host, for their "
+        "next turns",
     ]
 
 
@@ -54,8 +61,23 @@ def test_start_says_what_is_off_and_why(tmp_path: Path, log: Log) -> None:
     ]
 
 
-def test_conversations_are_named_only_where_they_are_kept(tmp_path: Path, log: Log) -> None:
-    settings = EngineSettings(profile_seconds=0, checkpoint_online=False)
-    make_scheduler(tmp_path, settings=settings)
-    (line,) = (line for line in log.lines if "checkpoints" in line)
-    assert "of offline requests (incremental)" in line
+@pytest.mark.parametrize(
+    ("settings", "groups", "why"),
+    [
+        ({"checkpoint_online": False}, [FULL], "checkpoint_online: false"),
+        ({"checkpoint": "swap"}, [FULL], "checkpoint: swap"),
+        ({}, [FULL, STATE_OF_A_REQUEST], "prefix caching, which is off"),
+        ({}, [FULL, STATE_AT_ENDS], "recurrent state"),
+    ],
+    ids=["switched off", "swap", "no prefix caching", "recurrent layers"],
+)
+def test_start_says_why_conversations_are_not_kept(
+    tmp_path: Path, log: Log, settings: dict[str, Any], groups: list[KVGroup], why: str
+) -> None:
+    made = make_scheduler(
+        tmp_path, settings=EngineSettings(profile_seconds=0, **settings), groups=groups
+    )
+    assert made.checkpointer.conversations is None
+    (line,) = (line for line in log.lines if "conversations" in line)
+    assert "conversations: off" in line
+    assert why in line

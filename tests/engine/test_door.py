@@ -23,6 +23,13 @@ ARGUMENTS = {
     "AsyncMPClient.call_utility_async": ["method"],
     "AsyncScheduler.schedule": ["throttle_prefills"],
     "AsyncScheduler.update_from_output": ["scheduler_output", "model_runner_output"],
+    "AsyncScheduler.make_stats": [
+        "spec_decoding_stats",
+        "kv_connector_stats",
+        "cudagraph_stats",
+        "perf_stats",
+        "ec_connector_stats",
+    ],
     "AsyncScheduler.add_request": ["request"],
     "AsyncScheduler.finish_requests": ["request_ids", "finished_status"],
     "AsyncScheduler.reset_prefix_cache": ["reset_running_requests", "reset_connector"],

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,10 @@ import pytest
 pytest.importorskip("vllm")
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from vllm.v1.metrics.stats import SchedulerStats
 
+from conserve.engine.online_load import count_online_only
+from conserve.engine.queue import ClassQueue
 from conserve.engine.settings import EngineSettings
 from tests.engine import routers
 from tests.engine.device import Device
@@ -178,6 +182,27 @@ def test_gates_of_offline_work_close_where_no_more_is_taken(
     waiting = "conserve:waiting_requests{class=offline}"
     assert routers.scraped_budget(replicas[HARVESTER], waiting, max_count=16) == 0
     assert routers.scraped_budget(replicas[CHATTER], waiting, max_count=16) == 1
+
+
+def test_those_that_vllm_cannot_take_yet_are_counted_apart() -> None:
+    """As vLLM does, and each once."""
+    requests = [
+        make_request(name, [1, 2, 3], 4, online=online, arrival_s=0.0)
+        for name, online in (("a", True), ("b", True), ("c", False), ("d", True), ("e", False))
+    ]
+    a, b, c, d, e = requests
+    waiting, held = ClassQueue(), ClassQueue()
+    for queue, some in ((waiting, (a, b, c)), (held, (d, e))):
+        for request in some:
+            queue.add_request(request)
+    scheduler: Any = SimpleNamespace(
+        waiting=waiting, kv_holding_waiting=held, running=[], deferred_waiting={b, c, d}
+    )
+    stats = SchedulerStats()
+    count_online_only(stats, scheduler, kv_usage=0.25)
+    assert (stats.num_running_reqs, stats.num_waiting_reqs) == (0, 1)
+    assert stats.num_skipped_waiting_reqs == 2
+    assert stats.kv_cache_usage == 0.25, "those whose KV has been brought back hold it"
 
 
 def test_an_engine_that_is_done_says_so(tmp_path: Path) -> None:

@@ -191,6 +191,28 @@ def test_a_dropped_client_ends_its_request(server: Any, tier: str, stream: bool)
     assert server.metric("vllm:generation_tokens_total") - before < 8000
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_flex_request_that_finds_no_room_leaves_nothing(
+    server: Any, client: openai.OpenAI, stream: bool
+) -> None:
+    """No first token comes within a microsecond: it is refused, and leaves the engine."""
+    patient = client.with_options(max_retries=0)
+    with pytest.raises(openai.RateLimitError) as refused:
+        patient.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Count:"}],
+            max_tokens=4000,
+            service_tier="flex",
+            stream=stream,
+            extra_headers={"x-flex-wait-s": "0.000001"},
+        )
+    assert refused.value.code == "resource_unavailable"
+    assert refused.value.response.headers["retry-after"] == "1"
+    eventually(lambda: server.metric("conserve:running_requests") == 0)
+    eventually(lambda: server.metric("conserve:waiting_requests") == 0)
+    eventually(lambda: server.metric("conserve:kv_blocks") == 0)
+
+
 def test_what_it_serves_is_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
 

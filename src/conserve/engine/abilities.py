@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from conserve.engine.checkpoint.sizes import why_no_conversations
 from conserve.engine.door import init_logger
 
 logger = init_logger("vllm.conserve")
@@ -44,6 +45,8 @@ def abilities(scheduler: Any) -> Iterator[Ability]:
         why_off=scheduler.stopper.why_off,
     )
     yield _checkpoints(scheduler)
+    if not scheduler.checkpointer.unusable:
+        yield _conversations(scheduler)
     if scheduler.num_spec_tokens:
         yield Ability("drafts", on=f"{scheduler.num_spec_tokens} a request and step", off="")
     if not scheduler.vllm_config.scheduler_config.enable_chunked_prefill:
@@ -56,11 +59,20 @@ def abilities(scheduler: Any) -> Iterator[Ability]:
 
 
 def _checkpoints(scheduler: Any) -> Ability:
-    online = " and conversations" if scheduler.checkpointer.conversations is not None else ""
     how = scheduler.settings.checkpoint
     return Ability(
         "checkpoints",
-        on=f"of offline requests{online} ({how}), once there is memory for them",
+        on=f"of offline requests ({how}), once there is memory for them",
         off="displaced requests compute again",
         why_off=scheduler.checkpointer.unusable,
+    )
+
+
+def _conversations(scheduler: Any) -> Ability:
+    pool = scheduler.checkpointer.pool
+    return Ability(
+        "conversations",
+        on="what online requests leave is kept on the host, for their next turns",
+        off="a turn is computed anew where blocks of those before it are gone",
+        why_off=why_no_conversations(scheduler.vllm_config, scheduler.settings, pool),
     )

@@ -6,15 +6,10 @@ like chat, it would send chats elsewhere, close gates and add replicas.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from conserve.engine.queue import is_online
 from conserve.engine.scheduler_view import SchedulerView
-
-
-def num_online(requests: Iterable[Any]) -> int:
-    return sum(map(is_online, requests))
 
 
 def count_online_only(stats: Any, scheduler: SchedulerView, kv_usage: float) -> None:
@@ -23,9 +18,11 @@ def count_online_only(stats: Any, scheduler: SchedulerView, kv_usage: float) -> 
     kv_usage: the share of KV memory that they held when somebody last looked, in [0, 1].
     vLLM counts those that it could not take yet (`deferred_waiting`) apart from the others.
     """
-    held = num_online(scheduler.kv_holding_waiting)
-    num_waiting = len(scheduler.waiting.online) + held
-    stats.num_running_reqs = num_online(scheduler.running)
-    stats.num_skipped_waiting_reqs = num_online(scheduler.deferred_waiting)
-    stats.num_waiting_reqs = max(0, num_waiting - stats.num_skipped_waiting_reqs)
+    held = scheduler.kv_holding_waiting.online
+    # Of those that wait, offline ones without end, no more than the online ones are looked at.
+    waiting = [*scheduler.waiting.online, *held]
+    num_deferred = sum(request in scheduler.deferred_waiting for request in waiting)
+    stats.num_running_reqs = sum(map(is_online, scheduler.running))
+    stats.num_skipped_waiting_reqs = num_deferred
+    stats.num_waiting_reqs = len(waiting) - num_deferred
     stats.kv_cache_usage = kv_usage if stats.num_running_reqs or held else 0.0

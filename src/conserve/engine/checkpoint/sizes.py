@@ -74,7 +74,9 @@ def make_checkpointer(
         num_ranks=num_ranks,
         incremental=settings.checkpoint == "incremental",
         stats=stats,
-        conversations=_conversations(vllm_config, settings, pool),
+        conversations=None
+        if why_no_conversations(vllm_config, settings, pool)
+        else Conversations(pool.hash_tokens),
     )
 
 
@@ -86,17 +88,17 @@ def _empty_pool(kv_cache_config: Any, num_disk_slots: int) -> HostPool:
     return HostPool(0, math.lcm(*sizes), num_disk_slots, groups=groups, hash_tokens=hash_tokens)
 
 
-def _conversations(
-    vllm_config: Any, settings: EngineSettings, pool: HostPool
-) -> Conversations | None:
-    """None where nothing is kept of online requests: they are found by the hashes of prefix
-    caching, and recurrent state is copied of displaced requests alone."""
-    keeps = settings.checkpoint_online and settings.checkpoint == "incremental"
-    has_hashes = vllm_config.cache_config.enable_prefix_caching
-    if keeps and len(pool.states):
-        logger.info("ConServe: nothing is kept of conversations: the model has recurrent layers")
-        return None
-    return Conversations(pool.hash_tokens) if keeps and has_hashes else None
+def why_no_conversations(vllm_config: Any, settings: EngineSettings, pool: HostPool) -> str:
+    """The reason why an engine that keeps checkpoints keeps nothing of online requests that have
+    ended, or nothing if it does."""
+    caching = vllm_config.cache_config.enable_prefix_caching
+    reasons = (
+        (not settings.checkpoint_online, "switched off (checkpoint_online: false)"),
+        (settings.checkpoint != "incremental", f"copies wait (checkpoint: {settings.checkpoint})"),
+        (not caching, "they are found by the hashes of prefix caching, which is off"),
+        (len(pool.states) > 0, "recurrent state is copied of displaced requests alone"),
+    )
+    return next((reason for holds, reason in reasons if holds), "")
 
 
 def no_checkpoints(reason: str) -> Checkpointer:

@@ -12,6 +12,8 @@ import math
 from contextvars import ContextVar
 from typing import Any
 
+from prometheus_client import Counter
+
 from conserve.engine.settings import EngineSettings
 from conserve.server.asgi import Message, Receive, Send
 from conserve.server.tiers.classes import BadFieldError, RefusedError
@@ -19,6 +21,14 @@ from conserve.server.tiers.classes import BadFieldError, RefusedError
 WAIT_HEADER = b"x-flex-wait-s"
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
 """OpenAI's clients heed a `Retry-After` of up to a minute."""
+RETRY_S = 10
+"""For who waits as long as it must."""
+
+REFUSED = Counter(
+    "conserve:flex_refused", "Flex requests answered with status 429, by why.", ["reason"]
+)
+for _reason in ("waited", "full"):
+    REFUSED.labels(_reason)  # a rate needs a first value
 
 _current: ContextVar[FlexWait | None] = ContextVar("conserve_flex_wait", default=None)
 
@@ -31,7 +41,7 @@ class FlexUnavailableError(RefusedError):
 
     def __init__(self, message: str, wait_s: float) -> None:
         super().__init__(f"{message} Try again later, or leave service_tier out.")
-        wait_s = min(wait_s, MOST_RETRY_S)
+        wait_s = RETRY_S if wait_s == math.inf else min(wait_s, MOST_RETRY_S)
         retry_after_s = max(LEAST_RETRY_S, math.ceil(wait_s))
         self.headers = {"retry-after": str(retry_after_s)}
 
@@ -68,6 +78,7 @@ class FlexWait:
 
     def _give_up(self) -> None:
         if not self.has_begun and not self.given_up.done():
+            REFUSED.labels("waited").inc()
             message = f"No room for this flex request within {self.wait_s:g} s."
             self.given_up.set_result(FlexUnavailableError(message, self.wait_s))
 
@@ -128,6 +139,7 @@ class FlexQueue:
             return None
         self._waits = {wait for wait in self._waits if not wait.has_begun}
         if self._max_waiting and len(self._waits) >= self._max_waiting:
+            REFUSED.labels("full").inc()
             message = f"{len(self._waits)} flex requests wait already, and no more may."
             raise FlexUnavailableError(message, wait_s)
         wait = FlexWait(wait_s)
