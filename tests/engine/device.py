@@ -108,7 +108,7 @@ class Device:
                 # Past the known tokens lie drafts, which may be wrong.
                 is_right = stop_at is None and position < len(row.tokens)
                 self._write(row, position, None if is_right else HALF_WRITTEN)
-            self._write_states(row, end - 1, None if stop_at is None else HALF_WRITTEN)
+            self._write_states(row, start, end, stopped=stop_at is not None)
         names = [name for name, _, _ in spans]
         if stop_at is not None:
             return StoppedOutput.of(names, stop_at, self._reported())
@@ -142,12 +142,14 @@ class Device:
                 written = row.hash_at(position) + number if value is None else value
                 self.slots[self._slot(row, position, number)] = written
 
-    def _write_states(self, row: Row, position: int, value: int | None) -> None:
-        """Recurrent layers leave the state of the step's last token, in the block of that."""
+    def _write_states(self, row: Row, start: int, end: int, *, stopped: bool) -> None:
+        """Recurrent layers leave the state of the step's last token, in the block of that. There a
+        stopped step puts back the state that it began with, if it had one."""
+        last = start if stopped else end
         for number, group in enumerate(self.groups):
             if group.is_state:
-                written = row.hash_at(position) + number if value is None else value
-                self.slots[self._slot(row, position, number)] = written
+                written = row.hash_at(last - 1) + number if last else HALF_WRITTEN
+                self.slots[self._slot(row, end - 1, number)] = written
 
     def _check_states(self, request_id: str, start: int) -> None:
         """A forward begins with the state of the token before its first."""
