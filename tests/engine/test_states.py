@@ -173,14 +173,17 @@ def test_displaced_requests_come_back_as_they_were(
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
 @pytest.mark.parametrize("groups", MODELS.values(), ids=MODELS)
-def test_cancels_and_shared_prefixes_beside_copies(
+def test_stops_and_cancels_beside_copies(
     make_engine: MakeEngine, groups: tuple[KVGroup, ...], depth: int
 ) -> None:
-    num_loaded = 0
+    chance, num_stops, num_loaded = random.Random(1), 0, 0
     for seed in range(3):
         engine = make_engine(groups, depth, pace=seed + 1)
+        engine.stop = lambda step: chance.random() < 0.4
         run_bursts(engine, seed, shared=13 * (seed % 2), cancel=True)
+        num_stops += engine.num_stops
         num_loaded += engine.device.connector.worker_side.copies.copier.copies.num_loaded
+    assert num_stops
     assert num_loaded
 
 
