@@ -104,7 +104,8 @@ def same_texts(folder: Folder) -> Iterator[Row]:
     for file in sorted((folder.path / "same-output").glob("*.json")):
         found: dict[str, Any] = Folder(file.parent).part(file.stem) or {}
         yield Row(
-            f"texts as alone: with stops, without ({file.stem}, {found['num_stops']} stops)",
+            f"texts as alone: with stops, without ({file.stem}, {found['num_stops']} stops, "
+            f"{found['restored_tokens']} tokens restored)",
             "equal", "-", "-",
             f"{found['equal_with_stops']}, {found['equal_without_stops']} of {found['requests']}",
         )  # fmt: skip

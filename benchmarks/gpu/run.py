@@ -12,6 +12,7 @@ file says which commands fit into fifteen minutes.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -139,7 +140,9 @@ class Run:
 
     def _keep(self) -> None:
         """Nothing that a program wrote is lost if this one is ended next."""
-        write_json(self.out / "took.json", self.took)
+        took = self.out / "took.json"
+        before = json.loads(took.read_text()) if took.is_file() else {}
+        write_json(took, before | self.took)
         if self.bundle:
             bundle(self.out, self.bundle)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from conserve.sim.cost import profile_shapes
 from conserve.sim.profiles import load_profile
 from conserve.sim.roofline import Gpu, Roofline
 
+REHEARSED = Path(__file__).parents[2] / "benchmarks" / "results" / "gpu-rehearsal"
 KNOWN = load_profile("h100/llama-3.1-8b")
 
 
@@ -107,3 +109,20 @@ def test_a_report_is_made_of_whatever_came_back(tmp_path: Path, script: Any) -> 
     assert filled.count("| under 0.5 % |") == 4
     with pytest.raises(SystemExit, match="no <!-- gpu -->"):
         report.filled_in("a page without marks", [])
+
+
+@pytest.mark.parametrize("left_out", ["", "steps.json", "load", "environment.json"])
+def test_the_rehearsal_s_folder_makes_a_report(tmp_path: Path, script: Any, left_out: str) -> None:
+    """All of what a run leaves, and all but a part of it."""
+    shutil.copytree(REHEARSED / "out", tmp_path / "out")
+    gone = tmp_path / "out" / left_out
+    if gone.is_dir() and left_out:
+        shutil.rmtree(gone)
+    elif left_out:
+        gone.unlink()
+    report, folder = script("report"), script("measured").Folder(tmp_path / "out")
+    told = "\n".join(row.what for row in report.rows(folder))
+    assert "requests answered" in told
+    assert "stop to idle device" in told
+    assert ("by the fitted model" in told) is (left_out != "steps.json")
+    assert ("chats within targets" in told) is (left_out != "load")

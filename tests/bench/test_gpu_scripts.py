@@ -72,6 +72,7 @@ def test_a_late_program_is_ended_and_the_rest_is_kept(tmp_path: Path, script: An
     )
     (tmp_path / "found.json").write_text("{}")
     (tmp_path / "models").mkdir()
+    (tmp_path / "took.json").write_text('{"earlier": 3.0}')
     waiting = tmp_path / "waiting.py"
     waiting.write_text("import threading; threading.Event().wait()")
     quick = tmp_path / "quick.py"
@@ -82,6 +83,7 @@ def test_a_late_program_is_ended_and_the_rest_is_kept(tmp_path: Path, script: An
         names = set(tar.getnames())
     assert {"found.json", "took.json", "logs/waiting.log", "logs/quick.log"} <= names
     assert "models" not in names
+    assert set(json.loads((tmp_path / "took.json").read_text())) == {"earlier", "waiting", "quick"}
     patient.deadline_s = time.monotonic()
     patient.call("other", str(quick), [], 60.0)
     assert patient.notes[-1] == "other: no time left"
