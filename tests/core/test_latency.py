@@ -33,7 +33,8 @@ def brute_force_fitting(
 def test_a_chunk_reads_its_context_and_half_of_itself() -> None:
     shape = StepShape()
     shape.add_prefill(100, 1000)
-    assert shape == StepShape(num_tokens=100, attention_pairs=100 * 1000 + 100 * 100 / 2)
+    pairs = 100 * 1000 + 100 * 100 / 2
+    assert shape == StepShape(num_tokens=100, attention_pairs=pairs, num_prefill_tokens=100)
 
 
 def test_a_decode_reads_its_context_once() -> None:

@@ -34,6 +34,7 @@ def both(one: StepShape, other: StepShape) -> StepShape:
         one.attention_pairs + other.attention_pairs,
         one.num_decodes + other.num_decodes,
         one.decode_context + other.decode_context,
+        one.num_prefill_tokens + other.num_prefill_tokens,
     )
 
 

@@ -87,6 +87,8 @@ class Device:
         self.num_tokens_run = 0
         self.num_accepted: Callable[[], int] = lambda: 0
         """Of the drafts of one request and step, how many are what the model would say."""
+        self.num_right = 0
+        """Drafts that were."""
 
     def update_weights(self) -> None:
         self.weights += 1
@@ -181,7 +183,9 @@ class Device:
         if known < len(row.tokens):
             return []
         row.tokens.append(sample(row.hash_at(known - 1)))
-        for position in range(known, known + min(self.num_accepted(), end - known)):
+        num_right = min(self.num_accepted(), end - known)
+        self.num_right += num_right
+        for position in range(known, known + num_right):
             self._write(row, position)
             row.tokens.append(sample(row.hash_at(position)))
         return row.tokens[known:]
@@ -203,7 +207,9 @@ class Device:
         for name in output.finished_req_ids:
             self.rows.pop(name, None)
         for new in output.scheduled_new_reqs:
-            tokens, blocks = list(new.prompt_token_ids), [list(ids) for ids in new.block_ids]
+            # Model Runner V2 takes a request that resumes for a new one, with what it has said.
+            tokens = list(new.prefill_token_ids or new.prompt_token_ids)
+            blocks = [list(ids) for ids in new.block_ids]
             self.rows[new.req_id] = Row(tokens, blocks, weights=self.weights)
         cached = output.scheduled_cached_reqs
         for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from conserve.core.kv_groups import KVGroup
 from conserve.engine.alarm import Alarm
@@ -70,12 +72,13 @@ def make_scheduler(
     settings: EngineSettings | None = None,
     their_connector: dict[str, Any] | None = None,
     num_spec_tokens: int = 0,
+    draft_model: bool = False,
     max_adapters: int | None = None,
     groups: Sequence[KVGroup] = (KVGroup(BLOCK_SIZE),),
 ) -> Any:
     """A ConserveScheduler over a tiny Llama's configuration, as `conserve serve` configures it.
 
-    num_spec_tokens: drafts a request and step, by n-grams.
+    num_spec_tokens: drafts a request and step, by n-grams or by a draft model (the same).
     """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.hashing import sha256
@@ -102,7 +105,7 @@ def make_scheduler(
         kv_cache_memory_bytes=1 << 20,
         # Of states that are kept once a request there is no prefix to be found.
         enable_prefix_caching=all(mamba_mode(group) != "none" for group in groups),
-        speculative_config=_speculation(num_spec_tokens),
+        speculative_config=_speculation(num_spec_tokens, folder if draft_model else None),
         enable_lora=max_adapters is not None,
         max_loras=max_adapters or 1,
         **vllm_arguments(settings or EngineSettings(profile_seconds=0), their_connector),
@@ -121,14 +124,17 @@ def make_scheduler(
     size, hash_tokens = resolve_kv_cache_block_sizes(cache, config)
     cache.hash_block_size = hash_tokens
     init_none_hash(sha256)
-    return Timed(
-        vllm_config=config,
-        kv_cache_config=cache,
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=size,
-        hash_block_size=hash_tokens,
-        log_stats=True,
-    )
+    # Where steps with drafts overlap, only Model Runner V2 may be stopped.
+    v2 = {"VLLM_USE_V2_MODEL_RUNNER": "1"} if async_scheduling and num_spec_tokens else {}
+    with patch.dict(os.environ, v2):
+        return Timed(
+            vllm_config=config,
+            kv_cache_config=cache,
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=size,
+            hash_block_size=hash_tokens,
+            log_stats=True,
+        )
 
 
 def mamba_mode(group: KVGroup) -> str:
@@ -160,9 +166,12 @@ def spec_of(group: KVGroup) -> Any:
     return kinds.FullAttentionSpec(**common)
 
 
-def _speculation(num_tokens: int) -> dict[str, Any] | None:
+def _speculation(num_tokens: int, draft_model: Path | None) -> dict[str, Any] | None:
     if not num_tokens:
         return None
+    if draft_model is not None:
+        model = str(draft_model)
+        return {"method": "draft_model", "model": model, "num_speculative_tokens": num_tokens}
     return {"method": "ngram", "num_speculative_tokens": num_tokens, "prompt_lookup_max": 3}
 
 
@@ -244,6 +253,8 @@ class Engine:
     """The host takes this long from a decision to the first layer."""
     tail_s: float = 0.0
     """What the device has still queued when the host comes back from a step that may be stopped."""
+    _drafted: list[str] = field(default_factory=list)
+    """Requests that drafts were made for last."""
     _queue: deque[Any] = field(default_factory=deque)
     """`InFlight`, oldest first."""
     _device_free_s: float = 0.0
@@ -305,21 +316,25 @@ class Engine:
         result.step_times = times
         self.scheduler.clock.now_s = max(self.scheduler.clock.now_s, times.ended_s)
         outputs = self.scheduler.update_from_output(output, result)
-        self._draft(output)
+        self._draft(output, stopped=stopped)
         for client in outputs.values():
             for one in client.outputs:
                 self.outputs[one.request_id].extend(one.new_token_ids)
                 if one.finish_reason is not None:
                     self.finished.add(one.request_id)
 
-    def _draft(self, output: Any) -> None:
-        """What a draft model proposes, where the scheduler does not put placeholders instead."""
+    def _draft(self, output: Any, *, stopped: bool) -> None:
+        """What a draft model proposes, where the scheduler does not put placeholders instead. A
+        worker that was stopped has what it proposed last, still."""
         from vllm.v1.outputs import DraftTokenIds
 
-        num_tokens, names = self.scheduler.num_spec_tokens, list(output.num_scheduled_tokens)
-        if num_tokens and self.depth == 1:
-            drafts = [[DRAFT] * num_tokens for _ in names]
-            self.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
+        num_tokens = self.scheduler.num_spec_tokens
+        if not num_tokens or self.depth > 1:
+            return
+        if not stopped:
+            self._drafted = list(output.num_scheduled_tokens)
+        drafts = [[DRAFT] * num_tokens for _ in self._drafted]
+        self.scheduler.update_draft_token_ids(DraftTokenIds(self._drafted, drafts))
 
     def run(self, most_steps: int = 5000) -> int:
         """Until nothing is left to do; raises AssertionError where that never comes."""

@@ -42,7 +42,8 @@ def scheduler(*, num_layers: int = 32, **changes: Any) -> Any:
         "use_kda_recoverssm": False,
         "enable_partial_hash_hits": False,
         "is_encoder_decoder": False,
-        "num_spec_tokens": 0,
+        "speculative_config": None,
+        "async_scheduling": True,
         "use_v2_model_runner": True,
         "data_parallel_size": 1,
         "is_moe": True,
@@ -92,6 +93,17 @@ def prefetching(**options: Any) -> OffloadConfig:
     return OffloadConfig(prefetch=PrefetchOffloadConfig(offload_group_size=8), **options)
 
 
+def drafts_by(method: str) -> Any:
+    return SimpleNamespace(method=method)
+
+
+@pytest.mark.parametrize("v2", [True, False])
+def test_drafts_by_ngrams_do_not_stand_in_the_way(v2: bool) -> None:
+    drafts = {"speculative_config": drafts_by("ngram"), "use_v2_model_runner": v2}
+    engine = scheduler(**drafts, async_scheduling=v2)
+    assert why_not_stoppable(engine, EngineSettings(), has_connector=True) == ""
+
+
 @pytest.mark.parametrize("worker", [CPU_WORKER, GPU_WORKER])
 def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
     engine = scheduler(worker_cls=worker)
@@ -108,7 +120,12 @@ def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
         ({"nnodes": 2}, "one host only"),
         ({"distributed_executor_backend": "ray"}, "Ray's workers"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
-        ({"num_spec_tokens": 3}, "draft models"),
+        ({"speculative_config": drafts_by("medusa")}, "drafts by medusa"),
+        ({"speculative_config": drafts_by("eagle3")}, "drafts by eagle3"),
+        (
+            {"speculative_config": drafts_by("ngram"), "use_v2_model_runner": False},
+            "drafts of a stopped step",
+        ),
         ({"data_parallel_size": 2}, "other replicas"),
         ({"use_ubatching": True}, "two threads"),
         ({"ec_transfer_config": object()}, "encoder output"),
@@ -254,8 +271,11 @@ def test_a_step_that_replays_as_one_graph_passes_no_safepoint(
     compilation = SimpleNamespace(
         cudagraph_mode=CUDAGraphMode[mode], max_cudagraph_capture_size=512
     )
-    config = SimpleNamespace(compilation_config=compilation)
+    config = SimpleNamespace(compilation_config=compilation, num_speculative_tokens=0)
     assert passes_safepoints(config, {"a": 1, "b": 1}) is decodes
+    assert passes_safepoints(config, {"a": 4, "b": 4}) is chunk
+    config.num_speculative_tokens = 3
+    assert passes_safepoints(config, {"a": 4, "b": 4}) is decodes, "decodes with three drafts"
     assert passes_safepoints(config, {"a": 1, "b": 300}) is chunk
     assert passes_safepoints(config, {"a": 1, "b": 600}), "larger than any captured graph"
     compilation.max_cudagraph_capture_size = None

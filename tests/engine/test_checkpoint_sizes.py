@@ -45,7 +45,7 @@ def engine(groups: Any = None, **changes: Any) -> Any:
         "needs_kv_cache_zeroing": False,
         "worker_cls": GPU_WORKER,
         "is_encoder_decoder": False,
-        "num_speculative_tokens": 0,
+        "speculative_config": None,
         "runner_type": "generate",
         "world_size": 1,
         "enable_prefix_caching": True,
@@ -72,6 +72,14 @@ def make(part: Any, checkpoint_bytes: int) -> Checkpointer:
     return make_checkpointer(part, part, settings, EngineStats())
 
 
+def test_recurrent_state_of_drafts_is_not_covered() -> None:
+    groups = [group(), group("MambaSpec")]
+    assert reason(engine(groups)) == ""
+    drafting = SimpleNamespace(method="ngram")
+    assert reason(engine(speculative_config=drafting)) == ""
+    assert "drafts" in reason(engine(groups, speculative_config=drafting))
+
+
 def test_a_plain_cache_is_covered() -> None:
     assert reason(engine()) == ""
     assert reason(engine(world_size=4), checkpoint="swap") == ""
@@ -82,7 +90,7 @@ def test_a_plain_cache_is_covered() -> None:
     [
         ({"needs_kv_cache_zeroing": True, "worker_cls": "auto"}, "clears new blocks"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
-        ({"num_speculative_tokens": 2}, "draft models"),
+        ({"speculative_config": SimpleNamespace(method="medusa")}, "drafts"),
         ({"runner_type": "pooling"}, "pooling"),
         ({"decode_context_parallel_size": 2}, "context parallelism"),
         ({"prefill_context_parallel_size": 2}, "context parallelism"),

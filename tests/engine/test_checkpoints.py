@@ -7,6 +7,7 @@ what was computed. P4: every output is what the request gets alone. P7: tokens a
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from conserve.core.plan import Plan
+from conserve.engine.checkpoint import checkpointer, keeping
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.orders import Orders
@@ -207,6 +209,27 @@ def test_stops_and_cancels_beside_copies(
     assert engine.device.connector.worker_side.copies.copier.copies.num_stored > 0
 
 
+def run_with_drafts(make_engine: MakeEngine, depth: int, seed: int) -> dict[str, float]:
+    """Bursts and stops, where drafts are right by chance; the figures."""
+    engine = make_engine(depth, num_blocks=32, pace=seed + 1, num_spec_tokens=3)
+    totals, chance = totals_of(engine), random.Random(seed)
+    engine.stop = lambda step: chance.random() < 0.3
+    engine.device.num_accepted = lambda: chance.randrange(4)
+    run_bursts(engine, seed)
+    assert engine.num_stops > 0
+    return totals
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+def test_no_copy_holds_a_draft(make_engine: MakeEngine, depth: int) -> None:
+    totals: Counter[str] = Counter()
+    for seed in range(4):
+        totals.update(run_with_drafts(make_engine, depth, seed))
+    assert totals["displaced_requests"] > 0
+    assert totals["restored_tokens memory"] > 0
+    assert totals["draft_tokens offline"] > totals["accepted_draft_tokens offline"] > 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_small_pool_keeps_some(make_engine: MakeEngine, seed: int) -> None:
     engine = make_engine(num_blocks=26, num_slots=14, pace=seed + 1)
@@ -377,6 +400,21 @@ def copy_past_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(self, request, num_tokens + 1, *args, leaves=leaves)
 
     monkeypatch.setattr(Checkpointer, "checkpoint", checkpoint)
+
+
+def test_copies_of_drafts_are_caught(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Careless: what is in flight counts as settled."""
+    for module in (checkpointer, keeping):
+        monkeypatch.setattr(module, "num_settled", lambda request: request.num_computed_tokens)
+
+    def run_some() -> None:
+        for seed in range(8):
+            run_with_drafts(make_engine, 2, seed)
+
+    with pytest.raises((ForeignCopyError, StaleReadError)):
+        run_some()
 
 
 def give_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def reason(spec: Any) -> str:
         prefill_context_parallel_size=1,
         worker_cls="auto",
     )
-    config = SimpleNamespace(model_config=plain, parallel_config=plain, num_speculative_tokens=0)
+    config = SimpleNamespace(model_config=plain, parallel_config=plain, speculative_config=None)
     return why_no_checkpoints(config, cache, EngineSettings())
 
 

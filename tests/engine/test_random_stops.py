@@ -109,10 +109,17 @@ MakeChaos = Callable[..., Chaos]
 def make_chaos(tmp_path: Path) -> Iterator[MakeChaos]:
     made: list[Any] = []
 
-    def make(depth: int, num_blocks: int, seed: int = 1) -> Chaos:
-        scheduler = make_scheduler(tmp_path, async_scheduling=depth > 1, num_blocks=num_blocks)
+    def make(depth: int, num_blocks: int, seed: int = 1, num_drafts: int = 0) -> Chaos:
+        scheduler = make_scheduler(
+            tmp_path,
+            async_scheduling=depth > 1,
+            num_blocks=num_blocks,
+            num_spec_tokens=num_drafts,
+        )
         made.append(scheduler)
-        return Chaos(Engine(scheduler, Device(BLOCK_SIZE), depth=depth), seed)
+        device, right = Device(BLOCK_SIZE), random.Random(seed + 2)
+        device.num_accepted = lambda: right.randrange(num_drafts + 1)
+        return Chaos(Engine(scheduler, device, depth=depth), seed)
 
     yield make
     for scheduler in made:
@@ -131,6 +138,14 @@ def test_hundreds_of_stops_leave_no_trace(
     chaos = make_chaos(depth, num_blocks)
     chaos.run_until(num_stops=750)
     assert chaos.num_cancelled > 10
+
+
+@modes
+def test_stops_of_steps_with_drafts_leave_no_trace(make_chaos: MakeChaos, depth: int) -> None:
+    """Of which some are right: tokens come several at a time."""
+    chaos = make_chaos(depth, num_blocks=40, num_drafts=3)
+    chaos.run_until(num_stops=300)
+    assert chaos.engine.device.num_right > 100
 
 
 @pytest.mark.long

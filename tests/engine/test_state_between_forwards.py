@@ -127,7 +127,7 @@ of its cache and by the sections that only such models have, not by their option
 
 REFUSED = {
     "VllmConfig": {
-        "speculative_config": "draft models",
+        "speculative_config": "were not tried",
         "diffusion_config": "canvas",
         "engram_config": "n-gram layers",
         "ec_transfer_config": "encoder output",

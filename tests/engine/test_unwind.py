@@ -50,6 +50,9 @@ class Runner:
     """What both runners share: layers with a hook before each, and tokens that advance."""
 
     device = torch.device("cpu")
+    speculative_config: Any = None
+    """Where there is one, a draft model's layers run while sampling."""
+    use_aux_hidden_state_outputs = False
 
     def __init__(self, ours: Any, *, is_pooling: bool = False) -> None:
         self.ours = ours
@@ -86,10 +89,13 @@ class RunnerV1(Runner):
         return self.layers(positions)
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        connectors = Connectors(self.ours.safepoints)
+        self.connectors = connectors = Connectors(self.ours.safepoints)
         connectors.pre_forward(scheduler_output)
         hidden = self._model_forward(None, positions=torch.arange(5))
-        connector_output = connectors.post_forward(scheduler_output.finished_req_ids)
+        if self.speculative_config is None:
+            connector_output = connectors.post_forward(scheduler_output.finished_req_ids)
+        else:
+            connector_output = "drafts are to come"
         assert hidden.shape == (5, HIDDEN)
         if self.is_pooling_model:
             return self._pool(hidden, 5, [3, 2], connector_output)
@@ -104,7 +110,13 @@ class RunnerV1(Runner):
     def sample_tokens(self, grammar_output: Any) -> Any:
         assert self.execute_model_state is not None
         self.execute_model_state, self.advanced = None, self.advanced + 1
+        if self.speculative_config is not None:
+            self.layers(torch.arange(2))
+            self.finalize_kv_connector()
         return ModelRunnerOutput(["a", "b"], {"a": 0, "b": 1}, [[7], [7]])
+
+    def finalize_kv_connector(self) -> None:
+        self.connectors.post_forward(set())
 
 
 class RunnerV2(Runner):
@@ -120,6 +132,8 @@ class RunnerV2(Runner):
             return None
         (_, finished), self.execute_model_state = self.execute_model_state, None
         self.advanced += 1
+        if self.speculative_config is not None:
+            self.layers(torch.arange(2))
         self.kv_connector.post_forward(finished)
         return SampledAhead()
 
@@ -191,11 +205,9 @@ def make_worker(
 ) -> Iterator[Worker]:
     flag = StopFlag(f"test-unwind-{version}")
     flag.reset()
-    side = SimpleNamespace(clock=StepClock())
+    side = SimpleNamespace(clock=StepClock(), safepoints=Safepoints(flag, rank=0))
     begun: list[int] = []
-    ours = SimpleNamespace(
-        safepoints=Safepoints(flag, rank=0), worker_side=side, begin_copies=begun.append
-    )
+    ours = SimpleNamespace(safepoints=side.safepoints, worker_side=side, begin_copies=begun.append)
     monkeypatch.setattr(stoppable_module, "has_kv_transfer_group", lambda: True)
     monkeypatch.setattr(stoppable_module, "get_kv_transfer_group", lambda: ours)
     monkeypatch.setattr(stoppable_module, "find_ours", lambda group: group)
@@ -265,6 +277,24 @@ def test_a_stopped_step_of_a_pooling_model_pools_nothing(pooling_worker: Any) ->
         assert output.kv_connector_output == "finished ['gone']"
         assert output.step_times
     assert worker.model_runner.advanced == 2
+
+
+def test_a_draft_models_layers_run_to_their_end(worker: Any) -> None:
+    """They come while sampling, when the step's tokens are there."""
+    worker.model_runner.speculative_config = "a draft model"
+    worker.execute_model(step(7))
+    worker.flag.raise_for(7)
+    assert worker.sample_tokens(None).get_output().sampled_token_ids == [[7], [7]]
+
+
+def test_a_stopped_step_ends_the_connectors_step_where_drafts_would_have(worker: Any) -> None:
+    runner = worker.model_runner
+    runner.speculative_config = "a draft model"
+    worker.flag.raise_for(7)
+    worker.execute_model(step(7))
+    assert isinstance(worker.sample_tokens(None).get_output(), StoppedOutput)
+    if not worker.vllm_config.use_v2_model_runner:
+        assert runner.connectors.log == ["pre", "post"]
 
 
 def test_the_step_after_a_stopped_one_is_a_step_like_any(worker: Any) -> None:

@@ -29,6 +29,7 @@ class Asking:
         self._beside(checkpointer, "leaves", lambda *_: self.counts.update(["displacements"]))
         self._beside(checkpointer, "_lose", lambda *_: self.counts.update(["faults"]))
         self._beside(driver, "scheduled", self._note)
+        self._beside(self.scheduler.tracker, "drafted", self._note_drafts)
 
     def _beside(self, owner: Any, method: str, note: Any) -> None:
         """Have `note` called with what the method is called with."""
@@ -46,6 +47,9 @@ class Asking:
             request = requests[name]
             if num_tokens < request.num_prompt_tokens and request.num_output_tokens == 0:
                 self.cut.add(name)
+
+    def _note_drafts(self, name: str, num_drafts: int, num_right: int, stats: Any) -> None:
+        self.counts.update({"drafts": num_drafts, "right drafts": num_right})
 
     def ask(self, name: str, asked: Asked, *, online: bool) -> None:
         from vllm import PoolingParams, SamplingParams

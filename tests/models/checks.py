@@ -42,6 +42,15 @@ def assert_on(family: Family, result: dict[str, Any]) -> None:
     assert (result["counts"].get("restores", 0) > 2) == (family.checkpoints == ON)
 
 
+def assert_drafts(result: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Of drafts some were right, and some were not; no answer is another than without (`plain`)."""
+    counts = result["counts"]
+    assert counts["drafts"] > counts["right drafts"] > 0
+    for name, answer in plain["answers"].items():
+        if name.endswith("/alone"):
+            assert result["answers"][name] == answer, name
+
+
 def assert_nothing_left(result: dict[str, Any]) -> None:
     """No block, no slot, and no checksum that did not match (`checkpoint_verify`)."""
     assert len(set(result["free_blocks"])) == 1

@@ -38,6 +38,7 @@ def make_engine(family: Family, model: str) -> Any:
         "kv_cache_memory_bytes": 64 << 20,
         "block_size": 32,
         "distributed_executor_backend": "uni",
+        "speculative_config": family.speculation(model) if family.speculation else None,
         **vllm_arguments(settings),
         **family.options,
     }

@@ -50,6 +50,8 @@ class Family:
     """Whether vLLM computes a prompt in several steps."""
     options: dict[str, Any] = field(default_factory=dict)
     """What vLLM is told beside what all are told (`engine.py`)."""
+    speculation: Callable[[str], dict[str, Any]] | None = None
+    """(folder of the model) -> how tokens are speculated, in vLLM's words."""
     ask: Callable[[Path], list[Asked]] = texts
     """(folder of the model) -> what each request asks."""
     always: bool = False

@@ -10,7 +10,14 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from tests.models.checks import assert_answers, assert_caught, assert_nothing_left, assert_on
+from tests.models import speculation
+from tests.models.checks import (
+    assert_answers,
+    assert_caught,
+    assert_drafts,
+    assert_nothing_left,
+    assert_on,
+)
 from tests.models.family import ON
 from tests.models.playing import Results, play
 from tests.models.registry import FAMILIES, KIND_OF
@@ -42,7 +49,9 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     def get(name: str) -> dict[str, Any]:
         if name not in found:
             kind = [
-                other for other in FAMILIES if other in wanted and KIND_OF[other] == KIND_OF[name]
+                other
+                for other in FAMILIES
+                if other == name or (other in wanted and KIND_OF[other] == KIND_OF[name])
             ]
             folder = tmp_path_factory.mktemp(KIND_OF[name])
             found.update(play(kind, folder, careless=careless))
@@ -60,6 +69,11 @@ def test_answers_are_those_given_alone(played: Played, family: str) -> None:
 @pytest.mark.parametrize("family", PLAYED)
 def test_what_is_said_to_be_on_is_on(played: Played, family: str) -> None:
     assert_on(FAMILIES[family], played(family))
+
+
+@pytest.mark.parametrize("family", marked(speculation.FAMILIES))
+def test_drafts_change_no_answer(played: Played, family: str) -> None:
+    assert_drafts(played(family), played("Llama"))
 
 
 @pytest.mark.parametrize("family", PLAYED)

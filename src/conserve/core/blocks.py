@@ -51,13 +51,15 @@ def promised_blocks(running: Iterable[RequestView], memory: Memory) -> int:
     promised = 0
     for request in running:
         # `lacking_blocks`, without a call for each of hundreds.
-        lacking = -(-request.num_tokens // memory) - request.num_blocks
+        ahead = request.num_tokens + request.num_lookahead_tokens
+        lacking = -(-ahead // memory) - request.num_blocks
         if lacking > 0:
             promised += lacking
     return promised
 
 
 def _needed(request: RequestView, memory: Memory) -> int:
+    ahead = request.num_tokens + request.num_lookahead_tokens
     if isinstance(memory, int):
-        return blocks_for(request.num_tokens, memory)
-    return memory.blocks_for(request.num_tokens, request.num_computed_tokens)
+        return blocks_for(ahead, memory)
+    return memory.blocks_for(ahead, request.num_computed_tokens)

@@ -31,19 +31,21 @@ class Crowd(NamedTuple):
 class Work:
     """Sums of what steps computed of one class, which fade."""
 
-    __slots__ = ("context", "decodes", "pairs", "tokens")
+    __slots__ = ("context", "decode_tokens", "decodes", "pairs", "tokens")
 
     def __init__(self) -> None:
-        self.tokens = self.pairs = self.decodes = self.context = 0.0
+        self.tokens = self.pairs = self.decodes = self.decode_tokens = self.context = 0.0
 
     def fade(self, keep: float) -> None:
         self.tokens *= keep
+        self.decode_tokens *= keep
         self.pairs *= keep
         self.decodes *= keep
         self.context *= keep
 
     def add(self, shape: StepShape) -> None:
         self.tokens += shape.num_tokens
+        self.decode_tokens += shape.num_tokens - shape.num_prefill_tokens
         self.pairs += shape.attention_pairs
         self.decodes += shape.num_decodes
         self.context += shape.decode_context
@@ -88,9 +90,9 @@ class Bound:
     def tokens_per_s(self, model: LatencyModel, max_tokens: int) -> float:
         """Offline tokens a second of steps that are filled first come first served.
 
-        The offline work is what it was of late: of its tokens a share d are decodes. N requests
-        would run (`Crowd.would_run`). A step then has n of their decodes and p tokens of their
-        prompts on average: n = N, or as many as leave room in `max_tokens` for
+        The offline work is what it was of late: of its tokens a share d are those of decodes, w of
+        each. N requests would run (`Crowd.would_run`). A step then has n tokens of their decodes
+        and p of their prompts on average: n = w * N, or as many as leave room in `max_tokens` for
         p = n * (1 - d) / d and for the r * T online tokens that come meanwhile. Prompts come in
         steps that are full, between steps of decodes alone, which cost no less than the knee; so a
         step takes on average
@@ -110,9 +112,9 @@ class Bound:
             return 0.0
         taken = rate / left
         most = (max_tokens - taken * model.fixed) / (1.0 + taken * (model.per_token + beside_s))
-        share = off.decodes / off.tokens
+        share = off.decode_tokens / off.tokens
         running = self._would_run_s / self._crowded_s if self._crowded_s else 0.0
-        tokens = min(most, running / share) if share else most
+        tokens = min(most, running * off.tokens / off.decodes) if off.decodes else most
         if tokens <= 0:
             return 0.0
         decodes = min(tokens * share, max_tokens - 1.0)

@@ -6,7 +6,8 @@ from conserve.core.latency import LatencyModel, StepShape
 
 
 class ChatGaps:
-    """What chat's tokens take, and what they would take alone."""
+    """What chat's tokens take, and what they would take alone: by step, which gives a request one
+    token or, where tokens are speculated, as many as were right, in one message."""
 
     def __init__(self) -> None:
         self._span_s = self._gaps = self._waited_s = self._prefill_s = self._varying_s = 0.0
@@ -24,9 +25,8 @@ class ChatGaps:
         self._gaps += num_given
         if num_given < online.num_decodes:
             return
-        decodes = StepShape(online.num_tokens, 0.0, online.num_decodes, online.decode_context)
-        if online.attention_pairs:
-            decodes.num_tokens = online.num_decodes
+        num_tokens = online.num_tokens - online.num_prefill_tokens
+        decodes = StepShape(num_tokens, 0.0, online.num_decodes, online.decode_context)
         decoding_s = model.predict_s(decodes)
         self._prefill_s += model.predict_s(online) - decoding_s
         self._varying_s += online.num_decodes * max(0.0, decoding_s - model.least_s)

@@ -24,9 +24,12 @@ class StepShape:
     num_decodes: int = 0
     decode_context: int = 0
     """KV tokens that the decodes read."""
+    num_prefill_tokens: int = 0
+    """Of the tokens; those of decodes are the others, several each where tokens are speculated."""
 
     def add_prefill(self, num_new: int, context: int) -> None:
         self.num_tokens += num_new
+        self.num_prefill_tokens += num_new
         self.attention_pairs += num_new * (context + num_new / 2)
 
     def add_decode(self, num_new: int, context: int) -> None:
@@ -41,6 +44,7 @@ class StepShape:
             max(0.0, self.attention_pairs - part.attention_pairs),
             max(0, self.num_decodes - part.num_decodes),
             max(0, self.decode_context - part.decode_context),
+            max(0, self.num_prefill_tokens - part.num_prefill_tokens),
         )
 
 

@@ -184,8 +184,8 @@ class Policy:
         step = self.step
         if mode is Mode.OFFLINE and not self.settings.fixed_step_tokens:
             rate = self.snapshot.interruption_rate if limit_s == UNLIMITED else 0.0
-            least, most = self.settings.min_chunk, step.tokens_left
-            step.tokens_left = best_offline_tokens(self.running, self.model, rate, least, most)
+            sizes = self.settings.min_chunk, step.tokens_left, self.snapshot.tokens_beside
+            step.tokens_left = best_offline_tokens(self.running, self.model, rate, *sizes)
         # Whoever runs longest: so adapters take turns when requests end, not from step to step.
         step.resources.claim(r for r in step.staying(self.snapshot.running) if not r.online)
         decodes = self.running.offline_decodes

@@ -51,6 +51,8 @@ class RequestView:
     arrival_s: float
     num_tokens: int
     num_computed_tokens: int = 0
+    num_lookahead_tokens: int = 0
+    """Places behind its known tokens that a draft model writes to, in blocks of the request's."""
     num_blocks: int = 0
     """Blocks it holds; 0 while it waits, unless its KV has been brought back already."""
     num_borrowed_blocks: int = 0
@@ -154,6 +156,8 @@ class Snapshot:
     block_size: int
     """Tokens that a copy to the host is rounded up to."""
     max_step_tokens: int
+    tokens_beside: int = 0
+    """What each request in a step takes of those beside its own: a draft model's input."""
     kv_groups: KVGroups | None = None
     """None where all layers keep all tokens, in one block table."""
     targets: Targets = field(default_factory=Targets)
@@ -162,6 +166,8 @@ class Snapshot:
     is longer than `max_step_tokens`."""
     decode_width: int = 1
     """Tokens a decode computes in a step: 1 + speculative tokens."""
+    restore_blocks: int = 0
+    """Blocks that stay free beside what is brought back, for its first step."""
     interruption_rate: float = 0.0
     """Online arrivals into an engine that runs offline work only, per second of it."""
     online_residency: float = 1.0

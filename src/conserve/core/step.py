@@ -29,6 +29,8 @@ class StepBuilder:
         self.slots_left = snapshot.num_free_slots
         self.resources = Resources(snapshot)
         self._memory = snapshot.memory
+        self._restore_blocks = snapshot.restore_blocks
+        self._beside = snapshot.tokens_beside
         self._most_tokens = snapshot.max_step_tokens
         self._whole_prompts = snapshot.whole_prompts
         self._sharing = snapshot.sharing
@@ -57,12 +59,12 @@ class StepBuilder:
             self._model.coefficients
         )
         base_s, knee = fixed_s + per_pair * shape.attention_pairs, self._model.knee
-        factor, bounded = 1 + self._model.margin, limit_s < UNLIMITED
+        factor, bounded, beside = 1 + self._model.margin, limit_s < UNLIMITED, self._beside
         num, decodes, context = shape.num_tokens, shape.num_decodes, shape.decode_context
         for request in requests:
             computed = request.num_computed_tokens
             tokens = request.num_tokens - computed
-            if tokens > left:
+            if tokens + beside > left:
                 break
             if tokens <= 0 or request.request_id in grants:
                 continue
@@ -77,7 +79,7 @@ class StepBuilder:
             num += tokens
             decodes += 1
             context += computed
-            left -= tokens
+            left -= tokens + beside
             grants[request.request_id] = tokens
         shape.num_tokens, shape.num_decodes, shape.decode_context = num, decodes, context
         self.tokens_left = left
@@ -104,7 +106,7 @@ class StepBuilder:
         prompt that cannot be cut is granted whole on the same terms, or not at all."""
         context = request.num_computed_tokens
         left = request.num_tokens - context
-        ahead = left if self._whole_prompts else min(left, self.tokens_left)
+        ahead = left if self._whole_prompts else min(left, self.tokens_left - self._beside)
         tokens = self.resources.fitting(request, ahead)
         if self._whole_prompts:
             tokens = self._whole(left, context, limit_s, at_least) if tokens == left else 0
@@ -116,7 +118,7 @@ class StepBuilder:
         self.shape.add_prefill(tokens, context)
         self.resources.take(request, tokens)
         self.grants[request.request_id] = tokens
-        self.tokens_left -= tokens
+        self.tokens_left -= tokens + self._beside
         return tokens
 
     def _whole(self, num_tokens: int, context: int, limit_s: float, at_least: int) -> int:
@@ -144,9 +146,10 @@ class StepBuilder:
         return granted
 
     def restore(self, request: RequestView, num_tokens: int, reserve: int) -> bool:
-        """Bring a waiting request's checkpoint back, on the same terms as `start`."""
+        """Bring a waiting request's checkpoint back, on the same terms as `start`, with the blocks
+        of its first step beside."""
         need = lacking_blocks(request, self._memory)
-        if self.slots_left < 1 or need + reserve > self.blocks_left:
+        if self.slots_left < 1 or need + reserve + self._restore_blocks > self.blocks_left:
             return False
         self.restores[request.request_id] = num_tokens
         self.slots_left -= 1

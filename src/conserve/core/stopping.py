@@ -153,9 +153,15 @@ def best_step_tokens(
 
 
 def best_offline_tokens(
-    running: RunningByClass, model: LatencyModel, interruption_rate: float, least: int, most: int
+    running: RunningByClass,
+    model: LatencyModel,
+    interruption_rate: float,
+    least: int,
+    most: int,
+    beside: int = 0,
 ) -> int:
-    """`best_step_tokens` of a step that has every offline decode, and prompts behind them."""
+    """`best_step_tokens` of a step that has every offline decode, and prompts behind them, with
+    what each of those decodes takes `beside` its tokens."""
     decodes = running.offline_decodes
     num_decodes = len(decodes)
     context = max((r.num_computed_tokens for r in running.offline_prefills), default=0)
@@ -167,9 +173,9 @@ def best_offline_tokens(
         pairs = chunk * (context + chunk / 2)
         return model.predict_s(StepShape(num_tokens, pairs, num_decodes, decode_context))
 
-    return best_step_tokens(
-        predict_s, interruption_rate, min(most, max(decode_tokens, least)), most
-    )
+    least = min(most, max(decode_tokens, least))
+    best = best_step_tokens(predict_s, interruption_rate, least, most)
+    return min(most, best + beside * num_decodes)
 
 
 def worth_the_gap(

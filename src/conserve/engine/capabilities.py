@@ -10,6 +10,7 @@ from conserve.engine.door import MambaSpec
 from conserve.engine.kept_states import all_specs, num_kept
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.settings import EngineSettings
+from conserve.engine.speculation import is_shown
 
 RESPONSE_S = 0.005
 """Within which a stop is to answer, unless the settings say otherwise."""
@@ -57,7 +58,11 @@ def _of_state(scheduler: SchedulerView) -> Reasons:
         not all(_is_rewritten(one) or isinstance(one, MambaSpec) for one in caches),
         "a cache of this kind may not survive being written twice",
     )
-    yield scheduler.num_spec_tokens > 0, "draft models keep state of their own"
+    drafting = config.speculative_config
+    if drafting is not None:
+        yield not is_shown(drafting), f"stops beside drafts by {drafting.method} were not tried"
+        counts = config.scheduler_config.async_scheduling and not config.use_v2_model_runner
+        yield counts, "the runner counts the drafts of a stopped step as judged"
     yield config.engram_config is not None, "n-gram layers remember tokens beside the cache"
     yield _prefetches_weights(config.offload_config), "weights of the next layers are on their way"
     hisparse = config.attention_config.hisparse_config
@@ -149,8 +154,8 @@ def passes_safepoints(vllm_config: Any, grants: Mapping[str, int]) -> bool:
     mode, largest = config.cudagraph_mode, config.max_cudagraph_capture_size
     if not mode or not largest or sum(grants.values()) > largest:
         return True
-    one_token_each = max(grants.values(), default=0) <= 1
-    runs = mode.decode_mode() if one_token_each else mode.mixed_mode()
+    all_decode = max(grants.values(), default=0) <= 1 + vllm_config.num_speculative_tokens
+    runs = mode.decode_mode() if all_decode else mode.mixed_mode()
     return bool(runs.name != "FULL")
 
 

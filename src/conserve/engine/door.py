@@ -57,8 +57,8 @@ METHODS = {
     "AsyncMPClient": ("call_utility_async",),
     "AsyncModelRunnerOutput": ("get_output",),
     "AsyncScheduler": (
-        "schedule", "update_from_output", "make_stats", "add_request", "finish_requests",
-        "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead",
+        "schedule", "update_from_output", "update_draft_token_ids", "make_stats", "add_request",
+        "finish_requests", "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead",
         "_try_schedule_encoder_inputs", "_preempt_request",
         "_handle_blocked_waiting_request", "_free_request_blocks", "_set_kv_fetch_stage",
         "_request_blocks_can_be_freed",

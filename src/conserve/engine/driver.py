@@ -18,6 +18,7 @@ from conserve.core.standing import Standing
 from conserve.engine.admission import promote
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import hand_over
+from conserve.engine.drafts import settle
 from conserve.engine.first_tokens import FirstTokenParts
 from conserve.engine.gauges import Gauges
 from conserve.engine.pausing import is_frozen
@@ -65,7 +66,8 @@ class Driver:
         self.gauges = Gauges(self.scheduler, self.promises, self.tracker, self.stats)
         self._standing = Standing()
         self._num_held_back = 0
-        self._last_stopped = False
+        self.last_stopped = False
+        """Whether the step whose output was read last was stopped."""
 
     def came(self, request: Any, arrived_s: float) -> None:
         """A request is about to enter vLLM's scheduler; more input of one that is there counts
@@ -106,7 +108,7 @@ class Driver:
             self.experience.stop_gap.held_back()
             return True
         monitor = self.stopper.monitor
-        if monitor.num_pending and (self._last_stopped or not self.snapshots.online_resident()):
+        if monitor.num_pending and (self.last_stopped or not self.snapshots.online_resident()):
             self._num_held_back += 1
             if self._num_held_back <= MOST_HELD_BACK:
                 return True
@@ -184,10 +186,12 @@ class Driver:
         elif computed:
             self.steps.next_begins(record.times.ended_s)
             monitor.step_begins(record.times.ended_s)
-        self._last_stopped = isinstance(model_runner_output, StoppedOutput)
-        if not self._last_stopped:
+        self.last_stopped = isinstance(model_runner_output, StoppedOutput)
+        if not self.last_stopped:
             self._first_tokens.ended(record, computed.keys(), stopped=None)
-            self.tracker.computed(computed, record.ends, self.stats)
+            output, steps = model_runner_output, (record, *self.steps)
+            refused = settle(scheduler_output, output, steps, self.tracker, self.stats)
+            self.tracker.computed(computed, record.ends, self.stats, refused)
             return record
         self._first_tokens.ended(record, (), stopped=asked)
         self.stopper.undo(record, computed)
@@ -222,7 +226,7 @@ class Driver:
         work_left = bool(self.scheduler.running)
         self.experience.stop_gap.stepped(launched_s, ended_s, work_left=work_left)
         self._stand(record, ended_s)
-        if self._last_stopped:
+        if self.last_stopped:
             self.experience.stopped(ended_s)
         else:
             learn(self.experience, record, ended_s, self.stats)
@@ -237,7 +241,7 @@ class Driver:
             self.experience.model,
             crowd=self.gauges.crowd,
             max_tokens=self.scheduler.max_num_scheduled_tokens,
-            stopped=self._last_stopped,
+            stopped=self.last_stopped,
         )
         self.stats.count("chat_seconds", stood.chat_s)
         self.stats.count("chat_alone_seconds", stood.alone_s)

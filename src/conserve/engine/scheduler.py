@@ -28,6 +28,7 @@ from conserve.engine.resumed import name_no_blocks
 from conserve.engine.retention import Retention
 from conserve.engine.settings import EngineSettings
 from conserve.engine.snapshots import Snapshots
+from conserve.engine.speculation import Drafting
 from conserve.engine.steps import GENERIC_ERROR, GENERIC_MODEL
 from conserve.engine.stopper import Stopper
 from conserve.engine.tracing import TraceNotes
@@ -54,7 +55,8 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         self.kv_holding_waiting = ClassQueue(self.promises.wait_s)
         side, groups = scheduler_side(self.connector), kv_groups_of(self)
         self.stats, self.checkpointer = side.stats, side.checkpointer
-        self.tracker = RequestTracker(groups or self.block_size, self.promises)
+        self.drafting = Drafting.of(self)
+        self.tracker = RequestTracker(groups or self.block_size, self.promises, self.drafting)
         self.experience = Experience(GENERIC_MODEL, GENERIC_ERROR)
         self.keeper = CheckpointKeeper(self, side.checkpointer, self.tracker, self.experience)
         self.stopper = Stopper(self, settings, self.promises, self.stats, clock, self.make_alarm)
@@ -73,6 +75,7 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             HostView(side.checkpointer),
             self.remembering,
             groups,
+            self.drafting,
         )
         self.driver = Driver(
             scheduler=self,
@@ -137,6 +140,13 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
         if stats is not None and self.settings.router_metrics == "online":
             count_online_only(stats, self, self.driver.gauges.kv_online_usage)
         return stats
+
+    def update_draft_token_ids(self, draft_token_ids: Any) -> None:
+        """Without asynchronous scheduling vLLM asks the workers for their drafts after each step.
+        After a stopped one they have those of the step before, and their requests are back where
+        they had them, or where they are of no use."""
+        if not self.driver.last_stopped:
+            super().update_draft_token_ids(draft_token_ids)
 
     # Requests
 

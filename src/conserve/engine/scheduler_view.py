@@ -23,6 +23,8 @@ class SchedulerView(Protocol):
     num_spec_tokens: int
     dynamic_sd_lookup: list[int] | None
     """Drafts by the number of requests in a step; None where they are always as many."""
+    _spec_decode_step_blocks: int
+    """That vLLM keeps free of a load, for the first step behind it; 0 without drafts."""
     num_sampled_tokens_per_step: int
     max_model_len: int
     max_num_active_reqs: int

@@ -18,7 +18,7 @@ from conserve.engine.queue import SCHEDULABLE, is_online
 from conserve.engine.remembering import Remembering
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.shared_blocks import SharedBlocks
-from conserve.engine.speculation import with_drafts
+from conserve.engine.speculation import Drafting, with_drafts
 from conserve.engine.tracker import RequestTracker
 
 OFFLINE_HEAD = 32
@@ -37,8 +37,10 @@ class Snapshots:
         host: HostView,
         remembering: Remembering,
         groups: KVGroups | None = None,
+        drafting: Drafting | None = None,
     ) -> None:
-        self.decode_width = 1 + scheduler.num_spec_tokens
+        self._drafting = drafting or Drafting()
+        self.decode_width = 1 + self._drafting.num_tokens
         self._scheduler = scheduler
         self._promises = promises
         self._tracker = tracker
@@ -88,9 +90,11 @@ class Snapshots:
             block_size=host.block_size if self._groups else scheduler.block_size,
             kv_groups=self._groups,
             max_step_tokens=scheduler.max_num_scheduled_tokens,
+            tokens_beside=self._drafting.num_slots,
             targets=self._promises.targets,
             whole_prompts=not scheduler.vllm_config.scheduler_config.enable_chunked_prefill,
             decode_width=self.decode_width,
+            restore_blocks=self._drafting.restore_blocks,
             interruption_rate=traffic.interruption_rate,
             online_residency=traffic.online_residency,
             offline_share=traffic.offline_share,

@@ -78,6 +78,8 @@ METRICS = (
     Metric("computed_tokens", Counter, "Tokens whose forward ran to its end.", "class"),
     Metric("recomputed_tokens", Counter, "Computed tokens that had been computed before.", "class"),
     Metric("output_tokens", Counter, "Tokens sampled.", "class"),
+    Metric("draft_tokens", Counter, "Speculated tokens whose forward ran to its end.", "class"),
+    Metric("accepted_draft_tokens", Counter, "Of those, the ones that were right.", "class"),
     Metric("dropped_tokens", Counter, "Tokens of steps that were stopped."),
     Metric("steps", Counter, "Steps by what filled them (see docs/design/policy.md).", "mode"),
     Metric("stopped_steps", Counter, "Steps stopped between layers for an online arrival."),

@@ -7,7 +7,7 @@ from typing import Any
 
 from conserve.engine.connector import find_ours
 from conserve.engine.door import get_kv_transfer_group, has_kv_transfer_group
-from conserve.engine.safepoints import StopStep
+from conserve.engine.safepoints import Safepoints, StopStep
 from conserve.engine.step_times import StepClock
 from conserve.engine.stopped import StoppedOutput
 from conserve.engine.unwind import Unwinding, UnwindV1, UnwindV2
@@ -24,11 +24,13 @@ class StoppableSteps:
         unwinding: Unwinding | None = None,
         clock: StepClock | None = None,
         *,
+        safepoints: Safepoints | None = None,
         is_pooling: bool = False,
         begin_copies: Callable[[Any], None] | None = None,
     ) -> None:
         self.unwinding = unwinding
         self._begin_copies = begin_copies
+        self._safepoints = safepoints
         self._clock = clock or StepClock()
         self._is_pooling = is_pooling
         self._request_ids: list[str] = []
@@ -39,14 +41,18 @@ class StoppableSteps:
         ours = find_ours(get_kv_transfer_group()) if has_kv_transfer_group() else None
         if ours is None:
             return cls()
-        clock, config = ours.worker_side.clock, worker.vllm_config
-        is_pooling = config.model_config.runner_type == "pooling"
+        side, config = ours.worker_side, worker.vllm_config
+        runner, model = worker.model_runner, config.model_config
         unwinding: Unwinding
-        if config.use_v2_model_runner:
-            unwinding = UnwindV2(worker.model_runner)
-        else:
-            unwinding = UnwindV1(worker.model_runner, config.model_config)
-        return cls(unwinding, clock, is_pooling=is_pooling, begin_copies=ours.begin_copies)
+        unwinding = UnwindV2(runner) if config.use_v2_model_runner else UnwindV1(runner, model)
+        is_pooling = model.runner_type == "pooling"
+        return cls(
+            unwinding,
+            side.clock,
+            safepoints=side.safepoints,
+            is_pooling=is_pooling,
+            begin_copies=ours.begin_copies,
+        )
 
     def execute(self, execute_model: Callable[[Any], Any], scheduler_output: Any) -> Any:
         """Call vLLM's `execute_model`, behind the step's copies; None after a stop, as before
@@ -62,6 +68,9 @@ class StoppableSteps:
         except StopStep as stop:
             self.unwinding.caught(stop, scheduler_output)
             output = None
+        if self._safepoints is not None:
+            # A draft model's layers come while sampling: those are not left out.
+            self._safepoints.end()
         ends = self._is_pooling and self._request_ids
         return self._ended(self.unwinding, output) if ends else output
 

@@ -37,12 +37,18 @@ class Before:
     """Placeholders that the step added. A difference, because an earlier step may still be in
     flight (async scheduling) and take its own away before this one is undone."""
 
+    drafts: list[int] = field(default_factory=list)
+    """Tokens proposed for it, or what stands for those that a worker keeps."""
     filling: set[int] = field(default_factory=set)
     """Blocks that the step is to fill and that the prefix cache already names."""
 
     @classmethod
     def of(cls, request: Any) -> Before:
-        return cls(request.is_prefill_chunk, request.num_output_placeholders)
+        return cls(
+            request.is_prefill_chunk,
+            request.num_output_placeholders,
+            drafts=request.spec_token_ids,
+        )
 
     def scheduled(self, request: Any, num_tokens: int, kv_cache_manager: Any) -> None:
         self.num_new_placeholders = request.num_output_placeholders - self.num_output_placeholders
@@ -71,6 +77,7 @@ def roll_back(
         request.num_computed_tokens -= num_tokens
         request.is_prefill_chunk = was.is_prefill_chunk
         request.num_output_placeholders -= was.num_new_placeholders
+        request.spec_token_ids = was.drafts
         if request.num_computed_tokens < request.num_tokens - 1:
             scheduler._inflight_prefills.add(request)
         evicted |= _uncache(scheduler.kv_cache_manager, request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from conserve.core.blocks import Memory, held_blocks
@@ -11,7 +11,10 @@ from conserve.core.snapshot import RequestView
 from conserve.engine.needs import adapter_of
 from conserve.engine.promises import OwnTargets, Promises
 from conserve.engine.queue import is_online
+from conserve.engine.speculation import Drafting
 from conserve.engine.stats import EngineStats
+
+NONE_REFUSED: Mapping[str, int] = {}
 
 
 def class_of(view: RequestView) -> str:
@@ -27,14 +30,18 @@ def comes_back(request: Any) -> bool:
 class RequestTracker:
     """One `RequestView` a request, brought up to date when it is looked at."""
 
-    def __init__(self, memory: Memory, promises: Promises) -> None:
+    def __init__(
+        self, memory: Memory, promises: Promises, drafting: Drafting | None = None
+    ) -> None:
         self._memory = memory
         self._promises = promises
+        self._drafting = drafting or Drafting()
         self._views: dict[str, RequestView] = {}
         self._high_water: dict[str, int] = {}
         """Most tokens a request ever had computed: less than that again is recomputed."""
-        self._stopped_at: dict[str, int] = {}
-        """Tokens for which a running request has blocks since a step of it was stopped."""
+        self._reached: dict[str, int] = {}
+        """Tokens for which a running request has blocks, though it has fewer computed: a step of it
+        was stopped, or its drafts were refused."""
 
     def add(self, request: Any, arrived_s: float) -> None:
         view = RequestView(
@@ -51,38 +58,40 @@ class RequestTracker:
             view.deadline_s = arrived_s + wanted_s
         self._views[request.request_id] = view
         self._high_water.pop(request.request_id, None)
-        self._stopped_at.pop(request.request_id, None)
+        self._reached.pop(request.request_id, None)
 
     def drop_finished(self, live: dict[str, Any]) -> None:
         """Forget every request that is not in `live`; call it now and then."""
         if len(self._views) > 2 * len(live) + 64:
             self._views = {name: view for name, view in self._views.items() if name in live}
             self._high_water = {n: high for n, high in self._high_water.items() if n in live}
-            self._stopped_at = {n: end for n, end in self._stopped_at.items() if n in live}
+            self._reached = {n: end for n, end in self._reached.items() if n in live}
 
     def forget_all(self) -> None:
         self._views.clear()
         self._high_water.clear()
-        self._stopped_at.clear()
+        self._reached.clear()
 
     def get(self, request_id: str) -> RequestView | None:
         return self._views.get(request_id)
 
     def running(self, requests: Iterable[Any]) -> list[RequestView]:
         """Views of running requests; the answer is good until the next step is scheduled."""
-        views, found, stopped = [], self._views, self._stopped_at
+        views, found, reached, drafting = [], self._views, self._reached, self._drafting
         for request in requests:
             view = found[request.request_id]
-            computed = request.num_computed_tokens
-            # Of a request whose last token is in flight nothing is left to compute.
-            most = request.num_prompt_tokens + request.max_tokens - 1
-            known = request.num_tokens_with_spec + request.num_output_placeholders
-            view.num_tokens = known if known < most else most
+            computed, in_flight = request.num_computed_tokens, request.num_output_placeholders
+            # Of a request whose last token is in flight, though all drafts before it should be
+            # refused, nothing is left to compute.
+            end = request.num_prompt_tokens + request.max_tokens
+            ends = in_flight and computed - in_flight + 2 >= end
+            known = computed if ends else request.num_tokens_with_spec + in_flight
+            view.num_tokens = known if known < drafting.longest else drafting.longest
             view.num_computed_tokens = computed
-            # A stopped step took tokens back, and left the blocks that it had taken.
-            end = (
-                max(computed, stopped[view.request_id]) if view.request_id in stopped else computed
-            )
+            end = max(computed, reached.get(view.request_id, 0)) if reached else computed
+            if drafting.num_lookahead_tokens:
+                view.num_lookahead_tokens = drafting.num_ahead(view.num_tokens)
+                end += drafting.num_ahead(end)
             view.num_blocks = held_blocks(end, self._memory)
             views.append(view)
         return views
@@ -105,7 +114,8 @@ class RequestTracker:
             found = find_cached(request) if looks else (0, 0)
             view.num_computed_tokens, view.num_borrowed_blocks = found
             view.num_blocks = held_blocks(request.num_computed_tokens, self._memory)
-            self._stopped_at.pop(request.request_id, None)
+            view.num_lookahead_tokens = self._drafting.num_ahead(view.num_tokens)
+            self._reached.pop(request.request_id, None)
             most_tokens -= view.num_tokens - view.num_computed_tokens
             views.append(view)
         return views
@@ -128,11 +138,15 @@ class RequestTracker:
         return whole, offline
 
     def computed(
-        self, num_scheduled_tokens: dict[str, int], ends: dict[str, int], stats: EngineStats
+        self,
+        num_scheduled_tokens: dict[str, int],
+        ends: dict[str, int],
+        stats: EngineStats,
+        refused: Mapping[str, int] = NONE_REFUSED,
     ) -> None:
         """Account for a step that ran to its end (P7): computed, and of that recomputed. `ends`
-        are the requests' computed tokens as they stood when the step had been scheduled; by its
-        end a later one may be under way."""
+        are the requests' computed tokens by this step, as a later one may be under way; `refused`
+        the drafts that it computed and that were wrong, for nothing."""
         totals = {"online": [0, 0], "offline": [0, 0]}
         for request_id, num_tokens in num_scheduled_tokens.items():
             view = self._views.get(request_id)
@@ -141,7 +155,8 @@ class RequestTracker:
             view.num_stops = 0
             end = ends[request_id]
             high = self._high_water.get(request_id, 0)
-            again = max(0, min(end, high) - (end - num_tokens))
+            start = end - (num_tokens - refused.get(request_id, 0))
+            again = max(0, min(end, high) - start)
             self._high_water[request_id] = max(high, end)
             total = totals[class_of(view)]
             total[0] += num_tokens
@@ -157,8 +172,17 @@ class RequestTracker:
         for request_id in num_scheduled_tokens:
             if view := self._views.get(request_id):
                 view.num_stops += 1
-                end = max(self._stopped_at.get(request_id, 0), ends[request_id])
-                self._stopped_at[request_id] = end
+                self.reached(request_id, ends[request_id])
+
+    def reached(self, request_id: str, num_tokens: int) -> None:
+        """A running request has blocks for so many tokens, whatever of them is taken back."""
+        self._reached[request_id] = max(self._reached.get(request_id, 0), num_tokens)
+
+    def drafted(self, request_id: str, num_drafts: int, num_right: int, stats: EngineStats) -> None:
+        """Drafts of a request were in a step that ran to its end."""
+        if view := self._views.get(request_id):
+            stats.count("draft_tokens", num_drafts, class_of(view))
+            stats.count("accepted_draft_tokens", num_right, class_of(view))
 
     def emitted(self, request_id: str, num_tokens: int, now_s: float, stats: EngineStats) -> None:
         """New tokens of a request left the engine."""

@@ -58,19 +58,24 @@ class UnwindV1:
 
         return run
 
-    def _no_hidden_states(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Zeros in the shape of the hidden states, [tokens, hidden size]; never sampled from."""
+    def _no_hidden_states(self, *args: Any, **kwargs: Any) -> Any:
+        """Zeros in the shape of the hidden states, [tokens, hidden size]; never sampled from. With
+        none of the layers' between, where a draft model reads those (EAGLE 3)."""
         positions = kwargs.get("positions")
         if positions is None:
             positions = args[1]
         shape = (positions.shape[-1], self._config.get_hidden_size())
-        return torch.zeros(shape, dtype=self._config.dtype, device=positions.device)
+        zeros = torch.zeros(shape, dtype=self._config.dtype, device=positions.device)
+        return (zeros, []) if self._runner.use_aux_hidden_state_outputs else zeros
 
     def caught(self, stop: StopStep, scheduler_output: Any) -> None:
         raise stop  # somebody else's: ours is caught inside
 
     def finish(self) -> Any:
         runner = self._runner
+        if runner.speculative_config is not None:
+            # Such a step of the connectors ends behind the drafts.
+            runner.finalize_kv_connector()
         output, runner.kv_connector_output = runner.kv_connector_output, None
         runner.execute_model_state = None
         return output

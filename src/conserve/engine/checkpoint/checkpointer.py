@@ -17,6 +17,7 @@ from conserve.engine.checkpoint.tail import Tail
 from conserve.engine.checkpoint.under_way import BlockIds, Holds, Sent, UnderWay
 from conserve.engine.door import init_logger
 from conserve.engine.queue import is_online
+from conserve.engine.speculation import num_settled
 from conserve.engine.stats import EngineStats
 
 logger = init_logger("vllm.conserve")
@@ -125,7 +126,7 @@ class Checkpointer:
     def leaves(self, request: Any, block_ids: BlockIds, worth: Worth, model: LatencyModel) -> None:
         """The request's blocks go to others, after this call. What the host lacks of it is
         copied before, if that is quicker than computing it again; else copies end as they are."""
-        name, computed = request.request_id, request.num_computed_tokens
+        name, computed = request.request_id, num_settled(request)
         tail, rate = Tail.of(self.pool, name, computed), self.bandwidth.store_tokens_per_s
         wait = not self.incremental or copy_is_quicker(*tail, model, rate)
         if tail.lost_tokens and wait and self.is_ready:

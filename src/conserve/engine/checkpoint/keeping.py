@@ -15,6 +15,7 @@ from conserve.engine.checkpoint.under_way import BlockIds
 from conserve.engine.door import RequestStatus
 from conserve.engine.queue import SCHEDULABLE, is_online
 from conserve.engine.scheduler_view import SchedulerView
+from conserve.engine.speculation import num_settled
 from conserve.engine.tracker import RequestTracker, comes_back
 
 
@@ -42,8 +43,9 @@ class CheckpointKeeper:
             request = self._scheduler.requests[request_id]
             if is_online(request):
                 self.checkpointer.adopt(request, num_tokens, self._worth(request))
-        for request_id, num_tokens in plan.checkpoint.items():
+        for request_id, num_planned in plan.checkpoint.items():
             request = self._scheduler.requests[request_id]
+            num_tokens = min(num_planned, num_settled(request))
             blocks = self._block_ids(request_id)
             self.checkpointer.checkpoint(request, num_tokens, blocks, self._worth(request))
 

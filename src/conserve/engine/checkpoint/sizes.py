@@ -21,6 +21,7 @@ from conserve.engine.door import (
 from conserve.engine.host_memory import available_bytes
 from conserve.engine.kv_groups import kv_group_of
 from conserve.engine.settings import CHECKPOINT_SHARE, EngineSettings
+from conserve.engine.speculation import is_shown
 from conserve.engine.stats import EngineStats
 
 logger = init_logger("vllm.conserve")
@@ -110,6 +111,7 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
     """The reason why displaced requests compute again, or nothing if they may be restored."""
     groups = kv_cache_config.kv_cache_groups
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    drafting = vllm_config.speculative_config
     reasons = (
         (settings.checkpoint == "off", "switched off (checkpoint: off)"),
         (
@@ -124,7 +126,15 @@ def why_no_checkpoints(vllm_config: Any, kv_cache_config: Any, settings: EngineS
         ),
         (model.is_encoder_decoder, "encoder-decoder models are not covered"),
         (model.runner_type == "pooling", "a pooling model keeps no KV"),
-        (vllm_config.num_speculative_tokens > 0, "draft models keep state of their own"),
+        (
+            drafting is not None and not is_shown(drafting),
+            "restores beside drafts of this kind were not tried",
+        ),
+        (
+            drafting is not None
+            and any(isinstance(s, MambaSpec) for g in groups for s in _layer_specs(g)),
+            "recurrent state of drafts lies in blocks of its own",
+        ),
         (parallel.decode_context_parallel_size > 1, "context parallelism is not covered"),
         (parallel.prefill_context_parallel_size > 1, "context parallelism is not covered"),
     )
