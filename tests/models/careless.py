@@ -43,5 +43,16 @@ def restore_the_half() -> AbstractContextManager[Any]:
     return patch.object(HostPool, "places", careless)
 
 
-CONTROLS = {"checkpoints": restore_the_half, "stops": keep_what_was_stopped}
+def leave_states_as_they_are() -> AbstractContextManager[Any]:
+    """A stopped step leaves recurrent state as far as its layers have come."""
+    from conserve.engine.kept_states import KeptStates
+
+    return patch.object(KeptStates, "put_back", lambda self: None)
+
+
+CONTROLS = {
+    "checkpoints": restore_the_half,
+    "states": leave_states_as_they_are,
+    "stops": keep_what_was_stopped,
+}
 """In the order in which one engine goes through them: it may not survive the last."""

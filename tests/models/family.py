@@ -54,6 +54,8 @@ class Family:
     """(folder of the model) -> how tokens are speculated, in vLLM's words."""
     ask: Callable[[Path], list[Asked]] = texts
     """(folder of the model) -> what each request asks."""
+    states: str = "none"
+    """`ON` where a stop puts recurrent state back, which a negative control leaves out."""
     always: bool = False
     """Whether `make test` plays it, too; `make matrix` plays all."""
     refusal: str = ""

@@ -6,13 +6,14 @@ of a kind play in one process.
 
 from __future__ import annotations
 
-from tests.models import decoders, pooling, speculation, windows
+from tests.models import decoders, pooling, recurrent, speculation, windows
 from tests.models.family import Family
 
 KINDS: dict[str, dict[str, Family]] = {
     "decoders": decoders.FAMILIES,
     "windows": windows.FAMILIES,
     "speculation": speculation.FAMILIES,
+    "recurrent": recurrent.FAMILIES,
     "pooling": pooling.FAMILIES,
 }
 FAMILIES = {name: family for kind in KINDS.values() for name, family in kind.items()}

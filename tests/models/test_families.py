@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from tests.models import speculation
+from tests.models.careless import CONTROLS
 from tests.models.checks import (
     assert_answers,
     assert_caught,
@@ -86,7 +87,7 @@ def test_nothing_leaks(played: Played, family: str) -> None:
     [
         pytest.param(name, control, marks=pytest.mark.matrix)
         for name, family in FAMILIES.items()
-        for control in ("stops", "checkpoints")
+        for control in CONTROLS
         if not family.refusal and getattr(family, control) == ON
     ],
 )
