@@ -42,7 +42,9 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 matrix: $(STAMP)
-	$(BIN)/python -m pytest tests/models -m engine
+	CONSERVE_KEEP_RESULTS=1 $(BIN)/python -m pytest tests/models -m engine --deselect tests/models/test_page.py
+	$(BIN)/python -m tests.models.page
+	$(BIN)/python -m pytest tests/models/test_page.py
 
 $(INTERPRETER)/.installed: requirements/interpreter.lock $(STAMP)
 	@echo "soak: Triton, in whose interpreter Model Runner V2 runs on a CPU (300 MB)"

@@ -135,7 +135,6 @@ def look_at_no_adapter(driver: Any) -> None:
 
 
 def main(model: str, first: str, second: str, result: str, *careless: str) -> None:
-    stop_at_random(0.2)
     engine = make_engine(model)
     scheduler = engine.engine_core.engine_core.scheduler
     asking = Asking(engine, [first, second])
@@ -158,4 +157,5 @@ def main(model: str, first: str, second: str, result: str, *careless: str) -> No
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with stop_at_random(0.2):
+        main(*sys.argv[1:])

@@ -26,8 +26,10 @@ class Asking:
         """Requests of which a step held a part of the prompt."""
         checkpointer, driver = self.scheduler.checkpointer, self.scheduler.driver
         self._beside(checkpointer, "load", lambda *_: self.counts.update(["restores"]))
-        self._beside(checkpointer, "leaves", lambda *_: self.counts.update(["displacements"]))
         self._beside(checkpointer, "_lose", lambda *_: self.counts.update(["faults"]))
+        self._beside(
+            self.scheduler, "_preempt_request", lambda *_: self.counts.update(["displacements"])
+        )
         self._beside(driver, "scheduled", self._note)
         self._beside(self.scheduler.tracker, "drafted", self._note_drafts)
 
@@ -35,9 +37,9 @@ class Asking:
         """Have `note` called with what the method is called with."""
         call = getattr(owner, method)
 
-        def noted(*args: Any) -> Any:
+        def noted(*args: Any, **more: Any) -> Any:
             note(*args)
-            return call(*args)
+            return call(*args, **more)
 
         setattr(owner, method, noted)
 
@@ -75,6 +77,15 @@ class Asking:
     def finish(self) -> None:
         while self._engine.has_unfinished_requests():
             self.step()
+
+    def settle(self, requests: list[Asked]) -> None:
+        """Have copies come to their end that outlive who they were made for: reports come with
+        steps."""
+        for number, asked in enumerate(requests):
+            if not len(self.scheduler.checkpointer.under_way):
+                break
+            self.ask(f"{number}/online/settle", asked, online=True)
+            self.finish()
 
     def forget(self) -> None:
         """What the engine has computed so far is of no use to anybody any more."""

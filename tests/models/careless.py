@@ -9,24 +9,26 @@ from unittest.mock import patch
 
 def keep_what_was_stopped() -> AbstractContextManager[Any]:
     """What a stopped step was to compute of prompts counts as computed: later tokens read what was
-    never written, and who pools a prompt waits for ever."""
+    never written, and who has all of a prompt in a step waits for ever."""
     from conserve.engine.stopped import roll_back
 
     def careless(scheduler: Any, scheduled: dict[str, int], before: Any) -> list[str]:
         requests = scheduler.requests
+        chunked = scheduler.vllm_config.scheduler_config.enable_chunked_prefill
         taken_back = {
             name: num_tokens
             for name, num_tokens in scheduled.items()
-            if name not in requests or _writes(requests[name])
+            if name not in requests or not _is_kept(requests[name], chunked=chunked)
         }
         return roll_back(scheduler, taken_back, before)
 
     return patch("conserve.engine.stopper.roll_back", careless)
 
 
-def _writes(request: Any) -> bool:
-    """Whether the request is past its prompt."""
-    return not request.pooling_params and request.num_computed_tokens >= request.num_prompt_tokens
+def _is_kept(request: Any, *, chunked: bool) -> bool:
+    """Whether the step that was stopped had a part of its prompt, or all of one that is not cut."""
+    num_missing = request.num_prompt_tokens - request.num_computed_tokens
+    return bool(request.pooling_params) or num_missing > (0 if chunked else -1)
 
 
 def restore_the_half() -> AbstractContextManager[Any]:

@@ -19,11 +19,13 @@ Asked = dict[str, Any]
 """What vLLM's `add_request` takes for one request, its prompt first of all."""
 
 
-def texts(model: Path, least: int = 150, most: int = 450) -> list[Asked]:
+def texts(
+    model: Path, least: int = 150, most: int = 450, num_prompts: int = NUM_PROMPTS
+) -> list[Asked]:
     """Prompts of lengths drawn at random; every character is a token."""
     chance = random.Random(1)
     return [
-        {"prompt": random_text(chance, chance.randrange(least, most))} for _ in range(NUM_PROMPTS)
+        {"prompt": random_text(chance, chance.randrange(least, most))} for _ in range(num_prompts)
     ]
 
 
@@ -59,4 +61,4 @@ class Family:
     always: bool = False
     """Whether `make test` plays it, too; `make matrix` plays all."""
     refusal: str = ""
-    """vLLM's own words, if its CPU build cannot run the model; no engine plays it."""
+    """vLLM's own words, if it cannot run the model here."""

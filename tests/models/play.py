@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,23 @@ from tests.models.family import ON, Asked, Family
 from tests.models.registry import FAMILIES
 from tests.models.stopping import NUM_STOPS, stop_at_random
 
-STOPS = 0.03
-"""The share of safepoints at which a step is stopped."""
 BURST = 3
-MOST_STEPS = 2_000
-"""After which a round has no end."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a round goes."""
+
+    stops: float
+    """The share of safepoints at which a step is stopped."""
+    every: int
+    """Steps from when a burst of online requests has been answered to the next one."""
+    most_steps: int
+    """After which a round has no end."""
+
+
+WRITING = Pace(stops=0.03, every=30, most_steps=4_000)
+POOLING = Pace(stops=0.15, every=2, most_steps=400)
 
 
 def alone(asking: Asking, requests: list[Asked]) -> None:
@@ -36,25 +49,24 @@ def alone(asking: Asking, requests: list[Asked]) -> None:
         asking.finish()
 
 
-def together(asking: Asking, requests: list[Asked], every: int) -> None:
-    """`every`: steps from when a burst of online requests has been answered to the next one."""
+def together(asking: Asking, requests: list[Asked], pace: Pace) -> None:
     for i, asked in enumerate(requests):
         asking.ask(f"{i}/offline", asked, online=False)
     coming, quiet_steps = cycle(enumerate(requests)), 0
-    for num_steps in range(MOST_STEPS):
+    for num_steps in range(pace.most_steps):
         if not asking.open["offline"]:
             break
         quiet_steps = 0 if asking.open["online"] else quiet_steps + 1
-        if quiet_steps == every:
+        if quiet_steps == pace.every:
             for i, asked in islice(coming, BURST):
                 asking.ask(f"{i}/online/{num_steps}", asked, online=True)
         asking.step()
     else:
-        raise RuntimeError(f"no end after {MOST_STEPS} steps")
+        raise RuntimeError(f"no end after {pace.most_steps} steps")
     asking.finish()
 
 
-def played(family: Family, model: Path, *, careless: bool) -> dict[str, Any]:
+def played(family: Family, model: Path, pace: Pace, *, careless: bool) -> dict[str, Any]:
     engine = make_engine(family, str(model))
     asking, requests = Asking(engine, family.task), family.ask(model)
     free = [asking.free_blocks()]
@@ -62,13 +74,13 @@ def played(family: Family, model: Path, *, careless: bool) -> dict[str, Any]:
     asking.start_anew()
     asking.counts.clear()
     NUM_STOPS.clear()
-    every = 30 if family.task == "generate" else 2
-    together(asking, requests, every)
+    together(asking, requests, pace)
+    asking.settle(requests)
     free.append(asking.free_blocks())
     result = {**seen(engine, asking), "stops": len(NUM_STOPS), "free_blocks": free}
     if careless:
         result["careless"] = {
-            name: carelessly(asking, name, requests, every)
+            name: carelessly(asking, name, requests, pace)
             for name in CONTROLS
             if getattr(family, name) == ON
         }
@@ -78,19 +90,16 @@ def played(family: Family, model: Path, *, careless: bool) -> dict[str, Any]:
 
 def seen(engine: Any, asking: Asking) -> dict[str, Any]:
     """What an engine that is still there shows."""
-    from conserve.engine.capabilities import why_not_stoppable
+    from conserve.engine.abilities import abilities
     from conserve.engine.steps import GENERIC_MODEL
 
     scheduler = asking.scheduler
-    checkpointer, settings = scheduler.checkpointer, scheduler.settings
+    checkpointer = scheduler.checkpointer
     return {
         "answers": dict(asking.answers),
         "counts": dict(asking.counts),
         "cut": sorted(asking.cut),
-        "start": {
-            "stops": why_not_stoppable(scheduler, settings, has_connector=True) or ON,
-            "checkpoints": checkpointer.unusable or ON,
-        },
+        "start": {one.name: one.why_off or ON for one in abilities(scheduler)},
         "num_groups": len(scheduler.kv_cache_config.kv_cache_groups),
         "kept_of_offline": checkpointer.pool.num_slots_of(online=False),
         "profiled": scheduler.experience.model != GENERIC_MODEL,
@@ -98,12 +107,12 @@ def seen(engine: Any, asking: Asking) -> dict[str, Any]:
     }
 
 
-def carelessly(asking: Asking, name: str, requests: list[Asked], every: int) -> dict[str, Any]:
+def carelessly(asking: Asking, name: str, requests: list[Asked], pace: Pace) -> dict[str, Any]:
     """The answers of a round with this control, or how it ended."""
     asking.start_anew()
     try:
         with CONTROLS[name]():
-            together(asking, requests, every)
+            together(asking, requests, pace)
     except Exception as error:
         return {"ended": repr(error)}
     return {"answers": asking.answers}
@@ -111,14 +120,18 @@ def carelessly(asking: Asking, name: str, requests: list[Asked], every: int) -> 
 
 def main(models: dict[str, str], result: Path, *careless: str) -> None:
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 
-    stop_at_random(STOPS)
     results: dict[str, Any] = {}
     for name, model in models.items():
+        family = FAMILIES[name]
+        pace = WRITING if family.task == "generate" else POOLING
         try:
-            results[name] = played(FAMILIES[name], Path(model), careless=bool(careless))
+            with stop_at_random(pace.stops):
+                results[name] = played(family, Path(model), pace, careless=bool(careless))
         except Exception:
             results[name] = {"ended": traceback.format_exc()}
+        ensure_kv_transfer_shutdown()
         cleanup_dist_env_and_memory()
         result.write_text(json.dumps(results))
 

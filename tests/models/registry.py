@@ -6,7 +6,16 @@ of a kind play in one process.
 
 from __future__ import annotations
 
-from tests.models import decoders, pooling, recurrent, speculation, windows
+from tests.models import (
+    adapters,
+    decoders,
+    media,
+    pooling,
+    quantised,
+    recurrent,
+    speculation,
+    windows,
+)
 from tests.models.family import Family
 
 KINDS: dict[str, dict[str, Family]] = {
@@ -14,6 +23,9 @@ KINDS: dict[str, dict[str, Family]] = {
     "windows": windows.FAMILIES,
     "speculation": speculation.FAMILIES,
     "recurrent": recurrent.FAMILIES,
+    "adapters": adapters.FAMILIES,
+    "quantised": quantised.FAMILIES,
+    "media": media.FAMILIES,
     "pooling": pooling.FAMILIES,
 }
 FAMILIES = {name: family for kind in KINDS.values() for name, family in kind.items()}

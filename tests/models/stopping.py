@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest.mock import patch
 
 from conserve.engine.flag import StopFlag
 
@@ -10,8 +13,8 @@ NUM_STOPS: dict[int, int] = {}
 """Step -> the layer at which it stopped."""
 
 
-def stop_at_random(share: float) -> None:
-    """Have this share of all looks at the flag find it up, from here on."""
+def stop_at_random(share: float) -> AbstractContextManager[Any]:
+    """Have this share of all looks at the flag find it up."""
     chance, lead = random.Random(0), StopFlag.lead
 
     def lead_and_stop(self: StopFlag, step: int, point: int) -> bool:
@@ -21,4 +24,4 @@ def stop_at_random(share: float) -> None:
             NUM_STOPS[step] = point
         return stops
 
-    StopFlag.lead = lead_and_stop  # type: ignore[method-assign]
+    return patch.object(StopFlag, "lead", lead_and_stop)

@@ -3,6 +3,7 @@ ones and steps are stopped at random. `make test` plays a few of them, `make mat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from tests.models import speculation
+from tests.models import results, speculation
 from tests.models.careless import CONTROLS
 from tests.models.checks import (
     assert_answers,
@@ -56,20 +57,20 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             ]
             folder = tmp_path_factory.mktemp(KIND_OF[name])
             found.update(play(kind, folder, careless=careless))
-        assert "ended" not in found[name], found[name]["ended"]
         return found[name]
 
     return get
 
 
 @pytest.mark.parametrize("family", PLAYED)
-def test_answers_are_those_given_alone(played: Played, family: str) -> None:
-    assert_answers(FAMILIES[family], played(family))
-
-
-@pytest.mark.parametrize("family", PLAYED)
-def test_what_is_said_to_be_on_is_on(played: Played, family: str) -> None:
-    assert_on(FAMILIES[family], played(family))
+def test_a_family_answers_as_alone_and_leaves_nothing_behind(played: Played, family: str) -> None:
+    about, result = FAMILIES[family], played(family)
+    assert "ended" not in result, result["ended"]
+    assert_answers(about, result)
+    assert_on(about, result)
+    assert_nothing_left(result)
+    if results.KEEP in os.environ:
+        results.keep(family, about, result)
 
 
 @pytest.mark.parametrize("family", marked(speculation.FAMILIES))
@@ -77,9 +78,13 @@ def test_drafts_change_no_answer(played: Played, family: str) -> None:
     assert_drafts(played(family), played("Llama"))
 
 
-@pytest.mark.parametrize("family", PLAYED)
-def test_nothing_leaks(played: Played, family: str) -> None:
-    assert_nothing_left(played(family))
+@pytest.mark.matrix
+@pytest.mark.parametrize("family", [name for name in FAMILIES if FAMILIES[name].refusal])
+def test_vllm_still_refuses_it_in_the_same_words(played: Played, family: str) -> None:
+    about, result = FAMILIES[family], played(family)
+    assert about.refusal in result["ended"]
+    if results.KEEP in os.environ:
+        results.keep(family, about, result)
 
 
 @pytest.mark.parametrize(

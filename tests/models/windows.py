@@ -9,6 +9,8 @@ from transformers import (
     Gemma3TextConfig,
     GptOssConfig,
     GptOssForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -44,6 +46,20 @@ def make_gpt_oss(folder: Path) -> Path:
     return save(GptOssForCausalLM(config), folder)
 
 
+def make_llama4(folder: Path) -> Path:
+    about = {**sizes(), "intermediate_size_mlp": 256}
+    config = Llama4TextConfig(
+        **about,
+        attention_chunk_size=96,
+        no_rope_layers=[1, 1, 1, 0] * 2,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=2,
+        use_qk_norm=False,
+    )
+    return save(Llama4ForCausalLM(config), folder)
+
+
 FAMILIES = {
     "Mistral with a window": Family("a window in every layer", make_mistral, num_blocks=22),
     "Gemma 3": Family(
@@ -58,5 +74,11 @@ FAMILIES = {
         make_gpt_oss,
         num_groups=2,
         num_blocks=46,
+    ),
+    "Llama 4": Family(
+        "three layers that attend to chunks to a full one; experts",
+        make_llama4,
+        num_groups=4,
+        num_blocks=80,
     ),
 }
