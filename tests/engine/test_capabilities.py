@@ -140,7 +140,7 @@ def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
         ({"enable_elastic_ep": True}, "come and go"),
         ({"enable_fault_tolerance": True}, "ranks that fail"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_each_obstacle_is_named(change: dict[str, Any], words: str) -> None:
     reason = why_not_stoppable(scheduler(**change), EngineSettings(), has_connector=True)

@@ -31,7 +31,7 @@ BILLION = ModelFacts("one-billion", 1 << 30)
         ({"amx_bf16"}, "AVX10_1_512_AMX", True),
         ({"avx512_bf16"}, "default", True),
     ],
-    ids=str,
+    ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_what_multiplies_bfloat16(capabilities: set[str], max_isa: str, multiplies: bool) -> None:
     assert multiplies_bfloat16(frozenset(capabilities), max_isa) == multiplies
