@@ -12,13 +12,16 @@ from typing import Any
 import openai
 import pytest
 
+from conserve.batch.deadlines import RecentHarvest
 from conserve.batch.errors import OverLimitError
 from conserve.batch.executor import Reply
 from conserve.batch.ids import tenant_of
 from conserve.batch.outcome import keep_reply
+from conserve.batch.outlook import Outlook
 from conserve.batch.owner_limits import Limits
 from conserve.batch.records import FileRecord, Line
 from conserve.batch.settings import BatchSettings
+from conserve.batch.share_store import ShareStore
 from conserve.batch.stores import Stores
 from conserve.batch.turns import Turns
 from conserve.server.errors import BadInputError
@@ -26,6 +29,7 @@ from conserve.server.start.batch_data import OWNER_LIMITS, settle_data_dir
 from tests.batch.batch_fakes import FakeClock, FakeModel, eventually, running
 from tests.batch.builders import batch_body, numbered, stored_file
 from tests.batch.test_batch_contract import BYTES, MANY, batch_in_progress
+from tests.batch.test_batch_shares import view
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +65,7 @@ def test_what_an_entry_leaves_out_is_as_default_has_it(tmp_path: Path) -> None:
         ("{", "it is no JSON"),
         ([], "must be an object of owners"),
         ({"sk-secret": {}}, "'sk-secret' is no owner; name 'default', 'everybody' or the SHA-256"),
-        ({"default": 3}, "default: it must be an object of limits, not 3"),
+        ({"default": 3}, "default: it must be an object of limits, not int"),
         ({"default": {"share": 0}}, "default: share: .*greater than or equal to 0.001"),
         ({"default": {"max_tokens": 1}}, "default: max_tokens: must be one of share, max_live"),
         ({MINE: {"max_stored_bytes": -1}}, f"{MINE}: max_stored_bytes: "),
@@ -93,10 +97,29 @@ def test_a_change_of_the_file_counts(tmp_path: Path, caplog: pytest.LogCaptureFi
     ):
         limits_file(tmp_path, told)
         os.utime(path, ns=(number, number))
-        assert limits.share_of(MINE) == share
-    assert caplog.text.count("the limits of owners stay as they were") == 1
+        for _ in range(3):
+            assert limits.share_of(MINE) == share
     path.unlink()
-    assert limits.share_of(MINE) == 5
+    for _ in range(3):
+        assert limits.share_of(MINE) == 5
+    # Of the wrong file, and of none: once each.
+    assert caplog.text.count("the limits of owners stay as they were") == 2
+    limits_file(tmp_path, {"default": {"share": 7}})
+    assert limits.share_of(MINE) == 7
+
+
+async def test_a_look_asks_for_each_share_once(stores: Stores) -> None:
+    """They come from a file, and a look at many batches needs them again and again."""
+    asked = list[str]()
+
+    def share_of(tenant: str) -> float:
+        asked.append(tenant)
+        return 1.0
+
+    standing = await ShareStore(stores.database, share_of).standing()
+    views = [view(tenant, f"{tenant}-{n}") for tenant in "ab" for n in range(10)]
+    Outlook.over(views, 0.0, RecentHarvest(100.0, 10.0), standing)
+    assert sorted(asked) == ["a", "b"]
 
 
 async def refused(call: Any, limit: str, words: str) -> None:

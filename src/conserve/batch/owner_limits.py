@@ -22,6 +22,9 @@ DEFAULT = "default"
 OWNER = re.compile(rf"{DEFAULT}|{EVERYBODY}|[0-9a-f]{{64}}")
 MAX_BIGINT = 2**63 - 1
 
+Version = tuple[int, int, int]
+"""Of a file: when it was written, when anything of it was changed, and its bytes."""
+
 
 class OwnerLimits(BaseModel):
     """Of one owner. None is no limit."""
@@ -45,7 +48,7 @@ class Limits:
     def __init__(self, path: Path | None, max_live_batches: int) -> None:
         self._path = path
         self._base = OwnerLimits(max_live_batches=max_live_batches)
-        self._read_at: tuple[int, int] | None = None
+        self._read_at: Version | None = None
         self._by_owner: Mapping[str, OwnerLimits] = {}
         if path is not None:
             self._read_at, self._by_owner = _version(path), _read(path, self._base)
@@ -61,24 +64,24 @@ class Limits:
         return self.of(tenant).webhook
 
     def _refresh(self) -> None:
-        if self._path is None:
+        """Reads each version of the file once, a wrong one too: this is asked all the time."""
+        if self._path is None or (version := _version(self._path)) == self._read_at:
             return
+        self._read_at = version
         try:
-            version = _version(self._path)
-            if version == self._read_at:
-                return
-            self._read_at = version
             self._by_owner = _read(self._path, self._base)
             logger.info("the limits of owners are read again from %s", self._path)
         except (OSError, ValueError) as error:
-            if self._read_at is not None:
-                logger.warning("the limits of owners stay as they were: %s", error)
-            self._read_at = None
+            logger.warning("the limits of owners stay as they were: %s", error)
 
 
-def _version(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
+def _version(path: Path) -> Version | None:
+    """None where there is no such file. A change of its mode makes another version, too."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size
 
 
 def _read(path: Path, base: OwnerLimits) -> Mapping[str, OwnerLimits]:
@@ -104,12 +107,14 @@ def _read(path: Path, base: OwnerLimits) -> Mapping[str, OwnerLimits]:
 
 def _limits(path: Path, owner: str, inherited: Mapping[str, object], own: object) -> OwnerLimits:
     if not isinstance(own, dict):
-        raise ValueError(f"{path}: {owner}: it must be an object of limits, not {own!r}")
+        kind = type(own).__name__  # not what it says: that may be a secret
+        raise ValueError(f"{path}: {owner}: it must be an object of limits, not {kind}")
     try:
         return OwnerLimits.model_validate({**inherited, **own})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        known = ", ".join(OwnerLimits.model_fields)
+        model = OwnerLimits if len(first["loc"]) == 1 else Webhook
+        known = ", ".join(model.model_fields)
         reason = first["msg"] if first["type"] != "extra_forbidden" else f"must be one of {known}"
         raise ValueError(f"{path}: {owner}: {field}: {reason}") from None

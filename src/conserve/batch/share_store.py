@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -31,7 +32,8 @@ class ShareStore:
         num_running = Counter[str]()
         for batch_id, count in rows:
             num_running[batch_id] += count
-        return Standing(dict(map(tuple, served)), num_running, self._share_of)
+        # One share for each owner in one look, which asks for it many times.
+        return Standing(dict(map(tuple, served)), num_running, cache(self._share_of))
 
     async def charge(
         self, connection: AsyncConnection, tenant: str, done: Iterable[Result]
