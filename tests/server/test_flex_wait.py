@@ -1,5 +1,6 @@
 """Flex requests that wait too long, or that are too many: as OpenAI answers them, and its client
-takes it. Around vLLM's own route decorators and its own states of requests."""
+takes it. Around vLLM's own route decorators, its own answers to errors and its own states of
+requests."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from prometheus_client import REGISTRY
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from vllm import SamplingParams
+from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
@@ -93,6 +95,8 @@ class Served:
         self.engine = Engine(settings)
         self.app = app = FastAPI()
         app.state.engine_client = self.engine
+        app.state.args = SimpleNamespace(log_error_stack=False)
+        app.exception_handler(HTTPException)(http_exception_handler)
         app.post("/v1/chat/completions", response_model=None)(with_cancellation(self._create))
         app.add_middleware(ServiceTierMiddleware)
         http: Any = in_process(app)

@@ -26,6 +26,10 @@ def _header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
+def _headers(error: RefusedError) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
+
+
 class Exchange:
     """Classifies the request as the application reads it, and names its tier in the response."""
 
@@ -146,7 +150,7 @@ class Exchange:
             headers = [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
-                *((name.encode(), value.encode()) for name, value in error.headers.items()),
+                *_headers(error),
             ]
             await self._send(
                 {"type": "http.response.start", "status": error.status, "headers": headers}
@@ -169,11 +173,14 @@ class Exchange:
             return
         start, self._start = self._start, None
         assert start is not None
+        said = []
         if self._rejected:
             body = json.dumps(self._rejected.envelope()).encode()
+            said = _headers(self._rejected)  # vLLM leaves them out
         else:
             body = self._named(named_json, b"".join(self._reply))
-        headers = [(k, v) for k, v in start["headers"] if k != b"content-length"]
-        headers.append((b"content-length", str(len(body)).encode()))
+        ours = {b"content-length", *(name for name, _ in said)}
+        headers = [(k, v) for k, v in start["headers"] if k not in ours]
+        headers += [*said, (b"content-length", str(len(body)).encode())]
         await self._deliver({**start, "headers": headers})
         await self._deliver({**message, "body": body})
