@@ -66,6 +66,19 @@ def test_a_line_takes_what_lines_like_it_took(
     assert found.estimated_tokens - plain.estimated_tokens == expected
 
 
+@pytest.mark.parametrize(
+    ("asked", "mean", "expected"), [(None, 40.2, 41), (30, 40.2, 41), (7, 40.2, 28), (7, None, 28)]
+)
+def test_the_mean_of_lines_is_of_all_their_completions(
+    asked: int | None, mean: float | None, expected: int
+) -> None:
+    fields = {"n": 4} | ({} if asked is None else {"max_tokens": asked})
+    content = jsonl([line("a", body=fields)])
+    plain = validate([content], Rules(CHAT, default_output_tokens=0, mean_output_tokens=0.0))
+    found = validate([content], Rules(CHAT, mean_output_tokens=mean))
+    assert found.estimated_tokens - plain.estimated_tokens == expected
+
+
 async def end_lines(stores: Stores, batch_id: str, output_tokens: int) -> None:
     """All of a batch's lines, with so many tokens each."""
     worker = f"w-{batch_id}"

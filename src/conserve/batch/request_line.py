@@ -127,13 +127,12 @@ def output_tokens(body: Body, rules: Rules, limits: ModelLimits) -> int:
         return 0
     asked = (body.max_completion_tokens, body.max_output_tokens, body.max_tokens)
     wanted = next(filter(None, map(_whole_number, asked)), None)
-    if rules.mean_output_tokens is not None:
-        mean = math.ceil(rules.mean_output_tokens)
-        wanted = mean if wanted is None else min(mean, wanted)
-    elif wanted is None:
-        wanted = rules.default_output_tokens
-    each = min(wanted, limits.max_model_len or MAX_OUTPUT_TOKENS)
-    return each * min(_whole_number(body.n) or 1, MAX_N)
+    mean = rules.mean_output_tokens
+    if wanted is None and mean is not None:
+        return math.ceil(mean)
+    each = min(wanted or rules.default_output_tokens, limits.max_model_len or MAX_OUTPUT_TOKENS)
+    most = each * min(_whole_number(body.n) or 1, MAX_N)
+    return most if mean is None else min(math.ceil(mean), most)
 
 
 def _whole_number(value: msgspec.Raw) -> int:
