@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,17 +183,38 @@ async def test_a_careless_address_is_asked(
 async def test_a_name_that_leads_to_one_private_address_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def found(*_: Any, **__: Any) -> Any:
+    def found(*_: Any, **__: Any) -> Any:
         return [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443))
             for address in ("93.184.216.34", "10.0.0.1")
         ]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
+    monkeypatch.setattr(socket, "getaddrinfo", found)
     url = httpx.URL("https://rebound.example/")
     with pytest.raises(RefusedAddressError, match=r"rebound\.example is 10\.0\.0\.1"):
         await allowed_address(url, allow_private=False)
     assert await allowed_address(url, allow_private=True) == "93.184.216.34"
+
+
+async def test_lookups_that_hang_keep_nobody_from_the_loops_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More of them than those are."""
+    goes_on = threading.Event()
+
+    def hang(*_: Any, **__: Any) -> Any:
+        goes_on.wait()
+        raise OSError("no name server")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    url = httpx.URL("https://a.example/")
+    tries = [asyncio.create_task(allowed_address(url, allow_private=False)) for _ in range(64)]
+    await asyncio.sleep(0)
+    assert await asyncio.to_thread(lambda: "read") == "read"
+    assert not any(each.done() for each in tries)
+    goes_on.set()
+    ends = await asyncio.gather(*tries, return_exceptions=True)
+    assert all(isinstance(end, OSError) for end in ends)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +237,13 @@ async def test_a_name_that_leads_to_one_private_address_is_refused(
         "::ffff:127.0.0.1",
         "::ffff:10.0.0.1",
         "2002:7f00:1::",
+        "::127.0.0.1",
+        "::ffff:0:10.0.0.1",
+        "fec0::1",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b::169.254.169.254",
+        "64:ff9b:1::10.0.0.1",
+        "2001:db8::1",
     ],
 )
 def test_addresses_that_are_not_everybodys(address: str) -> None:
@@ -224,6 +253,53 @@ def test_addresses_that_are_not_everybodys(address: str) -> None:
 def test_addresses_that_are() -> None:
     assert is_public("93.184.216.34")
     assert is_public("2606:2800:220:1:248:1893:25c8:1946")
+    assert is_public("64:ff9b::93.184.216.34")  # as NAT64 has it
+    assert is_public("::ffff:93.184.216.34")
+
+
+async def test_certificates_are_read_once_and_not_in_the_loop(
+    tmp_path: Path, database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which answers chats meanwhile."""
+    read_by = list[int]()
+    read = ssl.create_default_context
+
+    def reading(*args: Any, **kwargs: Any) -> ssl.SSLContext:
+        read_by.append(threading.get_ident())
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(ssl, "create_default_context", reading)
+    webhooks.certificates.cache_clear()
+    with listening(500) as ear:
+        stores = await opened(tmp_path, database_url, clock, hooked(tmp_path, ear.url))
+        await cancelled(stores)
+        for attempt in (1, 2):
+            await stores.webhooks.deliver()
+            clock.advance(delay_s(attempt))
+        await stores.close()
+    assert len(ear.heard) == 2
+    assert len(read_by) == 1
+    assert threading.get_ident() not in read_by
+
+
+async def test_whatever_a_try_comes_to_it_is_put_off(
+    tmp_path: Path, database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of no kind that is known would end the whole service, again and again."""
+
+    async def odd(*_: Any) -> int:
+        raise ValueError("check_hostname requires server_hostname")
+
+    monkeypatch.setattr(webhooks, "post", odd)
+    with listening() as ear:
+        stores = await opened(tmp_path, database_url, clock, hooked(tmp_path, ear.url))
+        await cancelled(stores)
+        await stores.webhooks.deliver()
+        monkeypatch.undo()
+        clock.advance(delay_s(1))
+        await stores.webhooks.deliver()
+        await stores.close()
+    assert len(ear.heard) == 1
 
 
 @pytest.mark.parametrize(
@@ -232,6 +308,7 @@ def test_addresses_that_are() -> None:
         ({"url": "ftp://a"}, "webhook.url: .*http or https"),
         ({"url": "https://a:b@c"}, "webhook.url: .*without a password"),
         ({"secret": "hush"}, "webhook.secret: .*at least 24 bytes in base64"),
+        ({"uri": "https://b"}, "webhook.uri: must be one of url, secret, allow_private$"),
     ],
 )
 def test_a_hook_that_is_wrong_is_refused(tmp_path: Path, change: dict[str, str], says: str) -> None:

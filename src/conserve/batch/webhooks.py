@@ -15,8 +15,11 @@ import json
 import logging
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from hashlib import sha256
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ssl import SSLContext
 
 import httpx
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -29,6 +32,13 @@ SECRET_PREFIX = "whsec_"  # noqa: S105  (what a secret begins with)
 TIMEOUT_S = 15.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 5.0, 3600.0
 GIVE_UP_S = 72 * 3600.0
+
+LOOKUPS = ThreadPoolExecutor(4, "conserve-webhooks")
+"""Of their own: a lookup that hangs outlives its try, and files are read in the loop's threads."""
+EVERYBODYS = ip_network("2000::/3")
+"""All that is given out of IPv6 for hosts that anybody may reach."""
+NAT64 = ip_network("64:ff9b::/96")
+"""Addresses of IPv4 hosts, as networks that speak IPv6 alone see them."""
 
 
 class Webhook(BaseModel):
@@ -101,7 +111,7 @@ class Webhooks:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 status = await post(hook, body, signed(hook.key, event, body, self._clock()))
-        except (httpx.HTTPError, OSError, RefusedAddressError, UnicodeError) as error:
+        except Exception as error:  # of whatever kind: it must not end the service
             logger.warning("the webhook for %s fails: %r", event.batch_id, error)
             return False
         if not 200 <= status < 300:
@@ -146,8 +156,9 @@ async def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> int:
     """Status of the answer. Raises RefusedAddressError, httpx's errors and OSError."""
     url = httpx.URL(hook.url)
     address = await allowed_address(url, allow_private=hook.allow_private)
+    trusted = await asyncio.to_thread(certificates)
     async with httpx.AsyncClient(
-        trust_env=False, follow_redirects=False, timeout=TIMEOUT_S
+        verify=trusted, trust_env=False, follow_redirects=False, timeout=TIMEOUT_S
     ) as client:
         request = client.build_request(
             "POST",
@@ -161,12 +172,19 @@ async def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> int:
         return response.status_code
 
 
+@cache
+def certificates() -> SSLContext:
+    """Whom a try trusts. Reading them takes tens of milliseconds, which is too long for a loop that
+    answers chats, and for each try."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 async def allowed_address(url: httpx.URL, *, allow_private: bool) -> str:
     """The address to connect to, looked up here so that it is the one that is checked. One that is
     not everybody's refuses them all."""
     port = url.port or (443 if url.scheme == "https" else 80)
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+    lookup = partial(socket.getaddrinfo, url.host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(LOOKUPS, lookup)
     addresses = [str(entry[4][0]) for entry in found]
     if not allow_private:
         for address in addresses:
@@ -178,7 +196,16 @@ async def allowed_address(url: httpx.URL, *, allow_private: bool) -> str:
 def is_public(address: str) -> bool:
     """Whether anybody's: not private, loopback, link-local, multicast or kept for other uses."""
     parsed = ip_address(address.partition("%")[0])
-    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
-    if inner is not None and not is_public(str(inner)):
-        return False
+    if isinstance(parsed, IPv6Address):
+        if inner := _ipv4_within(parsed):
+            return is_public(str(inner))
+        if parsed not in EVERYBODYS:
+            return False
     return parsed.is_global and not parsed.is_multicast
+
+
+def _ipv4_within(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 host that it leads to, if it does to one."""
+    if address in NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour
