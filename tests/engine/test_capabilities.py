@@ -38,6 +38,7 @@ def scheduler(*, num_layers: int = 32, **changes: Any) -> Any:
         "nnodes": 1,
         "distributed_executor_backend": "mp",
         "max_num_seqs": 8,
+        "additional_config": {},
         "use_replayssm": False,
         "use_kda_recoverssm": False,
         "enable_partial_hash_hits": False,

@@ -23,6 +23,7 @@ from conserve.engine.kept_states import (
     stranded,
     touched,
 )
+from conserve.engine.settings import KEY, EngineSettings
 
 pytestmark = pytest.mark.engine
 
@@ -50,8 +51,11 @@ def config_of(*specs: Any) -> Any:
     )
 
 
-def engine_of(*, max_num_seqs: int = 4) -> Any:
-    return SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs))
+def engine_of(*, max_num_seqs: int = 4, stop: str = "auto") -> Any:
+    return SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs),
+        additional_config={KEY: EngineSettings(stop=stop).to_json_dict()},
+    )
 
 
 def states_of(chance: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -122,6 +126,7 @@ def test_copies_are_bounded() -> None:
     assert num_kept(engine_of(), large) == 2
     assert num_kept(engine_of(), {"0": state_spec(ssm=(KEPT_BYTES, 1, 1))}) == 0
     assert num_kept(engine_of(), {"full": attention_spec()}) == 0
+    assert kept_bytes(engine_of(stop="off"), specs) == 0, "nothing is put back"
 
 
 def test_a_model_without_recurrent_layers_stops_beside_all_its_requests() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -19,9 +20,13 @@ from vllm.v1.kv_cache_interface import MambaSpec
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 
+from conserve.core.kv_groups import KVGroup
+from conserve.engine import kept_states
 from conserve.engine.connector import ConserveConnector, StepMetadata
 from conserve.engine.kept_states import KeptStates, Rows
 from conserve.engine.safepoints import Safepoints, StopStep
+from tests.engine.device import Device
+from tests.engine.engine import make_request, make_scheduler
 
 pytestmark = pytest.mark.engine
 
@@ -60,6 +65,7 @@ class Worker:
         )
         group = SimpleNamespace(kv_cache_spec=spec, layer_names=list(self.layers))
         vllm_config: Any = SimpleNamespace(
+            additional_config={},
             scheduler_config=SimpleNamespace(max_num_seqs=4),
             compilation_config=SimpleNamespace(static_forward_context=self.layers),
         )
@@ -150,3 +156,29 @@ def test_vllm_copies_states_between_blocks_before_it_calls_connectors(
     method: Callable[..., Any], calls: tuple[str, ...]
 ) -> None:
     assert all(one < later for one, later in pairwise(lines_of(method, *calls)))
+
+
+FULL, AT_ENDS = KVGroup(4), KVGroup(4, is_state=True)
+NUM_KEPT, BYTES_OF_REQUEST = 3, 512
+
+
+def test_a_stoppable_step_continues_no_more_requests_than_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that start in it bring states from the prefix cache: with them it may be too many."""
+    monkeypatch.setattr(kept_states, "KEPT_BYTES", NUM_KEPT * BYTES_OF_REQUEST)
+    groups, prompt, num_rows = (AT_ENDS, FULL), [*range(9)], [0]
+    scheduler = make_scheduler(tmp_path, groups=groups, num_blocks=200, max_step_tokens=64)
+    device = Device(4, groups=groups)
+    for i in range(24):
+        tokens, length = [*prompt, *range(20 + i, 30)], 6 + i % 5
+        request = make_request(f"off{i}", tokens, length, online=False, arrival_s=float(i))
+        scheduler.add_request(request)
+        for _ in range(1 + i % 3):
+            output = scheduler.schedule()
+            step = output.kv_connector_metadata
+            if step.stoppable_step is not None:
+                num_rows.append(max(map(len, step.states.values())))
+            scheduler.update_from_output(output, device.run(output))
+    scheduler.shutdown()
+    assert max(num_rows) == NUM_KEPT

@@ -7,7 +7,7 @@ and `delivered` (`scheduler.ConserveScheduler`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from conserve.core.learning import Experience
@@ -119,6 +119,10 @@ class Driver:
     def _decide(self, now_s: float) -> Plan:
         snapshot = self.snapshots.take(now_s, can_stop=self.stopper.may_plan)
         plan = self.planner(snapshot, self.experience.model, self.settings)
+        if plan.stoppable and not self.stopper.keeps_states_of(plan):
+            # Requests start in it beside which it may not be stopped: it is to be a short one.
+            snapshot = replace(snapshot, can_stop=False)
+            plan = self.planner(snapshot, self.experience.model, self.settings)
         self.gauges.decided(snapshot, plan, self.experience.model)
         self.stats.count("decision_seconds", self.clock() - now_s)
         plan = self.stopper.narrowed(plan)

@@ -18,6 +18,7 @@ import torch
 
 from conserve.engine.door import MambaSpec
 from conserve.engine.scheduler_view import SchedulerView
+from conserve.engine.settings import EngineSettings
 
 KEPT_BYTES = 2 << 30
 """What a rank's copies may take: an H100 reads and writes as much in 1.3 ms."""
@@ -48,7 +49,10 @@ def bytes_of_request(specs: Mapping[str, Any]) -> int:
 
 
 def num_kept(vllm_config: Any, specs: Mapping[str, Any]) -> int:
-    """Requests of a step whose state is copied, at most; 0 where there is none, or too much."""
+    """Requests of a step whose state is copied, at most; 0 where there is none, or too much, or
+    where stops are switched off."""
+    if EngineSettings.of(vllm_config.additional_config).stop == "off":
+        return 0
     num_bytes = bytes_of_request(specs)
     most = int(vllm_config.scheduler_config.max_num_seqs)
     return min(most, KEPT_BYTES // num_bytes) if num_bytes else 0

@@ -62,11 +62,18 @@ class Stopper:
         may = not self.why_off and not self._others_busy and admits_new(self._scheduler)
         return may and len(self._scheduler.running) <= self._most_running
 
+    def keeps_states_of(self, plan: Plan) -> bool:
+        """Whether there is room to copy the recurrent state of all requests in the plan: those that
+        it starts may bring some from the prefix cache or the host."""
+        return len(plan.grants) <= self._most_running
+
     def narrowed(self, plan: Plan) -> Plan:
-        """The plan, not stoppable where its step would look at no safepoint."""
-        if plan.stoppable and not passes_safepoints(self._scheduler.vllm_config, plan.grants):
-            return replace(plan, stoppable=False)
-        return plan
+        """The plan, not stoppable where its step would look at no safepoint, or could not be put
+        back."""
+        if not plan.stoppable:
+            return plan
+        looks = passes_safepoints(self._scheduler.vllm_config, plan.grants)
+        return plan if looks and self.keeps_states_of(plan) else replace(plan, stoppable=False)
 
     def prepare(self, record: StepRecord) -> None:
         """Note what vLLM is about to change, before it schedules."""
