@@ -318,6 +318,12 @@ def test_a_hook_that_is_wrong_is_refused(tmp_path: Path, change: dict[str, str],
     assert "hush" not in str(caught.value)
 
 
+def test_what_is_printed_of_limits_has_no_secret(tmp_path: Path) -> None:
+    limits = Limits(hooked(tmp_path, "https://a.example"), 10)
+    assert "a.example" in repr(limits.of("any"))
+    assert SECRET not in repr(limits.of("any"))
+
+
 async def test_without_a_hook_nothing_is_kept(stores: Stores) -> None:
     await cancelled(stores)
     await stores.webhooks.deliver()

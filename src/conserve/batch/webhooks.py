@@ -22,7 +22,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from ssl import SSLContext
 
 import httpx
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from conserve.batch.webhook_store import Event, WebhookStore
 
@@ -46,7 +46,7 @@ class Webhook(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
     url: str
-    secret: str
+    secret: str = Field(repr=False)
     allow_private: bool = False
 
     @field_validator("url")
