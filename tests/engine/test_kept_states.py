@@ -12,7 +12,10 @@ pytest.importorskip("vllm")
 
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, UniformTypeKVCacheSpecs
+from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
+from conserve.engine import gpu_worker
+from conserve.engine.gpu_worker import ConserveGPUWorker
 from conserve.engine.kept_states import (
     KEPT_BYTES,
     KeptStates,
@@ -127,6 +130,21 @@ def test_copies_are_bounded() -> None:
     assert num_kept(engine_of(), {"0": state_spec(ssm=(KEPT_BYTES, 1, 1))}) == 0
     assert num_kept(engine_of(), {"full": attention_spec()}) == 0
     assert kept_bytes(engine_of(stop="off"), specs) == 0, "nothing is put back"
+
+
+def test_a_gpu_worker_leaves_room_for_the_copies_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    specs, said = {"0": state_spec()}, []
+    worker: Any = object.__new__(ConserveGPUWorker)
+    worker.vllm_config, worker.get_kv_cache_spec = engine_of(), lambda: specs
+    monkeypatch.setattr(GPUWorker, "determine_available_memory", lambda self: 1 << 30)
+    monkeypatch.setattr(gpu_worker.logger, "info", lambda text, *args: said.append(text % args))
+    assert worker.determine_available_memory() == (1 << 30) - 4 * bytes_of_request(specs)
+    assert "copies of recurrent state" in said.pop()
+    worker.vllm_config = engine_of(stop="off")
+    assert worker.determine_available_memory() == 1 << 30
+    assert not said
 
 
 def test_a_model_without_recurrent_layers_stops_beside_all_its_requests() -> None:

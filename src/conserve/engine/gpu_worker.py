@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from conserve.engine.connector import settle_copies
-from conserve.engine.door import GPUWorker
+from conserve.engine.door import GPUWorker, init_logger
 from conserve.engine.kept_states import kept_bytes
 from conserve.engine.stoppable import StoppableSteps
+
+logger = init_logger("vllm.conserve")
 
 
 class ConserveGPUWorker(GPUWorker):  # type: ignore[misc]
@@ -17,9 +19,14 @@ class ConserveGPUWorker(GPUWorker):  # type: ignore[misc]
 
     def determine_available_memory(self) -> int:
         """What is left for KV beside the copies of recurrent state."""
-        return int(super().determine_available_memory()) - kept_bytes(
-            self.vllm_config, self.get_kv_cache_spec()
-        )
+        kept = kept_bytes(self.vllm_config, self.get_kv_cache_spec())
+        if kept:
+            logger.info(
+                "ConServe: %.2f GiB of the device's memory are for copies of recurrent state, so "
+                "that steps can be stopped (conserve.stop: off takes none)",
+                kept / 2**30,
+            )
+        return int(super().determine_available_memory()) - kept
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
         result = super().initialize_from_config(*args, **kwargs)
