@@ -76,6 +76,8 @@ async def test_a_server_asks_for_what_it_can_help(settings: BatchSettings) -> No
         assert await run.service.models() == frozenset({MODEL})
         model.open.set()
         await run.until(batch.id, "completed")
+        # Its names are one server's, whose batches share it out.
+        assert run.service.stores.lookout.served == {MODEL}
 
 
 @pytest.mark.anyio

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -22,6 +22,8 @@ RATE = 100.0
 LINE_TOKENS = 50.0
 HARVEST = RecentHarvest(RATE, 10.0)
 WINDOW = 16
+TOGETHER: Collection[str] = ("m", "adapter")
+"""Models that the servers have."""
 DAY_S = 86_400.0
 
 
@@ -60,7 +62,7 @@ class World:
         while len(self.turns) < self.num_workers:
             self.turns.append(Turns())
         left = [each for each in self.batches.values() if each.num_left > 0]
-        outlook = Outlook.over(left, self.now_s, HARVEST, self.standing())
+        outlook = Outlook.over(left, self.now_s, HARVEST, self.standing(), TOGETHER)
         for tenant, floor in outlook.floors.items():
             self.served[tenant] = max(self.served[tenant], floor)
         free = WINDOW - len(self.running)
@@ -137,20 +139,22 @@ def hurried() -> World:
     return world({"a": 1.0, "b": 1.0}, view("b", due=30 * DAY_S))
 
 
-def new_deadlines(one: World) -> Callable[[], None]:
+def new_deadlines(one: World, model: str = "m") -> Callable[[], None]:
     """Each could be kept by a's whole harvest, and none by half of it."""
 
     def each() -> None:
         if one.now_s % 60 == 0:
             name = f"a-{one.now_s}"
-            one.batches[name] = view("a", name, due=one.now_s + 100, lines=120)
+            hasty = view("a", name, due=one.now_s + 100, lines=120)
+            one.batches[name] = replace(hasty, model=model)
 
     return each
 
 
-def test_endless_deadlines_do_not_always_go_first() -> None:
+@pytest.mark.parametrize("model", ["m", "adapter"])
+def test_endless_deadlines_do_not_always_go_first(model: str) -> None:
     one = hurried()
-    one.run(1800, new_deadlines(one))
+    one.run(1800, new_deadlines(one, model))
     pace = RATE / 2
     assert one.tokens["a"] - one.tokens["b"] <= CREDIT_S * pace + 2 * WINDOW * LINE_TOKENS
     assert one.tokens["a"] > one.tokens["b"]  # they do go first for a while
@@ -160,7 +164,16 @@ def test_a_careless_order_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: whatever is at risk goes first."""
     monkeypatch.setattr(Levels, "may_hurry", lambda *_: True)
     with pytest.raises(AssertionError):
-        test_endless_deadlines_do_not_always_go_first()
+        test_endless_deadlines_do_not_always_go_first("m")
+
+
+def test_names_of_one_server_that_are_taken_for_others_let_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Negative control: an adapter's batches are reckoned by themselves."""
+    monkeypatch.setattr("tests.batch.test_batch_shares.TOGETHER", ())
+    with pytest.raises(AssertionError):
+        test_endless_deadlines_do_not_always_go_first("adapter")
 
 
 def test_a_careless_turn_is_uneven(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,7 @@ class Dispatcher:
         waiting = await self._leases.waiting(self._settings.max_losses, models)
         if not waiting:
             return NOTHING, waiting
+        self._lookout.serve(models)
         now = self._clock()
         outlook = await self._lookout.outlook(now)
         if not waiting <= outlook.counted:  # one has been made or validated since

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from conserve.batch.batch_store import BatchStore
 from conserve.batch.deadlines import RecentHarvest
@@ -34,6 +34,14 @@ class Lookout:
         self._latest = Outlook(-math.inf, RecentHarvest(), {})
         self._fresh_until_s = -math.inf
         self._looking = asyncio.Lock()
+        self.served: Collection[str] | None = ()
+        """Models whose batches this process runs beside each other; None is any."""
+
+    def serve(self, models: Collection[str] | None) -> None:
+        """To be told what `served` is as soon as it is known or changes."""
+        if models != self.served:
+            self.served = models
+            self.forget()
 
     async def outlook(self, now_s: float) -> Outlook:
         """As it was at `now_s`, or up to FRESH_S before."""
@@ -51,7 +59,7 @@ class Lookout:
         except BaseException:
             self.forget()
             raise
-        self._latest = Outlook.over(views, now_s, harvest, standing)
+        self._latest = Outlook.over(views, now_s, harvest, standing, self.served)
 
     def _is_fresh(self, now_s: float) -> bool:
         """By the clock of this machine, and for the moment that is asked about."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from conserve.batch import deadlines
@@ -57,14 +57,17 @@ class Outlook:
         now_s: float,
         harvest: RecentHarvest,
         standing: Standing | None = None,
+        together: Collection[str] | None = (),
     ) -> Outlook:
-        """Batches of one model are reckoned by themselves: others run on other servers."""
+        """Batches of one model are reckoned by themselves: others run on other servers. Not so
+        those of the models `together`, names and adapters of one server; None is any model."""
         standing = standing or Standing()
-        by_model: dict[str | None, list[BatchView]] = defaultdict(list)
+        races: dict[str | bool | None, list[BatchView]] = defaultdict(list)
         for view in deadlines.order(views, now_s, harvest):
-            by_model[view.model].append(view)
+            is_together = together is None or view.model in together
+            races[is_together or view.model].append(view)
         prospects, floors = dict[str, Prospect](), dict[str, float]()
-        for ordered in by_model.values():
+        for ordered in races.values():
             race = _Race.of(ordered, now_s, harvest, standing)
             prospects |= {each.view.batch_id: each for each in race.prospects()}
             floors |= race.floors()

@@ -176,7 +176,8 @@ class BatchService:
         due_at = expiry_of(request, now)
         newcomer = BatchView("", now, request.priority, due_at, tokens, model, tenant=tenant)
         views = [*await self.stores.batches.views(), newcomer]
-        outlook = Outlook.over(views, now, harvest, await self.stores.shares.standing())
+        standing = await self.stores.shares.standing()
+        outlook = Outlook.over(views, now, harvest, standing, self.stores.lookout.served)
         finish_at = outlook.prospects[newcomer.batch_id].finish_at
         if finish_at is not None and finish_at > due_at:
             late_s = int(finish_at - due_at) + 1
