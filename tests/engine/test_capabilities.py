@@ -25,6 +25,7 @@ from conserve.engine.capabilities import (
 from conserve.engine.kept_states import KEPT_BYTES
 from conserve.engine.launch import CPU_WORKER, GPU_WORKER
 from conserve.engine.settings import EngineSettings
+from conserve.engine.speculation import SHOWN
 
 pytestmark = pytest.mark.engine
 
@@ -99,8 +100,9 @@ def drafts_by(method: str) -> Any:
 
 
 @pytest.mark.parametrize("v2", [True, False])
-def test_drafts_by_ngrams_do_not_stand_in_the_way(v2: bool) -> None:
-    drafts = {"speculative_config": drafts_by("ngram"), "use_v2_model_runner": v2}
+@pytest.mark.parametrize("method", SHOWN)
+def test_drafts_do_not_stand_in_the_way(method: str, v2: bool) -> None:
+    drafts = {"speculative_config": drafts_by(method), "use_v2_model_runner": v2}
     engine = scheduler(**drafts, async_scheduling=v2)
     assert why_not_stoppable(engine, EngineSettings(), has_connector=True) == ""
 
@@ -122,7 +124,7 @@ def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
         ({"distributed_executor_backend": "ray"}, "Ray's workers"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"speculative_config": drafts_by("medusa")}, "drafts by medusa"),
-        ({"speculative_config": drafts_by("eagle3")}, "drafts by eagle3"),
+        ({"speculative_config": drafts_by("dflash")}, "drafts by dflash"),
         (
             {"speculative_config": drafts_by("ngram"), "use_v2_model_runner": False},
             "drafts of a stopped step",

@@ -16,6 +16,7 @@ from conserve.engine.checkpoint.sizes import PoolSize, make_checkpointer, why_no
 from conserve.engine.launch import GPU_WORKER
 from conserve.engine.settings import EngineSettings
 from conserve.engine.sides import SchedulerSide
+from conserve.engine.speculation import SHOWN
 from conserve.engine.stats import EngineStats
 
 pytestmark = pytest.mark.engine
@@ -75,9 +76,10 @@ def make(part: Any, checkpoint_bytes: int) -> Checkpointer:
 def test_recurrent_state_of_drafts_is_not_covered() -> None:
     groups = [group(), group("MambaSpec")]
     assert reason(engine(groups)) == ""
-    drafting = SimpleNamespace(method="ngram")
-    assert reason(engine(speculative_config=drafting)) == ""
-    assert "drafts" in reason(engine(groups, speculative_config=drafting))
+    for method in SHOWN:
+        drafting = SimpleNamespace(method=method)
+        assert reason(engine(speculative_config=drafting)) == ""
+        assert "drafts" in reason(engine(groups, speculative_config=drafting))
 
 
 def test_a_plain_cache_is_covered() -> None:

@@ -209,9 +209,13 @@ def test_stops_and_cancels_beside_copies(
     assert engine.device.connector.worker_side.copies.copier.copies.num_stored > 0
 
 
-def run_with_drafts(make_engine: MakeEngine, depth: int, seed: int) -> dict[str, float]:
+def run_with_drafts(
+    make_engine: MakeEngine, depth: int, seed: int, *, draft_model: bool
+) -> dict[str, float]:
     """Bursts and stops, where drafts are right by chance; the figures."""
-    engine = make_engine(depth, num_blocks=32, pace=seed + 1, num_spec_tokens=3)
+    engine = make_engine(
+        depth, num_blocks=32, pace=seed + 1, num_spec_tokens=3, draft_model=draft_model
+    )
     totals, chance = totals_of(engine), random.Random(seed)
     engine.stop = lambda step: chance.random() < 0.3
     engine.device.num_accepted = lambda: chance.randrange(4)
@@ -221,10 +225,11 @@ def run_with_drafts(make_engine: MakeEngine, depth: int, seed: int) -> dict[str,
 
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
-def test_no_copy_holds_a_draft(make_engine: MakeEngine, depth: int) -> None:
+@pytest.mark.parametrize("draft_model", [False, True], ids=["n-grams", "draft-model"])
+def test_no_copy_holds_a_draft(make_engine: MakeEngine, depth: int, draft_model: bool) -> None:
     totals: Counter[str] = Counter()
     for seed in range(4):
-        totals.update(run_with_drafts(make_engine, depth, seed))
+        totals.update(run_with_drafts(make_engine, depth, seed, draft_model=draft_model))
     assert totals["displaced_requests"] > 0
     assert totals["restored_tokens memory"] > 0
     assert totals["draft_tokens offline"] > totals["accepted_draft_tokens offline"] > 0
@@ -411,7 +416,7 @@ def test_copies_of_drafts_are_caught(
 
     def run_some() -> None:
         for seed in range(8):
-            run_with_drafts(make_engine, 2, seed)
+            run_with_drafts(make_engine, 2, seed, draft_model=False)
 
     with pytest.raises((ForeignCopyError, StaleReadError)):
         run_some()

@@ -72,12 +72,14 @@ def played(family: Family, model: Path, pace: Pace, *, careless: bool) -> dict[s
     free = [asking.free_blocks()]
     alone(asking, requests)
     asking.start_anew()
+    counts_alone = dict(asking.counts)
     asking.counts.clear()
     NUM_STOPS.clear()
     together(asking, requests, pace)
     asking.settle(requests)
     free.append(asking.free_blocks())
     result = {**seen(engine, asking), "stops": len(NUM_STOPS), "free_blocks": free}
+    result["counts_alone"] = counts_alone
     if careless:
         result["careless"] = {
             name: carelessly(asking, name, requests, pace)

@@ -20,6 +20,7 @@ ENVIRONMENT = {
     # The models are too small for more than a thread.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
 }
 LONGEST_S = 600.0
 Results = dict[str, dict[str, Any]]

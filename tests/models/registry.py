@@ -21,7 +21,8 @@ from tests.models.family import Family
 KINDS: dict[str, dict[str, Family]] = {
     "decoders": decoders.FAMILIES,
     "windows": windows.FAMILIES,
-    "speculation": speculation.FAMILIES,
+    "n-grams": speculation.BY_NGRAMS,
+    "drafters": speculation.BY_MODEL,
     "recurrent": recurrent.FAMILIES,
     "adapters": adapters.FAMILIES,
     "quantised": quantised.FAMILIES,

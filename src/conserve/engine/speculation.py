@@ -8,8 +8,9 @@ from typing import Any
 from conserve.core.snapshot import RequestView
 from conserve.engine.scheduler_view import SchedulerView
 
-SHOWN = ("ngram",)
-"""Ways to draft of which it was shown on an engine: they look at nothing but the tokens."""
+SHOWN = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
+"""Ways to draft of which it was shown on an engine. N-grams look at nothing but the tokens; the
+others are layers whose KV lies in the request's blocks, beside that of the model."""
 
 
 def is_shown(speculative_config: Any) -> bool:
