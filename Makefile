@@ -39,7 +39,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@scripts/test_packages.sh $(TEST_PROGRAMS)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 matrix: $(STAMP)
 	CONSERVE_KEEP_RESULTS=1 $(BIN)/python -m pytest tests/models -m engine --deselect tests/models/test_page.py

@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from conserve.bench.server import free_port
 
@@ -112,14 +115,28 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-@pytest.hookimpl(tryfirst=True)
+class TwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
+    """What one process runs of the two of `make test`: a module, or all modules with a real server,
+    which are the longest; two servers at once would only share the cores."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "servers" if starts_servers(self.config.rootpath / module) else module
+
+
+@cache
+def starts_servers(module: Path) -> bool:
+    return "pytest.mark.server" in module.read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoProcesses:
+    return TwoProcesses(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one process runs of the two of `make test`: a module, or all tests with a real server,
-    which are the longest and begin first; two servers at once would only share the cores."""
-    for item in items:
-        group = "servers" if item.get_closest_marker("server") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("server") is None)
+    """The longest first, so that the other process has enough to do beside it."""
+    items.sort(key=lambda item: not starts_servers(item.path))
 
 
 @pytest.hookimpl(wrapper=True)
