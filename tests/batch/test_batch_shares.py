@@ -167,6 +167,16 @@ def test_a_careless_order_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
         test_endless_deadlines_do_not_always_go_first("m")
 
 
+def test_who_has_no_line_yet_keeps_nobody_from_a_deadline() -> None:
+    """Its file is still looked through, for as long as that takes."""
+    hasty, calm = view("a", due=100, lines=190), view("c", due=30 * DAY_S)
+    ahead = Standing({"a": 1e6, "c": 1e6})
+    unknown = replace(view("b"), num_left=0)
+    assert Outlook.over([hasty, calm, unknown], 0.0, HARVEST, ahead).prospects["a-1"].is_urgent
+    able = view("b")
+    assert not Outlook.over([hasty, calm, able], 0.0, HARVEST, ahead).prospects["a-1"].is_urgent
+
+
 def test_names_of_one_server_that_are_taken_for_others_let_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -74,7 +74,10 @@ class Levels:
             tenant: max(standing.served.get(tenant, 0.0), floor) + running[tenant]
             for tenant in tenants
         }
-        return cls(levels, min(levels.values(), default=0.0), floor, CREDIT_S * pace)
+        # Of those who could take what another gives up: not before their lines are known.
+        able = {view.tenant for view in views if view.num_left} or tenants
+        lowest = min((levels[tenant] for tenant in able), default=0.0)
+        return cls(levels, lowest, floor, CREDIT_S * pace)
 
     def may_hurry(self, tenant: str) -> bool:
         """Whether what it has at risk may go ahead of others'. Always, where it is alone."""
