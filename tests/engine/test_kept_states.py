@@ -14,7 +14,7 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, UniformTypeKVCacheSpecs
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
-from conserve.engine import gpu_worker
+from conserve.engine import gpu_worker, kept_states
 from conserve.engine.gpu_worker import ConserveGPUWorker
 from conserve.engine.kept_states import (
     KEPT_BYTES,
@@ -130,6 +130,23 @@ def test_copies_are_bounded() -> None:
     assert num_kept(engine_of(), {"0": state_spec(ssm=(KEPT_BYTES, 1, 1))}) == 0
     assert num_kept(engine_of(), {"full": attention_spec()}) == 0
     assert kept_bytes(engine_of(stop="off"), specs) == 0, "nothing is put back"
+
+
+@pytest.mark.parametrize(
+    ("total_gib", "num_requests"), [(80, 511), (16, 127), (8, 63), (None, 511)]
+)
+def test_a_small_gpu_keeps_most_of_its_memory_for_kv(
+    total_gib: int | None, num_requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def total_memory() -> int:
+        if total_gib is None:
+            raise RuntimeError("the driver does not say")
+        return total_gib << 30
+
+    gpu = SimpleNamespace(is_cuda_alike=lambda: True, get_device_total_memory=total_memory)
+    monkeypatch.setattr(kept_states, "current_platform", gpu)
+    specs = {"0": state_spec(ssm=(1 << 20, 1, 1))}
+    assert num_kept(engine_of(max_num_seqs=1024), specs) == num_requests
 
 
 def test_a_gpu_worker_leaves_room_for_the_copies_and_says_so(

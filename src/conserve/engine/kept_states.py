@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
-from conserve.engine.door import MambaSpec
+from conserve.engine.door import MambaSpec, current_platform
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.settings import EngineSettings
 
 KEPT_BYTES = 2 << 30
 """What a rank's copies may take: an H100 reads and writes as much in 1.3 ms."""
+KEPT_SHARE = 1 / 32
+"""Of a GPU's memory, where that is less: a small one needs it for KV."""
 
 Rows = dict[int, list[int]]
 """KV cache group -> blocks that hold a request's state."""
@@ -55,7 +57,17 @@ def num_kept(vllm_config: Any, specs: Mapping[str, Any]) -> int:
         return 0
     num_bytes = bytes_of_request(specs)
     most = int(vllm_config.scheduler_config.max_num_seqs)
-    return min(most, KEPT_BYTES // num_bytes) if num_bytes else 0
+    return min(most, _most_bytes() // num_bytes) if num_bytes else 0
+
+
+def _most_bytes() -> int:
+    if not current_platform.is_cuda_alike():
+        return KEPT_BYTES
+    try:
+        total = current_platform.get_device_total_memory()
+    except Exception:  # Drivers of memory that CPU and GPU share raise errors of their own.
+        return KEPT_BYTES
+    return min(KEPT_BYTES, int(KEPT_SHARE * total))
 
 
 def kept_bytes(vllm_config: Any, specs: Mapping[str, Any]) -> int:
