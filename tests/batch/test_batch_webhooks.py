@@ -19,6 +19,7 @@ import openai
 import pytest
 
 from conserve.batch import webhooks
+from conserve.batch.ids import tenant_of
 from conserve.batch.lifecycle import Status
 from conserve.batch.owner_limits import Limits
 from conserve.batch.settings import BatchSettings
@@ -32,7 +33,7 @@ from conserve.batch.webhooks import (
     is_public,
 )
 from tests.batch.batch_fakes import FakeClock, FakeModel, eventually, running
-from tests.batch.builders import numbered, stored_batch, stored_file
+from tests.batch.builders import TENANT, numbered, stored_batch, stored_file
 from tests.batch.test_batch_quota import limits_file
 
 pytestmark = pytest.mark.anyio
@@ -152,6 +153,25 @@ async def test_two_servers_tell_it_once(
         for stores in both:
             await stores.close()
     assert len(ear.heard) == 1
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_what_is_still_to_be_told_goes_with_its_owner(
+    tmp_path: Path, database_url: str, clock: FakeClock, is_deleted: bool
+) -> None:
+    with listening() as ear:
+        hook = {"url": ear.url, "secret": SECRET, "allow_private": True}
+        owner, told = tenant_of("Bearer new"), {"webhook": hook}
+        limits = limits_file(tmp_path, {owner: told, "default": told if is_deleted else {}})
+        stores = await opened(tmp_path, database_url, clock, limits)
+        await cancelled(stores)
+        if is_deleted:
+            await stores.owners.delete(TENANT)
+        else:
+            await stores.owners.move(TENANT, owner)
+        await stores.webhooks.deliver()
+        await stores.close()
+    assert len(ear.heard) == (0 if is_deleted else 1)
 
 
 async def test_a_private_address_is_not_asked(

@@ -15,7 +15,7 @@ from conserve.batch.database import Database
 from conserve.batch.ended import uncount
 from conserve.batch.file_store import FileStore
 from conserve.batch.lifecycle import LIVE, FileState, Status
-from conserve.batch.schema import batches, files, lines, results, shares
+from conserve.batch.schema import batches, files, lines, results, shares, webhooks
 
 
 class Owner(Struct, frozen=True):
@@ -65,9 +65,10 @@ class OwnerStore:
                 .where(batches.c.tenant == tenant)
                 .values(tenant=new_tenant, **forgotten)
             )
-            await connection.execute(
-                update(files).where(files.c.tenant == tenant).values(tenant=new_tenant)
-            )
+            for table in (files, webhooks):
+                await connection.execute(
+                    update(table).where(table.c.tenant == tenant).values(tenant=new_tenant)
+                )
             await connection.execute(delete(shares).where(shares.c.tenant == tenant))
 
     async def delete(self, tenant: str) -> None:
@@ -78,7 +79,8 @@ class OwnerStore:
         for batch_id in ids:
             await self._delete_batch(batch_id)
         async with self._database.write() as connection:
-            await connection.execute(delete(shares).where(shares.c.tenant == tenant))
+            for table in (webhooks, shares):
+                await connection.execute(delete(table).where(table.c.tenant == tenant))
         await self._files.delete_all(tenant)
 
     async def _delete_batch(self, batch_id: str) -> None:
