@@ -7,6 +7,9 @@ from typing import Any
 
 from tests.models.family import Asked
 
+PADDING = -1
+"""In the place of a draft that nobody made, with which vLLM pads a request that comes back with
+one token left, where scheduling is synchronous."""
 NUM_TOKENS = 32
 """Of every answer of a model that writes."""
 
@@ -49,6 +52,8 @@ class Asking:
             request = requests[name]
             if num_tokens < request.num_prompt_tokens and request.num_output_tokens == 0:
                 self.cut.add(name)
+        for drafts in output.scheduled_spec_decode_tokens.values():
+            self.counts["padding"] += drafts.count(PADDING)
 
     def _note_drafts(self, name: str, num_drafts: int, num_right: int, stats: Any) -> None:
         self.counts.update({"drafts": num_drafts, "right drafts": num_right})

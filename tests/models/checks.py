@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.models.family import ON, Family
-from tests.models.speculation import NUM_DRAFTS
 
 Answers = dict[str, list[float]]
 
@@ -47,12 +46,13 @@ def assert_on(family: Family, result: dict[str, Any]) -> None:
 
 def assert_drafts(result: dict[str, Any], plain: dict[str, Any]) -> None:
     """No answer is another than without drafts (`plain`). As many of the drafts were right as
-    alone, so what a drafter keeps outlives stops and restores; but for one step behind each
-    restore, where vLLM pads a request that has one token left with drafts that nobody made."""
+    alone, so what a drafter keeps outlives stops and restores: all of a model's that drafts for
+    itself. Of others, the share differs by prompt, and not all prompts come equally often."""
     counts, counts_alone = result["counts"], result["counts_alone"]
     share = counts_alone["right drafts"] / counts_alone["drafts"]
-    made = counts["drafts"] - NUM_DRAFTS * counts["restores"]
-    assert counts["right drafts"] > max(40, 0.95 * share * made)
+    made = counts["drafts"] - counts["padding"]
+    assert counts["right drafts"] > 40
+    assert counts["right drafts"] >= (made if share == 1 else 0.8 * share * made)
     for name, answer in plain["answers"].items():
         if name.endswith("/alone"):
             assert result["answers"][name] == answer, name
