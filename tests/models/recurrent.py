@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
+    BambaConfig,
+    BambaForCausalLM,
     FalconH1Config,
     FalconH1ForCausalLM,
     GraniteMoeHybridConfig,
     GraniteMoeHybridForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
     Mamba2Config,
     Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     NemotronHConfig,
     NemotronHForCausalLM,
 )
@@ -56,13 +62,49 @@ def make_falcon_h1(folder: Path) -> Path:
 
 
 def make_nemotron_h(folder: Path) -> Path:
+    return _nemotron_h(folder, "mlp")
+
+
+def make_nemotron_h_with_experts(folder: Path) -> Path:
+    return _nemotron_h(folder, "moe", n_routed_experts=4, num_experts_per_tok=2)
+
+
+def _nemotron_h(folder: Path, other: str, **options: Any) -> Path:
     config = NemotronHConfig(
         **_sizes(("num_hidden_layers",)),
         **_mamba2("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups"),
         chunk_size=CHUNK,
-        layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"] * 2,
+        layers_block_type=["linear_attention", other, "full_attention", other] * 2,
+        **options,
     )
     return save(NemotronHForCausalLM(config), folder)
+
+
+def make_mamba1(folder: Path) -> Path:
+    without = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+    return save(MambaForCausalLM(MambaConfig(**_sizes(without), state_size=16)), folder)
+
+
+def make_jamba(folder: Path) -> Path:
+    config = JambaConfig(
+        **_sizes(("head_dim",)),
+        attn_layer_period=4,
+        attn_layer_offset=3,
+        num_experts=4,
+        num_experts_per_tok=2,
+        use_mamba_kernels=False,
+    )
+    return save(JambaForCausalLM(config), folder)
+
+
+def make_bamba(folder: Path) -> Path:
+    config = BambaConfig(
+        **_sizes(("head_dim",)),
+        **_mamba2("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups"),
+        mamba_chunk_size=CHUNK,
+        attn_layer_indices=[3, 7],
+    )
+    return save(BambaForCausalLM(config), folder)
 
 
 def _sizes(without: tuple[str, ...]) -> dict[str, Any]:
@@ -77,6 +119,8 @@ def _mamba2(heads: str, head_size: str, state_size: str, groups: str) -> dict[st
 NO_CACHE = {"enable_prefix_caching": False}
 """With it vLLM's CPU kernels of Mamba 2 end the engine where a prompt's last step passes the end of
 a block: "index 6 is out of bounds for dimension 0 with size 1"."""
+
+NO_SCAN = "object has no attribute 'selective_scan_fwd'"
 
 FAMILIES = {
     "Mamba 2": Family("recurrent, no attention", make_mamba2, num_blocks=5, states=ON),
@@ -103,5 +147,21 @@ FAMILIES = {
         num_blocks=30,
         states=ON,
         options=NO_CACHE,
+    ),
+    "Nemotron-H with experts": Family(
+        "Mamba 2, attention and experts as layers of their own",
+        make_nemotron_h_with_experts,
+        refusal="is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now",
+    ),
+    "Bamba": Family(
+        "three recurrent layers (Mamba 2) to one with attention",
+        make_bamba,
+        refusal="does not dispatch through the Transformers attention interface",
+    ),
+    "Mamba 1": Family("recurrent, no attention", make_mamba1, refusal=NO_SCAN),
+    "Jamba": Family(
+        "three recurrent layers (Mamba 1) to one with attention; experts",
+        make_jamba,
+        refusal=NO_SCAN,
     ),
 }
