@@ -332,6 +332,15 @@ def test_a_careless_variant_is_caught(policy: type[Policy], message: str) -> Non
     assert any(re.search(message, one) for one in caught), caught
 
 
+def test_room_kept_for_its_second_image_keeps_nobody_from_its_first() -> None:
+    """P0: where no step is as short as the limit, one request computes its least all the same."""
+    second = replace(IMAGE, first=60, end=80, num_embeds=60, num_to_compute=60)
+    running = [prefilling("alone", computed=0, media=(IMAGE, second))]
+    impatient = replace(BASE, running=running, targets=Targets(ttft_s=1e-3, tbt_s=1e-3))
+    plan = plan_of(replace(impatient, capacity=ENCODER))
+    assert plan.grants == {"alone": PolicySettings().min_chunk}
+
+
 def test_an_adapter_is_not_kept_for_whom_an_image_stops() -> None:
     """Else nobody computes: the room for the image comes from those who wait for the adapter."""
     image = (Media(0, 1, 60, 60),)

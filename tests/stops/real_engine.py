@@ -233,7 +233,7 @@ def main() -> None:
         "whole": whole,
         "stopped": stopped,
         "free_blocks": blocks,
-        "can_stop": scheduler.stopper.can_stop,
+        "can_stop": not scheduler.stopper.why_off,
         "steps_in_flight": engine.engine_core.engine_core.batch_queue_size,
     }
     Path(JOB["result"]).write_text(json.dumps(result))

@@ -68,13 +68,14 @@ def check_memory(case: Case) -> None:
 
 
 def _check_room(case: Case, admitted: list[RequestView], left: int) -> None:
-    """Chat's room to remember stays free of offline requests that start, but for the only one and
-    for those that hold their blocks already. `left`: blocks free once all have what they need."""
+    """Chat's room to remember stays free of offline requests that start, but for the first where
+    none runs, and for those that hold their blocks already. `left`: blocks free once all have what
+    they need."""
     plan, snapshot = case.plan, case.snapshot
-    takes = [view for view in admitted if not view.online and not view.num_blocks]
+    offline = [view for view in admitted if not view.online]
+    takes = [view for view in offline if not view.num_blocks]
     stays = any(not v.online and v.request_id not in plan.displace for v in snapshot.running)
-    others = stays or len([view for view in admitted if not view.online]) > 1
-    if takes and others:
+    if takes and (stays or takes != offline[:1]):
         room = snapshot.num_remembered_blocks
         held = sum(case.lacking(view) for view in admitted if view.num_blocks)
         require(left + held >= room, f"{takes[-1].request_id} starts in chat's room to remember")

@@ -20,6 +20,8 @@ class Resources:
         self._adapters: set[int] = set()
         self._step_embeds = snapshot.capacity.max_step_embeds
         self._free_embeds = snapshot.capacity.num_free_embeds
+        self._kept_step_embeds = self._kept_free_embeds = 0
+        """What is kept for a medium from those behind it."""
         self.limits_adapters = self._max_adapters is not None
 
     # Adapters
@@ -36,6 +38,9 @@ class Resources:
     def forget_claims(self) -> None:
         """Whom the step was for cannot compute, for want of something else: it is anybody's."""
         self._adapters.clear()
+        self._step_embeds += self._kept_step_embeds
+        self._free_embeds += self._kept_free_embeds
+        self._kept_step_embeds = self._kept_free_embeds = 0
 
     def has_adapter(self, request: RequestView) -> bool:
         """Whether it can compute in the step beside those that have theirs."""
@@ -71,9 +76,15 @@ class Resources:
             step -= medium.num_to_compute
             free -= medium.num_embeds
             if step < 0 or free < 0:
-                self._step_embeds, self._free_embeds = 0, min(0, self._free_embeds)
+                self._keep()
                 return max(0, medium.first - request.num_computed_tokens)
         return num_tokens
+
+    def _keep(self) -> None:
+        kept = max(0, self._free_embeds)
+        self._kept_step_embeds += self._step_embeds
+        self._kept_free_embeds += kept
+        self._step_embeds, self._free_embeds = 0, self._free_embeds - kept
 
     def take(self, request: RequestView, num_tokens: int) -> None:
         """It computes so many tokens in the step."""
