@@ -19,12 +19,14 @@ from typing import Any
 
 from tests.models.asking import Asking
 from tests.models.careless import CONTROLS
+from tests.models.checks import answered_as_alone
 from tests.models.engine import make_engine
 from tests.models.family import ON, Asked, Family
 from tests.models.registry import FAMILIES
 from tests.models.stopping import NUM_STOPS, stop_at_random
 
 BURST = 3
+CARELESS_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def played(family: Family, model: Path, pace: Pace, *, careless: bool) -> dict[s
     result["counts_alone"] = counts_alone
     if careless:
         result["careless"] = {
-            name: carelessly(asking, name, requests, pace)
+            name: carelessly(asking, name, family, requests, pace)
             for name in CONTROLS
             if getattr(family, name) == ON
         }
@@ -109,12 +111,18 @@ def seen(engine: Any, asking: Asking) -> dict[str, Any]:
     }
 
 
-def carelessly(asking: Asking, name: str, requests: list[Asked], pace: Pace) -> dict[str, Any]:
-    """The answers of a round with this control, or how it ended."""
-    asking.start_anew()
+def carelessly(
+    asking: Asking, name: str, family: Family, requests: list[Asked], pace: Pace
+) -> dict[str, Any]:
+    """The answers of a round with this control that went wrong, or how it ended. Not every round
+    does: what a careless stop leaves unwritten may have been written there before."""
     try:
         with CONTROLS[name]():
-            together(asking, requests, pace)
+            for _ in range(CARELESS_ROUNDS):
+                asking.start_anew()
+                together(asking, requests, pace)
+                if not answered_as_alone(asking.answers, exactly=family.task == "generate"):
+                    break
     except Exception as error:
         return {"ended": repr(error)}
     return {"answers": asking.answers}
