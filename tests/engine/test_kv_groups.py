@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,24 @@ from conserve.engine.checkpoint.entry import Held
 from conserve.engine.checkpoint.pool import HostPool, Worth
 from conserve.engine.checkpoint.under_way import Sent
 from conserve.engine.kv_groups import kv_group_of, kv_groups_of
-from conserve.engine.settings import EngineSettings
 from conserve.engine.steps import GENERIC_MODEL
 from tests.engine.copies import ForeignCopyError
-from tests.engine.device import VOCABULARY, Device, StaleReadError
-from tests.engine.engine import Engine, make_request, make_scheduler, spec_of
+from tests.engine.device import VOCABULARY, StaleReadError
+from tests.engine.engine import Engine, make_request, spec_of
+from tests.engine.grouped_engine import (
+    MISFORTUNES,
+    MakeEngine,
+    make_grouped,
+    stop_and_cancel,
+    suffer,
+)
 from tests.engine.test_checkpoints import (
-    FAST,
-    NO_WISHES,
-    SLOT_BYTES,
     run_bursts,
     totals_of,
-    worker_half,
 )
 from tests.engine.test_conversations import QUICK, Talk
 
 pytestmark = pytest.mark.engine
-
-MakeEngine = Callable[..., Engine]
 
 FULL, SLIDING = KVGroup(4), KVGroup(4, window=10)
 MODELS = {
@@ -63,33 +63,12 @@ def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
         *,
         num_blocks: int = 26,
         window_blocks: int = 26,
-        num_slots: int = 2048,
-        bytes_per_s: float = FAST,
-        mode: str = "incremental",
-        pace: int = 3,
-        fail: Any = None,
-        wishes: Mapping[str, Any] = NO_WISHES,
         **options: Any,
     ) -> Engine:
-        settings = EngineSettings(
-            **wishes,
-            profile_seconds=0,
-            checkpoint=mode,
-            checkpoint_bytes=num_slots * SLOT_BYTES,
-            checkpoint_bytes_per_s=bytes_per_s,
-        )
-        scheduler = make_scheduler(
-            tmp_path,
-            settings=settings,
-            async_scheduling=depth > 1,
-            num_blocks=sum(num_blocks if g.keeps_all else window_blocks for g in groups),
-            groups=groups,
-            **options,
-        )
-        made.append(scheduler)
-        device = Device(4, groups=groups)
-        device.connector = worker_half(scheduler, device, pace, fail)
-        return Engine(scheduler, device, depth=depth)
+        in_all = sum(num_blocks if g.keeps_all else window_blocks for g in groups)
+        engine = make_grouped(tmp_path, groups, depth, num_blocks=in_all, **options)
+        made.append(engine.scheduler)
+        return engine
 
     yield make
     for scheduler in made:
@@ -192,31 +171,15 @@ def test_displaced_requests_come_back_as_they_were(
 def test_stops_and_cancels_beside_copies(
     make_engine: MakeEngine, groups: tuple[KVGroup, ...], depth: int, shared: int
 ) -> None:
-    chance, num_stops, num_loaded = random.Random(shared), 0, 0
-    for seed in range(3):
-        engine = make_engine(groups, depth, pace=seed + 1)
-        engine.stop = lambda step: chance.random() < 0.4
-        run_bursts(engine, seed, shared=shared, cancel=True)
-        num_stops += engine.num_stops
-        num_loaded += engine.device.connector.worker_side.copies.copier.copies.num_loaded
-    assert num_stops
-    assert num_loaded
+    stop_and_cancel(make_engine, groups, depth, random.Random(shared), (shared,) * 3)
 
 
-@pytest.mark.parametrize("mode", ["swap", "slow link", "small pool", "failing copies"])
+@pytest.mark.parametrize("mode", MISFORTUNES)
 @pytest.mark.parametrize("groups", MODELS.values(), ids=MODELS)
 def test_whatever_becomes_of_the_copies(
     make_engine: MakeEngine, groups: tuple[KVGroup, ...], mode: str
 ) -> None:
-    chance = random.Random(1)
-    options: dict[str, dict[str, Any]] = {
-        "swap": {"mode": "swap"},
-        "slow link": {"bytes_per_s": FAST / 50, "pace": 1, "max_step_tokens": 64},
-        "small pool": {"num_slots": 14 * len(groups)},
-        "failing copies": {"fail": lambda doing: chance.random() < 0.1},
-    }
-    for seed in range(3):
-        run_bursts(make_engine(groups, **options[mode]), seed)
+    suffer(make_engine, groups, mode, num_seeds=3)
 
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])

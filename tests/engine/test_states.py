@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,20 @@ from conserve.engine.checkpoint.entry import Entry
 from conserve.engine.checkpoint.pool import HostPool, Worth
 from conserve.engine.checkpoint.states import States
 from conserve.engine.kv_groups import kv_group_of, kv_groups_of
-from conserve.engine.settings import EngineSettings
 from tests.engine.copies import ForeignCopyError
-from tests.engine.device import VOCABULARY, Device, StaleReadError
-from tests.engine.engine import Engine, make_request, make_scheduler
-from tests.engine.test_checkpoints import FAST, SLOT_BYTES, run_bursts, totals_of, worker_half
+from tests.engine.device import VOCABULARY, StaleReadError
+from tests.engine.engine import Engine, make_request
+from tests.engine.grouped_engine import (
+    MISFORTUNES,
+    MakeEngine,
+    make_grouped,
+    stop_and_cancel,
+    suffer,
+)
+from tests.engine.test_checkpoints import run_bursts, totals_of
 from tests.engine.test_tight import LENGTHS, MOST_TOKENS, run_tight
 
 pytestmark = pytest.mark.engine
-
-MakeEngine = Callable[..., Engine]
 
 FULL, SLIDING = KVGroup(4), KVGroup(4, window=10)
 ONCE, AT_ENDS = KVGroup(512, is_state=True), KVGroup(4, is_state=True)
@@ -60,31 +64,12 @@ def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
         *,
         plenty: int = 1,
         num_blocks: int = 0,
-        num_slots: int = 2048,
-        bytes_per_s: float = FAST,
-        mode: str = "incremental",
-        pace: int = 3,
-        fail: Any = None,
         **options: Any,
     ) -> Engine:
-        settings = EngineSettings(
-            profile_seconds=0,
-            checkpoint=mode,
-            checkpoint_bytes=num_slots * SLOT_BYTES,
-            checkpoint_bytes_per_s=bytes_per_s,
-        )
-        scheduler = make_scheduler(
-            tmp_path,
-            settings=settings,
-            async_scheduling=depth > 1,
-            num_blocks=num_blocks or 1 + plenty * sum(NUM_BLOCKS[group] for group in groups),
-            groups=groups,
-            **options,
-        )
-        made.append(scheduler)
-        device = Device(4, groups=groups)
-        device.connector = worker_half(scheduler, device, pace, fail)
-        return Engine(scheduler, device, depth=depth)
+        in_all = num_blocks or 1 + plenty * sum(NUM_BLOCKS[group] for group in groups)
+        engine = make_grouped(tmp_path, groups, depth, num_blocks=in_all, **options)
+        made.append(engine.scheduler)
+        return engine
 
     yield make
     for scheduler in made:
@@ -176,31 +161,15 @@ def test_displaced_requests_come_back_as_they_were(
 def test_stops_and_cancels_beside_copies(
     make_engine: MakeEngine, groups: tuple[KVGroup, ...], depth: int
 ) -> None:
-    chance, num_stops, num_loaded = random.Random(1), 0, 0
-    for seed in range(3):
-        engine = make_engine(groups, depth, pace=seed + 1)
-        engine.stop = lambda step: chance.random() < 0.4
-        run_bursts(engine, seed, shared=13 * (seed % 2), cancel=True)
-        num_stops += engine.num_stops
-        num_loaded += engine.device.connector.worker_side.copies.copier.copies.num_loaded
-    assert num_stops
-    assert num_loaded
+    stop_and_cancel(make_engine, groups, depth, random.Random(1), (0, 13, 0))
 
 
-@pytest.mark.parametrize("mode", ["swap", "slow link", "small pool", "failing copies"])
+@pytest.mark.parametrize("mode", MISFORTUNES)
 @pytest.mark.parametrize("groups", MODELS.values(), ids=MODELS)
 def test_whatever_becomes_of_the_copies(
     make_engine: MakeEngine, groups: tuple[KVGroup, ...], mode: str
 ) -> None:
-    chance = random.Random(1)
-    options: dict[str, dict[str, Any]] = {
-        "swap": {"mode": "swap"},
-        "slow link": {"bytes_per_s": FAST / 50, "pace": 1, "max_step_tokens": 64},
-        "small pool": {"num_slots": 14 * len(groups)},
-        "failing copies": {"fail": lambda doing: chance.random() < 0.1},
-    }
-    for seed in range(2):
-        run_bursts(make_engine(groups, **options[mode]), seed)
+    suffer(make_engine, groups, mode, num_seeds=2)
 
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
