@@ -8,6 +8,7 @@ from collections.abc import Callable
 from starlette.exceptions import HTTPException
 
 from conserve.server.asgi import Message, Receive, Scope, Send
+from conserve.server.tiers.bodies import json_object
 from conserve.server.tiers.classes import RefusedError, RequestClass
 from conserve.server.tiers.inherited import remember
 from conserve.server.tiers.load import Uncounted
@@ -88,11 +89,7 @@ class Exchange:
         if self._says_nothing(raw):
             self._class = _ONLINE
             return raw
-        try:
-            body = json.loads(raw)
-        except ValueError:
-            return raw
-        if not isinstance(body, dict):
+        if (body := json_object(raw)) is None:
             return raw
         try:
             found = self._rules.classify(body, self._priority_header)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from conserve.server.tiers.bodies import json_object
 from conserve.server.tiers.classes import RequestClass
 from conserve.server.tiers.paths import ECHOING
 from conserve.server.tiers.usage import complete
@@ -14,11 +15,7 @@ _ERROR_EVENT = b'data: {"error"'
 
 def named_json(raw: bytes, found: RequestClass, path: str) -> bytes:
     """A response object with `service_tier`, and all that a flex one's usage is to hold."""
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        return raw
-    if not isinstance(body, dict):
+    if (body := json_object(raw)) is None:
         return raw
     body["service_tier"] = found.tier
     if path != ECHOING and not found.online:
