@@ -91,6 +91,9 @@ def most_running(scheduler: SchedulerView) -> int:
 def touched(scheduler: SchedulerView, num_scheduled_tokens: Mapping[str, int]) -> Rows:
     """Where a step that was just scheduled finds and leaves the state of its requests. A first
     chunk is left out: it reads none."""
+    numbers = [number for number, _ in recurrent_groups(scheduler.kv_cache_config)]
+    if not numbers:
+        return {}
     continued = [
         scheduler.requests[name]
         for name, num_tokens in num_scheduled_tokens.items()
@@ -98,8 +101,7 @@ def touched(scheduler: SchedulerView, num_scheduled_tokens: Mapping[str, int]) -
     ]
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     return {
-        number: [_row(managers[number], request) for request in continued]
-        for number, _ in recurrent_groups(scheduler.kv_cache_config)
+        number: [_row(managers[number], request) for request in continued] for number in numbers
     }
 
 
