@@ -6,9 +6,11 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.tools-installed
 TEST_PROGRAMS := chromium=chromium
 INTERPRETER := $(VENV)/interpreter
-LOCKS := requirements/cpu.lock requirements/dev.lock
+RUN_LOCKS := requirements/cpu.lock
+LOCKS := $(RUN_LOCKS) requirements/dev.lock requirements/ray.lock requirements/docs.lock requirements/examples.lock
 
 # Empty where the environment has no Python that runs: it is made anew then, with all in it.
 RUNS := $(shell $(BIN)/python -c "print('yes')" 2> /dev/null)
@@ -24,10 +26,15 @@ help:
 	@echo "make soak   run the long tests"
 	@echo "make lock   resolve what pyproject.toml declares into requirements/*.lock again"
 
-setup: $(STAMP)
+setup: $(TOOLS)
 	@echo "setup: $(VENV) is up to date"
 
-$(STAMP): $(LOCKS) pyproject.toml $(if $(RUNS),,venv)
+# What runs ConServe, and behind it what its tests, pages and examples need.
+$(STAMP): $(RUN_LOCKS) pyproject.toml $(if $(RUNS),,venv)
+	@$(BIN)/python -m scripts.install $(RUN_LOCKS)
+	@touch $@
+
+$(TOOLS): $(LOCKS) $(STAMP)
 	@$(BIN)/python -m scripts.install $(LOCKS)
 	@touch $@
 
@@ -37,28 +44,28 @@ venv:
 demo: $(STAMP)
 	$(BIN)/conserve demo
 
-test: $(STAMP)
+test: $(TOOLS)
 	@scripts/test_packages.sh $(TEST_PROGRAMS)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-matrix: $(STAMP)
+matrix: $(TOOLS)
 	CONSERVE_KEEP_RESULTS=1 $(BIN)/python -m pytest tests/models -m engine --deselect tests/models/test_page.py
 	$(BIN)/python -m tests.models.page
 	$(BIN)/python -m pytest tests/models/test_page.py
 
-$(INTERPRETER)/.installed: requirements/interpreter.lock $(STAMP)
+$(INTERPRETER)/.installed: requirements/interpreter.lock $(TOOLS)
 	@echo "soak: Triton, in whose interpreter Model Runner V2 runs on a CPU (300 MB)"
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(INTERPRETER) -r $<
 	@touch $@
 
-soak: $(STAMP) $(INTERPRETER)/.installed
+soak: $(TOOLS) $(INTERPRETER)/.installed
 	$(BIN)/python -m pytest -m long
 
-check: $(STAMP)
+check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lock: $(STAMP)
-	$(BIN)/python scripts/lock.py
+lock: $(TOOLS)
+	$(BIN)/python -m scripts.lock

