@@ -15,7 +15,7 @@ LOCKS := $(RUN_LOCKS) requirements/dev.lock requirements/ray.lock requirements/d
 # Empty where the environment has no Python that runs: it is made anew then, with all in it.
 RUNS := $(shell $(BIN)/python -c "print('yes')" 2> /dev/null)
 
-.PHONY: help setup venv demo test check lock matrix soak
+.PHONY: help setup venv demo test check lock matrix soak fleet
 
 help:
 	@echo "make setup  install everything into $(VENV) from the pinned locks (PYTHON=python3.13 to choose)"
@@ -24,6 +24,7 @@ help:
 	@echo "make check  ruff, mypy --strict, import-linter"
 	@echo "make matrix play every family of models, beside bursts, with stops and displacement"
 	@echo "make soak   run the long tests"
+	@echo "make fleet  run the tests with several real servers on one database"
 	@echo "make lock   resolve what pyproject.toml declares into requirements/*.lock again"
 
 setup: $(TOOLS)
@@ -60,6 +61,10 @@ $(INTERPRETER)/.installed: requirements/interpreter.lock $(TOOLS)
 
 soak: $(TOOLS) $(INTERPRETER)/.installed
 	$(BIN)/python -m pytest -m long
+
+fleet: $(TOOLS)
+	@scripts/test_packages.sh pg_ctlcluster=postgresql
+	$(BIN)/python -m pytest -m fleet
 
 check: $(TOOLS)
 	$(BIN)/ruff check .
