@@ -5,16 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("vllm")
-
 from prometheus_client import Counter
 
-from conserve.engine.stats import LABEL_VALUES, METRICS
+from conserve.engine.series import LABEL_VALUES, METRICS
 from conserve.server.batches.metrics import SERIES
-
-pytestmark = pytest.mark.engine
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `conserve:(\w+)` \| (\w+) \| (?:`(\w+)`)? ?\| (.+) \|$", re.MULTILINE)

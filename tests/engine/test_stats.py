@@ -14,15 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from conserve.core.machine_targets import rounded_up
 from conserve.engine.connector import ConserveConnector
-from conserve.engine.stats import (
-    BY_NAME,
-    LABEL_VALUES,
-    LATENCY_BUCKETS,
-    METRICS,
-    EngineStats,
-    Metric,
-    send_with,
-)
+from conserve.engine.series import BY_NAME, LABEL_VALUES, LATENCY_BUCKETS, METRICS, Metric
+from conserve.engine.stats import EngineStats, send_with
 
 pytestmark = pytest.mark.engine
 
