@@ -15,11 +15,12 @@ LOCKS := $(RUN_LOCKS) requirements/dev.lock requirements/ray.lock requirements/d
 # Empty where the environment has no Python that runs: it is made anew then, with all in it.
 RUNS := $(shell $(BIN)/python -c "print('yes')" 2> /dev/null)
 
-.PHONY: help setup venv demo test check lock matrix soak fleet
+.PHONY: help setup venv demo docs test check lock matrix soak fleet
 
 help:
 	@echo "make setup  install everything into $(VENV) from the pinned locks (PYTHON=python3.13 to choose)"
 	@echo "make demo   serve the default model, chat and harvest, leave a table and a picture in out/demo"
+	@echo "make docs   build the documentation site into out/site"
 	@echo "make test   run the test suite"
 	@echo "make check  ruff, mypy --strict, import-linter"
 	@echo "make matrix play every family of models, beside bursts, with stops and displacement"
@@ -44,6 +45,9 @@ venv:
 
 demo: $(STAMP)
 	$(BIN)/conserve demo
+
+docs: $(TOOLS)
+	@$(BIN)/python -m scripts.site
 
 test: $(TOOLS)
 	@scripts/test_packages.sh $(TEST_PROGRAMS)

@@ -1,0 +1,24 @@
+"""The order of the pages, as zensical.toml has it."""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def missing_from_nav(config: Path, pages: Path) -> list[str]:
+    """Pages that are in no place of the navigation, and places without their page."""
+    listed = set(nav_pages(tomllib.loads(config.read_text())["project"]["nav"]))
+    there = {path.relative_to(pages).as_posix() for path in pages.rglob("*.md")}
+    return [
+        *(f"{page} is in no place of nav in {config.name}" for page in sorted(there - listed)),
+        *(f"nav in {config.name} names {page}, which is not" for page in sorted(listed - there)),
+    ]
+
+
+def nav_pages(nav: Any) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for entry in nav.values() if isinstance(nav, dict) else nav:
+            yield from nav_pages(entry)
