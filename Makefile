@@ -15,7 +15,7 @@ LOCKS := $(RUN_LOCKS) requirements/dev.lock requirements/ray.lock requirements/d
 # Empty where the environment has no Python that runs: it is made anew then, with all in it.
 RUNS := $(shell $(BIN)/python -c "print('yes')" 2> /dev/null)
 
-.PHONY: help setup venv demo docs test check lock matrix soak fleet
+.PHONY: help setup venv demo docs test check lock matrix soak fleet wheel
 
 help:
 	@echo "make setup  install everything into $(VENV) from the pinned locks (PYTHON=python3.13 to choose)"
@@ -26,6 +26,7 @@ help:
 	@echo "make matrix play every family of models, beside bursts, with stops and displacement"
 	@echo "make soak   run the long tests"
 	@echo "make fleet  run the tests with several real servers on one database"
+	@echo "make wheel  build the wheel and the sdist into dist"
 	@echo "make lock   resolve what pyproject.toml declares into requirements/*.lock again"
 
 setup: $(TOOLS)
@@ -75,6 +76,11 @@ check: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The wheel is built from the sdist, with the setuptools of $(VENV): no index is asked.
+wheel: $(TOOLS)
+	@rm -f dist/conserve_llm-*
+	$(BIN)/python -m build --no-isolation
 
 lock: $(TOOLS)
 	$(BIN)/python -m scripts.lock

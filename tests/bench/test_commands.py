@@ -15,13 +15,12 @@ from conserve.bench import machine
 from conserve.bench.arms import ARMS, arm_named
 from conserve.bench.commands import server_command
 from conserve.bench.prompts import Vocabulary
-from conserve.bench.selection import chosen, trace_paths
+from conserve.bench.selection import SCENARIOS, chosen, trace_paths
 from conserve.cli.main import app
 from conserve.metrics import Targets
 from conserve.workload import RequestPlan, ScenarioError
 
 ROOT = Path(__file__).parents[2]
-SCENARIOS = ROOT / "benchmarks" / "scenarios"
 
 
 @pytest.fixture(autouse=True)

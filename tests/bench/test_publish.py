@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conserve.bench.arms import ARMS
-from conserve.bench.report.publish import QUOTES, fill_documents, publish_result
+from conserve.bench.report.publish import QUOTES, SCENARIOS, fill_documents, publish_result
 from conserve.bench.store import ResultError, ResultFolder
 from conserve.workload import Scenario
 from conserve.workload.scenario import Offline, Online
@@ -41,7 +41,7 @@ def result(tmp_path: Path) -> Path:
 
 def test_no_number_in_our_documents_is_stale(tmp_path: Path) -> None:
     """In a copy of them, beside the results, there is nothing to fill in."""
-    for part in ("docs", "benchmarks/results", "benchmarks/scenarios"):
+    for part in ("docs", "benchmarks/results", str(SCENARIOS)):
         shutil.copytree(ROOT / part, tmp_path / part)
     shutil.copy(ROOT / "README.md", tmp_path)
     assert fill_documents(tmp_path) == []
@@ -142,7 +142,7 @@ def test_a_result_with_failed_runs_is_not_published(root: Path) -> None:
 
 
 def test_a_scenario_without_a_result_says_so(root: Path, result: Path) -> None:
-    scenarios = root / "benchmarks" / "scenarios"
+    scenarios = root / SCENARIOS
     scenarios.mkdir(parents=True)
     (scenarios / "stored.toml").write_text("")
     assert len(fill_documents(root)) == 1
@@ -154,7 +154,7 @@ def test_a_scenario_without_a_result_says_so(root: Path, result: Path) -> None:
 
 def test_every_arm_scenario_and_key_is_in_the_docs() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text()
-    scenarios = [file.stem for file in (ROOT / "benchmarks" / "scenarios").glob("*.toml")]
+    scenarios = [file.stem for file in (ROOT / SCENARIOS).glob("*.toml")]
     kinds = ["bursts", "opening", "phases", "gamma", "diurnal", "replay", "independent", "trace"]
     keys = [name for name in Scenario.model_fields if name not in ("name", "online", "offline")]
     keys += [f"offline.{name}" for name in Offline.model_fields]

@@ -46,7 +46,7 @@ def test_the_step_times_on_the_page_are_those_of_the_profiles(script: ModuleType
 def test_every_experiment_has_every_arm_of_its_scenario(script: ModuleType) -> None:
     figures = json.loads((script.RESULTS / "figures.json").read_text())
     for name in script.EXPERIMENTS:
-        scenario = script.load_scenario(script.ROOT / "scenarios" / f"{name}.toml")
+        scenario = script.load_scenario(script.scenario_file(name))
         points = [point.name for point in scenario.points] or ["all"]
         assert list(figures[name]) == points
         for rows in figures[name].values():

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from conserve.bench.selection import SCENARIOS
 from conserve.workload import Scenario, Workload, build_workload, load_scenario
 from conserve.workload.fit import Fit
 
-SCENARIOS = Path(__file__).parents[2] / "benchmarks" / "scenarios"
 FOR_SERVERS = sorted(f for f in SCENARIOS.glob("*.toml") if not f.stem.startswith("paper-"))
 SCALES = [0.04, 0.2, 0.25, 0.7, 1.0, 10.0]
 

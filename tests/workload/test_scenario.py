@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
+from conserve.bench.selection import SCENARIOS
 from conserve.workload import Scenario, ScenarioError, load_scenario, parse
-
-SCENARIOS = Path(__file__).parents[2] / "benchmarks" / "scenarios"
 
 FIXED = {"kind": "fixed", "tokens": 10}
 LENGTHS = {"kind": "independent", "prompt": FIXED, "output": FIXED}

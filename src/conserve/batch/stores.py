@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from conserve.batch.batch_store import BatchStore
 from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
+from conserve.batch.drivers import check_database_driver, check_files_driver
 from conserve.batch.ended import EndedStore
 from conserve.batch.errors import BatchSettingsError
 from conserve.batch.file_store import FileStore
@@ -38,8 +39,10 @@ class Stores:
         with _named("data_dir"):
             settings.data_dir.mkdir(FOLDER, parents=True, exist_ok=True)
         with _named("database_url"):
+            check_database_driver(settings.resolved_database_url)
             self.database = Database(settings.resolved_database_url)
         with _named("files_url"):
+            check_files_driver(settings.resolved_files_url)
             self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
         with _named("owner_limits"):
             limits = Limits(settings.owner_limits, settings.max_live_batches)

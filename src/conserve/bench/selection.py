@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from conserve.bench.arms import arm_named
 from conserve.workload import Scenario, ScenarioError, load_scenario, unknown_name
 
-SCENARIOS = Path("benchmarks/scenarios")
+SCENARIOS = Path(str(files("conserve.workload") / "scenarios"))
+"""Those that come with the package, one TOML file each."""
 
 
 def scenario_file(name: str) -> Path:
-    """A path as it is; a bare name from the repository's scenarios. Raises ScenarioError."""
+    """A path as it is; a bare name from the package's scenarios. Raises ScenarioError."""
     if name.endswith(".toml"):
         return Path(name)
     file = SCENARIOS / f"{name}.toml"
     if not file.is_file():
         known = sorted(path.stem for path in SCENARIOS.glob("*.toml"))
-        if not known:
-            raise ScenarioError(
-                f"no {SCENARIOS} here: run this in the repository, or give a TOML file"
-            )
         raise ScenarioError(unknown_name("scenario", name, known))
     return file
 

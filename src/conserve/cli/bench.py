@@ -12,6 +12,7 @@ import typer
 from conserve.bench.store import ResultError
 from conserve.cli import command_line
 from conserve.cli.failures import clear_errors, fail
+from conserve.server.errors import BadInputError
 from conserve.workload import ScenarioError, TraceError
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
 @app.command()
 def run(
     scenario: Annotated[
-        str, typer.Argument(help="A TOML file, or a name in benchmarks/scenarios.")
+        str, typer.Argument(help="A TOML file, or the name of one that comes along.")
     ],
     model: Annotated[
         str | None, typer.Option(help="A folder or hub name; the default model if not given.")
@@ -64,8 +65,10 @@ def run(
     from conserve.bench.server import ServerDiedError
     from conserve.bench.speed import SpeedError
     from conserve.server.start.dtype import multiplies_bfloat16_here
+    from conserve.server.start.vllm_there import check_vllm
 
     with _clear_errors():
+        check_vllm()
         wanted = scale_named(scale)
         picked = chosen(scenario_file(scenario), arms, seeds)
         plan = Plan(
@@ -140,14 +143,10 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 def _default_model() -> str:
-    from conserve.server.errors import BadInputError
     from conserve.server.start.default_model import default_model
 
-    try:
-        return str(default_model())
-    except BadInputError as error:
-        raise ScenarioError(str(error)) from error
+    return str(default_model())
 
 
 def _clear_errors() -> AbstractContextManager[None]:
-    return clear_errors("bench", ScenarioError, TraceError, ResultError)
+    return clear_errors("bench", ScenarioError, TraceError, ResultError, BadInputError)

@@ -33,9 +33,11 @@ def demo(
     from conserve.bench.demo.run import Subject, run_demo
     from conserve.server.errors import BadInputError
     from conserve.server.start.default_model import NAME, default_model
+    from conserve.server.start.vllm_there import check_vllm
 
     console = Console()
     try:
+        check_vllm()
         wanted = Wanted(alone_s, together_s)
         subject = Subject(NAME, str(default_model()), _serve_command)
         results = run_demo(subject, out, wanted)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from conserve import __version__
 from conserve.cli.batch import app as batch
 from conserve.cli.bench import app as bench
 from conserve.cli.demo import demo
@@ -47,8 +48,19 @@ app.command()(plan)
 app.command()(top)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"conserve {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say which this is."),
+    ] = False,
+) -> None:
     """Runs before every subcommand."""
 
 

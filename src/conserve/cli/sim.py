@@ -49,7 +49,7 @@ AsyncOption = Annotated[
 @app.command()
 def run(
     scenario: Annotated[
-        str, typer.Argument(help="A TOML file, or a name in benchmarks/scenarios.")
+        str, typer.Argument(help="A TOML file, or the name of one that comes along.")
     ],
     profile: ProfileOption = DEFAULT_PROFILE,
     arms: Annotated[str | None, typer.Option(help="These arms only, with commas between.")] = None,

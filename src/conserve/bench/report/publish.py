@@ -34,7 +34,7 @@ from conserve.bench.report.write import write_report
 from conserve.bench.store import ResultError, ResultFolder
 
 RESULTS = Path("benchmarks/results")
-SCENARIOS = Path("benchmarks/scenarios")
+SCENARIOS = Path("src/conserve/workload/scenarios")
 NOT_YET = "Not measured yet."
 DOCUMENTS = ("README.md", "docs/**/*.md")
 MARKED = re.compile(

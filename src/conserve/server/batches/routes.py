@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request
 
+from conserve import __version__
 from conserve.batch.executor import Executor
 from conserve.batch.service import BatchService
 from conserve.batch.settings import BatchSettings
@@ -72,7 +73,9 @@ def batch_routes(service: BatchService) -> APIRouter:
 
 
 def attach_batches(app: FastAPI, service: BatchService) -> None:
-    """Put the routes of files and batches on an app; nothing runs yet."""
+    """Put the routes of files and batches on an app, whose OpenAPI then says whose they are;
+    nothing runs yet."""
+    app.title, app.version = "ConServe", __version__
     app.include_router(file_routes(service))
     app.include_router(batch_routes(service))
 
@@ -113,4 +116,4 @@ def batch_app(
         async with batch_service(settings, app, executor, clock):
             yield
 
-    return FastAPI(title="ConServe batches", lifespan=lifespan)
+    return FastAPI(lifespan=lifespan)

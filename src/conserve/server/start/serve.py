@@ -20,6 +20,7 @@ from conserve.server.start import (
     middleware,
     model,
 )
+from conserve.server.start.vllm_there import check_vllm
 
 CHOSEN = ("enforce_eager", "enable_prompt_tokens_details")
 """vLLM's arguments whose default we choose; a user's value stands."""
@@ -30,6 +31,7 @@ def serve(arguments: Sequence[str]) -> None:
 
     Raises BadInputError before any model is loaded.
     """
+    check_vllm()
     flags.check_early(arguments)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     from conserve.engine.host_memory import available_bytes

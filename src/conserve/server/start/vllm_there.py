@@ -1,0 +1,18 @@
+"""Whether the engine is installed: the package without extras has none."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from conserve.server.errors import BadInputError
+
+WITHOUT_VLLM = (
+    "this needs vLLM, which is not installed: pip install 'conserve-llm[gpu]' on a machine with a "
+    "GPU, 'conserve-llm[cpu]' on others (docs/install.md says where pip finds torch for CPUs)."
+)
+
+
+def check_vllm() -> None:
+    """Raise BadInputError where no vLLM is installed; nothing is imported."""
+    if find_spec("vllm") is None:
+        raise BadInputError(WITHOUT_VLLM)

@@ -1,0 +1,1 @@
+"""What is published: wheel, sdist, metadata, and an environment with nothing else."""
