@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from conserve.cli.batch import app
 from conserve.cli.batch_view import print_batch, print_batches, progress_bar, progress_note
 from conserve.cli.failures import fail
+from conserve.cli.main import app as commands
 from tests.batch.batch_server import ROOT, server
 from tests.batch.builders import jsonl, line, numbered
 
@@ -36,7 +37,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def run(*words: str, code: int = 0) -> Any:
-    result = runner.invoke(app, list(words))
+    return run_of(app, *words, code=code)
+
+
+def run_of(command: Any, *words: str, code: int = 0) -> Any:
+    result = runner.invoke(command, list(words))
     assert result.exit_code == code, result.output
     return result
 
@@ -65,9 +70,9 @@ def test_from_submit_to_results(url: str, input_file: Path, tmp_path: Path) -> N
     assert "5 of 6 done, 1 failed" in shown
     assert json.loads(run("watch", batch["id"], "--json", *at).stdout)["id"] == batch["id"]
     assert batch["id"] in run("list", *at).stdout
-    (day,) = json.loads(run("usage", "--json", "--days", "2", *at).stdout)[-1:]
+    (day,) = json.loads(run_of(commands, "usage", "--json", "--days", "2", *at).stdout)[-1:]
     assert day["completed"] >= 5
-    assert day["date"] in run("usage", *at).stdout
+    assert day["date"] in run_of(commands, "usage", *at).stdout
     assert json.loads(run("list", "--json", "--limit", "1", *at).stdout)[0]["id"] == batch["id"]
     refused = run("cancel", batch["id"], *at, code=1)
     assert "Cannot cancel" in refused.stderr

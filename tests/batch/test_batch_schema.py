@@ -30,7 +30,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_every_route_answers_generated_requests_as_described(url: str) -> None:
     described = httpx.get(f"{url}/openapi.json").json()
-    ours = ("/v1/files", "/v1/batches")
+    ours = ("/v1/files", "/v1/batches", "/v1/usage")
     described["paths"] = {
         path: item for path, item in described["paths"].items() if path.startswith(ours)
     }
@@ -49,7 +49,7 @@ def test_every_route_answers_generated_requests_as_described(url: str) -> None:
         "GET /v1/files/{file_id}/content",
         "POST /v1/batches",
         "GET /v1/batches",
-        "GET /v1/batches/usage",
+        "GET /v1/usage",
         "GET /v1/batches/{batch_id}",
         "POST /v1/batches/{batch_id}/cancel",
         "POST /v1/batches/{batch_id}/pause",

@@ -12,7 +12,15 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from conserve.server.start.middleware import BATCHES, DASHBOARD, DRAINING, LOGS, REDIRECTS, TIERS
+from conserve.server.start.middleware import (
+    BATCHES,
+    DASHBOARD,
+    DRAINING,
+    LOGS,
+    REDIRECTS,
+    TIERS,
+    USAGE,
+)
 from tests.server.vllms_app import Engine, engine_config, named, started, vllms_app
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -62,6 +70,10 @@ async def redirects_relatively(client: httpx.AsyncClient) -> bool:
     return (await client.get(f"{CHAT}/")).headers["location"] == "../completions"
 
 
+async def counts_usage(client: httpx.AsyncClient) -> bool:
+    return "conserve-usage" in {task.get_name() for task in asyncio.all_tasks()}
+
+
 async def drains(client: httpx.AsyncClient) -> bool:
     client._transport.app.state.engine_client.shutdown(timeout=0)  # type: ignore[attr-defined]
     return (await client.get("/health")).status_code == 503
@@ -76,7 +88,10 @@ NAMES: dict[str, Works] = {
     "conserve.server.logs_middleware.LogsMiddleware": writes_a_line_a_minute,
     "conserve.server.dashboard.middleware.DashboardMiddleware": serves_the_page,
     "conserve.server.redirects.RelativeRedirectsMiddleware": redirects_relatively,
+    "conserve.server.usage.middleware.UsageMiddleware": counts_usage,
 }
+BESIDE = {USAGE: (BATCHES,)}
+"""What a name needs that comes after it."""
 
 
 @pytest.mark.parametrize(("name", "works"), NAMES.items())
@@ -84,7 +99,8 @@ async def test_a_name_brings_what_it_stands_for(app: FastAPI, name: str, works: 
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://test"
     ) as client:
-        app.add_middleware(named(name))
+        for each in (name, *BESIDE.get(name, ())):
+            app.add_middleware(named(each))
         async with started(app):
             assert await works(client)
 
@@ -102,4 +118,4 @@ def test_the_names_in_the_documentation_and_of_conserve_serve_are_among_them() -
     text = "\n".join(page.read_text() for page in DOCUMENTS)
     told = set(re.findall(r"conserve\.server[\w.]*Middleware", text))
     assert told
-    assert {*told, DRAINING, TIERS, LOGS, BATCHES, DASHBOARD, REDIRECTS} <= set(NAMES)
+    assert {*told, DRAINING, TIERS, LOGS, BATCHES, USAGE, DASHBOARD, REDIRECTS} <= set(NAMES)

@@ -15,7 +15,15 @@ from conserve.bench.server import free_port
 from conserve.engine.settings import EngineSettings
 from conserve.server.errors import BadInputError
 from conserve.server.start import cpu, dtype, serve
-from conserve.server.start.middleware import BATCHES, DASHBOARD, DRAINING, LOGS, REDIRECTS, TIERS
+from conserve.server.start.middleware import (
+    BATCHES,
+    DASHBOARD,
+    DRAINING,
+    LOGS,
+    REDIRECTS,
+    TIERS,
+    USAGE,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -97,7 +105,7 @@ class TestHandedToVllm:
         assert args.scheduler_cls == "conserve.engine.scheduler.ConserveScheduler"
         assert args.scheduling_policy == "priority"
         assert args.kv_transfer_config.kv_role == "kv_both"
-        assert args.middleware == [DRAINING, LOGS, REDIRECTS, TIERS, DASHBOARD, BATCHES]
+        assert args.middleware == [DRAINING, LOGS, REDIRECTS, TIERS, DASHBOARD, USAGE, BATCHES]
 
     def test_a_config_file_without_a_model_serves_the_default_one(self, tmp_path: Path) -> None:
         file = tmp_path / "serve.yaml"

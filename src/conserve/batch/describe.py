@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from conserve.batch.lifecycle import PAUSABLE, TERMINAL, Status
 from conserve.batch.outlook import Outlook
 from conserve.batch.records import BatchRecord, FileRecord
-from conserve.batch.usage_store import DayUsage
+from conserve.batch.usage_store import Counts, DayUsage
 from conserve.batch.wire import (
     BatchObject,
     DeadlineState,
@@ -71,9 +71,11 @@ def batch_object(batch: BatchRecord, outlook: Outlook) -> BatchObject:
 def usage_day(day: DayUsage) -> UsageDay:
     return UsageDay(
         date=(EPOCH + timedelta(days=day.day)).isoformat(),
-        completed=day.completed,
-        failed=day.failed,
-        usage=_usage(day),
+        request_class=day.billed.request_class,
+        model=day.billed.model or None,
+        completed=day.counts.completed,
+        failed=day.counts.failed,
+        usage=_usage(day.counts),
     )
 
 
@@ -86,7 +88,7 @@ def _counts(batch: BatchRecord) -> RequestCounts:
     return RequestCounts(total=batch.total, completed=batch.completed, failed=batch.failed)
 
 
-def _usage(batch: BatchRecord | DayUsage) -> Usage:
+def _usage(batch: BatchRecord | Counts) -> Usage:
     return Usage(
         input_tokens=batch.input_tokens,
         input_tokens_details=InputTokensDetails(cached_tokens=batch.cached_tokens),

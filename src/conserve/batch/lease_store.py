@@ -131,15 +131,21 @@ class LeaseStore:
                 async with self._database.write() as connection:
                     done = await self._record(connection, worker_id, batch_id, part)
                     if done:
-                        await self._bill(connection, batch_id, done)
+                        await self._bill(connection, worker_id, batch_id, done)
                     stored += done
         return stored
 
-    async def _bill(self, connection: AsyncConnection, batch_id: str, done: list[Result]) -> None:
-        query = select(batches.c.tenant).where(batches.c.id == batch_id)
-        tenant = (await connection.execute(query)).scalar_one()
+    async def _bill(
+        self,
+        connection: AsyncConnection,
+        worker_id: str | None,
+        batch_id: str,
+        done: list[Result],
+    ) -> None:
+        query = select(batches.c.tenant, batches.c.model).where(batches.c.id == batch_id)
+        tenant, model = (await connection.execute(query)).one()
+        await self._usage.count(connection, worker_id, tenant, model, done)
         await self._shares.charge(connection, tenant, done)
-        await self._usage.count(connection, tenant, done)
 
     @staticmethod
     async def _record(

@@ -193,18 +193,41 @@ shares = Table(
 )
 
 
+_COUNTS = (
+    "completed",
+    "failed",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
+
+
+def _counts() -> list[Column[int]]:
+    return [Column(name, BigInteger, nullable=False) for name in _COUNTS]
+
+
+day_usage = Table(
+    "day_usage",
+    metadata,
+    # Since the epoch, of UTC.
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("tenant", String(64), primary_key=True),
+    Column("request_class", String(8), primary_key=True),
+    # Empty where it is not known.
+    Column("model", String(255), primary_key=True),
+    # The process that counts here; empty: what several have counted, added up.
+    Column("writer", String(64), primary_key=True),
+    *_counts(),
+)
+
+# Servers from before `day_usage` count here, as long as some run beside newer ones.
 usage = Table(
     "usage",
     metadata,
     Column("tenant", String(64), primary_key=True),
-    # Since the epoch, of UTC.
     Column("day", Integer, primary_key=True, autoincrement=False),
-    Column("completed", BigInteger, nullable=False),
-    Column("failed", BigInteger, nullable=False),
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("cached_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
-    Column("reasoning_tokens", BigInteger, nullable=False),
+    *_counts(),
 )
 
 

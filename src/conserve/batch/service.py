@@ -25,7 +25,7 @@ from conserve.batch.records import BatchRecord
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from conserve.batch.usage_store import DAY_S
+from conserve.batch.usage_store import RequestClass
 from conserve.batch.validation import BYTES_PER_TOKEN
 from conserve.batch.wire import BatchCreate, BatchObject, FileObject, UsageDay
 from conserve.batch.worker import Worker
@@ -216,11 +216,13 @@ class BatchService:
         self._changed()
         return await self._describe(batch)
 
-    async def usage(self, tenant: str, num_days: int) -> list[UsageDay]:
-        """What came of the tenant's lines on each of the last days, today's included."""
+    async def usage(
+        self, tenant: str, num_days: int, request_class: RequestClass | None = None
+    ) -> list[UsageDay]:
+        """What came of the tenant's requests on each of the last days, today's included."""
         await self.stores.prepare()
-        today = int(self._clock() // DAY_S)
-        days = await self.stores.usage.days(today - num_days + 1, today, tenant)
+        today = self.stores.usage.today
+        days = await self.stores.usage.days(today - num_days + 1, today, tenant, request_class)
         return [usage_day(day) for day in days]
 
     async def _describe(self, batch: BatchRecord) -> BatchObject:

@@ -118,6 +118,12 @@ class BatchSettings(BaseSettings):
         le=MAX_INTEGER,
         description="Bytes of one line; bounds memory during validation.",
     )
+    usage_days: int = Field(
+        default=400,
+        ge=3,
+        le=36_600,
+        description="Days that usage by key, class and model is kept.",
+    )
     default_output_tokens: int = Field(
         default=OUTPUT_TOKENS,
         ge=1,

@@ -170,10 +170,12 @@ class BatchObject(BaseModel):
 
 
 class UsageDay(BaseModel):
-    """What the lines of one key's batches came to on one day of UTC."""
+    """What one key's requests of a class and a model came to on one day of UTC."""
 
-    object: Literal["batch.usage"] = "batch.usage"
+    object: Literal["usage.day"] = "usage.day"
     date: str
+    request_class: Literal["online", "flex", "batch"]
+    model: str | None
     completed: int
     failed: int
     usage: Usage

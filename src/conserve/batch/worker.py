@@ -171,7 +171,8 @@ class Worker:
         await self._stores.webhooks.deliver()
 
     async def _collect(self, _worker_id: str) -> None:
-        """Clear files away, for as long as their storage takes."""
+        """Tidy usage, and clear files away, for as long as their storage takes."""
+        await self._stores.usage.tidy(self._settings.usage_days)
         await self._stores.files.collect()
         await self._stores.contents.clear_leavings()
 

@@ -14,7 +14,7 @@ from conserve.batch.printable import printable
 from conserve.batch.rules import Rules
 from conserve.batch.validation import validate
 from conserve.batch.wire import ENDPOINTS
-from conserve.cli.batch_view import counts, print_batch, print_batches, print_usage
+from conserve.cli.batch_view import counts, print_batch, print_batches
 from conserve.cli.failures import fail, note
 from conserve.cli.following import EveryOption, Looks, PatienceOption, follow
 from conserve.cli.input_file import FileArgument, endpoint_for, name_of, opened
@@ -196,22 +196,6 @@ def resume(
     """Go on with a paused batch. ConServe only."""
     with server(url, api_key) as one:
         show_batch(one.call("POST", f"batches/{batch_id}/resume"), as_json)
-
-
-@app.command()
-def usage(
-    url: UrlOption = DEFAULT_URL,
-    api_key: KeyOption = "",
-    days: Annotated[int, typer.Option(min=1, max=3660)] = 31,
-    as_json: JsonOption = False,
-) -> None:
-    """What this key's batches came to on each day of UTC. ConServe only."""
-    with server(url, api_key) as one:
-        found = one.call("GET", "batches/usage", params={"days": days})["data"]
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    print_usage(found)
 
 
 @app.command()

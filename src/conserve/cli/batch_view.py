@@ -105,25 +105,6 @@ def print_batches(batches: Sequence[Any]) -> None:
     Output(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
 
 
-def print_usage(days: Sequence[Any]) -> None:
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("day", no_wrap=True)
-    for heading in ("done", "failed", "tokens in", "cached", "tokens out"):
-        table.add_column(heading, justify="right")
-    for day in plain(days):
-        used = day["usage"]
-        cached = used["input_tokens_details"]["cached_tokens"]
-        numbers = (
-            day["completed"],
-            day["failed"],
-            used["input_tokens"],
-            cached,
-            used["output_tokens"],
-        )
-        table.add_row(day["date"], *(f"{number:,}" for number in numbers))
-    Output(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
-
-
 def plain(told: Any) -> Any:
     """What a server tells, with all its texts printable."""
     if isinstance(told, str):

@@ -16,6 +16,7 @@ from conserve.cli.plan import plan
 from conserve.cli.serve import serve
 from conserve.cli.sim import app as sim
 from conserve.cli.top import top
+from conserve.cli.usage import usage
 
 
 class Commands(TyperGroup):
@@ -46,6 +47,7 @@ app.add_typer(bench)
 app.add_typer(sim)
 app.command()(plan)
 app.command()(top)
+app.command()(usage)
 
 
 def _say_version(wanted: bool) -> None:

@@ -48,7 +48,7 @@ def list_owners(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Every owner, with what it has."""
-    found = _in_store(data_dir, _owners)
+    found = in_store(data_dir, _owners)
     if as_json:
         typer.echo(json.dumps([asdict(owner) for owner in found]))
         return
@@ -72,7 +72,7 @@ def move(
         await stores.owners.move(old.tenant, new)
         return f"{_amounts(old)}: moved to {new}"
 
-    typer.echo(_in_store(data_dir, work))
+    typer.echo(in_store(data_dir, work))
 
 
 @app.command()
@@ -89,10 +89,10 @@ def delete(
     async def work(stores: Stores) -> None:
         await stores.owners.delete(found.tenant)
 
-    found = _in_store(data_dir, look)
+    found = in_store(data_dir, look)
     if not yes:
         typer.confirm(f"Delete {_amounts(found)} of {found.tenant}?", abort=True)
-    _in_store(data_dir, work)
+    in_store(data_dir, work)
     typer.echo(f"{_amounts(found)}: deleted")
 
 
@@ -128,7 +128,7 @@ def _new(name: str, found: list[Owner]) -> str:
     return name if name == EVERYBODY or DIGEST.fullmatch(name) else _named(name, found).tenant
 
 
-def _in_store(data_dir: Path, work: Callable[[Stores], Awaitable[T]]) -> T:
+def in_store(data_dir: Path, work: Callable[[Stores], Awaitable[T]]) -> T:
     """What `work` comes to in the store of this folder; ends the command where there is none."""
 
     async def run() -> T:

@@ -13,8 +13,9 @@ from conserve import __version__
 from conserve.batch.executor import Executor
 from conserve.batch.service import BatchService
 from conserve.batch.settings import BatchSettings
-from conserve.batch.wire import BatchCreate, BatchList, BatchObject, UsageList, page
+from conserve.batch.wire import BatchCreate, BatchList, BatchObject, page
 from conserve.server.batches.file_routes import file_routes
+from conserve.server.batches.usage_routes import usage_routes
 from conserve.server.envelope import ERROR_RESPONSES, EnvelopeRoute
 from conserve.server.keys import tenant_for
 
@@ -41,14 +42,6 @@ def batch_routes(service: BatchService) -> APIRouter:
         objects, more = await service.batch_page(tenant_for(service, request), after or None, limit)
         return BatchList(**page(objects, more))
 
-    @router.get("/usage", responses=ERROR_RESPONSES)
-    async def batch_usage(
-        request: Request, days: Annotated[int, Query(ge=1, le=3660)] = 31
-    ) -> UsageList:
-        """What the caller's lines came to, by day, the oldest first; a day without any is left
-        out."""
-        return UsageList(data=await service.usage(tenant_for(service, request), days))
-
     @router.get("/{batch_id}", responses=ERROR_RESPONSES)
     async def retrieve_batch(request: Request, batch_id: str) -> BatchObject:
         """One batch."""
@@ -73,11 +66,12 @@ def batch_routes(service: BatchService) -> APIRouter:
 
 
 def attach_batches(app: FastAPI, service: BatchService) -> None:
-    """Put the routes of files and batches on an app, whose OpenAPI then says whose they are;
+    """Put the routes of files, batches and usage on an app, whose OpenAPI then says whose they are;
     nothing runs yet."""
     app.title, app.version = "ConServe", __version__
     app.include_router(file_routes(service))
     app.include_router(batch_routes(service))
+    app.include_router(usage_routes(service))
 
 
 @asynccontextmanager

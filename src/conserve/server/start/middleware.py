@@ -13,6 +13,7 @@ TIERS = "conserve.server.tiers.ServiceTierMiddleware"
 LOGS = "conserve.server.logs.middleware.LogsMiddleware"
 REDIRECTS = "conserve.server.redirects.RelativeRedirectsMiddleware"
 BATCHES = "conserve.server.batches.middleware.BatchesMiddleware"
+USAGE = "conserve.server.usage.middleware.UsageMiddleware"
 
 
 def choose_batches(args: argparse.Namespace) -> str:
@@ -41,7 +42,7 @@ def choose_batches(args: argparse.Namespace) -> str:
     if args.enable_prompt_tokens_details is None:
         # Or no answer would say what the prefix cache saved, and no batch's usage.
         args.enable_prompt_tokens_details = True
-    args.middleware = [BATCHES, *args.middleware]
+    args.middleware = [USAGE, BATCHES, *args.middleware]
     return f"in {folder}"
 
 

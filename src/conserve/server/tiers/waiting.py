@@ -16,6 +16,7 @@ from prometheus_client import Counter
 
 from conserve.engine.settings import EngineSettings
 from conserve.server.asgi import Message, Receive, Send
+from conserve.server.asked import tell_of_requests
 from conserve.server.tiers.classes import BadFieldError, RefusedError
 
 WAIT_HEADER = b"x-flex-wait-s"
@@ -158,22 +159,13 @@ def forget_wait() -> None:
 
 
 def watch(engine_client: Any) -> None:
-    """Let each wait know of what is asked of the engine for its request. To do it again changes
-    nothing."""
-    processor = getattr(engine_client, "output_processor", None)
-    if processor is None or "add_request" in vars(processor):
-        return
-    add_request = getattr(processor, "add_request", None)
-    if add_request is None:
-        return
+    """Let each wait know of what is asked of the engine for its request."""
+    tell_of_requests(engine_client, _tell)
 
-    def watched(request: Any, *args: Any, **kwargs: Any) -> Any:
-        added = add_request(request, *args, **kwargs)
-        if (wait := _current.get()) is not None:
-            wait.asks(processor.request_states[request.request_id])
-        return added
 
-    processor.add_request = watched
+def _tell(_processor: Any, _request: Any, state: Any) -> None:
+    if (wait := _current.get()) is not None:
+        wait.asks(state)
 
 
 def _seconds(text: str) -> float:

@@ -1,0 +1,1 @@
+"""Usage of online and flex requests, for bills."""
