@@ -15,7 +15,7 @@ LOCKS := $(RUN_LOCKS) requirements/dev.lock requirements/ray.lock requirements/d
 # Empty where the environment has no Python that runs: it is made anew then, with all in it.
 RUNS := $(shell $(BIN)/python -c "print('yes')" 2> /dev/null)
 
-.PHONY: help setup venv demo docs test check lock matrix soak fleet wheel
+.PHONY: help setup venv demo docs test check lock matrix soak fleet wheel image
 
 help:
 	@echo "make setup  install everything into $(VENV) from the pinned locks (PYTHON=python3.13 to choose)"
@@ -27,6 +27,7 @@ help:
 	@echo "make soak   run the long tests"
 	@echo "make fleet  run the tests with several real servers on one database"
 	@echo "make wheel  build the wheel and the sdist into dist"
+	@echo "make image  build a container image (KIND=cpu or gpu, TAG, BASE); needs docker, podman or buildah"
 	@echo "make lock   resolve what pyproject.toml declares into requirements/*.lock again"
 
 setup: $(TOOLS)
@@ -70,6 +71,11 @@ soak: $(TOOLS) $(INTERPRETER)/.installed
 fleet: $(TOOLS)
 	@scripts/test_packages.sh pg_ctlcluster=postgresql
 	$(BIN)/python -m pytest -m fleet
+
+# Any Python does: what is installed goes into the image.
+KIND ?= cpu
+image:
+	@python3 -m scripts.image $(KIND) $(if $(TAG),--tag "$(TAG)") $(if $(BASE),--base "$(BASE)")
 
 check: $(TOOLS)
 	$(BIN)/ruff check .
