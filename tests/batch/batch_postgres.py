@@ -19,9 +19,11 @@ def binary(name: str) -> str | None:
 
 
 class Postgres:
-    """Started by construction; `halt` and `resume` play an outage; `close` removes everything."""
+    """Started by construction, with `settings` such as "fsync=off"; `halt` and `resume` play an
+    outage; `close` removes everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str) -> None:
+        self._settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="conserve-pg-"))
         # postgres refuses to run as root.
         self._as: dict[str, Any] = {}
@@ -47,7 +49,7 @@ class Postgres:
 
     def resume(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' "
-        options += "-c fsync=off -c max_connections=100"
+        options += " ".join(f"-c {setting}" for setting in self._settings)
         log = str(self.folder / "log")
         self._run("pg_ctl", "-D", self.data, "-l", log, "-w", "-o", options, "start")
 

@@ -26,7 +26,7 @@ def anyio_backend() -> str:
 def postgres() -> Iterator[Postgres]:
     if binary("initdb") is None:
         pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
-    server = Postgres()
+    server = Postgres("fsync=off")
     yield server
     server.close()
 

@@ -62,7 +62,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if kind == "sqlite":
         yield tmp_path / "data" / "batches.db"
         return
-    postgres = Postgres()
+    postgres = Postgres("fsync=off")
     yield postgres
     postgres.close()
 

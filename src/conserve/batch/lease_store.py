@@ -1,7 +1,8 @@
 """Lines: who holds which, and the results they come to.
 
 Locks are always taken in the order worker, batch, lines, so that no two transactions wait for each
-other.
+other. Only the counts of a batch are written after its lines: whoever does so holds the batch
+already, beside others who do, and a claim, which keeps counts waiting, waits for no line itself.
 """
 
 from __future__ import annotations
@@ -129,41 +130,18 @@ class LeaseStore:
         for batch_id, group in _by_batch(outcomes):
             for part in _parts(group):
                 async with self._database.write() as connection:
-                    done = await self._record(connection, worker_id, batch_id, part)
-                    if done:
-                        await self._bill(connection, worker_id, batch_id, done)
-                    stored += done
+                    stored += await self._record(connection, worker_id, batch_id, part)
         return stored
 
-    async def _bill(
-        self,
-        connection: AsyncConnection,
-        worker_id: str | None,
-        batch_id: str,
-        done: list[Result],
-    ) -> None:
-        query = select(batches.c.tenant, batches.c.model).where(batches.c.id == batch_id)
-        tenant, model = (await connection.execute(query)).one()
-        await self._usage.count(connection, worker_id, tenant, model, done)
-        await self._shares.charge(connection, tenant, done)
-
-    @staticmethod
     async def _record(
-        connection: AsyncConnection, worker_id: str | None, batch_id: str, part: list[Outcome]
+        self, connection: AsyncConnection, worker_id: str | None, batch_id: str, part: list[Outcome]
     ) -> list[Result]:
-        query = select(batches.c.id).where(batches.c.id == batch_id)
-        if worker_id is None:
-            # Nobody holds these lines, so nothing keeps their batch from being assembled.
-            query = query.where(*_is_open())
-        if (await connection.execute(query.with_for_update())).first() is None:
+        """Rows that others write, too, come last: whoever holds one lets the others wait for as
+        many answers of the database as are still to come."""
+        billed = await _hold_batch(connection, worker_id, batch_id)
+        if billed is None:
             return []
-        state = LineState.PENDING if worker_id is None else LineState.LEASED
-        query = select(lines.c.line_no).where(
-            *_named(batch_id, [outcome.line for outcome in part]),
-            lines.c.state == state,
-            lines.c.owner.is_not_distinct_from(worker_id),
-        )
-        held = set((await connection.execute(query.with_for_update())).scalars())
+        held = await _hold_lines(connection, worker_id, batch_id, part)
         mine = [outcome for outcome in part if outcome.line.line_no in held]
         done = [outcome for outcome in mine if isinstance(outcome, Result)]
         for outcome in mine:
@@ -171,6 +149,10 @@ class LeaseStore:
                 await _put_back(connection, outcome)
         if done:
             await _finish(connection, batch_id, done)
+            tenant, model = billed
+            await self._usage.count(connection, worker_id, tenant, model, done)
+            await _count(connection, batch_id, done)
+            await self._shares.charge(connection, tenant, done)
         return done
 
     async def give_back_others(self, worker_id: str, kept: Iterable[Line]) -> None:
@@ -245,6 +227,37 @@ def _parts(group: list[Outcome]) -> Iterator[list[Outcome]]:
         yield group[start : start + STATEMENT_ROWS]
 
 
+async def _hold_batch(
+    connection: AsyncConnection, worker_id: str | None, batch_id: str
+) -> tuple[str, str | None] | None:
+    """Keep the batch from being deleted or handed over; returns whose it is, and of which model;
+    None when it is gone.
+
+    Any number of workers may hold it so, each for lines of its own. Lines that nobody holds do not
+    keep their batch from being assembled: without a worker it is held alone, and has to be open.
+    """
+    query = select(batches.c.tenant, batches.c.model).where(batches.c.id == batch_id)
+    if worker_id is None:
+        query = query.where(*_is_open()).with_for_update()
+    else:
+        query = query.with_for_update(read=True, key_share=True)
+    row = (await connection.execute(query)).first()
+    return None if row is None else (row[0], row[1])
+
+
+async def _hold_lines(
+    connection: AsyncConnection, worker_id: str | None, batch_id: str, part: list[Outcome]
+) -> set[int]:
+    """Numbers of those lines that are still the worker's, or that wait where there is none."""
+    state = LineState.PENDING if worker_id is None else LineState.LEASED
+    query = select(lines.c.line_no).where(
+        *_named(batch_id, [outcome.line for outcome in part]),
+        lines.c.state == state,
+        lines.c.owner.is_not_distinct_from(worker_id),
+    )
+    return set((await connection.execute(query.with_for_update())).scalars())
+
+
 async def _put_back(connection: AsyncConnection, postponed: Postponed) -> None:
     await connection.execute(
         update(lines)
@@ -275,6 +288,9 @@ async def _finish(connection: AsyncConnection, batch_id: str, done: list[Result]
         for result in done
     ]
     await connection.execute(insert(results), rows)
+
+
+async def _count(connection: AsyncConnection, batch_id: str, done: list[Result]) -> None:
     failed = sum(result.failed for result in done)
     tokens = sum((result.tokens for result in done), Tokens())
     await connection.execute(

@@ -41,18 +41,14 @@ class ShareStore:
         """Count what an owner's lines took, in the transaction that stores their results and after
         the rest of it: the row is all workers'. A line is a token at least."""
         cost = sum(max(1, result.tokens.total) for result in done) / self._share_of(tenant)
-        await self._insert(connection, tenant)
-        await connection.execute(
-            update(shares).where(shares.c.tenant == tenant).values(served=shares.c.served + cost)
-        )
+        row = self._database.insert(shares).values(tenant=tenant, served=cost)
+        more = {"served": shares.c.served + row.excluded.served}
+        await connection.execute(row.on_conflict_do_update(index_elements=["tenant"], set_=more))
 
     async def lift(self, tenant: str, floor: float) -> None:
         """Forget what the tenant left to others, as far as it has had less than `floor`."""
         async with self._database.write() as connection:
-            await self._insert(connection, tenant)
+            row = self._database.insert(shares).values(tenant=tenant, served=0.0)
+            await connection.execute(row.on_conflict_do_nothing())
             low = shares.c.tenant == tenant, shares.c.served < floor
             await connection.execute(update(shares).where(*low).values(served=floor))
-
-    async def _insert(self, connection: AsyncConnection, tenant: str) -> None:
-        row = self._database.insert(shares).values(tenant=tenant, served=0.0)
-        await connection.execute(row.on_conflict_do_nothing())
