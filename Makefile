@@ -15,7 +15,7 @@ LOCKS := $(RUN_LOCKS) requirements/dev.lock requirements/ray.lock requirements/d
 # Empty where the environment has no Python that runs: it is made anew then, with all in it.
 RUNS := $(shell $(BIN)/python -c "print('yes')" 2> /dev/null)
 
-.PHONY: help setup venv demo docs test check lock matrix soak fleet wheel image
+.PHONY: help setup venv demo docs test check examples lock matrix soak fleet wheel image
 
 help:
 	@echo "make setup  install everything into $(VENV) from the pinned locks (PYTHON=python3.13 to choose)"
@@ -23,6 +23,7 @@ help:
 	@echo "make docs   build the documentation site into out/site"
 	@echo "make test   run the test suite"
 	@echo "make check  ruff, mypy --strict, import-linter"
+	@echo "make examples run the programs of examples/ against servers of their own"
 	@echo "make matrix play every family of models, beside bursts, with stops and displacement"
 	@echo "make soak   run the long tests"
 	@echo "make fleet  run the tests with several real servers on one database"
@@ -54,6 +55,9 @@ docs: $(TOOLS)
 test: $(TOOLS)
 	@scripts/test_packages.sh $(TEST_PROGRAMS)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
+examples: $(TOOLS)
+	$(BIN)/python -m pytest tests/examples
 
 matrix: $(TOOLS)
 	CONSERVE_KEEP_RESULTS=1 $(BIN)/python -m pytest tests/models -m engine --deselect tests/models/test_page.py

@@ -82,12 +82,20 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> StartServer:
 
 
 @pytest.fixture(scope="session")
-def server(start_server: StartServer) -> Iterator[Server]:
+def owner_limits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the shared server's `--owner-limits`. Who writes to it leaves it as it was."""
+    path = tmp_path_factory.mktemp("limits") / "owner-limits.json"
+    path.write_text("{}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(start_server: StartServer, owner_limits: Path) -> Iterator[Server]:
     """`conserve serve` on the default model, shared by all tests.
 
     The floor keeps batches going where the machine is too busy for the default targets.
     """
-    with start_server("--offline-floor", "0.2") as server:
+    with start_server("--offline-floor", "0.2", "--owner-limits", str(owner_limits)) as server:
         yield server
 
 

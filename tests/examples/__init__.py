@@ -1,0 +1,1 @@
+"""The programs of examples/ do what they say, on a real server."""
