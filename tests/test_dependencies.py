@@ -38,7 +38,9 @@ def names(requirements: Iterable[str]) -> set[str]:
 
 
 DECLARED = names(PROJECT["dependencies"])
-SERVING = names([*EXTRAS["cpu"], *EXTRAS["gpu"], *EXTRAS["postgres"], *EXTRAS["s3"]])
+SERVING = names(
+    [*EXTRAS["cpu"], *EXTRAS["gpu"], *EXTRAS["postgres"], *EXTRAS["s3"], *EXTRAS["ray"]]
+)
 
 
 def imports(source: str) -> set[str]:

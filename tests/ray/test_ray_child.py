@@ -1,0 +1,113 @@
+"""A replica's server ends with the replica, however that ends, and says what was wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conserve.ray import child, flags
+from conserve.server.errors import BadInputError
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE_S = 60.0
+BOUND = "import os, signal; from conserve.ray.child import end_with; end_with(os.getppid()); "
+SAY = "print(os.getpid(), flush=True); signal.pause()"
+PARENT = f"""
+import subprocess, sys, signal
+subprocess.Popen([sys.executable, "-c", {BOUND + SAY!r}])
+signal.pause()
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def test_a_killed_replica_takes_its_server_along() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        server = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        gone, _ = psutil.wait_procs([server], PATIENCE_S)
+    assert gone == [server]
+
+
+def test_one_whose_parent_ended_before_it_began_ends() -> None:
+    with pytest.raises(SystemExit):
+        child.end_with(os.getpid())  # nobody is its own parent
+
+
+async def test_a_wrong_flag_is_what_the_replica_says(tmp_path: Path) -> None:
+    one = await child.start(["--slo-ttft-ms", "-3"], "127.0.0.1", 9, tmp_path)
+    with pytest.raises(child.ChildEndedError, match="ended with status 2: --slo-ttft-ms: must be"):
+        async with asyncio.timeout(PATIENCE_S):
+            await one.ready()
+    with pytest.raises(child.ChildEndedError, match="ended with status 2"):
+        await one.check_health()
+    await one.stop()
+
+
+async def test_stopping_asks_first(tmp_path: Path) -> None:
+    asks = "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print(flush=True)"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        f"{asks}; signal.pause()",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    one = child.Child(process, "http://127.0.0.1:9", tmp_path / "reason")
+    await one.stop()
+    assert process.returncode == 7
+
+
+async def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "END_S", 0.01)
+    deaf = "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", deaf, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    one = child.Child(process, "http://127.0.0.1:9", tmp_path / "reason")
+    await one.stop()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_replicas_of_a_node_take_the_ports_from_one_on() -> None:
+    taken = child.free_port("127.0.0.1", 0)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", taken))
+        listening.listen()
+        assert taken < child.free_port("127.0.0.1", taken) < taken + child.NUM_PORTS
+    assert flags.place({"port": 8100, "host": "::"}, 3) == ("::", 8103)
+    assert flags.place({}, 3) == ("127.0.0.1", 0)
+
+
+def test_a_host_that_is_not_here_is_refused() -> None:
+    with pytest.raises(BadInputError, match=r"No port of 192.0.2.77 .* args.flags.host"):
+        child.free_port("192.0.2.77", 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("10.0.0.7", "http://10.0.0.7:80"),
+    ],
+)
+def test_where_a_server_is_reached(host: str, url: str) -> None:
+    assert child.url_of(host, 80) == url
