@@ -18,8 +18,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_machine(
-    monkeypatch: pytest.MonkeyPatch, allowed: set[int], threads_a_core: int = 1, nodes: int = 1
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: set[int],
+    threads_a_core: int = 1,
+    nodes: int = 1,
+    limit: float | None = None,
 ) -> None:
+    monkeypatch.setattr(cpu, "cpu_limit", lambda: limit)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
     monkeypatch.setattr(cpu, "_siblings", lambda cpu: str(cpu // threads_a_core))
     monkeypatch.setattr(cpu, "_num_numa_nodes", lambda: nodes)
@@ -51,6 +56,30 @@ def test_more_workers_than_cpus_are_not_bound() -> None:
 def test_several_numa_nodes_are_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     set_machine(monkeypatch, allowed=set(range(8)), nodes=2)
     assert bound() is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_workers", "threads"), [(2.5, 1, "2"), (6.0, 2, "3"), (0.5, 1, "1")]
+)
+def test_within_a_containers_limit_there_are_as_many_threads_as_it_has_time_for(
+    monkeypatch: pytest.MonkeyPatch, limit: float, num_workers: int, threads: str
+) -> None:
+    set_machine(monkeypatch, allowed=set(range(64)), limit=limit)
+    environ: dict[str, str] = {}
+    said = cpu.bind_threads(environ, num_workers)
+    assert environ == {cpu.BIND: "nobind", cpu.THREADS: threads}
+    assert f"{threads} threads, not bound: {limit:g} of 64 CPUs" in said
+
+
+def test_a_limit_of_all_cpus_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch, allowed=set(range(2)), limit=2.0)
+    assert bound() == "0,1"
+
+
+def test_the_users_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch, allowed=set(range(64)), limit=8.0)
+    environ = {cpu.THREADS: "3"}
+    assert cpu.bind_threads(environ, 1).startswith("3 threads")
 
 
 def test_the_users_binding_stays() -> None:

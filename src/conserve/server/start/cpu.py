@@ -14,10 +14,12 @@ from pathlib import Path
 
 from conserve.server.start import dtype
 from conserve.server.start.amounts import GIB, gib
+from conserve.server.start.cgroup import cpu_limit
 from conserve.server.start.default_model import default_model
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
+THREADS = "OMP_NUM_THREADS"
 
 SMALL_MACHINE = 4
 """With at most this many CPUs, none is set aside: the server and the engine need little."""
@@ -46,6 +48,8 @@ def bind_threads(environ: MutableMapping[str, str], num_workers: int) -> str:
     """Give each of `num_workers` its share of the machine's CPUs; says what was chosen."""
     if given := environ.get(BIND):
         return f"threads as {BIND}={given} says"
+    if limited := _limit_threads(environ, num_workers):
+        return limited
     if _num_numa_nodes() > 1:
         return "threads bound by vLLM, one NUMA node a worker"
     cpus = usable_cpus()
@@ -55,6 +59,17 @@ def bind_threads(environ: MutableMapping[str, str], num_workers: int) -> str:
     groups = [cpus[i::num_workers] for i in range(num_workers)]
     environ[BIND] = "|".join(",".join(map(str, sorted(group))) for group in groups)
     return f"threads on CPUs {environ[BIND]}"
+
+
+def _limit_threads(environ: MutableMapping[str, str], num_workers: int) -> str:
+    """Where a control group allows less time than there are CPUs: no more threads than it has time
+    for, and none bound, since others' threads are on the same CPUs. Empty where there is none."""
+    limit, num_cpus = cpu_limit(), len(os.sched_getaffinity(0))
+    if limit is None or limit >= num_cpus:
+        return ""
+    environ[BIND] = "nobind"
+    environ.setdefault(THREADS, str(max(1, int(limit / num_workers))))
+    return f"{environ[THREADS]} threads, not bound: {limit:g} of {num_cpus} CPUs are allowed"
 
 
 def usable_cpus() -> list[int]:
