@@ -104,6 +104,14 @@ def test_what_needs_the_engine_says_how_to_get_it(
     assert err.count("\n") == 1
 
 
+def test_doctor_says_what_is_missing(bare: Bare, tmp_path: Path) -> None:
+    words = ("doctor", "some/model", "--port", "0", "--data-dir", str(tmp_path), "--json")
+    found = {each["name"]: each for each in json.loads(said(bare, *words, cwd=tmp_path))}
+    assert found["vllm"]["level"] == "warning"
+    assert "conserve-llm[gpu]" in found["vllm"]["fix"]
+    assert found["model"]["text"] == "not looked at: there is no vLLM here"
+
+
 def test_a_missing_driver_is_named_with_its_extra(bare: Bare, tmp_path: Path) -> None:
     make = "import time; from conserve.batch.settings import BatchSettings as S; "
     make += "from conserve.batch.stores import Stores; "

@@ -11,6 +11,7 @@ from conserve import __version__
 from conserve.cli.batch import app as batch
 from conserve.cli.bench import app as bench
 from conserve.cli.demo import demo
+from conserve.cli.doctor import doctor
 from conserve.cli.output import standard_output
 from conserve.cli.plan import plan
 from conserve.cli.serve import serve
@@ -47,6 +48,7 @@ app.add_typer(bench)
 app.add_typer(sim)
 app.command()(plan)
 app.command()(top)
+app.command(context_settings={"ignore_unknown_options": True})(doctor)
 app.command()(usage)
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from vllm.config import KVTransferConfig
 from vllm.config.logging import LoggingConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
-from vllm.engine.arg_utils import EngineArgs
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
@@ -63,6 +63,16 @@ def hf_config(args: argparse.Namespace) -> Any | None:
         )
     except Exception:  # each format, hub and remote code raises its own
         return None
+
+
+def engine_config(args: argparse.Namespace) -> Any:
+    """vLLM's configuration of the engine that these arguments would start. Raises BadInputError
+    for what vLLM refuses."""
+    args.model = args.model_tag
+    try:
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    except ValueError as error:
+        raise BadInputError(_first_words(error)) from error
 
 
 def stay_offline() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,11 +28,30 @@ CHOSEN = ("enforce_eager", "enable_prompt_tokens_details")
 """vLLM's arguments whose default we choose; a user's value stands."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """vLLM's arguments as they are served with, and what was chosen, a name and a text each."""
+
+    args: argparse.Namespace
+    lines: list[tuple[str, str]]
+    as_json: bool
+
+
 def serve(arguments: Sequence[str]) -> None:
     """Parse `[MODEL] [flags]`, prepare, and serve until a signal ends it.
 
     Raises BadInputError before any model is loaded.
     """
+    ready = prepare(arguments)
+    from conserve.server import door
+
+    announce(door.version(), ready.lines, as_json=ready.as_json)
+    door.run(ready.args)
+
+
+def prepare(arguments: Sequence[str]) -> Prepared:
+    """All that is settled before vLLM starts, the process's environment included. Raises
+    BadInputError."""
     check_vllm()
     flags.check_early(arguments)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -54,8 +75,7 @@ def serve(arguments: Sequence[str]) -> None:
         lines.append(("cpu", cpu.tune(args, available_bytes)))
     engine.apply_settings(args, parsed.withheld, settings)
     middleware.add_always(args)
-    announce(door.version(), lines, as_json=as_json)
-    door.run(args)
+    return Prepared(args, lines, as_json)
 
 
 def announce(vllm_version: str, lines: Sequence[tuple[str, str]], *, as_json: bool) -> None:

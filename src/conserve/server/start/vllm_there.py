@@ -12,7 +12,12 @@ WITHOUT_VLLM = (
 )
 
 
+def vllm_is_there() -> bool:
+    """Whether some vLLM is installed; nothing is imported."""
+    return find_spec("vllm") is not None
+
+
 def check_vllm() -> None:
-    """Raise BadInputError where no vLLM is installed; nothing is imported."""
-    if find_spec("vllm") is None:
+    """Raise BadInputError where no vLLM is installed."""
+    if not vllm_is_there():
         raise BadInputError(WITHOUT_VLLM)

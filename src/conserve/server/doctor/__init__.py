@@ -1,0 +1,1 @@
+"""`conserve doctor`: what a report needs, and what is wrong here."""
