@@ -78,7 +78,7 @@ class Bench:
         grants = {view.request_id: self.num_tokens for view in views}
         return Plan(Mode.OFFLINE if grants else Mode.IDLE, grants, stoppable=bool(grants))
 
-    def announce(self, record: Any, output: Any) -> bool:
+    def announce(self, record: Any, output: Any, look_cost: Any) -> bool:
         from conserve.engine.beside import our_metadata
 
         announced = bool(self.announces(record, output))

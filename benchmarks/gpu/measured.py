@@ -79,7 +79,7 @@ class Folder:
             **steps["machine"],
             link_bytes_per_s=self.link_bytes_per_s,
             safepoint_s=self.safepoint_s,
-            safepoint_layers=max(1, round(median(looks))) if looks else 4,
+            safepoint_layers=max(1, round(median(looks))) if looks else 0,
         )
         return Profile(self.path.name, "measured", machine, LatencyModel(**steps["model"]))
 

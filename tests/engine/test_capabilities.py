@@ -15,6 +15,7 @@ import torch
 from vllm.config.offload import OffloadConfig, PrefetchOffloadConfig, UVAOffloadConfig
 from vllm.v1 import kv_cache_interface
 
+from conserve.core.looks import LookCost
 from conserve.engine.capabilities import (
     REWRITTEN,
     layers_between_safepoints,
@@ -226,7 +227,7 @@ def test_settings_and_the_missing_connector_are_named() -> None:
 
 def looks(predicted_s: float, num_layers: int = 32, **settings: Any) -> int:
     config = scheduler(num_layers=num_layers).vllm_config
-    return layers_between_safepoints(config, EngineSettings(**settings), predicted_s)
+    return layers_between_safepoints(config, EngineSettings(**settings), predicted_s, LookCost())
 
 
 @pytest.mark.parametrize("predicted_s", [0.01, 0.3, 3.2, 32.0])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from conserve.core.looks import COMPARE_EVERY, LEAST_LOOKS, LEAST_SEEN, SHORT_S
 from conserve.metrics import write_records
 from conserve.sim.arms import ARMS
 from conserve.sim.chrometrace import write_trace
@@ -67,7 +68,7 @@ def _drain(
 def test_the_gap_behind_a_stoppable_step_is_learned(gap_s: float) -> None:
     scheduler = CheckedScheduler(COST, TARGETS)
     machine = replace(MACHINE, gap_s=gap_s)
-    _drain(scheduler, 1, machine, async_scheduling=True)
+    _drain(scheduler, 2, machine, async_scheduling=True)
     assert scheduler.experience.stop_gap.seconds == pytest.approx(gap_s, rel=1e-3)
 
 
@@ -129,8 +130,8 @@ def test_a_stopped_step_leaves_no_trace_and_ends_at_a_safepoint() -> None:
     outcome = run(2, targets=replace(TARGETS, ttft_s=0.05), on_step=steps.append)
     stopped = [step for step in steps if step.stopped]
     assert len(stopped) == outcome.counters.num_stopped_steps > 5
-    spacing = MACHINE.safepoint_layers / MACHINE.num_layers
     for step in stopped:
+        spacing = step.layers_between_looks / MACHINE.num_layers
         looks = (step.end_s - step.start_s) / (step.seconds * spacing)
         assert looks == pytest.approx(round(looks), abs=1e-6)
         assert step.stoppable
@@ -200,3 +201,16 @@ def test_checkpoints_spare_recomputing() -> None:
     with_link = run(1, num_blocks=150, max_running=12, link_bytes_per_s=1e9).counters
     assert with_link.restored_tokens > 0
     assert with_link.recomputed_tokens < 0.2 * without.recomputed_tokens
+
+
+def test_an_engine_whose_looks_are_dear_looks_as_seldom_as_it_may() -> None:
+    """In short steps, once it has compared long enough."""
+
+    def looks(safepoint_s: float) -> set[int]:
+        steps: list[Step] = []
+        run(2, safepoint_s=safepoint_s, num_layers=80, on_step=steps.append)
+        short = [s.num_looks(80) for s in steps if s.stoppable and s.predicted_s < SHORT_S]
+        return set(short[LEAST_SEEN * COMPARE_EVERY :]) - {1}
+
+    assert looks(5e-4) == {LEAST_LOOKS}
+    assert max(looks(1e-7)) > LEAST_LOOKS

@@ -11,6 +11,7 @@ import pytest
 
 from conserve.core.calibration import mean_relative_error
 from conserve.core.latency import StepShape
+from conserve.core.looks import num_looks
 from conserve.sim.cost import Clockwork, Machine, profile_shapes, profiled_model
 from conserve.sim.profiles import Profile, ProfileError, known_names, load_profile
 
@@ -31,7 +32,7 @@ def test_70b_on_four_h100_reaches_the_papers_mean_step() -> None:
     """262 ms on average; which tokens were in it is not published, so the bracket is wide."""
     profile = load_profile("h100x4/llama-3.1-70b")
     assert _prefill_s(profile, 2048, 0) < 0.262 < _prefill_s(profile, 4096, 0)
-    looks_s = profile.machine.num_safepoints * profile.machine.safepoint_s
+    looks_s = num_looks(profile.machine.num_layers, 4) * profile.machine.safepoint_s
     assert looks_s / 0.262 == pytest.approx(0.011, abs=0.002)
 
 
@@ -128,18 +129,17 @@ def test_noise_is_seeded_and_centred() -> None:
     shape.add_prefill(1000, 0)
     clock = Clockwork(cost, Machine(num_blocks=1, noise=0.1), seed=4)
     again = Clockwork(cost, Machine(num_blocks=1, noise=0.1), seed=4)
-    times = sorted(clock.step_s(shape, stoppable=False) for _ in range(501))
-    assert times == sorted(again.step_s(shape, stoppable=False) for _ in range(501))
+    times = sorted(clock.step_s(shape) for _ in range(501))
+    assert times == sorted(again.step_s(shape) for _ in range(501))
     assert times[250] == pytest.approx(cost.predict_s(shape), rel=0.03)
 
 
-def test_looks_at_the_signal_cost_time_in_stoppable_steps_only() -> None:
+def test_looks_at_the_signal_cost_time() -> None:
     cost = load_profile("h100/llama-3.1-8b").cost
     shape = StepShape()
     shape.add_prefill(1000, 0)
-    machine = Machine(num_blocks=1, num_layers=30, safepoint_layers=4, safepoint_s=1e-3)
-    clock = Clockwork(cost, machine, seed=0)
-    plain, looking = clock.step_s(shape, stoppable=False), clock.step_s(shape, stoppable=True)
+    clock = Clockwork(cost, Machine(num_blocks=1, safepoint_s=1e-3), seed=0)
+    plain, looking = clock.step_s(shape), clock.step_s(shape, num_looks(30, 4))
     assert looking - plain == pytest.approx(8e-3)
 
 

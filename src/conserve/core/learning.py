@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from conserve.core.calibration import Recalibrator
 from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.looks import LookCost
 from conserve.core.plan import Mode, Plan
 from conserve.core.stop_gap import StopGap
 from conserve.core.traffic import TrafficEstimate
@@ -29,6 +30,7 @@ class Experience:
         self.recalibrator = Recalibrator(model, mean_error)
         self.traffic = TrafficEstimate()
         self.stop_gap = StopGap()
+        self.look_cost = LookCost()
         self._last_end_s = -math.inf
         self._last_schedule_s: float | None = None
         self._last_mode = Mode.IDLE
@@ -67,10 +69,16 @@ class Experience:
         self._last_end_s = ended_s
 
     def ended(
-        self, shape: StepShape, num_offline_tokens: int, started_s: float, ended_s: float
+        self,
+        shape: StepShape,
+        num_offline_tokens: int,
+        started_s: float,
+        ended_s: float,
+        num_looks: int = 0,
     ) -> Lesson | None:
-        """A whole step is done, decided at `started_s`. None if there is nothing to learn from it:
-        an empty one takes no time of the device, and is read whenever the scheduler comes to it.
+        """A whole step is done, decided at `started_s`, that looked so often whether it is to stop.
+        None if there is nothing to learn from it: an empty one takes no time of the device, and is
+        read whenever the scheduler comes to it.
         """
         if not shape.num_tokens:
             return None
@@ -81,6 +89,8 @@ class Experience:
         model = self.model
         lesson = Lesson(seconds, model.predict_s(shape))
         self.recalibrator.observe(shape, seconds)
+        if num_looks:
+            self.look_cost.ended(seconds, lesson.predicted_s, num_looks)
         fixed_share = model.fixed_s(shape) / lesson.predicted_s if lesson.predicted_s else 0.0
         offline_s = seconds * (num_offline_tokens / shape.num_tokens)
         self.traffic.stepped(seconds, offline_s, fixed_share)

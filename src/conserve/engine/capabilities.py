@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
+from conserve.core.looks import RESPONSE_S, LookCost
 from conserve.engine.door import MambaSpec
 from conserve.engine.kept_states import all_specs, num_kept
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.settings import EngineSettings
 from conserve.engine.speculation import is_shown
-
-RESPONSE_S = 0.005
-"""Within which a stop is to answer, unless the settings say otherwise."""
 
 Reasons = Iterator[tuple[bool, str]]
 """(whether it holds, what to say of it)"""
@@ -159,16 +157,17 @@ def passes_safepoints(vllm_config: Any, grants: Mapping[str, int]) -> bool:
     return bool(runs.name != "FULL")
 
 
+def num_layers(vllm_config: Any) -> int:
+    """Of one rank's part of the model: it may look at the flag before each."""
+    return int(vllm_config.model_config.get_num_layers(vllm_config.parallel_config))
+
+
 def layers_between_safepoints(
-    vllm_config: Any, settings: EngineSettings, predicted_s: float
+    vllm_config: Any, settings: EngineSettings, predicted_s: float, look_cost: LookCost
 ) -> int:
-    """Layers from one look at the flag to the next, so that a stop answers in time: within two
-    such stretches, the one in which the flag goes up and the one that CUDA has queued by then
-    (`safepoints.RUN_AHEAD`)."""
+    """Layers from one look at the flag to the next in the step that begins (`core.looks`)."""
     response_s = settings.stop_response_s or RESPONSE_S
-    num_layers = vllm_config.model_config.get_num_layers(vllm_config.parallel_config)
-    layer_s = predicted_s / max(1, num_layers)
-    return max(1, min(num_layers // 4, int(response_s / 2 / layer_s))) if layer_s > 0 else 1
+    return look_cost.layers_between(predicted_s, num_layers(vllm_config), response_s=response_s)
 
 
 def runs_workers_inside(vllm_config: Any) -> bool:

@@ -175,7 +175,7 @@ class Driver:
         # Under async scheduling it begins when the step before it ends.
         record.begins_s = max([record.started_s, *(step.expected_end_s for step in self.steps)])
         record.predicted_s = model.predict_s(record.shape)
-        if self.stopper.announce(record, output):
+        if self.stopper.announce(record, output, self.experience.look_cost):
             self.stopper.monitor.step_started(record.number, record.running(), model)
 
     # When its output is here

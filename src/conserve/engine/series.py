@@ -74,6 +74,9 @@ METRICS = (
         "Layers from the last safepoint before a stop was asked for to the one that stopped.",
         buckets=LAYER_BUCKETS,
     ),
+    Metric(
+        "stop_look_seconds", Gauge, "What one look for a stop takes, where that can be told; or 0."
+    ),
     Metric("requests", Counter, "Requests that came to the engine.", "class"),
     Metric("computed_tokens", Counter, "Tokens whose forward ran to its end.", "class"),
     Metric("recomputed_tokens", Counter, "Computed tokens that had been computed before.", "class"),

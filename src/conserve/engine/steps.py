@@ -36,6 +36,8 @@ class StepRecord:
     before: dict[str, Before] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)
     """request_id -> its computed tokens once this step is done."""
+    num_looks: int = 0
+    """At the flag, of a step that can be stopped."""
     times: StepTimes | None = None
     """When the device began and ended it, once its output is in."""
 
@@ -88,10 +90,12 @@ class StepsInFlight:
 def learn(experience: Experience, record: StepRecord, ended_s: float, stats: EngineStats) -> None:
     """A step's output is in, and the step was not stopped."""
     num_offline = record.offline_shape.num_tokens
-    lesson = experience.ended(record.shape, num_offline, record.started_s, ended_s)
+    started_s, looks = record.started_s, record.num_looks
+    lesson = experience.ended(record.shape, num_offline, started_s, ended_s, looks)
     if lesson is None:
         return
     stats.count("steps", 1, str(record.plan.mode))
     stats.observe("step_seconds", lesson.seconds)
     stats.observe("step_predicted_seconds", lesson.predicted_s)
     stats.set("latency_model_error_ratio", experience.recalibrator.mean_error)
+    stats.set("stop_look_seconds", experience.look_cost.seconds)

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from conserve.core.looks import LookCost, num_looks
 from conserve.core.plan import Plan
 from conserve.engine.alarm import Alarm
 from conserve.engine.beside import others_have_work, our_metadata
 from conserve.engine.capabilities import (
     layers_between_safepoints,
+    num_layers,
     passes_safepoints,
     why_not_stoppable,
 )
@@ -81,7 +83,7 @@ class Stopper:
             requests = self._scheduler.requests
             record.before = {name: Before.of(requests[name]) for name in record.plan.grants}
 
-    def announce(self, record: StepRecord, output: Any) -> bool:
+    def announce(self, record: StepRecord, output: Any, look_cost: LookCost) -> bool:
         """vLLM has scheduled tokens: tell the workers that the step may be stopped, and how often
         to look. Returns whether it may be: not if another connector has work in it."""
         self._others_busy = others_have_work(output.kv_connector_metadata)
@@ -96,9 +98,11 @@ class Stopper:
         ours = our_metadata(output.kv_connector_metadata)
         ours.stoppable_step = record.number
         ours.states = touched(self._scheduler, output.num_scheduled_tokens)
+        config = self._scheduler.vllm_config
         ours.every = layers_between_safepoints(
-            self._scheduler.vllm_config, self._settings, record.plan.predicted_s
+            config, self._settings, record.plan.predicted_s, look_cost
         )
+        record.num_looks = num_looks(num_layers(config), ours.every)
         return True
 
     def undo(self, record: StepRecord, computed: dict[str, int]) -> None:

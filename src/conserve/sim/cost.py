@@ -48,8 +48,9 @@ class Machine:
     """Between two steps where scheduling is not overlapped with the forward."""
     frontend_s: float = 0.0
     """From the client to the engine and back, together."""
-    safepoint_layers: int = 4
-    """A stoppable step looks at the stop signal at every so many layers."""
+    safepoint_layers: int = 0
+    """A stoppable step looks at the stop signal at every so many layers; 0: as often as
+    `core.looks` says."""
     safepoint_s: float = 0.0
     """What one look costs."""
     noise: float = 0.0
@@ -60,21 +61,15 @@ class Machine:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
-            "fixed_step_tokens", "link_bytes_per_s", "gap_s", "frontend_s", "safepoint_s", "noise"
+            "fixed_step_tokens", "link_bytes_per_s", "gap_s", "frontend_s", "safepoint_layers",
+            "safepoint_s", "noise",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.max_adapters is not None and self.max_adapters < 1:
             raise ValueError(f"max_adapters must be at least 1, not {self.max_adapters}")
-        if self.safepoint_layers < 1:
-            raise ValueError(f"safepoint_layers must be at least 1, not {self.safepoint_layers}")
         if self.link_bytes_per_s and self.kv_bytes_per_token < 1:
             raise ValueError("a host link needs kv_bytes_per_token")
-
-    @property
-    def num_safepoints(self) -> int:
-        """Looks inside a stoppable step; the end of the step is none."""
-        return -(-self.num_layers // self.safepoint_layers)
 
 
 class Clockwork:
@@ -85,13 +80,12 @@ class Clockwork:
         self._machine = machine
         self._rng = Random(seed)  # noqa: S311  (a simulation, no secret)
 
-    def step_s(self, shape: StepShape, *, stoppable: bool) -> float:
+    def step_s(self, shape: StepShape, num_looks: int = 0) -> float:
+        """Seconds, with `num_looks` at the stop signal."""
         seconds = self._cost.predict_s(shape)
         if self._machine.noise:
             seconds *= self._rng.lognormvariate(0.0, self._machine.noise)
-        if stoppable:
-            seconds += self._machine.num_safepoints * self._machine.safepoint_s
-        return seconds
+        return seconds + num_looks * self._machine.safepoint_s
 
 
 @lru_cache(maxsize=32)

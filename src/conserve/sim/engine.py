@@ -126,7 +126,7 @@ class Engine:
             # It has not begun, and stops at its first look.
             step.stopped = True
             return
-        layers = self.machine.safepoint_layers
+        layers = step.layers_between_looks
         layer_s = step.seconds / self.machine.num_layers
         begin_s = step.start_s + step.wait_s
         looks = max(0, math.ceil((self.now_s - begin_s) / (layer_s * layers) - 1e-9))
@@ -228,7 +228,11 @@ class Engine:
         self._running = step
         step.start_s = self.now_s
         step.wait_s = self._begin_copies() - self.now_s
-        step.seconds = self._clockwork.step_s(step.shape, stoppable=step.stoppable)
+        num_layers, fixed = self.machine.num_layers, self.machine.safepoint_layers
+        if step.stoppable:
+            every = fixed or self.scheduler.layers_between_looks(step, num_layers)
+            step.layers_between_looks = every
+        step.seconds = self._clockwork.step_s(step.shape, step.num_looks(num_layers))
         if not step.predicted_s:
             step.predicted_s = step.seconds
         step.end_s = self.now_s + step.wait_s + (0.0 if step.stopped else step.seconds)

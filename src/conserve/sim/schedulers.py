@@ -61,6 +61,10 @@ class Scheduler(Protocol):
         it was decided: now, later, or never (infinity)."""
         ...
 
+    def layers_between_looks(self, step: Step, num_layers: int) -> int:
+        """At the stop signal, in a stoppable step that begins."""
+        ...
+
     def ended(self, places: Places, step: Step, now_s: float) -> None:
         """After the step's outcome has been applied."""
 
@@ -175,6 +179,9 @@ class ConserveScheduler:
             patience=self.settings.patience,
         )
 
+    def layers_between_looks(self, step: Step, num_layers: int) -> int:
+        return self.experience.look_cost.layers_between(step.predicted_s, num_layers)
+
     def ended(self, places: Places, step: Step, now_s: float) -> None:
         work_left = bool(places.running)
         self.experience.stop_gap.stepped(step.start_s, now_s, work_left=work_left)
@@ -183,7 +190,8 @@ class ConserveScheduler:
             self.experience.stopped(now_s)
             return
         num_offline = step.shape.num_tokens - step.num_online_tokens
-        lesson = self.experience.ended(step.shape, num_offline, step.start_s, now_s)
+        looks = step.num_looks(places.machine.num_layers)
+        lesson = self.experience.ended(step.shape, num_offline, step.start_s, now_s, looks)
         if lesson:
             self._error_sum += abs(lesson.seconds - lesson.predicted_s) / lesson.seconds
             self._num_errors += 1

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from conserve.core.latency import LatencyModel, StepShape
+from conserve.core.looks import num_looks
 from conserve.core.plan import Mode
 from conserve.sim.request import SimRequest
 
@@ -42,10 +43,17 @@ class Step:
     seconds: float = 0.0
     """What its forward takes if nobody stops it."""
     stopped: bool = False
+    layers_between_looks: int = 0
+    """At the stop signal; 0 in a step that cannot be stopped."""
     asked_s: float = math.inf
     """When it was asked to stop."""
     judged_s: float = -math.inf
     """When it is looked at again whether to stop it, if somebody waits for it."""
+
+    def num_looks(self, num_layers: int) -> int:
+        """At the stop signal; the end of the step is none."""
+        every = self.layers_between_looks
+        return num_looks(num_layers, every) if every else 0
 
     @property
     def num_offline_tokens(self) -> int:

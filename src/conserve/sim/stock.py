@@ -74,6 +74,9 @@ class StockScheduler:
     def stop_at_s(self, places: Places, step: Step, now_s: float) -> float:
         return math.inf
 
+    def layers_between_looks(self, step: Step, num_layers: int) -> int:
+        return num_layers
+
     def ended(self, places: Places, step: Step, now_s: float) -> None:
         """It learns nothing from steps."""
 
