@@ -87,8 +87,16 @@ def _database(settings: BatchSettings) -> Finding:
         fix = "Start the database, or correct CONSERVE_BATCH_DATABASE_URL: host, user, password."
         cause = " ".join(str(error.__cause__ or error).split())
         return Finding.problem(SECTION, "database", f"does not answer: {cause}", fix)
-    except (exc.ArgumentError, ValueError, ImportError) as error:
+    except ImportError as error:
+        return _no_driver("database", error)
+    except (exc.ArgumentError, ValueError) as error:
         return Finding.problem(SECTION, "database", str(error), fix)
+
+
+def _no_driver(name: str, error: ImportError) -> Finding:
+    """Ours say what to type behind a colon."""
+    told, _, fix = str(error).partition(": ")
+    return Finding.problem(SECTION, name, told, fix or told)
 
 
 async def _revision_of(url: str) -> str:
@@ -128,6 +136,8 @@ def _files(settings: BatchSettings) -> Finding:
         check_files_driver(url)
         storage, root = fsspec.core.url_to_fs(url)
         there = bool(storage.exists(root))
+    except ImportError as error:
+        return _no_driver("files", error)
     except Exception as error:  # every driver raises its own
         told = " ".join(str(error).split()) or type(error).__name__
         fix = FIX_ADDRESS.format("FILES_URL")
