@@ -22,6 +22,7 @@ READ = {
     "CONSERVE_STOP_FLAG": "A secret that the processes of one server share; it sets it itself.",
     "HF_HUB_OFFLINE": "Set to 1 for a model that is a folder, unless it is set.",
     "LD_PRELOAD": "On a CPU, the OpenMP runtime of the environment is put before what it holds.",
+    "OMP_NUM_THREADS": "On a CPU, what a container's limit allows, unless it is set.",
     "PROMETHEUS_MULTIPROC_DIR": "vLLM's, where several API processes write their series.",
     "VLLM_API_KEY": "vLLM's: the API key where no `--api-key` names any.",
     "VLLM_CPU_KVCACHE_SPACE": "vLLM's: GiB for KV on a CPU; where it is set we choose none.",
