@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from typing import Any
 
 import pytest
-from ray import cloudpickle
 from ray.serve._private.autoscaling_state import _resolve_policy_callable
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
@@ -102,11 +102,11 @@ def test_serves_controller_gets_the_policy_by_value(monkeypatch: pytest.MonkeyPa
     """It need not have anything of ours installed."""
     told = {"policy_function": PATH, "policy_kwargs": {"batch_headroom": 1.5}}
     policy = AutoscalingPolicy.model_validate(told)
-    by_name = cloudpickle.dumps(autoscaling_stats)  # type: ignore[no-untyped-call]
+    by_name = pickle.dumps(autoscaling_stats)
     for name in [name for name in sys.modules if name.partition(".")[0] == "conserve"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError):
-        cloudpickle.loads(by_name)
+        pickle.loads(by_name)
     applied = _resolve_policy_callable(
         AutoscalingPolicy.from_serialized_policy_def(
             told, policy.get_serialized_policy_def() or b""

@@ -38,7 +38,7 @@ class Upstream:
         self.left = asyncio.Event()
         routes = [
             Route("/echo", self._echo, methods=["GET", "POST", "DELETE"]),
-            Route("/v1/stream", self._stream, methods=["POST"]),
+            Route("/v1/stream", self._stream, methods=["GET", "POST"]),
             Route("/refused", lambda _: PlainTextResponse("no", 429, {"retry-after": "7"})),
         ]
         self.app = Starlette(routes=routes)
@@ -207,12 +207,14 @@ async def test_events_come_as_they_are_made() -> None:
 
 
 @pytest.mark.parametrize("how", ["disconnect", "cancel"])
-async def test_a_client_that_goes_ends_its_request(how: str) -> None:
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_client_that_goes_ends_its_request(how: str, method: str) -> None:
     """Serve does both: it says so, and cancels what it has called."""
     upstream = Upstream()
     async with serving(upstream.app) as url:
-        client = Client([b"{}"])
-        task = asyncio.create_task(asked(url, client, posted()))
+        client = Client([b"{}" if method == "POST" else b""])
+        asking = posted() if method == "POST" else scope("GET", "/v1/stream")
+        task = asyncio.create_task(asked(url, client, asking))
         await client.until(lambda: client.body == b"data: one\n\n")
         if how == "cancel":
             task.cancel()

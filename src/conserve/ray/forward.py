@@ -13,7 +13,7 @@ from conserve.server.asgi import Receive, Scope, Send
 
 # Of one connection, and of the proxy before us: it names its own.
 NOT_PASSED_ON = frozenset(
-    {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer"}
+    {b"connection", b"expect", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 THE_PROXYS = frozenset({b"date", b"server", b"x-request-id"})
 REPLICA = b"x-conserve-replica"
@@ -86,7 +86,7 @@ class Forward:
             scope["method"],
             self._url.copy_with(raw_path=path + (b"?" + query if query else b"")),
             headers=headers,
-            content=exchange.body() if _has_body(scope) else None,
+            content=exchange.body(_has_body(scope)),
             extensions={"timeout": TIMEOUT},
         )
 
@@ -109,8 +109,15 @@ class _Exchange:
         self._receive, self._send, self._replica = receive, send, replica
         self._is_read = asyncio.Event()
 
-    async def body(self) -> AsyncIterator[bytes]:
-        """As it arrives. Raises _DisconnectedError."""
+    def body(self, has_body: bool) -> AsyncIterator[bytes] | None:
+        """As it arrives, if the request has one."""
+        if has_body:
+            return self._parts()
+        self._is_read.set()
+        return None
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        """Raises _DisconnectedError."""
         more = True
         while more:
             message = await self._receive()
