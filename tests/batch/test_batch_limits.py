@@ -226,12 +226,14 @@ async def test_a_result_that_cannot_be_stored_fails_its_line_alone(
 ) -> None:
     record = LeaseStore._record
 
-    async def choke(connection: Any, worker_id: Any, batch_id: str, part: list[Any]) -> Any:
+    async def choke(
+        self: LeaseStore, connection: Any, worker_id: Any, batch_id: str, part: list[Any]
+    ) -> Any:
         if any(getattr(each, "payload", b"").find(b"nosiop") >= 0 for each in part):
             raise OverflowError("out of range")
-        return await record(connection, worker_id, batch_id, part)
+        return await record(self, connection, worker_id, batch_id, part)
 
-    monkeypatch.setattr(LeaseStore, "_record", staticmethod(choke))
+    monkeypatch.setattr(LeaseStore, "_record", choke)
     settings = BatchSettings(data_dir=tmp_path, poll_s=0.05, max_attempts=1)
     async with running(settings) as run:
         content = jsonl([line("a"), line("bad", "poison"), line("b")])

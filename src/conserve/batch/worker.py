@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from random import Random
 
 from conserve.batch.assembly import Assembly
 from conserve.batch.dispatcher import Dispatcher, wait_for_event
@@ -50,6 +51,8 @@ class Worker:
         self._clock = clock
         self._warned: set[str] = set()
         self._strangers: set[str] = set()
+        self._num_workers = 1
+        self._dice = Random()  # noqa: S311  (no secret)
         self._stores = stores
         self._settings = settings
         self._intake = intake
@@ -98,19 +101,29 @@ class Worker:
 
     async def _work(self, worker_id: str) -> None:
         async with asyncio.TaskGroup() as group:
-            poll_s, beat_s = self._settings.poll_s, self._settings.lease_s / BEATS_A_LEASE
             loops = (
-                self._repeat(beat_s, self._beat, worker_id),
-                self._repeat(poll_s, self._jobs, worker_id, self._job_wake),
-                self._repeat(poll_s, self._tidy, worker_id),
-                self._repeat(poll_s, self._tell, worker_id),
-                self._repeat(COLLECT_EVERY_S, self._collect, worker_id),
-                self._repeat(COLLECT_EVERY_S, self._warn, worker_id),
+                self._repeat(lambda: self._beat_s, self._beat, worker_id),
+                self._repeat(self._turn_s, self._jobs, worker_id, self._job_wake),
+                self._repeat(self._turn_s, self._tidy, worker_id),
+                self._repeat(self._turn_s, self._tell, worker_id),
+                self._repeat(lambda: COLLECT_EVERY_S, self._collect, worker_id),
+                self._repeat(lambda: COLLECT_EVERY_S, self._warn, worker_id),
             )
             helpers = [group.create_task(loop) for loop in loops]
             await self._make_dispatcher(worker_id).run(self._stopping, self._feed_wake)
             for helper in helpers:
                 helper.cancel()
+
+    @property
+    def _beat_s(self) -> float:
+        return self._settings.lease_s / BEATS_A_LEASE
+
+    def _turn_s(self) -> float:
+        """Between this worker's looks at what any worker may do. All together look about as often
+        as one alone, or a thousand would keep the database busy with looks; each looks once a
+        heartbeat, since the others may go. Not all at the same moment, though they start at one."""
+        fair_s = min(self._settings.poll_s * self._num_workers, self._beat_s)
+        return fair_s if self._num_workers == 1 else fair_s * self._dice.uniform(0.5, 1.5)
 
     async def _retire(self, worker_id: str) -> None:
         try:
@@ -120,7 +133,7 @@ class Worker:
 
     async def _repeat(
         self,
-        every_s: float,
+        every_s: Callable[[], float],
         step: Callable[[str], Awaitable[None]],
         worker_id: str,
         wake: asyncio.Event | None = None,
@@ -136,7 +149,7 @@ class Worker:
                 if not is_away:
                     logger.warning("a part of the batch service waits: %s", error.message)
                 is_away = True
-            await wait_for_event(wake or never, every_s)
+            await wait_for_event(wake or never, every_s())
             (wake or never).clear()
 
     async def _beat(self, worker_id: str) -> None:
@@ -144,7 +157,9 @@ class Worker:
         folder = self._settings.workers_dir
         for other in await self._stores.workers.overdue():
             await self._bury(other, only_overdue=True)
-        for other in await self._stores.workers.others(worker_id):
+        others = await self._stores.workers.others(worker_id)
+        self._num_workers = 1 + len(others)
+        for other in others:
             if is_gone(folder, other):
                 await self._bury(other, only_overdue=False)
                 forget(folder, other)
