@@ -347,5 +347,5 @@ def test_what_is_printed_of_limits_has_no_secret(tmp_path: Path) -> None:
 async def test_without_a_hook_nothing_is_kept(stores: Stores) -> None:
     await cancelled(stores)
     await stores.webhooks.deliver()
-    assert await stores.webhooks._store.take() == []
+    assert await stores.webhooks._store.owners() == []
     assert Webhook(url="https://a", secret=SECRET).key == bytes(range(32))

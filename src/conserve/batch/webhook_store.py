@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
@@ -15,7 +15,6 @@ from conserve.batch.schema import batches, webhooks
 
 HELD_S = 60.0
 """Longer than one try takes."""
-AT_ONCE = 16
 
 
 class Event(Struct, frozen=True):
@@ -42,15 +41,20 @@ class WebhookStore:
         self._database = database
         self._clock = clock
 
-    async def take(self) -> list[Event]:
-        """Some that are due, for nobody else to take for HELD_S."""
-        now = self._clock()
-        due = webhooks.c.not_before <= now
+    async def owners(self) -> list[str]:
+        """Those of whose events some are due; who waits longest is first."""
+        due = webhooks.c.not_before <= self._clock()
+        query = select(webhooks.c.tenant).where(due).group_by(webhooks.c.tenant)
         async with self._database.read() as connection:
-            if not (await connection.execute(select(exists().where(due)))).scalar_one():
-                return []
+            rows = await connection.execute(query.order_by(func.min(webhooks.c.not_before)))
+            return list(rows.scalars())
+
+    async def take(self, tenant: str, limit: int) -> list[Event]:
+        """Up to so many of an owner's that are due, for nobody else to take for HELD_S."""
+        now = self._clock()
+        due = webhooks.c.not_before <= now, webhooks.c.tenant == tenant
         columns = (webhooks.c[name] for name in Event.__struct_fields__)
-        query = select(*columns).where(due).order_by(webhooks.c.not_before).limit(AT_ONCE)
+        query = select(*columns).where(*due).order_by(webhooks.c.not_before).limit(limit)
         async with self._database.write() as connection:
             rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
             found = [Event(*row) for row in rows]

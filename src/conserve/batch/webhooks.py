@@ -14,12 +14,13 @@ import hmac
 import json
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from ssl import SSLContext
+from typing import Any
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -32,8 +33,14 @@ SECRET_PREFIX = "whsec_"  # noqa: S105  (what a secret begins with)
 TIMEOUT_S = 15.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 5.0, 3600.0
 GIVE_UP_S = 72 * 3600.0
+AT_ONCE, ENDPOINT_AT_ONCE = 32, 4
+"""Tries under way in one process, and to one URL."""
+LONGEST_SILENCE_S = 60.0
+"""An endpoint that does not answer is asked again after at most so long."""
+LOOK_S = 0.5
+"""Between looks for events of others while tries are under way."""
 
-LOOKUPS = ThreadPoolExecutor(4, "conserve-webhooks")
+LOOKUPS = ThreadPoolExecutor(AT_ONCE, "conserve-webhooks")
 """Of their own: a lookup that hangs outlives its try, and files are read in the loop's threads."""
 EVERYBODYS = ip_network("2000::/3")
 """All that is given out of IPv6 for hosts that anybody may reach."""
@@ -80,6 +87,45 @@ class RefusedAddressError(Exception):
     """The URL leads to an address that is not to be asked."""
 
 
+class Endpoint:
+    """One URL, whoever's it is: how much it is asked at once, and how long it is left alone.
+
+    One that does not answer holds each try for as long as a try may take. So it gets few at once,
+    and then for a while none: the tries of other endpoints wait for none of that.
+    """
+
+    def __init__(self) -> None:
+        self.num_tries = 0
+        """Under way."""
+        self._num_silent = 0
+        """Tries in a row without an answer."""
+        self._asked_again_at = 0.0
+
+    def room(self, now: float) -> int:
+        """How many more tries may begin: one where the last had no answer."""
+        if now < self._asked_again_at:
+            return 0
+        return max(0, (1 if self._num_silent else ENDPOINT_AT_ONCE) - self.num_tries)
+
+    def begin(self, one: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """`one` try as a task, counted until it is over."""
+        self.num_tries += 1
+        task = asyncio.create_task(one)
+        task.add_done_callback(self._is_over)
+        return task
+
+    def _is_over(self, _: object) -> None:
+        self.num_tries -= 1
+
+    def answers(self) -> None:
+        """Whatever it says."""
+        self._num_silent, self._asked_again_at = 0, 0.0
+
+    def is_silent(self, now: float) -> None:
+        self._num_silent += 1
+        self._asked_again_at = now + min(LONGEST_SILENCE_S, delay_s(self._num_silent))
+
+
 class Webhooks:
     def __init__(
         self,
@@ -90,15 +136,39 @@ class Webhooks:
         self._store = store
         self._hook_of = hook_of
         self._clock = clock
+        self._endpoints: dict[str, Endpoint] = {}
 
     async def deliver(self) -> None:
-        """Try all that is due once. Raises StoreUnavailableError."""
-        while events := await self._store.take():
-            await asyncio.gather(*map(self._tell, events))
+        """Try all that is due, and what comes due meanwhile. Raises StoreUnavailableError."""
+        tries: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                tries |= await self._begin(AT_ONCE - len(tries))
+                if not tries:
+                    return
+                done, tries = await asyncio.wait(
+                    tries, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                for one in done:
+                    one.result()
+        finally:
+            for one in tries:
+                one.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)
 
-    async def _tell(self, event: Event) -> None:
-        hook = self._hook_of(event.tenant)
-        if hook is None or await self._is_told(hook, event):
+    async def _begin(self, room: int) -> set[asyncio.Task[None]]:
+        """As many tries as there is room for here and at their endpoints, of each owner in turn."""
+        begun: set[asyncio.Task[None]] = set()
+        for tenant in await self._store.owners() if room else []:
+            hook = self._hook_of(tenant)
+            endpoint = self._endpoints.setdefault(hook.url if hook else "", Endpoint())
+            limit = min(room - len(begun), endpoint.room(self._clock()))
+            for event in await self._store.take(tenant, limit) if limit else []:
+                begun.add(endpoint.begin(self._tell(hook, endpoint, event)))
+        return begun
+
+    async def _tell(self, hook: Webhook | None, endpoint: Endpoint, event: Event) -> None:
+        if hook is None or await self._is_told(hook, endpoint, event):
             await self._store.forget(event)
         elif self._clock() - event.created_at > GIVE_UP_S:
             logger.error("the webhook for %s is given up", event.batch_id)
@@ -106,14 +176,16 @@ class Webhooks:
         else:
             await self._store.postpone(event, delay_s(event.attempts))
 
-    async def _is_told(self, hook: Webhook, event: Event) -> bool:
+    async def _is_told(self, hook: Webhook, endpoint: Endpoint, event: Event) -> bool:
         body = body_of(event)
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 status = await post(hook, body, signed(hook.key, event, body, self._clock()))
         except Exception as error:  # of whatever kind: it must not end the service
             logger.warning("the webhook for %s fails: %r", event.batch_id, error)
+            endpoint.is_silent(self._clock())
             return False
+        endpoint.answers()
         if not 200 <= status < 300:
             logger.warning("the webhook for %s is answered with %d", event.batch_id, status)
         return 200 <= status < 300
