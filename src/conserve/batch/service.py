@@ -25,9 +25,8 @@ from conserve.batch.records import BatchRecord
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from conserve.batch.usage_store import RequestClass
 from conserve.batch.validation import BYTES_PER_TOKEN
-from conserve.batch.wire import BatchCreate, BatchObject, FileObject, UsageDay
+from conserve.batch.wire import BatchCreate, BatchObject, FileObject, RequestClass, UsageDay
 from conserve.batch.worker import Worker
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import add
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import asdict, astuple
@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from conserve.batch.database import Database
 from conserve.batch.outcome import Result, Tokens
 from conserve.batch.schema import day_usage, usage
+from conserve.batch.wire import RequestClass
 
 DAY_S = 86_400
 STATEMENT_ROWS = 500
@@ -30,9 +31,6 @@ MODEL_CHARACTERS = 255
 """Of a model's name, how many are kept: it is part of a key."""
 NOBODY = ""
 """Writes what others have written, added up."""
-
-RequestClass = Literal["online", "flex", "batch"]
-CLASSES: tuple[RequestClass, ...] = get_args(RequestClass)
 
 
 class Counts(Struct, frozen=True):

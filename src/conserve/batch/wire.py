@@ -169,12 +169,15 @@ class BatchObject(BaseModel):
     estimated_finish_at: int | None = None
 
 
+RequestClass = Literal["online", "flex", "batch"]
+
+
 class UsageDay(BaseModel):
     """What one key's requests of a class and a model came to on one day of UTC."""
 
     object: Literal["usage.day"] = "usage.day"
     date: str
-    request_class: Literal["online", "flex", "batch"]
+    request_class: RequestClass
     model: str | None
     completed: int
     failed: int

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from conserve import __version__
 from conserve.cli.batch import app as batch
+from conserve.cli.beginning import show_beginning
 from conserve.cli.bench import app as bench
 from conserve.cli.demo import demo
 from conserve.cli.doctor import doctor
@@ -31,8 +32,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="conserve",
     cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     help="Batch work in the idle time of an interactive vLLM server.",
 )
@@ -60,13 +60,16 @@ def _say_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option("--version", callback=_say_version, is_eager=True, help="Say which this is."),
     ] = False,
 ) -> None:
-    """Runs before every subcommand."""
+    """Runs before every subcommand, and alone where none is named."""
+    if context.invoked_subcommand is None:
+        show_beginning()
 
 
 def main() -> None:
-    app()
+    app(prog_name="conserve")

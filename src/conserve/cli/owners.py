@@ -8,19 +8,20 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from msgspec.structs import asdict
-from sqlalchemy import make_url
 
 from conserve.batch.errors import BatchSettingsError, StoreUnavailableError
 from conserve.batch.ids import EVERYBODY
-from conserve.batch.owner_store import Owner
-from conserve.batch.settings import BatchSettings
-from conserve.batch.stores import Stores
 from conserve.cli.batch_view import clock_time
 from conserve.cli.failures import fail
+
+# The database takes a second to import, which the help of no command is to wait for.
+if TYPE_CHECKING:
+    from conserve.batch.owner_store import Owner
+    from conserve.batch.stores import Stores
 
 T = TypeVar("T")
 
@@ -146,6 +147,11 @@ def in_store(data_dir: Path, work: Callable[[Stores], Awaitable[T]]) -> T:
 
 
 def _store(data_dir: Path) -> Stores:
+    from sqlalchemy import make_url
+
+    from conserve.batch.settings import BatchSettings
+    from conserve.batch.stores import Stores
+
     settings = BatchSettings(data_dir=data_dir)
     url = make_url(settings.resolved_database_url)
     is_sqlite = url.get_backend_name() == "sqlite"

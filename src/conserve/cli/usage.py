@@ -6,18 +6,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from conserve.batch.describe import usage_day
-from conserve.batch.stores import Stores
-from conserve.batch.usage_store import RequestClass
+from conserve.batch.wire import RequestClass
 from conserve.cli.batch_view import WIDE, plain
 from conserve.cli.output import Output
 from conserve.cli.owners import in_store
 from conserve.cli.remote import DEFAULT_URL, KeyOption, UrlOption, server
+
+if TYPE_CHECKING:
+    from conserve.batch.stores import Stores
 
 TOKENS = ("tokens in", "cached", "tokens out")
 
@@ -50,6 +51,7 @@ def usage(
 
 def _of_all(data_dir: Path, days: int, request_class: RequestClass | None) -> list[dict[str, Any]]:
     """As a server tells it of one owner, with `owner`."""
+    from conserve.batch.describe import usage_day
 
     async def work(stores: Stores) -> list[dict[str, Any]]:
         today = stores.usage.today

@@ -7,8 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from conserve.batch.service import BatchService
-from conserve.batch.usage_store import RequestClass
-from conserve.batch.wire import UsageList
+from conserve.batch.wire import RequestClass, UsageList
 from conserve.server.envelope import ERROR_RESPONSES, EnvelopeRoute
 from conserve.server.keys import tenant_for
 

@@ -1,0 +1,118 @@
+"""`conserve` alone, and what shells complete of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from conserve.cli.beginning import STEPS
+from conserve.cli.main import app
+from tests.cli.test_docs import COMMANDS
+
+COMMAND = [sys.executable, "-c", "from conserve.cli.main import main; main()"]
+SHELLS = ("bash", "zsh", "fish")
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *words],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_alone_it_says_where_to_begin() -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    for command, _ in STEPS:
+        assert command in done.stdout
+    assert len(done.stdout.splitlines()) < 12
+
+
+def test_what_it_says_can_be_typed() -> None:
+    for command, _ in STEPS:
+        assert any(command.startswith(name) for name in COMMANDS)
+    assert not CliRunner().invoke(app, ["top", "--help"]).exit_code
+
+
+def test_a_wrong_command_is_still_wrong() -> None:
+    done = run("nosuch")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_shell_gets_its_script(shell: str) -> None:
+    done = run("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert done.returncode == 0
+    assert "conserve" in done.stdout
+    assert f"complete_{shell}" in done.stdout
+
+
+def completed(shell: str, words: list[str]) -> set[str]:
+    """What the shell would offer for the last of the words."""
+    line = " ".join(words)
+    ask = {
+        "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
+        "zsh": {"_TYPER_COMPLETE_ARGS": line},
+        "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }[shell]
+    done = subprocess.run(
+        [*COMMAND],
+        env={**os.environ, **ask, "_CONSERVE_COMPLETE": f"complete_{shell}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(re.findall(r"[\w-]+", done.stdout))
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_commands_and_options_are_offered(shell: str) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    offered = completed(shell, ["conserve", "b"])
+    assert {name for name in commands if name.startswith("b")} <= offered
+    assert "top" not in offered
+    assert "submit" in completed(shell, ["conserve", "batch", "su"])
+    assert "--deadline" in completed(shell, ["conserve", "batch", "submit", "--dead"])
+
+
+def test_bash_completes_by_the_script_itself(tmp_path: Path) -> None:
+    """The script, in a real shell, with the command found by its name."""
+    command = tmp_path / "conserve"
+    command.write_text(f"#!{sys.executable}\nfrom conserve.cli.main import main; main()\n")
+    command.chmod(0o755)
+    script = run(
+        "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    ).stdout
+    asked = (
+        f"{script}\nCOMP_WORDS=(conserve batch su); COMP_CWORD=2\n"
+        "_conserve_completion conserve; echo ${COMPREPLY[@]}"
+    )
+    paths = f"{tmp_path}:{os.environ['PATH']}"
+    shell = subprocess.run(
+        ["bash", "--norc", "-c", asked],
+        env={**os.environ, "PATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shell.stdout.strip() == "submit"
+
+
+def test_help_and_completion_wait_for_no_database_and_no_engine() -> None:
+    probe = (
+        "import sys, conserve.cli.main\n"
+        "print({'sqlalchemy', 'alembic', 'vllm', 'torch', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
