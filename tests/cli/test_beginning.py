@@ -20,14 +20,8 @@ COMMAND = [sys.executable, "-c", "from conserve.cli.main import main; main()"]
 SHELLS = ("bash", "zsh", "fish")
 
 
-def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *words],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
 
 
 def test_alone_it_says_where_to_begin() -> None:
@@ -50,12 +44,19 @@ def test_a_wrong_command_is_still_wrong() -> None:
     assert "Traceback" not in done.stderr
 
 
+def script(shell: str) -> str:
+    """What `--show-completion` prints for it, whichever shell this runs in."""
+    with pytest.MonkeyPatch.context() as patch:  # before the command is made
+        patch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+        words = ["--show-completion", shell]
+        done = CliRunner().invoke(app, words, prog_name="conserve")
+    assert done.exit_code == 0
+    return done.stdout
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_each_shell_gets_its_script(shell: str) -> None:
-    done = run("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
-    assert done.returncode == 0
-    assert "conserve" in done.stdout
-    assert f"complete_{shell}" in done.stdout
+    assert f"_CONSERVE_COMPLETE=complete_{shell}" in script(shell)
 
 
 def completed(shell: str, words: list[str]) -> set[str]:
@@ -66,13 +67,8 @@ def completed(shell: str, words: list[str]) -> set[str]:
         "zsh": {"_TYPER_COMPLETE_ARGS": line},
         "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
     }[shell]
-    done = subprocess.run(
-        [*COMMAND],
-        env={**os.environ, **ask, "_CONSERVE_COMPLETE": f"complete_{shell}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    told = {**ask, "_CONSERVE_COMPLETE": f"complete_{shell}"}
+    done = CliRunner().invoke(app, [], env=told, prog_name="conserve")
     return set(re.findall(r"[\w-]+", done.stdout))
 
 
@@ -91,11 +87,8 @@ def test_bash_completes_by_the_script_itself(tmp_path: Path) -> None:
     command = tmp_path / "conserve"
     command.write_text(f"#!{sys.executable}\nfrom conserve.cli.main import main; main()\n")
     command.chmod(0o755)
-    script = run(
-        "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
-    ).stdout
     asked = (
-        f"{script}\nCOMP_WORDS=(conserve batch su); COMP_CWORD=2\n"
+        f"{script('bash')}\nCOMP_WORDS=(conserve batch su); COMP_CWORD=2\n"
         "_conserve_completion conserve; echo ${COMPREPLY[@]}"
     )
     paths = f"{tmp_path}:{os.environ['PATH']}"

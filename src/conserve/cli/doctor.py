@@ -19,7 +19,6 @@ from conserve.batch.printable import printable
 from conserve.cli.output import Output
 from conserve.cli.remote import KeyOption
 from conserve.server.doctor.finding import Finding, Level
-from conserve.server.doctor.report import report
 
 MARKS = {
     Level.FACT: (" ", ""),
@@ -39,6 +38,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Say what a report needs: versions, machine, settings, places, model. No secrets."""
+    from conserve.server.doctor.report import report  # brings the database, a second of import
+
     try:
         findings = report(arguments or [], os.environ, url, api_key)
     except ArgumentError as error:
