@@ -2,17 +2,23 @@
 
     python benchmarks/sim_fleet.py
 
-writes benchmarks/results/sim-fleet.json. No trace is needed: rates follow a day's sine.
+writes benchmarks/results/sim-fleet.json. No trace is needed: rates follow a day's sine. What the
+queue costs a thousand replicas is reckoned with what benchmarks/fleet_scale.py has measured
+(benchmarks/results/fleet-scale.json); `--queue-only` makes that part again and leaves the rest.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import resource
+import statistics
 import time
+from itertools import product
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +26,9 @@ from conserve.core.snapshot import Targets
 from conserve.metrics import throughput
 from conserve.sim.arms import ARMS
 from conserve.sim.fleet import Fleet
-from conserve.sim.harvest import measure
+from conserve.sim.harvest import HarvestCurve, measure
 from conserve.sim.profiles import load_profile
+from conserve.sim.shared_queue import Failures, SharedQueue
 from conserve.sim.slots import Job, run_slots
 from conserve.workload import RequestPlan, Workload
 
@@ -37,7 +44,18 @@ OFFLINE = {
     "prompt": {"kind": "lognormal", "median_tokens": 3000, "sigma": 0.6, "max_tokens": 16384},
     "output": {"kind": "lognormal", "median_tokens": 150, "sigma": 0.5, "max_tokens": 512},
 }
-OUT = Path(__file__).parent / "results" / "sim-fleet.json"
+SHORT = {
+    "kind": "independent",
+    "prompt": {"kind": "lognormal", "median_tokens": 150, "sigma": 0.6, "max_tokens": 2048},
+    "output": {"kind": "lognormal", "median_tokens": 10, "sigma": 0.5, "max_tokens": 64},
+}
+"""Lines of classification: few tokens each, so that the queue has much to do."""
+RESULTS = Path(__file__).parent / "results"
+OUT, MEASURED = RESULTS / "sim-fleet.json", RESULTS / "fleet-scale.json"
+LEASE_S = 30.0
+REPLICAS_OF_A_DAY = 1000
+FAILURES = Failures(mtbf_s=86_400.0, away_s=600.0)
+"""Each replica once a day, ten minutes away."""
 SLOT_S = 60.0
 REPLICAS, MINUTES = 4, 15
 """Of the fleet that is simulated in full."""
@@ -77,7 +95,74 @@ def full_fleet(seed: int) -> tuple[float, float]:
     return (got.prompt_tps + got.output_tps) * day_s, spent
 
 
+def measured_queue(num_cores: int) -> SharedQueue:
+    """As it was measured with the most replicas; a takeover's time is in leases."""
+    found = json.loads(MEASURED.read_text())
+    busy = [row for row in found["hand_out"] if row["database"] == "postgres" and row["keys"] == 1]
+    (apart,) = (row for row in found["takeover"] if row["where"] == "machines of their own")
+    return SharedQueue(
+        line_ms=busy[-1]["postgres_cpu_ms_a_line"],
+        replica_ms_per_s=found["idle"][-1]["postgres_cpu_ms_per_s_a_replica"],
+        connections_a_replica=found["idle"][-1]["connections"] / found["idle"][-1]["replicas"],
+        takeover_s=statistics.median(apart["running_again_s"]) / apart["lease_s"] * LEASE_S,
+        lines_held=64.0,
+        num_cores=num_cores,
+    )
+
+
+def day_of_1000(curve: HarvestCurve, queue: SharedQueue | None, *, failing: bool) -> float:
+    """Lines a second, over a day."""
+    day_s, failures = 86_400.0, FAILURES if failing else None
+    rates = np.array([rate_rps(t, day_s, REPLICAS_OF_A_DAY) for t in np.arange(0.0, day_s, SLOT_S)])
+    day = run_slots(
+        rates, SLOT_S, REPLICAS_OF_A_DAY, [], {"job": curve}, queue=queue, failures=failures
+    )
+    return float(day.spare_tps.mean() / curve.tokens_per_request)
+
+
+def queues(curves: dict[str, HarvestCurve]) -> list[dict[str, Any]]:
+    """A thousand replicas on one database of so many cores: what is harvested of what the engines
+    would, without and with failures."""
+    rows = []
+    for (name, curve), cores in product(curves.items(), (1, 4, 16)):
+        queue = measured_queue(cores)
+        engines = day_of_1000(curve, None, failing=False)
+        alone = day_of_1000(curve, queue, failing=False)
+        rows.append(
+            {
+                "lines": name,
+                "tokens_a_line": round(curve.tokens_per_request),
+                "database_cores": cores,
+                "engines_lines_per_s": round(engines, 1),
+                "lines_per_s": round(alone, 1),
+                "of_the_engines": round(alone / engines, 3),
+                "with_failures": round(day_of_1000(curve, queue, failing=True) / engines, 3),
+                "most_lines_per_s": round(queue.most_rps(REPLICAS_OF_A_DAY)),
+                "most_replicas": queue.most_replicas(engines / REPLICAS_OF_A_DAY),
+                "connections": round(queue.connections_a_replica * REPLICAS_OF_A_DAY),
+                "takeovers_an_hour": round(3600 * REPLICAS_OF_A_DAY / FAILURES.mtbf_s),
+                "takeover_s": round(queue.takeover_s, 1),
+            }
+        )
+    return rows
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--queue-only", action="store_true", help="leave the rest as it is")
+    queue_only = parser.parse_args().queue_only
+    result = json.loads(OUT.read_text()) if queue_only else slots_beside_full()
+    most_rps = 2.5 * MEAN_RPS
+    curves = {
+        name: measure(PROFILE, ARMS["conserve"], TARGETS, ONLINE, lengths, most_rps, {})
+        for name, lengths in (("documents", OFFLINE), ("classification", SHORT))
+    }
+    result["queues"] = queues(curves)
+    OUT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def slots_beside_full() -> dict[str, Any]:
     start = time.process_time()
     most_rps = 2.5 * MEAN_RPS
     curve = measure(PROFILE, ARMS["conserve"], TARGETS, ONLINE, OFFLINE, most_rps, {})
@@ -100,7 +185,7 @@ def main() -> None:
     rates = np.array([rate_rps(t, day_s, 1000) for t in np.arange(0.0, day_s, SLOT_S)])
     jobs = [Job(f"job-{i}", 2e6, (i + 1) * day_s / 10) for i in range(10)]
     day = run_slots(rates, SLOT_S, 1000, jobs, {job.name: curve for job in jobs})
-    result = {
+    return {
         "curve_s": round(curve_s, 1),
         "full_replica_hours": REPLICAS * MINUTES / 60,
         "full_s": [round(value, 1) for value in full_s],
@@ -109,9 +194,6 @@ def main() -> None:
         "jobs_on_time": sum(job.on_time for job in day.jobs),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

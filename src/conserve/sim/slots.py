@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from conserve.sim.harvest import Floats, HarvestCurve
+from conserve.sim.shared_queue import Failures, SharedQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ def run_slots(
     curves: Mapping[str, HarvestCurve],
     *,
     seed: int = 0,
+    queue: SharedQueue | None = None,
+    failures: Failures | None = None,
 ) -> SlotsOutcome:
     """Spread `rates_rps` (one entry a slot, of the whole service) over replicas and work off jobs.
 
@@ -66,21 +70,34 @@ def run_slots(
     not look at load). All replicas work on the job with the earliest deadline among those
     submitted; what a job leaves of a slot goes to the next. `curves` has one curve for each
     job's name; without jobs, one under any name says what is spare.
+
+    The replicas take their work from `queue` (without one it costs nothing), and those that fail
+    leave their online load to the others.
     """
     rng = np.random.default_rng(seed)
     outcomes = [JobOutcome(job) for job in sorted(jobs, key=lambda j: (j.deadline_s, j.name))]
     any_curve = next(iter(curves.values()))
     harvested, spare = np.zeros_like(rates_rps), np.zeros_like(rates_rps)
     met = total = most = 0.0
+    most_rps = math.inf if queue is None else queue.most_rps(num_replicas)
+    redone_rps = failures.redone_rps(num_replicas, queue) if failures and queue else 0.0
     for slot, rate_rps in enumerate(rates_rps):
-        counts = rng.poisson(rate_rps * slot_s / num_replicas, num_replicas)
+        num_up = num_replicas
+        if failures is not None:
+            num_up = max(1, rng.binomial(num_replicas, failures.share_up))
+        counts = rng.poisson(rate_rps * slot_s / num_up, num_up)
         loads = counts / slot_s
         met += float(counts @ any_curve.slo_attainment(loads))
         total += float(counts.sum())
         most = max(most, float(loads.max()))
-        left, tokens = _work(outcomes, curves, loads, slot * slot_s, slot_s)
+
+        def useful_rps(curve: HarvestCurve, loads: Floats = loads) -> float:
+            engines_rps = float(curve.offline_rps(loads).sum())
+            return max(0.0, min(engines_rps, most_rps) - redone_rps)
+
+        left, tokens = _work(outcomes, curves, useful_rps, slot * slot_s, slot_s)
         harvested[slot] = tokens / slot_s
-        capacity_rps = float(any_curve.offline_rps(loads).sum())
+        capacity_rps = useful_rps(any_curve)
         spare[slot] = left * capacity_rps * any_curve.tokens_per_request
     attainment = met / total if total else 1.0
     return SlotsOutcome(slot_s, rates_rps, harvested, spare, attainment, most, outcomes)
@@ -89,7 +106,7 @@ def run_slots(
 def _work(
     outcomes: Sequence[JobOutcome],
     curves: Mapping[str, HarvestCurve],
-    loads: Floats,
+    useful_rps: Callable[[HarvestCurve], float],
     start_s: float,
     slot_s: float,
 ) -> tuple[float, float]:
@@ -99,7 +116,7 @@ def _work(
         job = outcome.job
         if left <= 0 or outcome.finish_s is not None or job.submit_s > start_s:
             continue
-        capacity = float(curves[job.name].offline_rps(loads).sum()) * slot_s
+        capacity = useful_rps(curves[job.name]) * slot_s
         missing = job.num_requests - outcome.num_done
         done = min(missing, capacity * left)
         outcome.num_done += done
