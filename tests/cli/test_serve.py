@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conserve.server.errors import BadInputError
-from conserve.server.start.flags import check_early, flags
+from conserve.server.start.flags import flags, read_early
 from tests.engine.engine import TINY
 
 CONSERVE = str(Path(sys.executable).with_name("conserve"))
@@ -77,7 +77,7 @@ def test_sizes(text: str, num_bytes: int) -> None:
 )
 def test_what_clients_and_routers_get_is_named_right(flag: str, value: str, what: str) -> None:
     with pytest.raises(BadInputError) as refused:
-        check_early([f"{flag}={value}"])
+        read_early([f"{flag}={value}"])
     assert str(refused.value) == f"{flag}: must be {what}, not {value!r}"
 
 

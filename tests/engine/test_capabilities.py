@@ -67,7 +67,8 @@ def scheduler(*, num_layers: int = 32, **changes: Any) -> Any:
     } | changes
     part = SimpleNamespace(**values)
     part.parallel_config = part.model_config = part.vllm_config = part.aux_output_config = part
-    part.attention_config = part.kv_cache_config = part.cache_config = part.scheduler_config = part
+    part.attention_config = part.kernel_config = part.kv_cache_config = part
+    part.cache_config = part.scheduler_config = part
     part.kv_cache_manager = SimpleNamespace(coordinator=part)
     return part
 
@@ -137,6 +138,7 @@ def test_what_conserve_serve_starts_can_stop(worker: str) -> None:
         ({"diffusion_config": object()}, "canvas"),
         ({"engram_config": object()}, "n-gram layers"),
         ({"hisparse_config": object()}, "between host and device"),
+        ({"monokernel": True}, "one kernel runs whole layers"),
         ({"offload_config": prefetching()}, "weights of the next layers"),
         ({"offload_config": prefetching(offload_backend="prefetch")}, "weights of the next layers"),
         ({"prefill_context_parallel_size": 2}, "several ranks"),

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.responses import StreamingResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from conserve.batch.service import BatchService
@@ -94,6 +95,8 @@ async def test_what_outlasts_the_engine_ends_with_an_error() -> None:
         await asyncio.to_thread(served.engine.shutdown, timeout=1)
         assert (await stream).text == "The server has shut down before the answer was complete."
     assert isinstance(error.result(), EngineDeadError)
+    told = create_error_response(error.result()).error
+    assert told.message == "The server has shut down before the answer was complete."
 
 
 async def test_anthropics_clients_find_their_own_envelope() -> None:

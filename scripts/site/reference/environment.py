@@ -19,6 +19,8 @@ What we read. vLLM's own variables (`VLLM_*`), those of the hub (`HF_*`) and of 
 do without us.
 """.strip()
 READ = {
+    "CONSERVE_ALLOW_UNTESTED_VLLM": "Set to 1, a vLLM that ConServe is not tried with is used all "
+    "the same, as with `--allow-untested-vllm`.",
     "CONSERVE_STOP_FLAG": "A secret that the processes of one server share; it sets it itself.",
     "HF_HUB_OFFLINE": "Set to 1 for a model that is a folder, unless it is set.",
     "LD_PRELOAD": "On a CPU, the OpenMP runtime of the environment is put before what it holds.",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from conserve.engine.checkpoint.sizes import why_no_conversations
-from conserve.engine.door import init_logger
+from conserve.engine.door import VLLM_VERSION, init_logger
+from conserve.engine.versions import warning
 
 logger = init_logger("vllm.conserve")
 
@@ -32,6 +33,8 @@ class Ability:
 
 def say(scheduler: Any) -> None:
     """Log them all; `scheduler` is a whole ConserveScheduler."""
+    if uncertain := warning(VLLM_VERSION):
+        logger.warning("ConServe: %s: outputs may be wrong, and steps fail.", uncertain)
     for ability in abilities(scheduler):
         logger.info("ConServe: %s", ability)
 

@@ -65,6 +65,8 @@ def _of_state(scheduler: SchedulerView) -> Reasons:
     yield _prefetches_weights(config.offload_config), "weights of the next layers are on their way"
     hisparse = config.attention_config.hisparse_config
     yield hisparse is not None, "pages move between host and device within a forward"
+    one_kernel = getattr(config.kernel_config, "monokernel", False)  # from vLLM 0.33 on
+    yield one_kernel, "one kernel runs whole layers, with buffers of its own"
 
 
 def _of_recurrent_state(scheduler: SchedulerView) -> Reasons:

@@ -1,14 +1,17 @@
-"""Every name of vLLM that the engine room uses, and where it lives in vLLM 0.32.
+"""Every name of vLLM that the engine room uses, and where it lives in vLLM 0.32 and 0.33.
 
-An upgrade of vLLM is a diff of this table; `tests/engine/test_door.py` says in one line
-which door has changed. Names are imported when they are first asked for, since workers,
-scheduler and API process each may load only their own part of vLLM.
+An upgrade of vLLM is a diff of this table; `make vllm-next` says in lines which doors have
+changed. They stay shut to a vLLM that is neither tried nor allowed (`versions.py`). Names are
+imported when they are first asked for, since workers, scheduler and API process each may load only
+their own part of vLLM.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
+
+from conserve.engine import versions
 
 DOORS = {
     "AsyncMPClient": "vllm.v1.engine.core_client",
@@ -102,6 +105,7 @@ METHODS = {
 def __getattr__(name: str) -> Any:
     if name not in DOORS:
         raise AttributeError(f"no door to vLLM's {name}")
+    versions.check()
     path, colon, inner = DOORS[name].partition(":")
     module = import_module(path)
     value = module if colon and not inner else getattr(module, inner or name)

@@ -3,6 +3,7 @@ request into the API process's spans. Loaded by every process, workers too."""
 
 from __future__ import annotations
 
+import logging
 from functools import wraps
 from typing import Any
 
@@ -11,12 +12,22 @@ from conserve.engine.flag import choose_secret
 from conserve.engine.promises import TARGETS_METHOD, told_targets
 from conserve.engine.queue import is_online
 from conserve.engine.tracing import say_more_in_spans
+from conserve.engine.versions import installed, refusal
+
+logger = logging.getLogger("vllm.conserve")
 
 _PATCHED = "_conserve_patched"
 
 
 def register() -> None:
-    """Wrap what these processes call; harmless when called again, or without our scheduler."""
+    """Wrap what these processes call; harmless when called again, or without our scheduler.
+
+    A vLLM that is not tried with ConServe is left as it is: it may serve without us. Our scheduler
+    refuses it, with the same words.
+    """
+    if why := refusal(installed()):
+        logger.warning("ConServe leaves this vLLM alone: %s", why)
+        return
     from conserve.engine import door
     from conserve.engine.launch import CONNECTOR, CONNECTOR_MODULE
 

@@ -82,6 +82,13 @@ class TimedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         output.step_times = StepTimes(self._launched_s, self._end.passed_s())
         return output
 
+    def get_kv_connector_output(self) -> Any:
+        """What vLLM, from 0.33 on, keeps of a step whose `get_output` fails."""
+        output = self._output
+        if isinstance(output, AsyncModelRunnerOutput):
+            return output.get_kv_connector_output()
+        return output.kv_connector_output
+
 
 def times_of(output: Any, decided_s: float, now_s: float) -> StepTimes:
     """What came with the output of a step that was decided at `decided_s` and is read now.

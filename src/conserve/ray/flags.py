@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from conserve.server.errors import BadInputError
-from conserve.server.start.flags import check_early
 from conserve.server.start.flags import flags as our_flags
+from conserve.server.start.flags import read_early
 
 Flags = Mapping[str, Any]
 
@@ -48,7 +48,7 @@ def check(flags: Flags) -> None:
     takes_value = {flag.name.removeprefix("--") for flag in our_flags() if flag.parse}
     words = [f"--{name}={_text(value)}" for name, value in flags.items() if name in takes_value]
     try:
-        check_early(words)
+        read_early(words)
     except BadInputError as error:
         raise BadInputError(f"args.flags: {error}") from error
 

@@ -20,7 +20,6 @@ from vllm.config.logging import LoggingConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
-from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.transformers_utils.config import get_config
@@ -29,6 +28,11 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from conserve.server.errors import BadInputError
+
+try:
+    from vllm.entrypoints.common.startup import cli_env_setup
+except ImportError:  # vLLM 0.32
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
 DEFAULT_MODEL: str = EngineArgs.model
 """What vLLM would serve when no model is named."""
@@ -142,9 +146,11 @@ def kv_transfer_dict(config: object) -> dict[str, Any] | None:
 
 
 def engine_gone(message: str) -> Exception:
-    """What vLLM's requests end with when their engine is no more, in our words."""
+    """What vLLM's requests end with when their engine is no more, in our words. vLLM 0.32 sends
+    clients the text of the error, 0.33 a sentence of its own."""
     error: Exception = EngineDeadError()
     error.args = (message,)
+    error.CLIENT_MESSAGE = message  # type: ignore[attr-defined]
     return error
 
 

@@ -42,6 +42,14 @@ def expand(arguments: Sequence[str], actions: Actions) -> list[str]:
     return [*model, *words, *rest]
 
 
+def is_on(arguments: Sequence[str], flag: str) -> bool:
+    """Whether the file that the arguments name, if any, turns that switch on. For what is asked
+    before there is a parser. Raises as `expand` does."""
+    _, file = _without_file(arguments)
+    entries = _entries(file) if file is not None else ()
+    return any(f"--{key.replace('_', '-')}" == flag and value is True for key, value, _ in entries)
+
+
 def _without_file(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     rest, files = [], []
     words = iter(arguments)

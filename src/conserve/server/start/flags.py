@@ -38,8 +38,9 @@ class _EarlyParser(argparse.ArgumentParser):
         raise BadInputError(message.removeprefix("argument "))
 
 
-def check_early(arguments: Sequence[str]) -> None:
-    """Raise BadInputError for a wrong value of ours, before vLLM is imported (about 10 s)."""
+def read_early(arguments: Sequence[str]) -> argparse.Namespace:
+    """Ours on the command line, before vLLM is imported (about 10 s). Raises BadInputError for a
+    wrong value."""
     parser = _EarlyParser(add_help=False, allow_abbrev=False)
     add_to(parser)
-    parser.parse_known_args(list(arguments))
+    return parser.parse_known_args(list(arguments))[0]

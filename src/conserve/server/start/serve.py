@@ -21,8 +21,8 @@ from conserve.server.start import (
     flags,
     middleware,
     model,
+    vllm_there,
 )
-from conserve.server.start.vllm_there import check_vllm
 
 CHOSEN = ("enforce_eager", "enable_prompt_tokens_details")
 """vLLM's arguments whose default we choose; a user's value stands."""
@@ -52,8 +52,7 @@ def serve(arguments: Sequence[str]) -> None:
 def prepare(arguments: Sequence[str]) -> Prepared:
     """All that is settled before vLLM starts, the process's environment included. Raises
     BadInputError."""
-    check_vllm()
-    flags.check_early(arguments)
+    vllm_there.check_or_allow(arguments)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     from conserve.engine.host_memory import available_bytes
     from conserve.server import door  # brings vLLM, which takes seconds to import
@@ -67,6 +66,7 @@ def prepare(arguments: Sequence[str]) -> Prepared:
     copies = checkpoints.take_flags(args, available_bytes)
     settings = engine.take_settings(args, copies)
     lines = [("model", model.choose_model(args))]
+    lines.extend(vllm_there.describe(args, door.version()))
     lines.append(("targets", engine.describe_targets(settings)))
     lines.append(("batches", middleware.choose_batches(args)))
     lines.append(("KV copies", checkpoints.describe(copies, available_bytes)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conserve.engine.versions import FLAG, TRIED
 from conserve.server.start import values
 from conserve.server.start.flag import Flag
 
@@ -59,5 +60,13 @@ SERVICE_FLAGS = (
         False,
         "",
         "Log one JSON object a line, in every process of the server.",
+    ),
+    Flag(
+        FLAG,
+        None,
+        False,
+        "",
+        f"Serve with a vLLM that ConServe is not tried with (it is with {', '.join(TRIED)}): "
+        "outputs may be wrong, and steps fail.",
     ),
 )

@@ -1,23 +1,40 @@
-"""Whether the engine is installed: the package without extras has none."""
+"""Whether there is an engine, and one that ConServe is tried with: the package without extras has
+none, and `--allow-untested-vllm` says whether to serve with another."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import argparse
+from collections.abc import Iterator, Sequence
 
+from conserve.engine import versions
 from conserve.server.errors import BadInputError
-
-GET_VLLM = (
-    "pip install 'conserve-llm[gpu]' on a machine with a GPU, 'conserve-llm[cpu]' on others "
-    "(docs/install.md says where pip finds torch for CPUs)."
-)
+from conserve.server.start import config_file, flags
 
 
 def vllm_is_there() -> bool:
     """Whether some vLLM is installed; nothing is imported."""
-    return find_spec("vllm") is not None
+    return versions.installed() is not None
 
 
 def check_vllm() -> None:
-    """Raise BadInputError where no vLLM is installed."""
-    if not vllm_is_there():
-        raise BadInputError(f"this needs vLLM, which is not installed: {GET_VLLM}")
+    """Raise BadInputError where no vLLM is installed, or one that is neither tried nor allowed;
+    nothing is imported."""
+    try:
+        versions.check()
+    except versions.UntestedVllmError as error:
+        raise BadInputError(str(error)) from error
+
+
+def check_or_allow(arguments: Sequence[str]) -> None:
+    """The same, and whatever else is wrong with our flags, before vLLM is imported."""
+    early = flags.read_early(arguments)
+    if early.allow_untested_vllm or config_file.is_on(arguments, versions.FLAG):
+        versions.allow()
+    check_vllm()
+
+
+def describe(args: argparse.Namespace, version: str) -> Iterator[tuple[str, str]]:
+    """Take the flag out of `args`; a line of the start where there is something to be warned of."""
+    del args.allow_untested_vllm
+    if uncertain := versions.warning(version):
+        yield "warning", f"{uncertain}; outputs may be wrong, and steps fail"

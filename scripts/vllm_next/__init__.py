@@ -1,0 +1,1 @@
+"""What an upgrade of vLLM breaks: `make vllm-next VERSION=0.33.0`."""
