@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conserve.sim.planner.one_file import one_file
 from scripts.site.check import faults
 from scripts.site.gather import SiteError, gather
 from scripts.site.nav import missing_from_nav
 from scripts.site.reference import write_reference
 
 CONFIG = "zensical.toml"
+PLANNER = "planner.html"
 THEME = Path("docs/site/theme")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -28,6 +30,7 @@ def build(root: Path, work: Path) -> Path:
     shutil.rmtree(pages, ignore_errors=True)
     gather(root, pages)
     write_reference(pages / "reference")
+    (pages / PLANNER).write_text(one_file(home="index.html"), encoding="utf-8")
     if work != root:
         shutil.copyfile(root / CONFIG, work / CONFIG)
         shutil.copytree(root / THEME, work / THEME)

@@ -9,7 +9,11 @@ from typing import Any
 def missing_from_nav(config: Path, pages: Path) -> list[str]:
     """Pages that are in no place of the navigation, and places without their page."""
     listed = set(nav_pages(tomllib.loads(config.read_text())["project"]["nav"]))
-    there = {path.relative_to(pages).as_posix() for path in pages.rglob("*.md")}
+    there = {
+        path.relative_to(pages).as_posix()
+        for pattern in ("*.md", "*.html")
+        for path in pages.rglob(pattern)
+    }
     return [
         *(f"{page} is in no place of nav in {config.name}" for page in sorted(there - listed)),
         *(f"nav in {config.name} names {page}, which is not" for page in sorted(listed - there)),

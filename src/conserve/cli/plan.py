@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    file: Annotated[Path, typer.Argument(help="A plan, see docs/simulator.md.")],
+    file: Annotated[Path | None, typer.Argument(help="A plan, see docs/simulator.md.")] = None,
     trace: Annotated[
         list[str] | None,
         typer.Option(help="NAME=PATH of each trace that the plan names."),
@@ -34,6 +34,13 @@ def plan(
             "how much longer than alone chat waits."
         ),
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page (.html) with sliders over many machines, loads and settings here; "
+            "needs no plan."
+        ),
+    ] = None,
 ) -> None:
     """Say how much offline work fits beside an online service, and when each job is done.
 
@@ -45,6 +52,12 @@ def plan(
     from conserve.sim.profiles import load_profile
 
     with clear_errors("plan", ValueError):
+        if page:
+            _write_page(page)
+        if file is None:
+            if page:
+                return
+            raise ScenarioError("FILE: name a plan, or --page out.html for a page that needs none")
         given = load_plan(file)
         machine = load_profile(given.profile)
         asked = with_targets(given, machine)
@@ -68,6 +81,13 @@ def plan(
             draw(plot, asked, outcome)
         if curve:
             _draw_curve(curve, asked, traces, own)
+
+
+def _write_page(path: Path) -> None:
+    from conserve.sim.planner.one_file import one_file
+
+    path.write_text(one_file(), encoding="utf-8")
+    typer.echo(f"open {path} in a browser")
 
 
 def _draw_curve(path: Path, asked: PlanFile, traces: dict[str, Path], targets: Targets) -> None:
