@@ -50,7 +50,8 @@ def _word(argument: Any) -> str:
 
 def _names(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return code(_word(parameter).strip("[]"))
+        word = _word(parameter)
+        return code(word if "] [" in word else word.strip("[]"))
     return ", ".join(map(code, [*parameter.opts, *parameter.secondary_opts]))
 
 
