@@ -15,7 +15,7 @@ LOCKS := $(RUN_LOCKS) requirements/dev.lock requirements/ray.lock requirements/d
 # Empty where the environment has no Python that runs: it is made anew then, with all in it.
 RUNS := $(shell $(BIN)/python -c "print('yes')" 2> /dev/null)
 
-.PHONY: help setup venv demo docs test check examples lock matrix soak fleet wheel image vllm-next
+.PHONY: help setup venv demo docs test check examples lock matrix soak fleet wheel image vllm-next image-test
 
 help:
 	@echo "make setup  install everything into $(VENV) from the pinned locks (PYTHON=python3.13 to choose)"
@@ -30,6 +30,7 @@ help:
 	@echo "make wheel  build the wheel and the sdist into dist"
 	@echo "make image  build a container image (KIND=cpu or gpu, TAG, BASE); needs docker, podman or buildah"
 	@echo "make vllm-next  say what an upgrade of vLLM breaks (VERSION=0.33.0; without one, the newest)"
+	@echo "make image-test build and run the image for CPUs; needs docker or podman"
 	@echo "make lock   resolve what pyproject.toml declares into requirements/*.lock again"
 
 setup: $(TOOLS)
@@ -84,6 +85,9 @@ image:
 
 vllm-next: $(TOOLS)
 	@$(BIN)/python -m scripts.vllm_next $(ONLY) $(VERSION)
+
+image-test: $(TOOLS)
+	$(BIN)/python -m pytest -m image
 
 check: $(TOOLS)
 	$(BIN)/ruff check .

@@ -1,10 +1,16 @@
-"""Prometheus, real, for the tests of what operators plug in."""
+"""Prometheus, real, for the tests of what operators plug in; a container engine and our image."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from scripts.image import CannotBuildError, build, find_builder
 from tests.debian import program
+from tests.deploy.container import Engine
+
+BASE = "debian:bookworm-slim"
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +21,21 @@ def promtool() -> str:
 @pytest.fixture(scope="session")
 def prometheus() -> str:
     return program("prometheus", "usr/bin/prometheus")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    try:
+        return Engine(find_builder(("docker", "podman")))
+    except CannotBuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def image(engine: Engine) -> str:
+    """Built here, on Debian's image where a hub has it, else on one made of Debian's packages."""
+    if ready := os.environ.get("CONSERVE_IMAGE"):
+        return ready
+    tag = "localhost/conserve:test"
+    build("cpu", tag, base_from_packages=not engine.has(BASE))
+    return tag

@@ -1,5 +1,5 @@
 """The container files and the compose file, as far as they can be seen without a container engine;
-none runs here."""
+tests/deploy/test_image.py has one."""
 
 from __future__ import annotations
 
@@ -104,6 +104,18 @@ def test_compose_is_of_its_schema(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text((DEPLOY / "compose.yaml").read_text().replace("shm_size:", "shm:"))
     assert lint("check-jsonschema", *words, str(wrong)).returncode != 0
+
+
+def test_servers_are_confined_as_the_chart_confines_them() -> None:
+    (pod,) = rendered("gpu")["Deployment"]["spec"]["template"]["spec"]["containers"]
+    confined = pod["securityContext"]
+    for each in SERVERS.values():
+        assert each["read_only"] is confined["readOnlyRootFilesystem"] is True
+        assert each["cap_drop"] == confined["capabilities"]["drop"] == ["ALL"]
+        assert each["security_opt"] == ["no-new-privileges:true"]
+        assert confined["allowPrivilegeEscalation"] is False
+        written = [*each["tmpfs"], *(volume.split(":")[-1] for volume in each["volumes"])]
+        assert set(written) == {"/tmp", "/cache", "/data", "/files"}
 
 
 def test_servers_share_batches_and_nothing_is_told_to_the_network() -> None:
