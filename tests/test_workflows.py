@@ -132,6 +132,7 @@ def test_only_jobs_that_install_nothing_of_ours_may_write() -> None:
         "release.pypi": {"id-token"},
         "release.image": {"packages"},
         "release.release": {"contents"},
+        "vllm-next.tell": {"issues"},
     }
 
 
