@@ -64,6 +64,11 @@ def test_a_plan_is_made_and_drawn(bare: Bare, tmp_path: Path) -> None:
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_planners_page_is_written(bare: Bare, tmp_path: Path) -> None:
+    said(bare, "plan", "--page", "plan.html", cwd=tmp_path)
+    assert "</html>" in (tmp_path / "plan.html").read_text()
+
+
 def test_a_batch_is_sent_listed_and_cancelled(bare: Bare, url: str, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(numbered(3))
     at = ("--url", url, "--json")
