@@ -3,6 +3,7 @@
     python -m scripts.vllm_next            # the newest release
     python -m scripts.vllm_next 0.33.0
     python -m scripts.vllm_next 0.33.0 --doors    # no tests: seconds
+    python -m scripts.vllm_next 0.33.0 --engine   # behind it only the real engine
 
 Exit code 1 if anything is broken. Of a version that ConServe is tried with, what came of it is kept
 (`doors.json`, `results.json`, docs/versions.md).
@@ -29,14 +30,18 @@ BESIDE = ("torch", "transformers")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make vllm-next", description=__doc__)
     parser.add_argument("version", nargs="?", default="", help="the newest without one")
-    parser.add_argument("--doors", action="store_true", help="only compare, run no test")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--doors", action="store_true", help="only compare, run no test")
+    only.add_argument("--engine", action="store_true", help="compare, and run a real engine")
     asked = parser.parse_args()
     try:
         python = wheel.take("vllm", asked.version)
     except wheel.NoSuchWheelError as error:
         say(f"broken: there is no vLLM {asked.version}: {error}")
         return 1
-    broken = list(judge(python, run_tests=not asked.doors))
+    broken = [*judge(python)]
+    if not asked.doors:
+        broken += play(python, engine_only=asked.engine)
     for line in broken:
         say(line)
     say(f"vLLM {python.version}: {len(broken) or 'nothing'} broken")
@@ -47,8 +52,8 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def judge(python: wheel.Unpacked, *, run_tests: bool) -> Iterator[str]:
-    """The lines of what is broken; what is only to be known is said meanwhile."""
+def judge(python: wheel.Unpacked) -> Iterator[str]:
+    """The lines of what has changed at our doors; what is only to be known is said meanwhile."""
     tell_of_packages(python)
     uses = collect(PACKAGE)
     shown = surface.surface(Tree(python.folder), uses)
@@ -58,8 +63,8 @@ def judge(python: wheel.Unpacked, *, run_tests: bool) -> Iterator[str]:
     yield from names.gone(names.read(PACKAGE), names.places(here()), names.places(python.vllm))
     if release(python.version) in TRIED:
         surface.keep(python.version, shown)
-    if run_tests:
-        yield from play(python, shown)
+        beside = ", ".join(f"{name} {installed(name)}" for name in BESIDE)
+        results.keep(python.version, {"doors": len(shown), "beside": beside})
 
 
 def here() -> Path:
@@ -77,30 +82,27 @@ def tell_of_packages(python: wheel.Unpacked) -> None:
             say(f"note: vLLM {python.version} asks for what is {what}: {', '.join(packages)}")
 
 
-def play(python: wheel.Unpacked, shown: surface.Surface) -> Iterator[str]:
-    """Run the tests, the lines of those that fail; keep the row of a version that is tried."""
-    path, kernels = kernels_for(python)
-    say(f"tests without an engine, on the Python of vLLM {python.version}: some minutes")
-    without = suite.run(path, suite.WITHOUT_ENGINE)
-    say(f"without an engine: {without.passed} passed, {without.skipped} skipped")
-    yield from without.failed
+def play(python: wheel.Unpacked, *, engine_only: bool) -> Iterator[str]:
+    """Run the tests: the lines of those that fail."""
+    folder, kernels = kernels_for(python)
+    if not engine_only:
+        say(f"tests without an engine, on the Python of vLLM {python.version}: some minutes")
+        yield from _ran(python, "without_engine", suite.run(folder, suite.WITHOUT_ENGINE), {})
     say(f"a real engine for a minute or two, with the kernels of {kernels}")
-    engine = suite.run(path, suite.WITH_ENGINE)
-    say(f"with an engine: {engine.passed} passed, {engine.skipped} skipped")
-    for line in engine.failed:
+    failed = _ran(python, "engine", suite.run(folder, suite.WITH_ENGINE), {"kernels": kernels})
+    for line in failed:
         if python.version in kernels:
             yield line
         else:
             say(f"unsure: {line} (over the kernels of another version)")
+
+
+def _ran(python: wheel.Unpacked, what: str, outcome: suite.Outcome, more: results.Row) -> list[str]:
+    """Say what came of some tests, and keep it of a version that is tried; those that failed."""
+    say(f"{what.replace('_', ' ')}: {outcome.passed} passed, {outcome.skipped} skipped")
     if release(python.version) in TRIED:
-        row = {
-            "doors": len(shown),
-            "without_engine": results.counts(without),
-            "engine": results.counts(engine),
-            "kernels": kernels,
-            "beside": ", ".join(f"{name} {installed(name)}" for name in BESIDE),
-        }
-        results.keep(python.version, row)
+        results.keep(python.version, {what: results.counts(outcome), **more})
+    return outcome.failed
 
 
 def kernels_for(python: wheel.Unpacked) -> tuple[Path, str]:

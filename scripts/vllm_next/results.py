@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from conserve.engine.versions import TRIED, release
 from scripts.vllm_next.suite import Outcome
 from scripts.vllm_next.surface import number
 
@@ -21,10 +22,11 @@ HEAD = (
 )
 
 Row = dict[str, Any]
+NOT_YET = "not run yet"
 
 
 def read() -> dict[str, Row]:
-    """Version -> what came of it."""
+    """Version -> what came of it; nothing of those that have not run yet."""
     kept: dict[str, Row] = json.loads(FILE.read_text())
     return kept
 
@@ -37,22 +39,29 @@ def counts(outcome: Outcome) -> Row:
     }
 
 
-def keep(version: str, row: Row) -> None:
-    """Write a version's row, and the page's table."""
-    rows = (read() if FILE.exists() else {}) | {version: row}
+def keep(version: str, part: Row) -> None:
+    """Write a part of a version's row, and the page's table."""
+    rows = read()
+    rows[version] = rows.get(version, {}) | part
     ordered = {one: rows[one] for one in sorted(rows, key=number)}
     FILE.write_text(json.dumps(ordered, indent=1) + "\n")
     PAGE.write_text(with_table(PAGE.read_text(), ordered))
 
 
 def table(rows: dict[str, Row]) -> str:
-    """The newest first."""
-    return HEAD + "".join(_line(version, rows[version]) for version in reversed(rows))
+    """The newest first; also of a release that has not run yet."""
+    lines = {version: _line(version, rows[version]) for version in rows}
+    for one in set(TRIED) - {release(version) for version in rows}:
+        lines[one] = _line(one, {})
+    return HEAD + "".join(lines[version] for version in sorted(lines, key=number, reverse=True))
 
 
 def _line(version: str, row: Row) -> str:
-    engine = f"{_counts(row['engine'])}, kernels of {row['kernels']}"
-    cells = [version, str(row["doors"]), _counts(row["without_engine"]), engine, row["beside"]]
+    without = _counts(row["without_engine"]) if "without_engine" in row else NOT_YET
+    engine = NOT_YET
+    if "engine" in row:
+        engine = f"{_counts(row['engine'])}, kernels of {row['kernels']}"
+    cells = [version, str(row.get("doors", NOT_YET)), without, engine, row.get("beside", "")]
     return f"| {' | '.join(cells)} |\n"
 
 

@@ -68,8 +68,8 @@ def door_paths(source: Source) -> dict[str, str]:
     """The table of the engine's doors -> `module:Name`."""
     found = {}
     for name, place in table(source, "DOORS").items():
-        path = str(place)
-        found[name] = path if ":" in path else f"{path}:{name}"
+        paths = str(place).split("|")
+        found[name] = "|".join(path if ":" in path else f"{path}:{name}" for path in paths)
     return found
 
 

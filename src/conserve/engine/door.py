@@ -8,6 +8,7 @@ their own part of vLLM.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -52,7 +53,7 @@ DOORS = {
     "get_block_hash": "vllm.v1.core.kv_cache_utils",
     "get_cgroup_memory_limit": "vllm.utils.cpu_resource_utils",
     "get_cgroup_memory_usage": "vllm.utils.cpu_resource_utils",
-    "get_kv_cache_groups": "vllm.v1.core.kv_cache_utils",
+    "get_kv_cache_groups": "vllm.v1.core.kv_cache_planning|vllm.v1.core.kv_cache_utils",
     "get_kv_transfer_group": "vllm.distributed.kv_transfer",
     "get_layers_from_vllm_config": "vllm.config.vllm",
     "has_kv_transfer_group": "vllm.distributed.kv_transfer",
@@ -64,7 +65,8 @@ DOORS = {
     "resolve_kv_cache_block_sizes": "vllm.v1.core.kv_cache_utils",
     "set_current_vllm_config": "vllm.config",
 }
-"""Our name -> module, module:name where vLLM's name differs, or module: for itself."""
+"""Our name -> module, module:name where vLLM's name differs, or module: for itself. Several, with a
+bar between, where vLLM has moved it: the newest first."""
 
 METHODS = {
     "AsyncMPClient": ("call_utility_async",),
@@ -106,7 +108,15 @@ def __getattr__(name: str) -> Any:
     if name not in DOORS:
         raise AttributeError(f"no door to vLLM's {name}")
     versions.check()
-    path, colon, inner = DOORS[name].partition(":")
+    *newer, oldest = DOORS[name].split("|")
+    for place in newer:
+        with suppress(ImportError, AttributeError):
+            return _open(name, place)
+    return _open(name, oldest)
+
+
+def _open(name: str, place: str) -> Any:
+    path, colon, inner = place.partition(":")
     module = import_module(path)
     value = module if colon and not inner else getattr(module, inner or name)
     globals()[name] = value
