@@ -158,7 +158,8 @@ class Collector:
         if isinstance(node, ast.Attribute) and (owner := self._path(node.value, names)):
             if owner == DOORS:
                 return self._doors.get(node.attr, "")
-            return owner + node.attr if owner.endswith(":") else f"{owner}.{node.attr}"
+            places = owner.split("|")
+            return "|".join(p + ("" if p.endswith(":") else ".") + node.attr for p in places)
         return ""
 
     def _walk(self, source: Source, scope: ast.AST, names: dict[str, str]) -> None:

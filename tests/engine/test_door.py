@@ -171,6 +171,20 @@ def test_a_door_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         _ = door.Unknown
 
 
+@pytest.mark.parametrize("place", ["vllm.v1.no_such_module", "vllm.v1.outputs"])
+def test_a_door_that_vllm_has_moved_is_found_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    from vllm.v1.request import Request
+
+    monkeypatch.delitem(vars(door), "Request", raising=False)
+    monkeypatch.setitem(door.DOORS, "Request", f"{place}|vllm.v1.request")
+    assert door.Request is Request
+    monkeypatch.delitem(vars(door), "Request")
+    monkeypatch.setitem(door.DOORS, "Request", f"{place}|vllm.v1.kv_cache_interface")
+    assert broken_door("Request").startswith(f"door 'Request' ({place}|vllm.v1.kv_cache_interface)")
+
+
 def methods() -> Iterator[str]:
     for owner, names in door.METHODS.items():
         for name in names:

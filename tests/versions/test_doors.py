@@ -55,6 +55,8 @@ def test_the_source_says_what_it_uses(uses: list[Use]) -> None:
         ("vllm.v1.request:RequestStatus.PREEMPTED", "read"),
         ("vllm.engine.arg_utils:EngineArgs.model", "read"),
     }
+    moved = "vllm.v1.core.kv_cache_planning:groups|vllm.v1.core.kv_cache_utils:groups"
+    assert (moved.replace("groups", "get_kv_cache_groups"), "read") in found
     either = "vllm.entrypoints.common.startup:cli_env_setup"
     assert any(path.startswith(either) and "|" in path for path, _ in found)
     (output,) = [use for use in uses if (use.path, use.how) == (OUTPUT, "derived from")]
