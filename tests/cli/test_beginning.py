@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,13 @@ def test_help_and_completion_wait_for_no_database_and_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_ctrl_c_while_commands_are_imported_shows_no_traceback() -> None:
+    raising = "import conserve.cli; raise {}"
+    command = [sys.executable, "-c", raising.format("KeyboardInterrupt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    command = [sys.executable, "-c", raising.format("ValueError('of another kind')")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "of another kind" in done.stderr) == (1, True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from conserve.server.errors import BadInputError
+from conserve.server.errors import BadInputError, StartError
 
 
 def serve(
@@ -18,10 +18,13 @@ def serve(
     ] = None,
 ) -> None:
     """Serve online and offline requests from one vLLM engine (OpenAI's API)."""
-    from conserve.server.start.serve import serve as run
+    from conserve.server.start.interrupts import quiet
 
     try:
-        run([*(arguments or []), *context.args])
-    except BadInputError as error:
+        with quiet():
+            from conserve.server.start.serve import serve as run
+
+            run([*(arguments or []), *context.args])
+    except (BadInputError, StartError) as error:
         print(f"conserve serve: {error}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(2) from error
+        raise typer.Exit(2 if isinstance(error, BadInputError) else 1) from error

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any
 
 from conserve.engine.compile_hash import leave_out_settings
+from conserve.engine.faults import write_faults
 from conserve.engine.flag import choose_secret
 from conserve.engine.promises import TARGETS_METHOD, told_targets
 from conserve.engine.queue import is_online
@@ -31,6 +32,7 @@ def register() -> None:
     from conserve.engine import door
     from conserve.engine.launch import CONNECTOR, CONNECTOR_MODULE
 
+    write_faults()
     choose_secret()  # before any process that shares a flag is started
     core = door.EngineCore
     if getattr(core, _PATCHED, False):

@@ -21,6 +21,7 @@ from conserve.server.start import (
     flags,
     middleware,
     model,
+    no_start,
     vllm_there,
 )
 
@@ -40,13 +41,15 @@ class Prepared:
 def serve(arguments: Sequence[str]) -> None:
     """Parse `[MODEL] [flags]`, prepare, and serve until a signal ends it.
 
-    Raises BadInputError before any model is loaded.
+    Raises BadInputError before any model is loaded, and StartError where the engine does not
+    start.
     """
     ready = prepare(arguments)
     from conserve.server import door
 
     announce(door.version(), ready.lines, as_json=ready.as_json)
-    door.run(ready.args)
+    with no_start.explained(on_cpu=door.on_cpu()):
+        door.run(ready.args)
 
 
 def prepare(arguments: Sequence[str]) -> Prepared:

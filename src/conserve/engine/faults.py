@@ -1,0 +1,50 @@
+"""Why an engine did not start, told to who started it.
+
+Engine and workers are processes of their own: what the API process sees is that one has ended. So
+each process writes the errors that vLLM logs to a file that the API process names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+PLACE = "CONSERVE_FAULTS_FILE"
+"""Name of the environment variable with the file's."""
+
+
+class FaultWriter(logging.Handler):
+    """Adds a line to the file for each exception that is logged."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(logging.ERROR)
+        self._place = place
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return
+        try:
+            with self._place.open("a") as file:
+                file.write(json.dumps([type(error).__name__, str(error)]) + "\n")
+        except OSError:
+            self.handleError(record)
+
+
+def write_faults() -> None:
+    """In this process; nothing where nobody asks, and once however often it is called."""
+    place, logger = os.environ.get(PLACE), logging.getLogger("vllm")
+    if place and not any(isinstance(one, FaultWriter) for one in logger.handlers):
+        logger.addHandler(FaultWriter(Path(place)))
+
+
+def first_fault(place: Path) -> tuple[str, str] | None:
+    """The name of the first error's class and what it says; those that come after follow from it,
+    since a worker's is logged before its engine's. None without one."""
+    lines = place.read_text().splitlines() if place.exists() else []
+    if not lines:
+        return None
+    kind, text = json.loads(lines[0])
+    return kind, text

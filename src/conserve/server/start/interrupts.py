@@ -1,0 +1,87 @@
+"""Ctrl-C and SIGTERM while the server starts: it ends in silence, and so does what it has started.
+
+A terminal sends Ctrl-C to all processes of the server at once, and one that is being made answers
+with a traceback. So those that we start do not hear of it: the server ends them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any
+
+GRACE_S = 5.0
+"""What processes get to end before they are killed."""
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal has come. At KeyboardInterrupt vLLM lets go of what it has, and goes on to raise."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Around the life of a server. A signal that comes before the server has its own way to end
+    ends the process, with the status that a shell gives it."""
+    came = [signal.SIGINT]
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        came[0] = signal.Signals(number)
+        raise _Ended
+
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with _unheard_by_children():
+            yield
+    except KeyboardInterrupt as error:
+        # vLLM has a handler of its own for SIGTERM, while it waits for its engine.
+        number = signal.SIGTERM if str(error) == "terminated" else came[0]
+        _leave(number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _unheard_by_children() -> Iterator[None]:
+    """A blocked signal stays blocked in the processes that are started meanwhile."""
+    start = BaseProcess.start
+
+    def start_unheard(self: Any) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            start(self)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    BaseProcess.start = start_unheard  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        BaseProcess.start = start  # type: ignore[method-assign]
+
+
+def _leave(number: signal.Signals) -> None:
+    """Without the interpreter's own way out, in which vLLM's threads would be missed."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(GRACE_S)
+        if child.is_alive():
+            child.kill()
+    sys.stderr.write(f"conserve serve: ended by {number.name}.\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + number)
