@@ -47,8 +47,7 @@ def test_search_finds_a_flag_and_no_other_host_is_asked(
     assert asked <= {None, "", "127.0.0.1"}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
 def test_nothing_bars_the_way(served: str, browser: Browser, scheme: str, width: int) -> None:
     size = {"width": width, "height": 900}
     with browser.new_context(color_scheme=scheme, viewport=size) as context:  # type: ignore[arg-type]
