@@ -53,9 +53,12 @@ def check(found: dict[str, Any]) -> None:
     for alone, work, place in places(found):
         assert len(alone) == len(chat)
         assert len(work["beside"][place]) == len(found["slowdowns"])
+        # First come, first served may keep every chat waiting: then there is no latency of any.
+        assert None not in [*alone, *work["first_come"][place][len(chat) :]]
+        for figures in work["beside"][place]:
+            assert None not in figures
         for figures in [work["first_come"][place], *work["beside"][place]]:
             assert len(figures) == len(chat) + len(harvest)
-            assert None not in figures
             assert 0 <= figures[tps] < 1.2 * work["dedicated"][1]
 
 
