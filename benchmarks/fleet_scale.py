@@ -1,6 +1,7 @@
 """What a queue hands out and stores, and what that costs its database.
 
     python benchmarks/fleet_scale.py [--quick] [--only hand_out,idle]
+    python benchmarks/sim_fleet.py --queue-only    # a thousand replicas of it, and docs/fleet.md
 
 Starts a PostgreSQL server of its own (durable: fsync on), and replicas of our batch service over an
 engine of known speed, a process each. Writes benchmarks/results/fleet-scale.json, where parts that
@@ -49,8 +50,10 @@ def main() -> None:
         bench = Bench(Path(folder), quick=chosen.quick)
         try:
             for name in chosen.only.split(","):
-                found[name] = [said(name, row) for row in PARTS[name](bench)]
-                write(chosen.out, found | {"machine": describe_machine()})
+                found[name] = []
+                for row in PARTS[name](bench):
+                    found[name].append(said(name, row))
+                    write(chosen.out, found | {"machine": describe_machine()})
         finally:
             bench.close()
 

@@ -4,7 +4,8 @@
 
 writes benchmarks/results/sim-fleet.json. No trace is needed: rates follow a day's sine. What the
 queue costs a thousand replicas is reckoned with what benchmarks/fleet_scale.py has measured
-(benchmarks/results/fleet-scale.json); `--queue-only` makes that part again and leaves the rest.
+(benchmarks/results/fleet-scale.json), and both go into the tables of docs/fleet.md; `--queue-only`
+makes that part again and leaves the rest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import math
 import resource
 import statistics
+import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -22,6 +24,9 @@ from typing import Any
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks.fleet.page import write_page
 from conserve.core.snapshot import Targets
 from conserve.metrics import throughput
 from conserve.sim.arms import ARMS
@@ -159,6 +164,7 @@ def main() -> None:
     }
     result["queues"] = queues(curves)
     OUT.write_text(json.dumps(result, indent=1) + "\n")
+    write_page()
     print(json.dumps(result, indent=1))
 
 

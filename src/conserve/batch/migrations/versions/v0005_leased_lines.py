@@ -19,6 +19,7 @@ def upgrade() -> None:
         ["owner", "batch_id"],
         sqlite_where=held,
         postgresql_where=held,
+        if_not_exists=True,  # an operator may have built it while servers ran: see docs/fleet.md
     )
     op.drop_index("ix_lines_owner", "lines")
 
