@@ -3,8 +3,9 @@
     python benchmarks/harvest_bound.py --trace PATH_OF_AzureLLMInferenceTrace_conv.csv
 
 simulates `paper-8b` (or --scenario) at several values of `chat_slowdown`, and solves the linear
-program of that page for each run: its steps beside chat, their online parts and the time without
-chat are as they were in the run, and offline work may be mixed in as it likes. Without vLLM and
+program of that page for each run: its steps beside chat, their online parts, the time without
+chat and the mean lengths of documents are as they were in the run, and offline work may be mixed
+in as it likes. Without vLLM and
 without a GPU; some two minutes on one core.
 """
 
@@ -21,23 +22,23 @@ from conserve.bench.selection import scenario_file
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Mode
 from conserve.core.settings import PolicySettings
-from conserve.metrics import summarise
+from conserve.metrics import RequestRecord
 from conserve.sim.arms import BOUND, Arm, arm_named
 from conserve.sim.cost import profiled_model
 from conserve.sim.profiles import load_profile
 from conserve.sim.run import simulate
 from conserve.sim.step import Step
 from conserve.sim.study import policy_targets, window_of
-from conserve.workload import Workload, build_workload, load_scenario
+from conserve.workload import build_workload, load_scenario
 
 ROOT = Path(__file__).parent
-SLOWDOWNS = (1.1, 1.2, 1.33, 1.5, 2.0, 3.0)
+SLOWDOWNS = (1.1, 1.2, 1.33, 1.5, 1.6, 2.0, 3.0)
 GRID = 2000
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Means over the offline requests, weighted as their tokens are."""
+    """Means over offline requests, weighted as their tokens are."""
 
     prompt: float
     output: float
@@ -46,8 +47,8 @@ class Documents:
     decode_context: float
 
     @classmethod
-    def of(cls, workload: Workload) -> Documents:
-        lengths = [(r.num_prompt_tokens, r.num_output_tokens) for r in workload.offline]
+    def of(cls, ended: list[RequestRecord]) -> Documents:
+        lengths = [(r.num_prompt_tokens, r.num_output_tokens) for r in ended]
         prompts, outputs = (float(sum(column)) for column in zip(*lengths, strict=True))
         read = sum(prompt * prompt / 2 for prompt, _ in lengths)
         decoded = sum(output * (prompt + output / 2) for prompt, output in lengths)
@@ -106,25 +107,26 @@ def main(
     workload = build_workload(load, load.seeds[0], {"azure-conv": trace})
     machine = load_profile(profile)
     model = profiled_model(machine.cost, machine.machine.max_step_tokens)
-    documents = Documents.of(workload)
 
-    def finished(arm: Arm, kept: list[Step]) -> float:
+    def finished(arm: Arm, kept: list[Step]) -> list[RequestRecord]:
         """Offline requests that ended in the window."""
         outcome = simulate(
             workload, arm, machine, policy_targets(load), window_of(load), on_step=kept.append
         )
-        return (
-            summarise(outcome.records, duration_s, load.targets.targets()).offline_rps * duration_s
-        )
+        offline = [r for r in outcome.records if not r.online and r.finished]
+        return [r for r in offline if 0 <= r.token_times_s[-1] < duration_s]
 
-    fcfs = finished(arm_named(BOUND), [])
+    fcfs = len(finished(arm_named(BOUND), []))
     rows = []
     for slowdown in SLOWDOWNS:
         steps: list[Step] = []
         arm = Arm("conserve", "", settings=PolicySettings(chat_slowdown=slowdown))
-        share = finished(arm, steps) / fcfs
+        ended = finished(arm, steps)
+        share = len(ended) / fcfs
         during = [s for s in steps if 0 <= s.start_s < duration_s]
-        most = best_requests(during, slowdown, documents, model, machine.machine.max_step_tokens)
+        most = best_requests(
+            during, slowdown, Documents.of(ended), model, machine.machine.max_step_tokens
+        )
         rows.append({"chat_slowdown": slowdown, "harvested": share, "best": most / fcfs})
         print(f"{slowdown:5g}  harvested {share:.3f}  best mix {most / fcfs:.3f}", flush=True)
     found = {"scenario": scenario, "profile": profile, "duration_s": duration_s, "rows": rows}
