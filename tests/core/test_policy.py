@@ -290,11 +290,13 @@ class TestPromptsBelowTheKnee:
         grants = plan_for(scene, self.model, self.settings).grants
         assert grants == {"on": 1, "off-0": 1, "off-1": 1, "prompt": 64}
 
-    def test_half_of_the_time_at_most(self) -> None:
+    def test_a_quarter_of_the_time_is_left_to_decodes(self) -> None:
+        # 110.6 ms, 79 of them taken: time for six decodes, of which a dear prompt leaves one.
         dear = replace(self.model, per_pair=1e-4)
+        settings = replace(self.settings, chat_slowdown=1.4)
         scene = snapshot(decoding("on", True), *self.decodes, prefilling("prompt", False, 500))
-        grants = plan_for(scene, dear, self.settings).grants
-        assert grants == {"on": 1, "off-0": 1, "prompt": 2}
+        grants = plan_for(scene, dear, settings).grants
+        assert grants == {"on": 1, "off-0": 1, "prompt": 4}
 
     def test_time_that_no_prompt_takes_goes_to_decodes(self) -> None:
         scene = snapshot(

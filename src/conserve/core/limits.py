@@ -14,6 +14,11 @@ from conserve.core.step import UNLIMITED
 STARVED_S = 1.0
 """An offline decode that has waited for a token so long has one, if the targets allow it."""
 
+PROMPT_SHARE = 0.75
+"""Of the room beside chat, what decodes leave to a prompt at most. Where it is less, prompts behind
+long contexts come slowly, decodes run out meanwhile, and steps then fill up with tokens past the
+knee, which cost four times as much."""
+
 
 def mode_of(snapshot: Snapshot, running: RunningByClass) -> Mode:
     """Who is in the step; `idle` is for whoever finds that it holds nothing."""
@@ -58,8 +63,8 @@ class Limits:
 
     def prompt_s(self, limit_s: float, step: StepShape, prompt: RequestView | None) -> float:
         """Of the time up to the limit, what decodes leave to the prompt that is next: a step has
-        tokens up to the knee that cost prompts no more than attention, and are lost with it. Half
-        at most."""
+        tokens up to the knee that cost prompts no more than attention, and are lost with it. At
+        most PROMPT_SHARE of it: decodes finish requests, and give memory back."""
         room_s = limit_s - self._with_margin_s(step)
         num_free = int(self.model.knee) - step.num_tokens
         if limit_s == UNLIMITED or room_s <= 0 or num_free <= 0 or prompt is None:
@@ -67,7 +72,7 @@ class Limits:
         context = prompt.num_computed_tokens
         longer = replace(step)
         longer.add_prefill(min(num_free, prompt.num_tokens - context), context)
-        return min(self._with_margin_s(longer) - self._with_margin_s(step), room_s / 2)
+        return min(self._with_margin_s(longer) - self._with_margin_s(step), room_s * PROMPT_SHARE)
 
     def _slowed_s(self, online: StepShape, most: float) -> float:
         """No limit where nobody online is in the step: the last tokens of all are under way."""
