@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -102,6 +104,25 @@ def test_a_data_folder_that_is_a_file_is_a_problem(tmp_path: Path, port: str) ->
     told = found(looked(tmp_path, port), "data folder")
     assert told.level is Level.PROBLEM
     assert "--data-dir" in told.fix
+
+
+def test_a_data_folder_that_may_not_be_looked_into_is_a_problem(
+    tmp_path: Path, port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As below the home of another user; root, who may be running this, may look everywhere."""
+    closed, stat, access = tmp_path / "closed", os.stat, os.access
+    closed.mkdir()
+
+    def no_stat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if not isinstance(path, int) and closed in Path(path).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", no_stat)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    told = found(looked(tmp_path, port, "--data-dir", str(closed / "data")), "data folder")
+    assert told.level is Level.PROBLEM
+    assert str(closed) in told.text
 
 
 @pytest.mark.parametrize(

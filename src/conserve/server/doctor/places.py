@@ -61,7 +61,8 @@ def _port(args: argparse.Namespace) -> Finding:
 
 def _folder(name: str, folder: Path, fix: str) -> Finding:
     """Whether it can be written, or made, and has room."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    # Below a folder that may not be looked into nothing is there for os.path; Path.exists raises.
+    there = next(each for each in (folder, *folder.absolute().parents) if os.path.exists(each))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Finding.problem(SECTION, name, f"{there} cannot be written", fix)
     free = shutil.disk_usage(there).free
@@ -80,7 +81,7 @@ def _database(settings: BatchSettings) -> Finding:
         parsed = make_url(url)
         file = Path(parsed.database or "")
         shown = parsed.render_as_string(hide_password=True)
-        if parsed.get_backend_name() == "sqlite" and not file.exists():
+        if parsed.get_backend_name() == "sqlite" and not os.path.exists(file):
             return Finding.ok(SECTION, "database", f"{shown}: made at the first start")
         return _revision(shown, asyncio.run(_revision_of(url)))
     except StoreUnavailableError as error:
