@@ -51,7 +51,7 @@ def pip_settings(listed: str) -> dict[str, str]:
         name, _, value = line.partition("=")
         setting = name.rpartition(".")[2].replace("default-timeout", "timeout")
         if name.startswith((":env:", "global.", "install.")):
-            found[setting] = str(ast.literal_eval(value))
+            found[setting] = " ".join(str(ast.literal_eval(value)).split())  # of several lines
     return {name: found[name] for name in (*INDEX_SETTINGS, "cert") if name in found}
 
 

@@ -17,11 +17,13 @@ global.extra-index-url='file:///srv/more/simple https://torch.example/cpu'
 global.find-links='/srv/wheels'
 global.index-url='https://old.example/simple'
 global.no-color='true'
+global.trusted-host='\\nindex.example\\ntorch.example'
 """
 SETTINGS = {
     "index-url": "https://index.example/simple",
     "extra-index-url": "file:///srv/more/simple https://torch.example/cpu",
     "find-links": "/srv/wheels",
+    "trusted-host": "index.example torch.example",
     "timeout": "180",
     "cert": "/ca.crt",
 }
