@@ -22,13 +22,20 @@ ENVIRON = {
     "CONSERVE_BATCH_FILES_URL": "nowhere://bucket/folder?token=query-0006",
     "HTTPS_PROXY": "http://proxy-user:proxy-0007@proxy.invalid:3128",
     "HTTP_PROXY": "http://proxy-0008@proxy.invalid:3128",
+    "ALL_PROXY": "proxy-user:proxy-0013@proxy.invalid:3128",
 }
-WORDS = ("--api-key", "flag-0009", "flag-0010", "--hf-token=flag-0011", "--seed", "7")
+KV_TRANSFER = '{"kv_connector": "Store", "kv_connector_extra_config": {"password": "json-0014"}}'
+WORDS = (
+    *("--api-key", "flag-0009", "flag-0010", "--hf-token=flag-0011", "--seed", "7"),
+    *("--kv-transfer-config", KV_TRANSFER),
+)
+URL = "http://asker:asked-0015@127.0.0.1:9"
 SECRETS = (
     *("sk-live-0001", "hf_0002", "12345678", "aws0003", "gate-0004", "0005", "query-0006"),
     *("proxy-0007", "proxy-0008", "flag-0009", "flag-0010", "flag-0011", "asked-0012"),
+    *("proxy-0013", "json-0014", "asked-0015"),
 )
-SHOWN = ("127.0.0.1:9/name", "nowhere://bucket/folder", "proxy.invalid:3128", "--seed 7")
+SHOWN = ("127.0.0.1:9/name", "nowhere://bucket/folder", "proxy.invalid:3128", "--seed 7", '{"kv_')
 """What of them a report needs."""
 
 
@@ -40,7 +47,7 @@ def reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make() -> str:
         words = [*WORDS, "--data-dir", str(tmp_path), "--port", "0"]
-        findings = report(words, ENVIRON, "http://127.0.0.1:9", "asked-0012")
+        findings = report(words, ENVIRON, URL, "asked-0012")
         return "\n".join(f"{each.name}: {each.text} {each.fix}" for each in findings)
 
     return make
@@ -86,6 +93,11 @@ def test_which_variables_are_secret(name: str, value: str, secret: bool) -> None
     [
         ("postgresql+asyncpg://u:p@ss@host/db", f"postgresql+asyncpg://u:{MASK}@host/db"),
         ("redis://:word@host", f"redis://:{MASK}@host"),
+        ("socks5://u:p@host:1", f"socks5://u:{MASK}@host:1"),
+        ("u:p@host:3128", f"u:{MASK}@host:3128"),
+        ("127.0.0.1:3128", "127.0.0.1:3128"),
+        ('{"api_key": "a\\"b", "n": 1}', f'{{"api_key": "{MASK}", "n": 1}}'),
+        ('{"tokenizer": "t", "max_tokens": "9"}', '{"tokenizer": "t", "max_tokens": "9"}'),
         ("https://ghp_1@host/x", f"https://{MASK}@host/x"),
         ("see https://host/x?a=1&api_key=k&b=2", f"see https://host/x?a=1&api_key={MASK}&b=2"),
         ("Authorization: Bearer abc.def", f"Authorization: Bearer {MASK}"),

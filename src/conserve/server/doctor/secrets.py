@@ -12,17 +12,23 @@ MASK = "***"
 SECRET_NAME = re.compile(r"key|token(?!s)|secret|passw|credential|auth|headers|cookie", re.I)
 A_PLACE = re.compile(r"(file|dir|path|url)$", re.I)
 A_SWITCH = re.compile(r"[01]|true|false|yes|no|on|off|none", re.I)
-PASSWORD = re.compile(r"(?<=://)([^/\s@:]*):(\S+)(?=@)")
+PASSWORD = re.compile(r"(?:(?<=://)|^)([^/\s@:]*):(?!//)(\S+)(?=@)")
+"""Of an address; a proxy's may begin with the user."""
 ONE_WORD = re.compile(r"(?<=http://|ttps://)[^/\s@:]+(?=@)")
 """Before the host of a web address there is a token where there is no password."""
 PARAMETER = re.compile(r"([?&][\w-]*(?:key|token|secret|password|sig)[\w-]*=)([^&\s\"']+)", re.I)
+MEMBER = re.compile(
+    r"(\"[^\"]*(?:key|token(?!s|izer)|secret|passw|credential)[^\"]*\"\s*:\s*\")((?:[^\"\\]|\\.)+)",
+    re.I,
+)
+"""Of JSON, as several of vLLM's flags take it."""
 BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]+", re.I)
 
 
 def mask(text: str) -> str:
-    """The text without passwords in addresses, keys in queries and credentials of headers."""
+    """The text without passwords in addresses, keys in queries and JSON, credentials of headers."""
     text = ONE_WORD.sub(MASK, PASSWORD.sub(rf"\1:{MASK}", text))
-    text = PARAMETER.sub(rf"\1{MASK}", text)
+    text = MEMBER.sub(rf"\1{MASK}", PARAMETER.sub(rf"\1{MASK}", text))
     return BEARER.sub(rf"\1 {MASK}", text)
 
 
@@ -59,7 +65,7 @@ def known_secrets(environ: Mapping[str, str], words: Sequence[str] = ()) -> set[
         if value and SECRET_NAME.search(name):
             found.add(value)
     for text in [*environ.values(), *words]:
-        found |= {password for _, password in PASSWORD.findall(text)}
+        found |= {password for _, password in PASSWORD.findall(text) + MEMBER.findall(text)}
     return {secret for secret in found if len(secret) > 3}
 
 
@@ -72,4 +78,7 @@ def without(findings: Iterable[Finding], secrets: Iterable[str]) -> list[Finding
             text = text.replace(secret, MASK)
         return mask(text)
 
-    return [replace(each, text=clean(each.text), fix=clean(each.fix)) for each in findings]
+    return [
+        replace(each, name=clean(each.name), text=clean(each.text), fix=clean(each.fix))
+        for each in findings
+    ]
