@@ -123,13 +123,22 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+MADE_ONCE = ("tests/dist", "tests/site")
+"""Folders whose modules share what takes long to make. Two wheels cannot be built at once: the
+names of setuptools' temporary files in the checkout are the same."""
+
+
 class TwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
-    """What one process runs of the two of `make test`: a module, or all modules with a real server,
-    which are the longest; two servers at once would only share the cores."""
+    """What one process runs of the two of `make test`: a module, or all modules of a folder that is
+    in MADE_ONCE, or all with a real server, which are the longest; two servers at once would only
+    share the cores."""
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
-        return "servers" if starts_servers(self.config.rootpath / module) else module
+        if starts_servers(self.config.rootpath / module):
+            return "servers"
+        folder = module.rpartition("/")[0]
+        return folder if folder in MADE_ONCE else module
 
 
 @cache
