@@ -21,6 +21,7 @@ from conserve.batch import drivers
 from conserve.batch.database import Database
 from conserve.cli.main import app
 from conserve.server.doctor import model as model_module
+from conserve.server.doctor import report as report_module
 from conserve.server.doctor import versions as versions_module
 from conserve.server.doctor.finding import Finding, Level
 from conserve.server.doctor.machine import machine
@@ -97,6 +98,24 @@ def test_a_port_in_use_is_a_warning(tmp_path: Path) -> None:
         told = found(looked(tmp_path, str(taken.getsockname()[1])), "port")
     assert told.level is Level.WARNING
     assert "--port" in told.fix
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ((), "SmolLM2-135M-Instruct"),
+        (("org/model",), "org--model"),
+        (("org/model", "--served-model-name", "ours", "theirs"), "ours"),
+        (("--model=org/model", "--served-model-name=ours"), "ours"),
+    ],
+)
+def test_the_data_folder_is_the_one_that_a_server_would_have(
+    tmp_path: Path, words: tuple[str, ...], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(report_module, "model", lambda words: iter(()))
+    told = found(report([*words, "--port", "0"], {}), "data folder")
+    assert told.text.startswith(f"{tmp_path / 'conserve' / name} ")
 
 
 def test_a_data_folder_that_is_a_file_is_a_problem(tmp_path: Path, port: str) -> None:

@@ -32,10 +32,11 @@ FIX_ADDRESS = "Correct CONSERVE_BATCH_{}, or see docs/batches.md for what it may
 
 
 def places(args: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """args: `host`, `port`, `data_dir` and `model`, as given or None."""
+    """args: `host`, `port`, `data_dir`, `model` and `served_model_name`, as given or None."""
     yield _port(args)
     given = args.data_dir or environ.get(DATA_DIR)
-    folder = Path(given).expanduser() if given else default_data_dir(args.model or NAME)
+    name = args.served_model_name[0] if args.served_model_name else args.model or NAME
+    folder = Path(given).expanduser() if given else default_data_dir(name)
     yield _folder("data folder", folder, "Name another with --data-dir, or give it to this user.")
     yield _folder("cache folder", cache_folder(), "Name another with XDG_CACHE_HOME.")
     try:

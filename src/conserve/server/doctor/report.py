@@ -46,6 +46,7 @@ def _places_in(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host")
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--data-dir")
+    parser.add_argument("--served-model-name", nargs="+")
     args, _ = parser.parse_known_args(list(words))
     if words and not words[0].startswith("-"):
         args.model = words[0]
