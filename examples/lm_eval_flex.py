@@ -4,7 +4,8 @@ Two tasks of our own, in lm_eval_tasks: one compares the likelihoods of answers,
 lm-eval adds `gen_kwargs` (service_tier=flex) to requests that generate only; a header goes with
 all of them, and a priority above 0 makes them flex.
 
-Needs a server (`conserve serve`) and `pip install 'lm-eval[api]' transformers`. No model hub.
+Needs a server (`conserve serve`), no model hub, and
+`pip install 'lm-eval[api]' transformers openai`.
 Run: python examples/lm_eval_flex.py
 CONSERVE_URL is the server, http://127.0.0.1:8000 if unset; OPENAI_API_KEY its key, if it has one.
 """

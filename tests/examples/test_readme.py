@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from scripts.installed import normal
+from tests.dist.bare import closure
 from tests.examples.conftest import EXAMPLES
 
 README = (EXAMPLES / "README.md").read_text()
@@ -31,3 +37,38 @@ def test_each_says_what_it_needs_and_is_short(path: Path) -> None:
     assert "\nNeeds " in told
     assert f"python examples/{path.name}" in told
     assert path.read_text().count("\n") <= MOST_LINES
+
+
+def imported(program: str) -> set[str]:
+    """Modules of others that it imports, by their first name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(program)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return {name.partition(".")[0] for name in found} - sys.stdlib_module_names
+
+
+def lacking(program: str) -> set[str]:
+    """Modules that none of the packages brings which its first words say to install."""
+    told = ast.get_docstring(ast.parse(program)) or ""
+    words = [
+        word for line in re.findall(r"`pip install ([^`]+)`", told) for word in shlex.split(line)
+    ]
+    there = closure([Requirement(word) for word in words]).keys()
+    owners = packages_distributions()
+    return {name for name in imported(program) if not there & set(map(normal, owners[name]))}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_what_it_says_to_install_is_what_it_imports(path: Path) -> None:
+    program = path.read_text()
+    if "vLLM, which comes with ConServe" in program:
+        pytest.skip("it runs where the server does")
+    assert lacking(program) == set()
+
+
+def test_a_package_that_is_not_named_is_noticed() -> None:
+    program = '"""Needs `pip install httpx`."""\nimport json, httpx\nfrom openai import OpenAI\n'
+    assert lacking(program) == {"openai"}
