@@ -78,7 +78,7 @@ fleet: $(TOOLS)
 	@scripts/test_packages.sh pg_ctlcluster=postgresql
 	$(BIN)/python -m pytest -m fleet
 
-# Any Python does: what is installed goes into the image.
+# Any Python with pip does: what is installed goes into the image.
 KIND ?= cpu
 image:
 	@python3 -m scripts.image $(KIND) $(if $(TAG),--tag "$(TAG)") $(if $(BASE),--base "$(BASE)")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,17 @@ def run(words: Sequence[str], quiet: bool = False) -> int:
     """The exit code."""
     to = subprocess.DEVNULL if quiet else None
     return subprocess.run(words, cwd=ROOT, stdout=to, stderr=to, check=False).returncode
+
+
+def list_settings() -> str:
+    """`pip config list`. Raises CannotBuildError where this Python has no pip to be asked."""
+    if find_spec("pip") is None:
+        raise CannotBuildError(
+            f"{sys.executable} has no pip, whose configuration is lent to the build; install it "
+            "(on Debian: apt-get install python3-pip), or after make setup: "
+            f".venv/bin/python -m scripts.image {' '.join(sys.argv[1:])}"
+        )
+    return subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
 
 
 def pip_settings(listed: str) -> dict[str, str]:
@@ -117,7 +129,7 @@ def build(kind: str, tag: str, base: str | None = None, base_from_packages: bool
         subprocess.CalledProcessError: a step of it failed; its output has been shown.
     """
     builder = os.environ.get("BUILDER") or find_builder()
-    listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
+    listed = list_settings()
     with tempfile.TemporaryDirectory(prefix="conserve-image-") as made:
         folder = Path(made)
         lent = lend(pip_settings(listed), builder, folder)

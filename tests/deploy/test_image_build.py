@@ -88,3 +88,15 @@ def test_what_is_missing_is_said(
     monkeypatch.setattr("sys.argv", ["image", "cpu"])
     assert image.main() == 1
     assert "apt-get install podman" in capsys.readouterr().err
+
+
+def test_a_python_without_pip_says_so_and_builds_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUILDER", "/bin/false")
+    monkeypatch.setattr(image, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["image", "cpu", "--tag", "a:b"])
+    assert image.main() == 1
+    said = capsys.readouterr().err
+    assert "has no pip" in said
+    assert "-m scripts.image cpu --tag a:b\n" in said
