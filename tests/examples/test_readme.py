@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def imported(program: str) -> set[str]:
     return {name.partition(".")[0] for name in found} - sys.stdlib_module_names
 
 
+@cache
+def owners() -> dict[str, set[str]]:
+    """Module -> the packages that bring it."""
+    return {name: set(map(normal, found)) for name, found in packages_distributions().items()}
+
+
 def lacking(program: str) -> set[str]:
     """Modules that none of the packages brings which its first words say to install."""
     told = ast.get_docstring(ast.parse(program)) or ""
@@ -57,8 +64,7 @@ def lacking(program: str) -> set[str]:
         word for line in re.findall(r"`pip install ([^`]+)`", told) for word in shlex.split(line)
     ]
     there = closure([Requirement(word) for word in words]).keys()
-    owners = packages_distributions()
-    return {name for name in imported(program) if not there & set(map(normal, owners[name]))}
+    return {name for name in imported(program) if not there & owners()[name]}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
