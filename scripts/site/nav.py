@@ -1,14 +1,16 @@
 """The order of the pages, as zensical.toml has it."""
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 def missing_from_nav(config: Path, pages: Path) -> list[str]:
-    """Pages that are in no place of the navigation, and places without their page."""
-    listed = set(nav_pages(tomllib.loads(config.read_text())["project"]["nav"]))
+    """Pages that are in no place of the navigation or in two, and places without their page."""
+    places = Counter(nav_pages(tomllib.loads(config.read_text())["project"]["nav"]))
+    listed = set(places)
     there = {
         path.relative_to(pages).as_posix()
         for pattern in ("*.md", "*.html")
@@ -17,6 +19,7 @@ def missing_from_nav(config: Path, pages: Path) -> list[str]:
     return [
         *(f"{page} is in no place of nav in {config.name}" for page in sorted(there - listed)),
         *(f"nav in {config.name} names {page}, which is not" for page in sorted(listed - there)),
+        *(f"nav in {config.name} names {page} twice" for page in sorted(places - Counter(listed))),
     ]
 
 

@@ -87,6 +87,12 @@ def place_without_a_page(root: Path) -> str:
     return "nav in zensical.toml names docs/third.md, which is not"
 
 
+def page_in_two_places(root: Path) -> str:
+    twice = CONFIG.replace('{ "Second"', '{ "Again" = "README.md" }, { "Second"')
+    (root / "zensical.toml").write_text(twice)
+    return "nav in zensical.toml names README.md twice"
+
+
 def list_without_an_empty_line(root: Path) -> str:
     (root / "README.md").write_text(f"{FIRST}\nA list:\n- one\n- two\n")
     return "index.html: no list to a browser"
@@ -117,6 +123,7 @@ def font_from_elsewhere(root: Path) -> str:
         no_such_picture_in_html,
         in_no_place,
         place_without_a_page,
+        page_in_two_places,
         list_without_an_empty_line,
         column_without_a_name,
         script_from_elsewhere,
