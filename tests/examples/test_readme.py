@@ -5,9 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import sys
-from functools import cache
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from packaging.requirements import Requirement
 from scripts.installed import normal
 from tests.dist.bare import closure
 from tests.examples.conftest import EXAMPLES
+from tests.test_dependencies import OWNERS, imports
 
 README = (EXAMPLES / "README.md").read_text()
 PROGRAMS = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"})
@@ -40,23 +38,6 @@ def test_each_says_what_it_needs_and_is_short(path: Path) -> None:
     assert path.read_text().count("\n") <= MOST_LINES
 
 
-def imported(program: str) -> set[str]:
-    """Modules of others that it imports, by their first name."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(program)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-    return {name.partition(".")[0] for name in found} - sys.stdlib_module_names
-
-
-@cache
-def owners() -> dict[str, set[str]]:
-    """Module -> the packages that bring it."""
-    return {name: set(map(normal, found)) for name, found in packages_distributions().items()}
-
-
 def lacking(program: str) -> set[str]:
     """Modules that none of the packages brings which its first words say to install."""
     told = ast.get_docstring(ast.parse(program)) or ""
@@ -64,7 +45,7 @@ def lacking(program: str) -> set[str]:
         word for line in re.findall(r"`pip install ([^`]+)`", told) for word in shlex.split(line)
     ]
     there = closure([Requirement(word) for word in words]).keys()
-    return {name for name in imported(program) if not there & owners()[name]}
+    return {name for name in imports(program) if not there & set(map(normal, OWNERS[name]))}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
