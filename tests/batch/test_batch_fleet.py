@@ -1,4 +1,5 @@
-"""Three real servers on one PostgreSQL: one is killed, one is sent away, and chats go on."""
+"""Real servers on one PostgreSQL: of three one is killed, one is sent away, and chats go on; and as
+many as memory holds, ten at most, share one queue."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import asyncpg
 import openai
+import psutil
 import pytest
 
 from tests.batch.builders import jsonl, submit
@@ -30,6 +32,9 @@ pytestmark = [pytest.mark.server, pytest.mark.fleet]
 
 NUM_LINES = 600
 LEASE_S = 3.0
+SERVER_BYTES = 2.4e9
+"""Of memory, with its engine and its worker."""
+MOST_SERVERS = 10
 HOLDS = """
     SELECT count(*) FROM lines JOIN batches ON batches.id = lines.batch_id
     WHERE lines.owner = $1 AND batches.status = 'in_progress'
@@ -155,3 +160,21 @@ def eventually_clear(fleet: Fleet) -> None:
     while fleet.ask(LEFT) != (1, 0):
         assert time.monotonic() < deadline, fleet.ask(LEFT)
         time.sleep(0.1)
+
+
+def test_all_servers_that_memory_holds_share_the_lines(tmp_path: Path, postgres_url: str) -> None:
+    fleet = Fleet(make_tiny_llama(tmp_path / "model"), tmp_path, postgres_url)
+    fitting = int(psutil.virtual_memory().available / SERVER_BYTES)
+    names = [f"server-{number}" for number in range(max(2, min(MOST_SERVERS, fitting)))]
+    with fleet.lives:
+        servers = [fleet.start(name) for name in names]
+        for served in servers:
+            served.wait()
+        with servers[0].client as client, chatting(servers[-1]):
+            batches = Batches(client)
+            batches.send()
+            for name in names:
+                batches.keep_going_until(fleet, name)
+            for batch_id in batches.sent:
+                until_completed(client, batch_id)
+                check(client, batch_id, REQUESTS)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,26 +26,43 @@ LEAVE_S = 60.0
 PATIENCE_S = 900.0
 
 
+TINY = (
+    f"--served-model-name tiny --max-model-len {MAX_MODEL_LEN} --dtype float32 --enforce-eager "
+    "--max-num-seqs 32 --kv-cache-memory-bytes 67108864 --disable-uvicorn-access-log"
+)
+
+
 class Served:
     """One life of the server, in a process group of its own. `environment` is added to ours."""
 
     def __init__(
         self, model: Path, folder: Path, *more: str, environment: Mapping[str, str] | None = None
     ) -> None:
+        place = ["--data-dir", str(folder / "data")]
+        self._start(["serve", str(model), *place, *more], folder, environment or {})
+
+    @classmethod
+    def of(cls, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Served:
+        """Of a whole command line, which may set variables before it names `conserve`."""
+        served, at = cls.__new__(cls), words.index("conserve")
+        set_before = dict(word.split("=", 1) for word in words[:at])
+        folder.mkdir(parents=True)
+        place = {"CONSERVE_BATCH_DATA_DIR": str(folder / "data")}
+        served._start(words[at + 1 :], folder, {**place, **set_before, **environment})
+        return served
+
+    def _start(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        words = f"--served-model-name tiny --max-model-len {MAX_MODEL_LEN} --dtype float32"
-        words += " --enforce-eager --max-num-seqs 32 --kv-cache-memory-bytes 67108864"
-        words += f" --host 127.0.0.1 --port {self.port} --data-dir {folder / 'data'}"
-        words += f" --profile-dir {folder / 'profiles'} --disable-uvicorn-access-log"
+        more = f"{TINY} --host 127.0.0.1 --port {self.port} --profile-dir {folder / 'profiles'}"
         with (folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [CONSERVE, "serve", str(model), *words.split(), *more],
+                [CONSERVE, *words, *more.split()],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **environment},
             )
 
     @property
