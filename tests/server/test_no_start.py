@@ -164,3 +164,28 @@ def test_a_signal_while_it_starts_ends_all_of_it_without_a_traceback(
     _, said = process.communicate()  # to the end of the child, too, which has the same pipes
     assert said == f"conserve serve: ended by {number.name}.\n"
     assert process.returncode == 128 + number
+
+
+IMPORTING = """
+import signal
+from conserve.server.start.interrupts import quiet
+
+with quiet():
+    try:
+        signal.raise_signal({number})
+    except BaseException:  # as some packages do around what they import
+        pass
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_package_that_is_imported_can_swallow_a_signal(number: signal.Signals) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING.format(number=int(number))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("", 128 + number)
+    assert done.stderr == f"conserve serve: ended by {number.name}.\n"

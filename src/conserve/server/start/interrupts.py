@@ -33,6 +33,9 @@ def quiet() -> Iterator[None]:
 
     def end(number: int, _frame: FrameType | None) -> None:
         came[0] = signal.Signals(number)
+        if not multiprocessing.active_children():
+            # Nothing is to be let go of, and imports swallow exceptions, or make others of them.
+            _leave(came[0])
         raise _Ended
 
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
