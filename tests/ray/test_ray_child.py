@@ -57,6 +57,49 @@ async def test_a_wrong_flag_is_what_the_replica_says(tmp_path: Path) -> None:
     await one.stop()
 
 
+ENGINE = """
+import sys
+from conserve.ray import child
+from conserve.server.errors import StartError
+from conserve.server.start import serve
+
+def no_memory(flags):
+    raise StartError("no memory: " + flags[0])
+
+serve.serve = no_memory
+child.main()
+"""
+
+
+async def test_so_is_why_the_engine_did_not_start(tmp_path: Path) -> None:
+    reason = tmp_path / "reason"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ENGINE, str(os.getpid()), str(reason), "of this model"
+    )
+    one = child.Child(process, "http://127.0.0.1:9", reason)
+    with pytest.raises(
+        child.ChildEndedError, match="ended with status 1: no memory: of this model"
+    ):
+        async with asyncio.timeout(PATIENCE_S):
+            await one.ready()
+    await one.stop()
+
+
+async def test_one_that_is_stopped_while_it_starts_ends_in_silence(tmp_path: Path) -> None:
+    starts = ENGINE.replace("raise StartError", "import os; os.kill(os.getpid(), 15); raise Error")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        starts,
+        str(os.getpid()),
+        str(tmp_path / "reason"),
+        "-",
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await process.communicate()
+    assert said == b"conserve serve: ended by SIGTERM.\n"
+
+
 async def test_stopping_asks_first(tmp_path: Path) -> None:
     asks = "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print(flush=True)"
     process = await asyncio.create_subprocess_exec(

@@ -1,8 +1,8 @@
 """`conserve serve` as the child of a replica: started, waited for, and ended with it.
 
 `python -m conserve.ray.child PARENT REASON [flags]` is what runs there. Should the process PARENT
-be killed, the kernel ends the server as a supervisor would, so that it gives its leases back; a
-wrong flag is written into the file REASON.
+be killed, the kernel ends the server as a supervisor would, so that it gives its leases back; why
+it did not start is written into the file REASON, where that is one sentence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import httpx
 
-from conserve.server.errors import BadInputError
+from conserve.server.errors import BadInputError, StartError
+from conserve.server.start.interrupts import quiet
 
 LOOK_S = 0.2
 HEALTH_TIMEOUT_S = 10.0
@@ -121,16 +122,17 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
-    from conserve.server.start.serve import serve
-
     parent, reason, *flags = sys.argv[1:]
-    end_with(int(parent))
     try:
-        serve(flags)
-    except BadInputError as error:
+        with quiet():
+            end_with(int(parent))
+            from conserve.server.start.serve import serve
+
+            serve(flags)
+    except (BadInputError, StartError) as error:
         Path(reason).write_text(str(error))
         print(f"conserve serve: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, BadInputError) else 1)
 
 
 if __name__ == "__main__":
