@@ -164,6 +164,21 @@ async def test_what_is_in_doubt_at_midnight_stays_on_its_day(
     assert await days(stores, "key") == [DayUsage(100, CHAT, ONE), DayUsage(101, CHAT, ONE)]
 
 
+async def test_a_clock_that_is_set_back_over_midnight_loses_nothing(
+    stores: Stores, clock: FakeClock
+) -> None:
+    clock.now_s = 101.0 * DAY_S - 1
+    ledger = UsageLedger(stores.usage, "w")
+    for step_s in (2, -2, 2):
+        ledger.add(CHAT, ONE)
+        await ledger.save()
+        clock.advance(step_s)
+    ledger.add(CHAT, ONE)
+    await ledger.save()
+    two = ONE + ONE
+    assert await days(stores, "key") == [DayUsage(100, CHAT, two), DayUsage(101, CHAT, two)]
+
+
 async def test_many_writers_at_once_lose_nothing_and_wait_for_no_row(stores: Stores) -> None:
     """Servers on one store, and lines of the same owner beside them."""
     ledgers = [UsageLedger(stores.usage, f"w{n}") for n in range(4)]

@@ -17,6 +17,7 @@ class UsageLedger:
         self._store = store
         self._writer = writer
         self._day = store.today
+        self._num_days = 1
         self._saved: dict[Billed, Counts] = {}
         """Of this day."""
         self._waiting: dict[Billed, Counts] = {}
@@ -40,7 +41,7 @@ class UsageLedger:
         writing, self._waiting = self._waiting, {}
         totals = {name: self._saved.get(name, Counts()) + more for name, more in writing.items()}
         try:
-            await self._store.put(self._writer, self._day, totals)
+            await self._store.put(f"{self._writer}-{self._num_days}", self._day, totals)
         except BaseException:  # a cancelled try, too
             self._is_in_doubt = True
             for name, more in writing.items():
@@ -51,8 +52,10 @@ class UsageLedger:
 
     def _turn_day(self) -> None:
         """What waits is counted on the day it is saved; what is in doubt, on the day of that try,
-        as long as its rows are this writer's."""
+        as long as its rows are this writer's. Each day has a writer of its own: a clock that is set
+        back leads to a day of which the totals are not known any more."""
         passed = self._store.today - self._day
-        if passed and (not self._is_in_doubt or passed > 1):
+        if passed and (not self._is_in_doubt or abs(passed) > 1):
             self._day = self._store.today
+            self._num_days += 1
             self._saved.clear()
