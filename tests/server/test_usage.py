@@ -175,6 +175,7 @@ class Served:
             max_retries=0,
         )
         self.background: set[asyncio.Task[Any]] = set()
+        self.may_ask = asyncio.Event()
 
     async def _chat(self, body: dict[str, Any], raw_request: Request) -> Response:
         if body["model"] == "unknown":
@@ -186,13 +187,21 @@ class Served:
         if body.get("stream"):
             return StreamingResponse(self._events(tokens), media_type="text/event-stream")
         if body.get("background"):
-            task = asyncio.create_task(drained(tokens))
+            task = asyncio.create_task(self._in_background(body, tokens))
             self.background.add(task)
             return JSONResponse(CHUNK)
         await drained(tokens)
         if body["model"] == "breaks":
             return JSONResponse({"error": {"message": "broken"}}, status_code=500)
         return JSONResponse(CHUNK)
+
+    async def _in_background(self, body: dict[str, Any], tokens: AsyncIterator[str]) -> None:
+        if body.get("late"):
+            await self.may_ask.wait()
+        await drained(tokens)
+        if body.get("again"):
+            await self.may_ask.wait()
+            await drained(self.engine.generate())
 
     async def _events(self, tokens: AsyncIterator[str]) -> AsyncIterator[str]:
         async for text in tokens:
@@ -343,6 +352,22 @@ async def test_what_goes_on_after_its_answer_is_counted_too() -> None:
         served.engine.may_begin.set()
         await asyncio.gather(*served.background)
         await served.until(lambda found: found["online", "m"] == WHOLE)
+
+
+@pytest.mark.parametrize("asks", ["late", "again"])
+async def test_what_asks_after_its_answer_is_counted_too(asks: str) -> None:
+    """As a response does in the background: once its tools are there, and after each turn."""
+    async with serving() as served:
+        served.may_ask.clear()
+        await served.ask(extra_body={"background": True, asks: True})
+        if asks == "again":
+            await served.until(lambda found: found.get(("online", "m")) == WHOLE)
+        served.may_ask.set()
+        await asyncio.gather(*served.background)
+        turns = 2 if asks == "again" else 1
+        tokens = [turns * each for each in (len(PROMPT), NUM_CACHED, NUM_OUTPUT)]
+        whole = Counts(1, 0, *tokens)
+        await served.until(lambda found: found.get(("online", "m")) == whole)
 
 
 async def test_lines_of_batches_are_left_to_the_batches() -> None:

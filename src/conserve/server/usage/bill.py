@@ -55,41 +55,42 @@ class Bill:
         self._stores = stores
         self._model = model
         self._ledger = UsageLedger(stores.usage, f"api-{uuid4().hex}")
-        self._open: dict[Meter, str] = {}
-        """Its owner, of each request that is not counted in full yet."""
+        self._open: set[Meter] = set()
+        """Of requests that are not counted in full yet."""
         self._is_away = False
 
-    def open(self, meter: Meter, owner: str) -> None:
-        self._open[meter] = owner
+    def open(self, owner: str) -> Meter:
+        """A meter, for one request of a client."""
+        meter = Meter(owner, self._open.add)
+        self._open.add(meter)
+        return meter
 
     def end(self, meter: Meter, *, is_complete: bool) -> None:
         """The client has its answer, or will not get it."""
-        meter.is_over = True
-        if meter.has_asked:
-            ended = Counts(completed=1) if is_complete else Counts(failed=1)
-            self._count(meter, ended + meter.take())
-        if not meter.is_running:
-            del self._open[meter]
+        meter.end(is_complete=is_complete)
+        self._gather(meter)
+
+    def gather(self) -> None:
+        """Count what open requests have had so far, and let go of those that are over."""
+        for meter in list(self._open):
+            self._gather(meter)
+
+    def _gather(self, meter: Meter) -> None:
+        is_last = meter.is_over and not meter.is_running
+        self._count(meter, meter.take())
+        if is_last:
+            self._open.discard(meter)
 
     def _count(self, meter: Meter, counts: Counts) -> None:
         if counts == Counts():
             return
         model, request_class = meter.model or self._model, meter.request_class
-        billed = Billed(self._open[meter], request_class, model[:MODEL_CHARACTERS])
-        self._ledger.add(billed, counts)
+        self._ledger.add(Billed(meter.owner, request_class, model[:MODEL_CHARACTERS]), counts)
         for kind, name in KINDS.items():
             TOKENS.labels(request_class, kind).inc(getattr(counts, name))
         for outcome in OUTCOMES:
             REQUESTS.labels(request_class, outcome).inc(getattr(counts, outcome))
         WAITING.set(self._ledger.num_waiting)
-
-    def gather(self) -> None:
-        """Count what open requests have had so far, and let go of those that are over."""
-        for meter in list(self._open):
-            is_last = meter.is_over and not meter.is_running
-            self._count(meter, meter.take())
-            if is_last:
-                del self._open[meter]
 
     async def save(self) -> None:
         """An outage of the database leaves it all for the next time."""

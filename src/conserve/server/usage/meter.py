@@ -7,6 +7,7 @@ these cases only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -50,29 +51,43 @@ class _Asked:
 class Meter:
     """Of one request of a client, which may ask the engine many times, or not at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str, opened: Callable[[Meter], None]) -> None:
+        """`opened` is told each time that it asks: what a client left behind may ask long after its
+        answer, as a response in the background does between its tools."""
+        self.owner = owner
         self.is_over = False
         """The client has its answer, or has gone."""
         self.model: str | None = None
         """The adapter's name; None is the model itself."""
         self.request_class: Literal["online", "flex"] = "online"
-        self.has_asked = False
+        self._opened = opened
+        self._has_asked = False
+        self._end = Counts()
+        """The request itself, until it is taken."""
         self._asked: list[_Asked] = []
         self._prompts: set[str] = set()
         self._more = Counts()
 
     def asks(self, processor: Any, request: Any, state: Any) -> None:
-        if not self.has_asked:
-            self.has_asked = True
+        self._opened(self)
+        if not self._has_asked:
+            self._has_asked = True
             self.model = state.lora_name
             self.request_class = "flex" if request.priority > 0 else "online"
         self._gather()  # beam search asks once for each token: what has ended is let go
         self._asked.append(_Asked(processor, state))
 
+    def end(self, *, is_complete: bool) -> None:
+        """The client has its answer, or will not get it."""
+        self.is_over = True
+        self._end = Counts(completed=1) if is_complete else Counts(failed=1)
+
     def take(self) -> Counts:
-        """Tokens computed since the last call."""
+        """Tokens computed since the last call; and the request, once that is over and has asked."""
         self._gather()
         more, self._more = self._more, Counts()
+        if self._has_asked:
+            more, self._end = more + self._end, Counts()
         return more
 
     @property

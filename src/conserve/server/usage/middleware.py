@@ -20,7 +20,7 @@ from conserve.server.asked import tell_of_requests
 from conserve.server.batches.routes import service_of
 from conserve.server.lifespan import LifespanMiddleware
 from conserve.server.usage.bill import Bill
-from conserve.server.usage.meter import Meter, measure, tell_meter
+from conserve.server.usage.meter import measure, tell_meter
 
 
 class UsageMiddleware(LifespanMiddleware):
@@ -47,9 +47,9 @@ class UsageMiddleware(LifespanMiddleware):
             measure(None)
             await self.app(scope, receive, send)
             return
-        meter, exchange = Meter(), _Exchange(receive, send)
+        meter = self._bill.open(_owner(scope, by_key=self._bill.by_key))
+        exchange = _Exchange(receive, send)
         measure(meter)
-        self._bill.open(meter, _owner(scope, by_key=self._bill.by_key))
         try:
             await self.app(scope, exchange.receive, exchange.send)
         finally:
