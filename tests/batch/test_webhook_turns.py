@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import insert
 
 from conserve.batch import schema, webhooks
+from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.stores import Stores
+from conserve.batch.webhook_store import Event
 from conserve.batch.webhooks import LONGEST_SILENCE_S, Endpoint, delay_s
 from tests.batch.batch_fakes import FakeClock, eventually
 from tests.batch.test_batch_quota import limits_file
@@ -115,6 +117,27 @@ async def test_a_silent_endpoint_is_left_alone_and_then_asked_once(
         clock.advance(LONGEST_SILENCE_S)
         await stores.webhooks.deliver()
         assert len(came) <= before + 1
+        await stores.close()
+
+
+async def test_an_outage_between_two_owners_leaves_no_try_behind(
+    tmp_path: Path, database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with two_owners(tmp_path) as (limits, _, _):
+        stores = await opened(tmp_path, database_url, clock, limits)
+        await put_down(stores, "batch_first", HANGS)
+        await put_down(stores, "batch_other", ANSWERS)
+        take = stores.webhooks._store.take
+
+        async def one(tenant: str, limit: int) -> list[Event]:
+            if sum(each.num_tries for each in stores.webhooks._endpoints.values()):
+                raise StoreUnavailableError("gone")
+            return await take(tenant, limit)
+
+        monkeypatch.setattr(stores.webhooks._store, "take", one)
+        with pytest.raises(StoreUnavailableError):
+            await stores.webhooks.deliver()
+        assert [each.num_tries for each in stores.webhooks._endpoints.values()] == [0, 0]
         await stores.close()
 
 

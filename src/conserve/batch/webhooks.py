@@ -143,7 +143,7 @@ class Webhooks:
         tries: set[asyncio.Task[None]] = set()
         try:
             while True:
-                tries |= await self._begin(AT_ONCE - len(tries))
+                await self._begin(tries)
                 if not tries:
                     return
                 done, tries = await asyncio.wait(
@@ -156,16 +156,15 @@ class Webhooks:
                 one.cancel()
             await asyncio.gather(*tries, return_exceptions=True)
 
-    async def _begin(self, room: int) -> set[asyncio.Task[None]]:
-        """As many tries as there is room for here and at their endpoints, of each owner in turn."""
-        begun: set[asyncio.Task[None]] = set()
-        for tenant in await self._store.owners() if room else []:
+    async def _begin(self, tries: set[asyncio.Task[None]]) -> None:
+        """Add to `tries`, which are under way, as many as there is room for here and at their
+        endpoints, of each owner in turn."""
+        for tenant in await self._store.owners() if len(tries) < AT_ONCE else []:
             hook = self._hook_of(tenant)
             endpoint = self._endpoints.setdefault(hook.url if hook else "", Endpoint())
-            limit = min(room - len(begun), endpoint.room(self._clock()))
+            limit = min(AT_ONCE - len(tries), endpoint.room(self._clock()))
             for event in await self._store.take(tenant, limit) if limit else []:
-                begun.add(endpoint.begin(self._tell(hook, endpoint, event)))
-        return begun
+                tries.add(endpoint.begin(self._tell(hook, endpoint, event)))
 
     async def _tell(self, hook: Webhook | None, endpoint: Endpoint, event: Event) -> None:
         if hook is None or await self._is_told(hook, endpoint, event):
