@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import asdict
 from sqlalchemy import func, insert, select
 from typer.testing import CliRunner
 
@@ -25,6 +26,7 @@ from conserve.cli.main import app
 from tests.batch.batch_fakes import FakeClock, FakeModel, running
 from tests.batch.builders import MODEL, TENANT, jsonl, line
 from tests.batch.test_batch_contract import OK, batch_in_progress, claim, done
+from tests.batch.test_batch_many import heard, plan, scans
 
 pytestmark = pytest.mark.anyio
 
@@ -210,6 +212,28 @@ async def test_passed_days_are_added_up_and_old_ones_forgotten(
     assert await num_rows(stores) == 3 + 2 * 2  # the last two days are still written to
     await stores.usage.tidy(5)
     assert await days(stores, "key") == [DayUsage(day, CHAT, two) for day in range(101, 106)]
+
+
+async def test_where_nothing_is_to_be_added_up_a_year_is_not_read(
+    stores: Stores, clock: FakeClock
+) -> None:
+    """Each worker looks once a minute."""
+    clock.now_s = 500.0 * DAY_S
+    ledger = UsageLedger(stores.usage, "w")
+    ledger.add(CHAT, ONE)
+    await ledger.save()
+    row = {"tenant": "key", "request_class": "flex", "model": "m", "writer": "", **asdict(ONE)}
+    async with stores.database.write() as connection:
+        rows = [{"day": 500 - 350 + at // 9, **row, "model": f"m{at}"} for at in range(3000)]
+        await connection.execute(insert(day_usage), rows)
+    with heard(stores) as said:
+        await stores.usage.tidy(400)
+    looks = [each for each in said if each[0].startswith(("SELECT", "DELETE"))]
+    assert [each[0][:6] for each in looks] == ["SELECT"]
+    if stores.database.is_sqlite:  # PostgreSQL's choice is that of its statistics
+        plan_text = await plan(stores, *looks[0])
+        assert "ix_day_usage_writers" in plan_text
+        assert "day_usage" not in scans(plan_text)
 
 
 async def test_what_servers_from_before_count_is_taken_over(stores: Stores) -> None:

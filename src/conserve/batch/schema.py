@@ -219,6 +219,8 @@ day_usage = Table(
     # The process that counts here; empty: what several have counted, added up.
     Column("writer", String(64), primary_key=True),
     *_counts(),
+    # Every worker looks for what is to be added up; what has been stays for a year.
+    Index("ix_day_usage_writers", "day", **_where("writer <> ''")),
 )
 
 # Servers from before `day_usage` count here, as long as some run beside newer ones.

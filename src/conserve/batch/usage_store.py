@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import asdict, astuple
-from sqlalchemy import Table, delete, func, select
+from sqlalchemy import Table, delete, exists, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
@@ -140,12 +140,16 @@ class UsageStore:
 
     async def tidy(self, keep_days: int) -> None:
         """Forget what is older, and add up what the writers of a passed day have written."""
-        passed = day_usage.c.day <= self.today - TIDY_AFTER_DAYS, day_usage.c.writer != NOBODY
+        old = day_usage.c.day <= self.today - keep_days
+        # As the index has it, which holds the rows of a few days.
+        passed = day_usage.c.day <= self.today - TIDY_AFTER_DAYS, text("day_usage.writer <> ''")
+        there = (exists().where(old), exists().where(*passed), exists(select(usage)))
+        async with self._database.read() as connection:
+            if not (await connection.execute(select(or_(*there)))).scalar_one():
+                return
         async with self._database.write() as connection:
             await self._database.queue_up(connection, "usage")
-            await connection.execute(
-                delete(day_usage).where(day_usage.c.day <= self.today - keep_days)
-            )
+            await connection.execute(delete(day_usage).where(old))
             await self._add_up(connection, day_usage, *passed)
             await self._add_up(connection, usage)
 

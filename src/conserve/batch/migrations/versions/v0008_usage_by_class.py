@@ -34,6 +34,10 @@ def upgrade() -> None:
             "day", "tenant", "request_class", "model", "writer", name=op.f("pk_day_usage")
         ),
     )
+    apart = sa.text("writer <> ''")
+    op.create_index(
+        "ix_day_usage_writers", "day_usage", ["day"], sqlite_where=apart, postgresql_where=apart
+    )
 
 
 def downgrade() -> None:
