@@ -9,8 +9,10 @@ from typing import Any
 import asyncpg
 import pytest
 from alembic import command
+from sqlalchemy import text
 
 from conserve.batch.database import Database, alembic_config
+from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from tests.batch.batch_fakes import FakeClock
@@ -26,7 +28,7 @@ async def test_an_index_may_be_built_while_old_servers_work(
     tmp_path: Path, postgres_url: str
 ) -> None:
     """With the statement of the page, before the first new server starts."""
-    found = re.search(r"^    (CREATE INDEX CONCURRENTLY .*)$", PAGE.read_text(), re.MULTILINE)
+    found = re.search(r"^ +(CREATE INDEX CONCURRENTLY .*)$", PAGE.read_text(), re.MULTILINE)
     assert found is not None
     old = Database(postgres_url)
 
@@ -48,3 +50,10 @@ async def test_an_index_may_be_built_while_old_servers_work(
         assert await operator.fetchval(VALID)
     finally:
         await operator.close()
+
+
+async def test_an_old_server_says_that_it_cannot_start_on_newer_tables(stores: Stores) -> None:
+    async with stores.database.write() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreUnavailableError, match=r"newer ConServe \(.*9999.*install that"):
+        await stores.database.migrate()

@@ -17,6 +17,7 @@ from weakref import WeakSet
 import aiosqlite
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Table, event, exc, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -119,7 +120,13 @@ def alembic_config(connection: Connection) -> Config:
 
 
 def _upgrade(connection: Connection) -> None:
-    command.upgrade(alembic_config(connection), "head")
+    try:
+        command.upgrade(alembic_config(connection), "head")
+    except CommandError as error:
+        raise StoreUnavailableError(
+            f"The batch database has tables of a newer ConServe ({error}): install that version "
+            "here too, or name another database."
+        ) from error
 
 
 @asynccontextmanager
