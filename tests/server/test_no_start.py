@@ -120,6 +120,25 @@ def test_words_without_an_error_write_nothing(
     assert first_fault(tmp_path / "faults") is None
 
 
+def test_a_server_that_has_started_may_log_errors_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "faults"
+    monkeypatch.setenv(PLACE, str(place))
+    for number in range(3):
+        log(ValueError(f"of request {number}"))
+    assert len(place.read_text().splitlines()) == 1
+    assert first_fault(place) == ("ValueError", "of request 0")
+
+
+def test_a_fault_of_a_process_that_was_killed_while_it_wrote_is_passed_over(tmp_path: Path) -> None:
+    place = tmp_path / "faults"
+    place.write_text('["MemoryError", "of the wor')
+    assert first_fault(place) is None
+    place.write_text('["MemoryError", "of the wor\n["ValueError", "of its engine"]\n')
+    assert first_fault(place) == ("ValueError", "of its engine")
+
+
 STARTING = """
 import multiprocessing, signal, sys, time
 from conserve.server.start.interrupts import quiet

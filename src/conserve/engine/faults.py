@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 PLACE = "CONSERVE_FAULTS_FILE"
@@ -16,7 +17,8 @@ PLACE = "CONSERVE_FAULTS_FILE"
 
 
 class FaultWriter(logging.Handler):
-    """Adds a line to the file for each exception that is logged."""
+    """Puts the first exception that is logged into the file, as a line. A server that has started
+    may log others for months, which nobody asks for."""
 
     def __init__(self, place: Path) -> None:
         super().__init__(logging.ERROR)
@@ -24,7 +26,7 @@ class FaultWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if error is None:
+        if error is None or self._place.exists():
             return
         try:
             with self._place.open("a") as file:
@@ -42,9 +44,9 @@ def write_faults() -> None:
 
 def first_fault(place: Path) -> tuple[str, str] | None:
     """The name of the first error's class and what it says; those that come after follow from it,
-    since a worker's is logged before its engine's. None without one."""
-    lines = place.read_text().splitlines() if place.exists() else []
-    if not lines:
-        return None
-    kind, text = json.loads(lines[0])
-    return kind, text
+    since a worker's is logged before its engine's. None without one that was written whole."""
+    for line in place.read_text().splitlines() if place.exists() else ():
+        with suppress(ValueError):
+            kind, text = json.loads(line)
+            return kind, text
+    return None
