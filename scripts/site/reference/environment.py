@@ -101,7 +101,7 @@ def _constants(tree: ast.Module) -> dict[str, str]:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
         for target in node.targets
-        if isinstance(target, ast.Name)
+        if isinstance(target, ast.Name) and isinstance(node.value.value, str)
     }
 
 

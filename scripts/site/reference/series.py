@@ -56,7 +56,8 @@ def _literal_rows() -> Iterator[Row]:
                 words = [a.value for a in node.args if isinstance(a, ast.Constant)]
                 if words and str(words[0]).startswith("conserve:"):
                     name = str(words[0]).removeprefix("conserve:")
-                    labels = [e.value for a in node.args if isinstance(a, ast.List) for e in a.elts]
+                    lists = [a.elts for a in node.args if isinstance(a, ast.List)]
+                    labels = [e.value for o in lists for e in o if isinstance(e, ast.Constant)]
                     label = cell(labels[0]) if labels else ""
                     row = _row(name, node.func.id, "", (), str(words[1]))
                     yield (*row[:2], code(label) if label else "", row[3])
