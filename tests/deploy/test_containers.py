@@ -3,12 +3,18 @@ tests/deploy/test_image.py has one."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -54,6 +60,40 @@ def test_it_would_find_one(tmp_path: Path) -> None:
     done = lint("hadolint", "--no-color", str(file))
     assert done.returncode != 0
     assert "DL3008" in done.stdout
+
+
+@each_file
+def test_the_health_check_asks_no_proxy(file: Path) -> None:
+    """Docker hands its client's proxies to each container."""
+    (check,) = (rest for word, rest in instructions(file) if word == "HEALTHCHECK")
+    _, flag, code = json.loads(check.partition("CMD ")[2])
+    with health() as port:
+        code = code.replace(":8000", f":{port}")
+        for proxy in ("", "http://127.0.0.1:9"):
+            environ = {"http_proxy": proxy, "no_proxy": ""}
+            subprocess.run([sys.executable, flag, code], env=os.environ | environ, check=True)
+
+
+@contextmanager
+def health() -> Iterator[int]:
+    """The port of a server that answers like one that is well."""
+
+    class Well(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Not on the terminal."""
+
+    with HTTPServer(("127.0.0.1", 0), Well) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @each_file
