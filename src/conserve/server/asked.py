@@ -26,10 +26,13 @@ def tell_of_requests(engine_client: Any, told: Told) -> None:
 
 def _listen(processor: Any, add_request: Any, listeners: list[Told]) -> None:
     def telling(request: Any, *args: Any, **kwargs: Any) -> Any:
+        # More input to a request that is there, or the end of its input, comes the same way.
+        is_more = request.request_id in processor.request_states
         added = add_request(request, *args, **kwargs)
-        state = processor.request_states[request.request_id]
-        for told in listeners:
-            told(processor, request, state)
+        if not is_more:
+            state = processor.request_states[request.request_id]
+            for told in listeners:
+                told(processor, request, state)
         return added
 
     telling.listeners = listeners  # type: ignore[attr-defined]
