@@ -98,7 +98,7 @@ class Endpoint:
         self.num_tries = 0
         """Under way."""
         self._num_silent = 0
-        """Tries in a row without an answer."""
+        """Tries in a row without an answer, those at once as one."""
         self._asked_again_at = 0.0
 
     def room(self, now: float) -> int:
@@ -122,6 +122,9 @@ class Endpoint:
         self._num_silent, self._asked_again_at = 0, 0.0
 
     def is_silent(self, now: float) -> None:
+        """A try had no answer. Those that ran beside it say no more."""
+        if now < self._asked_again_at:
+            return
         self._num_silent += 1
         self._asked_again_at = now + min(LONGEST_SILENCE_S, delay_s(self._num_silent))
 
