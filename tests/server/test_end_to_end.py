@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from conserve.engine import phases
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.server
@@ -22,6 +24,19 @@ QUESTION: Any = [{"role": "user", "content": "Name three colours."}]
 def client(server: Any) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+def test_the_start_said_what_it_was_at(server: Any) -> None:
+    """Phases in their order, told by four kinds of processes, and ready where it is."""
+    log = server.log.read_text()
+    said = re.findall(r"ConServe at ([\d.]+) s: (.+)", log)
+    names = [name for _, name in said]
+    once = (phases.UNPACKING, phases.PROFILING)
+    always = [name for name in phases.NAMES[:-1] if name not in once]
+    assert [name for name in names if name not in once] == [*always, f"ready at {server.url}"]
+    assert names == sorted(names, key=[*phases.NAMES[:-1], names[-1]].index)
+    times = [float(at_s) for at_s, _ in said]
+    assert times == sorted(times)
 
 
 TIERS = [({}, "default"), ({"service_tier": "auto"}, "default"), ({"service_tier": "flex"}, "flex")]

@@ -142,7 +142,8 @@ def test_the_log_is_json(told: Told) -> None:
     odd = [line for line in told.log if line.strip() and not line.startswith("{")]
     assert [line for line in odd if not PRINTED.match(line)] == []
     parsed = [json.loads(line) for line in told.log if line.startswith("{")]
-    assert parsed[0]["message"].startswith("ConServe on vLLM ")
+    assert parsed[0]["phase"] == "importing vLLM"
+    assert parsed[1]["message"].startswith("ConServe on vLLM ")
     assert {"asctime", "levelname", "name", "process", "message"} <= set(parsed[-1])
     names = {line.get("name", "").split(".")[0] for line in parsed}
     assert {"vllm", "uvicorn"} <= names

@@ -15,7 +15,7 @@ from conserve.core.calibration import (
 )
 from conserve.core.latency import StepShape
 from conserve.core.machine_targets import ChosenTargets
-from conserve.engine import profile_store
+from conserve.engine import phases, profile_store
 from conserve.engine.capabilities import waits_for_replicas
 from conserve.engine.door import current_platform, init_logger
 from conserve.engine.profile_bench import ProfileBench
@@ -44,6 +44,7 @@ def calibrate(engine_core: Any) -> None:
     profile = _load(path) if path else None
     origin = f"from {path}"
     if profile is None and settings.profile_seconds > 0 and _may_run_steps(config):
+        phases.begin(phases.PROFILING)
         started, before = time.monotonic(), read_cpu_times()
         profile = _measure(engine_core, settings.profile_seconds)
         seconds = time.monotonic() - started

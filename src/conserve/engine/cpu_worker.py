@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from conserve.engine import phases
 from conserve.engine.connector import settle_copies
 from conserve.engine.door import CPUWorker
 from conserve.engine.stoppable import StoppableSteps
@@ -18,6 +19,14 @@ class ConserveCPUWorker(CPUWorker):  # type: ignore[misc]
     """vLLM's, whose steps may be stopped."""
 
     _steps = StoppableSteps()
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        phases.begin(phases.LOADING)
+        super().load_model(*args, **kwargs)
+
+    def determine_available_memory(self) -> int:
+        phases.begin(phases.WARMING_UP)
+        return int(super().determine_available_memory())
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
         result = super().initialize_from_config(*args, **kwargs)

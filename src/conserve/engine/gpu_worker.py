@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from conserve.engine import phases
 from conserve.engine.connector import settle_copies
 from conserve.engine.door import GPUWorker, init_logger
 from conserve.engine.kept_states import kept_bytes
@@ -17,8 +18,13 @@ class ConserveGPUWorker(GPUWorker):  # type: ignore[misc]
 
     _steps = StoppableSteps()
 
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        phases.begin(phases.LOADING)
+        super().load_model(*args, **kwargs)
+
     def determine_available_memory(self) -> int:
         """What is left for KV beside the copies of recurrent state."""
+        phases.begin(phases.WARMING_UP)
         kept = kept_bytes(self.vllm_config, self.get_kv_cache_spec())
         if kept:
             logger.info(

@@ -10,6 +10,7 @@ from typing import Any
 from conserve.engine.compile_hash import leave_out_settings
 from conserve.engine.faults import write_faults
 from conserve.engine.flag import choose_secret
+from conserve.engine.phases import API, WORKER, begin, begin_in_engine
 from conserve.engine.promises import TARGETS_METHOD, told_targets
 from conserve.engine.queue import is_online
 from conserve.engine.tracing import say_more_in_spans
@@ -33,6 +34,7 @@ def register() -> None:
     from conserve.engine.launch import CONNECTOR, CONNECTOR_MODULE
 
     write_faults()
+    begin_in_engine(WORKER)
     choose_secret()  # before any process that shares a flag is started
     core = door.EngineCore
     if getattr(core, _PATCHED, False):
@@ -97,3 +99,4 @@ def _built(engine_core: Any) -> None:
 
     if isinstance(engine_core.scheduler, ConserveScheduler):
         calibrate(engine_core)
+    begin(API)

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 
 from fastapi import FastAPI
 
+from conserve.engine import phases
 from conserve.server.asgi import Receive, Scope, Send
 from conserve.server.lifespan import LifespanMiddleware, running
 from conserve.server.logs.minute import log_each
@@ -19,7 +20,7 @@ INTERVAL_S = 60.0
 
 
 class LogsMiddleware(LifespanMiddleware):
-    """Joins the logs when the app starts, and brings the minute's line."""
+    """Joins the logs when the app starts, tells that it has, and brings the minute's line."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -27,6 +28,7 @@ class LogsMiddleware(LifespanMiddleware):
         await super().__call__(scope, receive, send)
 
     def inside(self, app: FastAPI) -> AbstractAsyncContextManager[None]:
+        phases.begin(phases.READY)
         return _minutes(app)
 
 

@@ -7,6 +7,8 @@ import socket
 
 from conserve.server.errors import BadInputError
 
+CONNECT_S = 1.0
+
 
 def check_port(args: argparse.Namespace) -> None:
     """Raise BadInputError when the address cannot be bound, before minutes of loading."""
@@ -24,6 +26,25 @@ def check_port(args: argparse.Namespace) -> None:
                 f"cannot listen on port {args.port} of {host or 'this machine'}: {reason}. "
                 "Free it, or name another with --port."
             ) from error
+
+
+def is_open(args: argparse.Namespace) -> bool:
+    """Whether the server takes connections."""
+    if args.uds:
+        family, place = socket.AF_UNIX, args.uds
+    else:
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(  # noqa: S104
+            args.host or "", args.host
+        )
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        place = (host, args.port)
+    with socket.socket(family) as probe:
+        probe.settimeout(CONNECT_S)
+        try:
+            probe.connect(place)
+        except OSError:
+            return False
+    return True
 
 
 def url_of(args: argparse.Namespace, path: str) -> str:

@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
 
+from conserve.engine import phases
 from conserve.server.start import (
     address,
     checkpoints,
@@ -22,6 +23,7 @@ from conserve.server.start import (
     middleware,
     model,
     no_start,
+    progress,
     vllm_there,
 )
 
@@ -44,12 +46,32 @@ def serve(arguments: Sequence[str]) -> None:
     Raises BadInputError before any model is loaded, and StartError where the engine does not
     start.
     """
-    ready = prepare(arguments)
-    from conserve.server import door
+    vllm_there.check_or_allow(arguments)
+    with progress.shown(as_json=logs_json(arguments)) as start:
+        phases.begin(phases.IMPORTING)
+        ready = prepare(arguments)
+        from conserve.server import door
 
-    announce(door.version(), ready.lines, as_json=ready.as_json)
-    with no_start.explained(on_cpu=door.on_cpu()):
-        door.run(ready.args)
+        with start.aside():
+            announce(door.version(), ready.lines, as_json=ready.as_json)
+        start.ends(*end_of(ready.args))
+        phases.begin(phases.ENGINE)
+        with no_start.explained(on_cpu=door.on_cpu()):
+            door.run(ready.args)
+
+
+def logs_json(arguments: Sequence[str]) -> bool:
+    """Known before vLLM's parser is."""
+    flag = "--log-json"
+    return bool(flags.read_early(arguments).log_json) or config_file.is_on(arguments, flag)
+
+
+def end_of(args: argparse.Namespace) -> tuple[str, str, Callable[[], bool]]:
+    """The last phase of the start, what to say then, and whether it is time to."""
+    if args.headless:
+        return phases.API, "ready for the API servers", lambda: True
+    url = args.uds or address.url_of(args, "")
+    return phases.READY, f"ready at {url}", lambda: address.is_open(args)
 
 
 def prepare(arguments: Sequence[str]) -> Prepared:

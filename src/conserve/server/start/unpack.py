@@ -14,12 +14,16 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from conserve.engine import phases
+
 
 def convert(source: Path, folder: Path) -> None:
     """Write config, weights, tokenizer and chat template of `source` into `folder`.
 
-    Shows its progress on stderr. Takes about 20 s and 1 GB of memory for 135M parameters.
+    Shows its progress on stderr, where no start does that. Takes about 20 s and 1 GB of memory for
+    135M parameters.
     """
+    phases.begin(phases.UNPACKING)
     with _progress() as progress, _quiet():
         task = progress.add_task("", total=3)
         progress.update(task, description=f"Unpacking {source.stem} (once): reading weights")
@@ -41,7 +45,8 @@ def convert(source: Path, folder: Path) -> None:
 
 def _progress() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=Console(file=sys.stderr))
+    disable = phases.are_told()
+    return Progress(*columns, console=Console(file=sys.stderr), disable=disable)
 
 
 @contextlib.contextmanager
