@@ -79,12 +79,13 @@ def start(name: str, profiles: Path) -> dict[str, Any]:
             ready_s = server.wait_until_healthy()
             answer(server.base_url, model)
             answered_s = time.monotonic() - began_s
-            return {
-                "ready_s": round(ready_s, 1),
-                "first_answer_s": round(answered_s, 1),
-                "busy_with_others": round(taken(before, read_cpu_times(), answered_s).share, 2),
-                "phases_s": dict(phases_in(log.read_text(errors="replace"))),
-            }
+            others = taken(before, read_cpu_times(), answered_s).share
+        return {
+            "ready_s": round(ready_s, 1),
+            "first_answer_s": round(answered_s, 1),
+            "share_of_others": round(others, 2),
+            "phases_s": dict(phases_in(log.read_text(errors="replace"))),
+        }
 
 
 def answer(url: str, model: str) -> None:

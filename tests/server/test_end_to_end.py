@@ -28,6 +28,7 @@ def client(server: Any) -> Iterator[openai.OpenAI]:
 
 def test_the_start_said_what_it_was_at(server: Any) -> None:
     """Phases in their order, told by four kinds of processes, and ready where it is."""
+    eventually(lambda: f"s: ready at {server.url}" in server.log.read_text())
     log = server.log.read_text()
     said = re.findall(r"ConServe at ([\d.]+) s: (.+)", log)
     names = [name for _, name in said]
