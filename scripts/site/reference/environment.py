@@ -22,6 +22,7 @@ READ = {
     "CONSERVE_ALLOW_UNTESTED_VLLM": "Set to 1, a vLLM that ConServe is not tried with is used all "
     "the same, as with `--allow-untested-vllm`.",
     "CONSERVE_FAULTS_FILE": "Where an engine tells the server why it did not start; set by itself.",
+    "CONSERVE_PHASES_FILE": "Where all processes tell what the start is at; set by itself.",
     "CONSERVE_STOP_FLAG": "A secret that the processes of one server share; it sets it itself.",
     "HF_HUB_OFFLINE": "Set to 1 for a model that is a folder, unless it is set.",
     "LD_PRELOAD": "On a CPU, the OpenMP runtime of the environment is put before what it holds.",
