@@ -73,11 +73,14 @@ def test_hashing_leaves_the_settings_where_they_are(configure: Configure) -> Non
     assert EngineSettings.of(config.additional_config) == LATE
 
 
-def test_settings_reach_workers_and_come_from_the_command_line(configure: Configure) -> None:
+def test_settings_reach_workers_and_come_from_the_command_line(
+    configure: Configure, tmp_path: Path
+) -> None:
     config = pickle.loads(pickle.dumps(configure(LATE)))
     assert EngineSettings.of(config.additional_config) == LATE
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    words = ["--additional-config", json.dumps({KEY: LATE.to_json_dict()})]
+    words = ["--model", str(tmp_path), "--additional-config"]
+    words.append(json.dumps({KEY: LATE.to_json_dict()}))
     arguments = EngineArgs.from_cli_args(parser.parse_args(words))
     assert EngineSettings.of(arguments.additional_config) == LATE
 

@@ -81,6 +81,10 @@ class SampledAhead(AsyncModelRunnerOutput):  # type: ignore[misc]
     def get_output(self) -> Any:
         return ModelRunnerOutput(["a", "b"], {"a": 0, "b": 1}, [[7], [7]])
 
+    def get_kv_connector_output(self) -> Any:
+        """vLLM 0.33 asks for it."""
+        return None
+
 
 class RunnerV1(Runner):
     kv_connector_output: Any = None

@@ -55,7 +55,7 @@ class Admission:
         """Around one `schedule()` of vLLM's."""
         self._grants = plan.grants
         try:
-            with _only_planned(self._scheduler, plan):
+            with _only_planned(self._scheduler, plan), _only_their_adapters(self._scheduler, plan):
                 yield
         finally:
             self._grants = NO_GRANTS
@@ -83,6 +83,25 @@ def _only_planned(scheduler: SchedulerView, plan: Plan) -> Iterator[None]:
         queue.prepend_requests(seen)
         held.prepend_requests(seen_held)
         scheduler.waiting, scheduler.kv_holding_waiting = queue, held
+
+
+@contextmanager
+def _only_their_adapters(scheduler: SchedulerView, plan: Plan) -> Iterator[None]:
+    """From 0.33 on vLLM counts the adapters of all requests that run towards those that a step may
+    hold, also of those without a part in it: new ones wait for ever, or the engine ends. Whom the
+    plan holds back, for an adapter that the step lacks, shows none for one `schedule()`."""
+    if not scheduler.lora_config:
+        yield
+        return
+    resting = [r for r in scheduler.running if r.lora_request and r.request_id not in plan.grants]
+    adapters = [request.lora_request for request in resting]
+    for request in resting:
+        request.lora_request = None
+    try:
+        yield
+    finally:
+        for request, adapter in zip(resting, adapters, strict=True):
+            request.lora_request = adapter
 
 
 def give_blocks_back(scheduler: SchedulerView, request: Any) -> None:
