@@ -114,3 +114,14 @@ def test_it_ends_what_has_begun_and_goes_on_with_the_batch(
     assert container.engine.inspect(container.name)["State"]["ExitCode"] == 0, container.log()
     with serving(container.engine, image, volumes) as next_one, next_one.client() as other:
         assert sorted(answered(other, batch)) == sorted(str(i) for i in range(LINES))
+
+
+def test_the_demo_runs(engine: Engine, image: str, volumes: dict[str, str]) -> None:
+    """Where `make demo` leaves table and picture, here the data volume."""
+    words = ["run", "--rm", "--network=none", *engine.confined(), "--shm-size=1g"]
+    words += [f"--volume={volume}:/{folder}" for folder, volume in volumes.items()]
+    demo = ["demo", "--out=/data/demo", "--alone-s=20", "--together-s=40"]
+    said = engine.run(*words, "--entrypoint=conserve", image, *demo)
+    assert "/data/demo/demo.png" in said
+    left = engine.run(*words, "--entrypoint=ls", image, "/data/demo").split()
+    assert {"demo.png", "summaries.jsonl", "server.log"} <= set(left)
