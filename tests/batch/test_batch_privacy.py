@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,13 +75,15 @@ async def test_a_file_that_moves_between_disks_is_private_there(
     await contents.prepare()
     staged = tmp_path / "staging" / "one"
     staged.write_bytes(b"secret")
-    at = os.stat
+    replace = Path.replace
 
-    def elsewhere(path: Path, **options: bool) -> os.stat_result:
-        found = at(path, **options)
-        return os.stat_result((*found[:2], path == staged, *found[3:]))
+    def within_disk(path: Path, target: Path) -> Path:
+        if path.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return replace(path, target)
 
-    monkeypatch.setattr(Path, "stat", elsewhere)
+    monkeypatch.setattr(Path, "replace", within_disk)
     await contents.keep(staged, "file-1")
     kept = tmp_path / "files" / "file-1"
-    assert (kept.read_bytes(), at(kept).st_mode & 0o077) == (b"secret", 0)
+    assert (kept.read_bytes(), kept.stat().st_mode & 0o077) == (b"secret", 0)
+    assert not staged.exists()

@@ -84,9 +84,12 @@ class FileContents:
                 return
             _sync(staged)
             target = Path(self._path(blob_id))
-            if staged.stat().st_dev == target.parent.stat().st_dev:
+            try:
                 staged.replace(target)
-            else:
+            except OSError as error:
+                # Two mounts are apart even where both are of one disk, as a container's volumes.
+                if error.errno != errno.EXDEV:
+                    raise
                 beside = target.with_name(f"{staged.name}{MOVING}")
                 _copy(staged, beside)
                 _sync(beside)
