@@ -30,7 +30,7 @@ help:
 	@echo "make wheel  build the wheel and the sdist into dist"
 	@echo "make image  build a container image (KIND=cpu or gpu, TAG, BASE); needs docker, podman or buildah"
 	@echo "make vllm-next  say what an upgrade of vLLM breaks (VERSION=0.33.0; without one, the newest)"
-	@echo "make image-test build and run the image for CPUs; needs docker or podman"
+	@echo "make image-test build and run the image for CPUs, and the compose file; needs docker or podman"
 	@echo "make lock   resolve what pyproject.toml declares into requirements/*.lock again"
 
 setup: $(TOOLS)

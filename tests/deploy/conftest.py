@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from scripts.image import CannotBuildError, build, find_builder
+from scripts.image import CannotBuildError, build, debian_from_packages, find_builder
 from tests.debian import program
 from tests.deploy.container import Engine
 
@@ -32,10 +32,17 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="session")
-def image(engine: Engine) -> str:
-    """Built here, on Debian's image where a hub has it, else on one made of Debian's packages."""
+def base(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Debian's image, or where no hub has it, one made of Debian's packages."""
+    if engine.has(BASE):
+        return BASE
+    return debian_from_packages(engine.program, tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def image(request: pytest.FixtureRequest) -> str:
     if ready := os.environ.get("CONSERVE_IMAGE"):
         return ready
     tag = "localhost/conserve:test"
-    build("cpu", tag, base_from_packages=not engine.has(BASE))
+    build("cpu", tag, base=request.getfixturevalue("base"))
     return tag
