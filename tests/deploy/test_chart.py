@@ -157,7 +157,5 @@ def test_every_value_has_a_default_and_a_rule() -> None:
     assert given - free == ours
 
 
-def test_the_version_is_the_projects() -> None:
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert f'version = "{chart["appVersion"]}"' in (ROOT / "pyproject.toml").read_text()
+def test_deployments_are_called_after_the_chart() -> None:
     assert NAME in rendered("gpu")["Deployment"]["metadata"]["name"]
