@@ -14,7 +14,7 @@ import yaml
 
 from tests.deploy import custom_resources
 from tests.deploy.chart import CHART, EXAMPLES, NAME, Manifest, refused, rendered, run
-from tests.deploy.deployed import DASHBOARD, ROOT, RULES
+from tests.deploy.deployed import DASHBOARD, RULES
 
 VERSIONS = ("1.27", "1.37")
 """The oldest that the chart takes, and the newest that there is a schema of."""
