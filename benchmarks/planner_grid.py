@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from conserve.core.settings import CHAT_SLOWDOWN
-from conserve.metrics import RunSummary, summarise
-from conserve.metrics import Targets as MetricTargets
+from conserve.metrics import RunSummary
 from conserve.sim.arms import ARMS, BOUND, ONLINE_ONLY, Arm
-from conserve.sim.harvest import IN_FLIGHT_SLOTS
+from conserve.sim.harvest import Load, at_rate
 from conserve.sim.own_targets import own_targets
 from conserve.sim.profiles import load_profile
-from conserve.sim.run import Window, simulate
-from conserve.workload import Scenario, build_workload, parse
+from conserve.sim.run import Window
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "src" / "conserve" / "sim" / "planner" / "grid.json"
@@ -101,25 +99,11 @@ def lengths(spec: tuple[float, ...]) -> dict[str, Any]:
     return {"kind": "independent", **drawn}
 
 
-def scenario(case: Case, work: str) -> Scenario:
-    profile = load_profile(case.profile)
-    targets = own_targets(profile).targets
-    table: dict[str, Any] = {
-        "name": "planner",
-        "about": "one replica at a constant online rate",
-        "duration_s": WINDOW.duration_s,
-        "lead_in_s": WINDOW.lead_in_s,
-        "targets": {"ttft_ms": targets.ttft_s * 1e3, "tbt_ms": targets.tbt_s * 1e3},
-        "offline": {
-            "in_flight": IN_FLIGHT_SLOTS * profile.machine.max_running,
-            "num_requests": 20_000,
-            "lengths": lengths(CHATS if work == "chats" else WORK[work]),
-        },
-    }
-    if case.rate_rps:
-        arrivals = {"kind": "gamma", "rate_rps": case.rate_rps, "cv": case.cv}
-        table["online"] = {"arrivals": arrivals, "lengths": lengths(CHATS)}
-    return parse(table, "planner")
+def load_of(case: Case) -> Load:
+    """Chats alone have offline work that their arm never runs."""
+    work = case.work or next(iter(WORK))
+    offline = CHATS if work == "chats" else WORK[work]
+    return Load(lengths(CHATS), lengths(offline), case.rate_rps, case.cv)
 
 
 def arm_of(case: Case) -> Arm:
@@ -136,10 +120,10 @@ def run(case: Case) -> dict[str, float | None]:
         return kept
     profile = load_profile(case.profile)
     targets = own_targets(profile).targets
-    workload = build_workload(scenario(case, case.work or next(iter(WORK))), SEED, {})
-    outcome = simulate(workload, arm_of(case), profile, targets, WINDOW, seed=SEED)
-    asked = MetricTargets(targets.ttft_s, targets.tbt_s)
-    figures = shown(summarise(outcome.records, WINDOW.duration_s, asked))
+    summary, _ = at_rate(
+        profile, arm_of(case), targets, load_of(case), {}, seed=SEED, window=WINDOW
+    )
+    figures = shown(summary)
     KEPT.mkdir(parents=True, exist_ok=True)
     case.file().write_text(json.dumps(figures))
     return figures

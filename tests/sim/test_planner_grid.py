@@ -97,7 +97,7 @@ def test_the_script_makes_what_the_page_reads(
     machines = script.MACHINES[:1]
     made = json.loads(json.dumps(script.grid(machines)))
     check(made)
-    monkeypatch.setattr(script, "simulate", None)
+    monkeypatch.setattr(script, "at_rate", None)
     assert json.loads(json.dumps(script.grid(machines))) == made
 
 

@@ -108,11 +108,13 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Lengths as in a scenario file, and online requests a second."""
+    """Lengths as in a scenario file, online requests a second, and the coefficient of variation of
+    the time between two of them: 1 is chance alone."""
 
     online_lengths: Mapping[str, Any]
     offline_lengths: Mapping[str, Any]
     rate_rps: float
+    cv: float = 1.0
 
 
 def at_rate(
@@ -123,25 +125,28 @@ def at_rate(
     traces: Mapping[str, Path],
     *,
     seed: int,
+    window: Window | None = None,
 ) -> tuple[RunSummary, float]:
-    """One replica under a constant load, and the mean tokens of its offline requests.
+    """One replica under a constant load for WINDOW or `window`, and the mean tokens of its offline
+    requests.
 
     Raises ScenarioError, TraceError.
     """
-    workload = build_workload(_scenario(profile, targets, load), seed, traces)
-    outcome = simulate(workload, arm, profile, targets, WINDOW, seed=seed)
+    window = window or WINDOW
+    workload = build_workload(_scenario(profile, targets, load, window), seed, traces)
+    outcome = simulate(workload, arm, profile, targets, window, seed=seed)
     asked = MetricTargets(targets.ttft_s, targets.tbt_s)
     sizes = [p.num_prompt_tokens + p.num_output_tokens for p in workload.offline]
-    summary = summarise(outcome.records, WINDOW.duration_s, asked)
+    summary = summarise(outcome.records, window.duration_s, asked)
     return summary, sum(sizes) / len(sizes)
 
 
-def _scenario(profile: Profile, targets: Targets, load: Load) -> Scenario:
+def _scenario(profile: Profile, targets: Targets, load: Load, window: Window) -> Scenario:
     table: dict[str, Any] = {
         "name": "harvest",
         "about": "one replica at a constant online rate",
-        "duration_s": WINDOW.duration_s,
-        "lead_in_s": WINDOW.lead_in_s,
+        "duration_s": window.duration_s,
+        "lead_in_s": window.lead_in_s,
         "targets": {"ttft_ms": targets.ttft_s * 1e3, "tbt_ms": targets.tbt_s * 1e3},
         "offline": {
             "in_flight": IN_FLIGHT_SLOTS * profile.machine.max_running,
@@ -150,6 +155,6 @@ def _scenario(profile: Profile, targets: Targets, load: Load) -> Scenario:
         },
     }
     if load.rate_rps > 0:
-        arrivals = {"kind": "gamma", "rate_rps": load.rate_rps, "cv": 1.0}
+        arrivals = {"kind": "gamma", "rate_rps": load.rate_rps, "cv": load.cv}
         table["online"] = {"arrivals": arrivals, "lengths": load.online_lengths}
     return parse(table, "harvest")
