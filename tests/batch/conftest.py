@@ -59,6 +59,15 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
+async def shared(tmp_path: Path, postgres_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
+    """Stores on a PostgreSQL that several workers may share."""
+    made = Stores(BatchSettings(data_dir=tmp_path, database_url=postgres_url), clock)
+    await made.prepare()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
 def settings(tmp_path: Path) -> BatchSettings:
     return BatchSettings(data_dir=tmp_path / "data", poll_s=0.05)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,23 +12,13 @@ import pytest
 from conserve.batch import lease_store
 from conserve.batch.outcome import Result, Tokens
 from conserve.batch.records import Line
-from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from tests.batch.batch_fakes import FakeClock
 from tests.batch.builders import TENANT
 from tests.batch.test_batch_contract import batch_in_progress, claim, done
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE_S = 60.0
-
-
-@pytest.fixture
-async def shared(tmp_path: Path, postgres_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
-    made = Stores(BatchSettings(data_dir=tmp_path, database_url=postgres_url), clock)
-    await made.prepare()
-    yield made
-    await made.close()
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from tests.batch.batch_postgres import Postgres
 from tests.batch.test_batch_many import heard
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def shared(tmp_path: Path, postgres_url: str, clock: FakeClock) -> AsyncIterator[Stores]:
-    made = Stores(BatchSettings(data_dir=tmp_path, database_url=postgres_url), clock)
-    await made.prepare()
-    yield made
-    await made.close()
 
 
 async def listen(stores: Stores) -> list[str]:

@@ -14,25 +14,13 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from conserve.server.asked import tell_of_requests
+from tests.server.engine_requests import engine_request
 
 pytestmark = pytest.mark.engine
 
 
 def asked(*, resumable: bool) -> EngineCoreRequest:
-    params = SamplingParams(detokenize=False)
-    return EngineCoreRequest(
-        "r",
-        [1, 2],
-        None,
-        params,
-        None,
-        0.0,
-        None,
-        None,
-        None,
-        external_req_id="r",
-        resumable=resumable,
-    )
+    return engine_request("r", [1, 2], SamplingParams(detokenize=False), resumable=resumable)
 
 
 def test_a_request_whose_input_comes_in_parts_is_one_and_may_end() -> None:

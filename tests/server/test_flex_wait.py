@@ -24,11 +24,12 @@ from vllm import SamplingParams
 from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from conserve.engine.batch_line import running_line
 from conserve.server.tiers.middleware import ServiceTierMiddleware
+from tests.server.engine_requests import engine_request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
 
@@ -60,18 +61,7 @@ class Engine:
     async def generate(self, request_id: str, **_: Any) -> AsyncIterator[str]:
         params = SamplingParams(max_tokens=2, output_kind=RequestOutputKind.FINAL_ONLY)
         params.detokenize = False
-        request = EngineCoreRequest(
-            request_id,
-            [1, 2],
-            None,
-            params,
-            None,
-            0.0,
-            None,
-            None,
-            None,
-            external_req_id=request_id,
-        )
+        request = engine_request(request_id, [1, 2], params)
         queue = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request_id)
         self.output_processor.add_request(request, None, None, 0, queue)
         self.num_here += 1

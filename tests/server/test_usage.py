@@ -24,7 +24,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from vllm import SamplingParams
 from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
-from vllm.lora.request import LoRARequest
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
@@ -40,6 +39,7 @@ from conserve.server.batches.middleware import BatchesMiddleware
 from conserve.server.tiers.middleware import ServiceTierMiddleware
 from conserve.server.usage import bill
 from conserve.server.usage.middleware import UsageMiddleware
+from tests.server.engine_requests import engine_request
 from tests.server.vllms_app import engine_config, started
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
@@ -84,13 +84,14 @@ class Engine:
         params = SamplingParams(max_tokens=NUM_OUTPUT, n=n, output_kind=RequestOutputKind.DELTA)
         params.detokenize = False
         self.num_asked += 1
-        request = engine_request(f"r{self.num_asked}", params, None, priority, lora)
+        request = engine_request(f"r{self.num_asked}", PROMPT, params, priority=priority, lora=lora)
         parent = ParentRequest(request) if n > 1 else None
         children = [parent.get_child_info(index) for index in range(n)] if parent else []
         children = children or [(request.request_id, params)]
         names = [name for name, _ in children]
         for index, (name, its_params) in enumerate(children):
-            self._add(engine_request(name, its_params, None, priority, lora), parent, index)
+            asked = engine_request(name, PROMPT, its_params, priority=priority, lora=lora)
+            self._add(asked, parent, index)
         try:
             await self.may_begin.wait()
             self._output(names, PrefillStats(num_cached_tokens=NUM_CACHED))
@@ -105,7 +106,8 @@ class Engine:
     async def encode(self, priority: int = 0) -> None:
         self.num_asked += 1
         name = f"r{self.num_asked}"
-        self._add(engine_request(name, None, PoolingParams(), priority, None), None, 0)
+        asked = engine_request(name, PROMPT, None, pooling=PoolingParams(), priority=priority)
+        self._add(asked, None, 0)
         await self.may_end.wait()
         stats = PrefillStats(num_cached_tokens=0)
         output = EngineCoreOutput(
@@ -130,24 +132,6 @@ class Engine:
                 for name in names
             ]
         )
-
-
-def engine_request(
-    name: str, sampling: Any, pooling: Any, priority: int, lora: str | None
-) -> EngineCoreRequest:
-    return EngineCoreRequest(
-        name,
-        list(PROMPT),
-        None,
-        sampling,
-        pooling,
-        0.0,
-        LoRARequest(lora, 1, "/nowhere") if lora else None,
-        None,
-        None,
-        external_req_id=name,
-        priority=priority,
-    )
 
 
 class Served:
