@@ -107,15 +107,17 @@ def _ran(python: wheel.Unpacked, what: str, outcome: suite.Outcome, more: result
 
 def kernels_for(python: wheel.Unpacked) -> tuple[Path, str]:
     """What to put on Python's path where kernels are needed on this machine, and whose these are:
-    that version's build for CPUs, or its Python over the kernels of the one that is installed."""
+    that version's build for CPUs, whose Python differs from that for GPUs, or its Python over the
+    kernels of the one that is installed."""
     current = installed(wheel.CPU_PACKAGE)
-    if current != python.version:
-        try:
-            build = wheel.take(wheel.CPU_PACKAGE, python.version)
-        except wheel.NoSuchWheelError:
-            say(f"note: there is no {wheel.CPU_PACKAGE} {python.version}")
-        else:
-            return build.folder, f"{wheel.CPU_PACKAGE} {build.version}"
+    if current == python.version:
+        return here().parent, f"{wheel.CPU_PACKAGE} {current}"
+    try:
+        build = wheel.take(wheel.CPU_PACKAGE, python.version)
+    except wheel.NoSuchWheelError:
+        say(f"note: there is no {wheel.CPU_PACKAGE} {python.version}")
+    else:
+        return build.folder, f"{wheel.CPU_PACKAGE} {build.version}"
     mixed = wheel.cache() / f"vllm-{python.version}-over-{current}"
     return wheel.with_kernels(python, here(), mixed).folder, f"{wheel.CPU_PACKAGE} {current}"
 
