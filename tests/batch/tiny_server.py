@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from conserve.bench.ports import free_port
 from tests.batch.batch_server import counts, output_lines
 from tests.batch.word_llama import MAX_MODEL_LEN, VOCABULARY
 
@@ -52,9 +52,7 @@ class Served:
         return served
 
     def _start(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         more = f"{TINY} --host 127.0.0.1 --port {self.port} --profile-dir {folder / 'profiles'}"
         with (folder / "log").open("ab") as log:
             self.process = subprocess.Popen(

@@ -19,9 +19,10 @@ from conserve.bench import plan as bench_plan
 from conserve.bench.arms import Arm
 from conserve.bench.load import Job
 from conserve.bench.plan import Plan, fit_to_machine
+from conserve.bench.ports import free_port
 from conserve.bench.report.figures import figures_of
 from conserve.bench.runner import Runner
-from conserve.bench.server import Server, ServerDiedError, free_port
+from conserve.bench.server import Server, ServerDiedError
 from conserve.bench.store import ResultError, ResultFolder, RunKey
 from conserve.workload import Scenario, parse
 

@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from conserve.batch.connection import ProxyError, async_client_for, client_for, is_loopback
-from conserve.bench.server import Server, free_port
+from conserve.bench.ports import free_port
+from conserve.bench.server import Server
 from conserve.cli.main import app
 
 DEAD = "127.0.0.1:9"

@@ -484,9 +484,10 @@ class TestRestores:
             offline=(held("back", 160, 10),),
             num_free_blocks=0,
         )
-        plan = plan_for(scene)
-        assert plan.displace == ["back"]
-        assert "on" in plan.grants
+        for settings in (PolicySettings(), PolicySettings(displacement=False)):
+            plan = plan_for(scene, settings=settings)
+            assert plan.displace == ["back"]
+            assert "on" in plan.grants
 
     def test_of_those_that_fill_memory_together_the_first_gets_on(self) -> None:
         """P0: each lacks one block, and together they hold all."""

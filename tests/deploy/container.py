@@ -14,7 +14,7 @@ from uuid import uuid4
 import httpx
 import openai
 
-from conserve.bench.server import free_port
+from conserve.bench.ports import free_port
 from tests.conftest import START_LIMIT_S
 from tests.waiting import eventually
 

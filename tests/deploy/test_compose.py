@@ -21,7 +21,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from conserve.bench.server import free_port
+from conserve.bench.ports import free_port
 from tests.deploy.container import KEY, LINES, Container, Engine, answered, submit
 from tests.deploy.test_containers import COMPOSE, DEPLOY, SERVERS
 from tests.waiting import eventually

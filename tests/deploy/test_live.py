@@ -15,7 +15,7 @@ import openai
 import pytest
 import yaml
 
-from conserve.bench.server import free_port
+from conserve.bench.ports import free_port
 from tests.deploy.deployed import RULES, SCRAPE, Expression, dashboard_expressions, rule_expressions
 from tests.waiting import eventually
 

@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from conserve.bench.server import free_port
+from conserve.bench.ports import free_port
 from tests.conftest import Server
 from tests.examples.conftest import EXAMPLES, RunExample, counted, environment
 from tests.waiting import eventually

@@ -15,7 +15,7 @@ import openai
 import pytest
 import yaml
 
-from conserve.bench.server import free_port
+from conserve.bench.ports import free_port
 from tests.conftest import Server
 from tests.examples.conftest import EXAMPLES, RunExample, counted, environment
 from tests.waiting import LIMIT_S, eventually

@@ -23,7 +23,7 @@ import openai
 import psutil
 import yaml
 
-from conserve.bench.server import free_port
+from conserve.bench.ports import free_port
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]

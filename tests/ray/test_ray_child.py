@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from conserve.bench import ports
 from conserve.ray import child, flags
 from conserve.server.errors import BadInputError
 
@@ -129,18 +130,18 @@ async def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_replicas_of_a_node_take_the_ports_from_one_on() -> None:
-    taken = child.free_port("127.0.0.1", 0)
+    taken = child.port_of("127.0.0.1", 0)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", taken))
         listening.listen()
-        assert taken < child.free_port("127.0.0.1", taken) < taken + child.NUM_PORTS
+        assert taken < child.port_of("127.0.0.1", taken) < taken + ports.NUM_TRIED
     assert flags.place({"port": 8100, "host": "::"}, 3) == ("::", 8103)
     assert flags.place({}, 3) == ("127.0.0.1", 0)
 
 
 def test_a_host_that_is_not_here_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"No port of 192.0.2.77 .* args.flags.host"):
-        child.free_port("192.0.2.77", 0)
+        child.port_of("192.0.2.77", 0)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
+from conserve.bench.ports import free_port
 from conserve.ray.forward import Forward
 from conserve.server.asgi import Message
 
@@ -236,10 +237,7 @@ async def test_a_client_that_goes_in_the_middle_of_its_upload_ends_it() -> None:
 
 
 async def test_a_replica_whose_server_is_gone_says_so() -> None:
-    with socket.socket() as probe:  # nobody listens where it was
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    client = await asked(url, Client([b"{}"]), posted())
+    client = await asked(f"http://127.0.0.1:{free_port()}", Client([b"{}"]), posted())
     assert client.sent[0]["status"] == 503
     assert client.headers(b"retry-after") == [b"1"]
     assert json.loads(client.body)["error"]["type"] == "ServiceUnavailableError"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conserve.bench.server import free_port
+from conserve.bench.ports import free_port
 from conserve.engine.settings import EngineSettings
 from conserve.server.errors import BadInputError
 from conserve.server.start import cpu, dtype, serve

@@ -23,7 +23,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from conserve.bench.server import free_port
+from conserve.bench.ports import free_port
 from tests.batch.batch_postgres import Postgres, binary
 from tests.soak.clients import MODEL, TERMINAL, Answers, Client
 from tests.soak.faults import Faults

@@ -13,9 +13,10 @@ from conserve.bench import machine
 from conserve.bench.arms import ONLINE_ONLY, arm_named
 from conserve.bench.client import LoadClient
 from conserve.bench.commands import server_command
+from conserve.bench.ports import free_port
 from conserve.bench.prompts import body_of
 from conserve.bench.scale import Speed, scale_of
-from conserve.bench.server import Server, free_port
+from conserve.bench.server import Server
 from conserve.bench.speed import measure
 from conserve.bench.store import ResultFolder, points_of
 from conserve.workload import Scenario, build_workload

@@ -15,8 +15,9 @@ from conserve.bench import load, machine
 from conserve.bench.arms import Arm, arm_named
 from conserve.bench.commands import server_command
 from conserve.bench.plan import Plan, trace_scales
+from conserve.bench.ports import free_port
 from conserve.bench.report.figures import values_of
-from conserve.bench.server import Server, ServerDiedError, free_port
+from conserve.bench.server import Server, ServerDiedError
 from conserve.bench.store import (
     WHOLE,
     Description,

@@ -9,7 +9,7 @@ from itertools import chain
 
 from conserve.core import checkpointing
 from conserve.core.blocks import lacking_blocks, num_tables, promised_blocks
-from conserve.core.displacement import choose_victims, num_servable
+from conserve.core.displacement import NO_SHARING, choose_victims, num_servable
 from conserve.core.latency import LatencyModel
 from conserve.core.limits import Limits, mode_of, starved, tbt_slack_s
 from conserve.core.plan import Mode, Plan
@@ -131,16 +131,16 @@ class Policy:
 
     def _displace(self, promised: int) -> None:
         """Make room for as many waiting online requests, first to last, as victims can serve."""
+        step, candidates, sharing = self.step, self.running.offline, self.snapshot.sharing
         if not self.settings.displacement:
-            return
-        step, candidates = self.step, self.running.offline
+            # What was brought back and does not run yet gives way all the same (P0).
+            candidates, sharing = [], NO_SHARING
         waiting = list(step.resources.line(self.snapshot.waiting_online))
         needs = [lacking_blocks(r, self.memory) for r in waiting]
         fits = len(needs) <= step.slots_left and sum(needs) <= step.blocks_left - promised
         if fits and not self.snapshot.capacity.max_step_embeds:
             return
         # Those who yield may be the only ones to hold what an arrival would share.
-        sharing = self.snapshot.sharing
         needs = [need + sharing.at_risk(r) for need, r in zip(needs, waiting, strict=True)]
         held = sum(r.num_blocks for r in step.staying(self.held))
         room = step.blocks_left + held - promised

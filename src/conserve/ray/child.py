@@ -11,7 +11,6 @@ import asyncio
 import ctypes
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import httpx
 
+from conserve.bench.ports import free_port
 from conserve.server.errors import BadInputError, StartError
 from conserve.server.start.interrupts import quiet
 
@@ -26,8 +26,6 @@ LOOK_S = 0.2
 HEALTH_TIMEOUT_S = 10.0
 END_S = 30.0
 """For the server to end after its signal, before it is killed."""
-NUM_PORTS = 100
-"""That are tried."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -93,19 +91,15 @@ async def start(flags: Sequence[str], host: str, port: int, folder: Path) -> Chi
     return Child(process, url_of(host, port), reason)
 
 
-def free_port(host: str, first: int) -> int:
-    """A port of `host` on which nobody listens: the first one from `first` on, or any where that is
-    0. Raises BadInputError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in range(first, first + NUM_PORTS):
-        with socket.socket(family) as probe, suppress(OSError, OverflowError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    raise BadInputError(
-        f"No port of {host} from {first} on is free here: set args.flags.port to another, or leave "
-        "it out, and args.flags.host to an address of this node."
-    )
+def port_of(host: str, first: int) -> int:
+    """A free port of `host`, from `first` on where that is not 0. Raises BadInputError."""
+    try:
+        return free_port(host, first)
+    except OSError:
+        raise BadInputError(
+            f"No port of {host} from {first} on is free here: set args.flags.port to another, or "
+            "leave it out, and args.flags.host to an address of this node."
+        ) from None
 
 
 def url_of(host: str, port: int) -> str:

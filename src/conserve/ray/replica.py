@@ -37,7 +37,7 @@ class Replica:
         folder = Path(self._folder.name)
         config = flags.write(self._settings.model, self._settings.flags, folder)
         host, port = flags.place(self._settings.flags, self._rank)
-        port = child.free_port(host, port)
+        port = child.port_of(host, port)
         self._child = await child.start(["--config", str(config)], host, port, folder)
         await self._child.ready()
         self._guard = asyncio.create_task(self._end_with_child())

@@ -22,9 +22,10 @@ from conserve.bench.demo.plan import DemoPlan, Wanted, plan_for
 from conserve.bench.demo.results import write_results
 from conserve.bench.demo.screen import Screen
 from conserve.bench.demo.texts import chat_prompts, documents
+from conserve.bench.ports import free_port
 from conserve.bench.prompts import body_of
 from conserve.bench.scale import Speed, scale_of
-from conserve.bench.server import Server, ServerDiedError, free_port
+from conserve.bench.server import Server, ServerDiedError
 from conserve.bench.speed import SpeedError, measure
 from conserve.metrics.processors import CpuTimes, Taken, read_cpu_times, taken
 
