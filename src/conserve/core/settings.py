@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-CHAT_SLOWDOWN = {"gentle": 1.1, "balanced": 1.5, "greedy": 0.0}
+CHAT_SLOWDOWN = {"gentle": 1.1, "balanced": 1.58, "greedy": 0.0}
 """The levels by name."""
 
 

@@ -51,7 +51,7 @@ def engine_flags() -> tuple[Flag, ...]:
             None,
             "LEVEL",
             "How many times as far apart as alone tokens of online requests may come, for the sake "
-            "of offline work: a number such as 1.3, or gentle (1.1), balanced (1.5, the default), "
+            "of offline work: a number such as 1.3, or gentle (1.1), balanced (1.58, the default), "
             "greedy (the targets alone say). The targets hold all the same.",
         ),
         Flag(

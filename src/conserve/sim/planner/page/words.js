@@ -39,7 +39,7 @@ export function times(ratio) {
   return ratio === null ? "–" : `${ratio.toFixed(ratio < 10 ? 2 : 1)}x`;
 }
 
-const LEVELS = { 1.1: "gentle", 1.5: "balanced", 0: "greedy" };
+const LEVELS = { 1.1: "gentle", 1.58: "balanced", 0: "greedy" };
 
 /** A bound on chat's slowdown as `--chat-slowdown` takes it. */
 export function levelName(slowdown) {
