@@ -21,9 +21,10 @@ from typing import Any
 from conserve.batch.connection import async_client_for
 from conserve.bench.client import LoadClient
 from conserve.bench.machine import describe_machine, probe_gflops
+from conserve.bench.ports import free_port
 from conserve.bench.prompts import body_of
 from conserve.bench.scale import Speed
-from conserve.bench.server import Server, free_port
+from conserve.bench.server import Server
 from conserve.bench.speed import measure
 from conserve.server.start.default_model import NAME, default_model
 

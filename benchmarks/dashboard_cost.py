@@ -32,7 +32,8 @@ import httpx
 import psutil
 
 from conserve.batch.connection import async_client_for
-from conserve.bench.server import Server, free_port
+from conserve.bench.ports import free_port
+from conserve.bench.server import Server
 
 MODEL = "SmolLM2-135M-Instruct"
 STREAMS = 16

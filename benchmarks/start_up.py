@@ -32,7 +32,8 @@ from conserve.bench.machine import (
     server_environment,
     versions,
 )
-from conserve.bench.server import Server, free_port
+from conserve.bench.ports import free_port
+from conserve.bench.server import Server
 from conserve.metrics import Targets
 from conserve.metrics.processors import read_cpu_times, taken
 from conserve.server.start.default_model import NAME, default_model

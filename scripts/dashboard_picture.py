@@ -22,7 +22,8 @@ import httpx
 from playwright.async_api import async_playwright
 
 from conserve.batch.connection import async_client_for
-from conserve.bench.server import Server, free_port
+from conserve.bench.ports import free_port
+from conserve.bench.server import Server
 
 ROOT = Path(__file__).parents[1]
 MODEL = "SmolLM2-135M-Instruct"

@@ -19,7 +19,8 @@ from sizes import server_arguments
 from written import write_json
 
 from conserve.bench.machine import server_environment
-from conserve.bench.server import Server, ServerDiedError, free_port
+from conserve.bench.ports import free_port
+from conserve.bench.server import Server, ServerDiedError
 
 LONG_S = 60.0
 TOLD = re.compile(
