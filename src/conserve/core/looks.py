@@ -1,14 +1,14 @@
 """How often a step that can be stopped looks whether it is to stop.
 
 A stop is as quick as looks are close, and every look takes time from all that is in the step.
-What one takes is learned: now and then a short step looks only once, and is compared with those
-that look as they should.
+What one takes is learned: now and then a step looks seldom, a short one only once, and is compared
+with those that look as they should.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from conserve.core.stopping import RESPONSE_SHARE
 
@@ -18,9 +18,9 @@ COST_SHARE = 0.01
 """Most of a step's time that looks may take; the least number of them may take more."""
 LEAST_LOOKS = round(1 / RESPONSE_SHARE)
 COMPARE_EVERY = 64
-"""Of so many short steps one looks once."""
+"""Of so many steps one looks seldom."""
 SHORT_S = 0.05
-"""An arrival may wait for such a step to end."""
+"""An arrival may wait for such a step to end: it needs to look only once."""
 LEAST_SEEN = 20
 """Steps of a kind before anything is believed of it."""
 NEWEST_WEIGHT = 0.005
@@ -75,36 +75,60 @@ class _Kind:
         return self.variance / min(self.num, 2 / NEWEST_WEIGHT)
 
 
+@dataclass(slots=True)
+class _Comparison:
+    """Steps of about one length that look as they should, beside those that look seldom."""
+
+    fewest: int
+    """Looks in those that look seldom."""
+    num: int = 0
+    usual: _Kind = field(default_factory=_Kind)
+    seldom: _Kind = field(default_factory=_Kind)
+
+    def is_turn(self) -> bool:
+        """Whether the step that begins is to look seldom."""
+        self.num += 1
+        return self.num % COMPARE_EVERY == 0
+
+    def ended(self, beyond_s: float, num_looks: int) -> None:
+        kind = self.seldom if num_looks <= self.fewest else self.usual
+        kind.add(beyond_s, num_looks)
+
+    @property
+    def look_s(self) -> float:
+        """What one look takes, as far as it stands out of the noise of steps; 0 where unknown."""
+        usual, seldom = self.usual, self.seldom
+        if min(usual.num, seldom.num) < LEAST_SEEN:
+            return 0.0
+        error_s = 2 * math.sqrt(usual.squared_error + seldom.squared_error)
+        return max(0.0, usual.mean_s - seldom.mean_s - error_s) / (usual.looks - seldom.looks)
+
+
 class LookCost:
     """Told of every whole step that could be stopped. Times in seconds."""
 
     def __init__(self) -> None:
-        self._usual = _Kind()
-        self._once = _Kind()
-        self._num_short = 0
+        self._short = _Comparison(fewest=1)
+        self._long = _Comparison(fewest=LEAST_LOOKS)
 
     def layers_between(
         self, step_s: float, num_layers: int, *, response_s: float = RESPONSE_S
     ) -> int:
-        """For the step that begins: `layers_between_looks`, or all of them to compare with."""
-        if step_s <= SHORT_S:
-            self._num_short += 1
-            if self._num_short % COMPARE_EVERY == 0:
-                return max(1, num_layers)
+        """For the step that begins: `layers_between_looks`, or more of them to compare with."""
+        steps = self._about(step_s)
+        if steps.is_turn():
+            return max(1, math.ceil(num_layers / steps.fewest))
         return layers_between_looks(step_s, num_layers, look_s=self.seconds, response_s=response_s)
 
     def ended(self, seconds: float, predicted_s: float, num_looks: int) -> None:
         """A step that was not stopped took so long."""
-        if predicted_s > SHORT_S or abs(seconds - predicted_s) > DISTURBED * predicted_s:
-            return
-        kind = self._once if num_looks <= 1 else self._usual
-        kind.add(seconds - predicted_s, num_looks)
+        if abs(seconds - predicted_s) <= DISTURBED * predicted_s:
+            self._about(predicted_s).ended(seconds - predicted_s, num_looks)
 
     @property
     def seconds(self) -> float:
-        """What one look takes, as far as it stands out of the noise of steps; 0 where unknown."""
-        usual, once = self._usual, self._once
-        if min(usual.num, once.num) < LEAST_SEEN:
-            return 0.0
-        error_s = 2 * math.sqrt(usual.squared_error + once.squared_error)
-        return max(0.0, usual.mean_s - once.mean_s - error_s) / (usual.looks - once.looks)
+        """What one look takes at least, by all that was compared; 0 where that is unknown."""
+        return max(self._short.look_s, self._long.look_s)
+
+    def _about(self, step_s: float) -> _Comparison:
+        return self._short if step_s <= SHORT_S else self._long
