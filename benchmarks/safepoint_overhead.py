@@ -21,12 +21,20 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from conserve.core.latency import LatencyModel
+from conserve.core.looks import LookCost
 from conserve.core.plan import Mode, Plan
+from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import Snapshot
 from conserve.engine.flag import StopFlag
 from conserve.engine.safepoints import Safepoints
 from conserve.engine.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from conserve.engine.scheduler import ConserveScheduler
+    from conserve.engine.steps import StepRecord
 
 TARGET_SHARE = 0.005
 RESAMPLES = 2000
@@ -60,12 +68,14 @@ class Bench:
             **vllm_arguments(EngineSettings(profile_seconds=0)),
         )
         self.engine: Any = LLMEngine.from_engine_args(engine_args)
-        self.scheduler = self.engine.engine_core.engine_core.scheduler
-        if not self.scheduler.stopper.can_stop:
-            raise SystemExit("steps cannot be stopped on this engine; nothing to measure")
-        self.scheduler.driver.planner = self.plan
-        self.announces = self.scheduler.stopper.announce
-        self.scheduler.stopper.announce = self.announce
+        scheduler: ConserveScheduler = self.engine.engine_core.engine_core.scheduler
+        stopper = scheduler.stopper
+        if stopper.why_off:
+            raise SystemExit(f"steps cannot be stopped on this engine: {stopper.why_off}")
+        scheduler.driver.planner = self.plan
+        self.scheduler = scheduler
+        self.announces = stopper.announce
+        stopper.announce = self.announce  # type: ignore[method-assign]
         self.vocabulary = self.scheduler.vllm_config.model_config.get_vocab_size()
 
     @property
@@ -73,15 +83,15 @@ class Bench:
         config = self.scheduler.vllm_config
         return int(config.model_config.get_num_layers(config.parallel_config))
 
-    def plan(self, snapshot: Any, model: Any, settings: Any) -> Plan:
+    def plan(self, snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:
         views = [*snapshot.running, *snapshot.waiting_offline]
         grants = {view.request_id: self.num_tokens for view in views}
         return Plan(Mode.OFFLINE if grants else Mode.IDLE, grants, stoppable=bool(grants))
 
-    def announce(self, record: Any, output: Any, look_cost: Any) -> bool:
+    def announce(self, record: StepRecord, output: Any, look_cost: LookCost) -> bool:
         from conserve.engine.beside import our_metadata
 
-        announced = bool(self.announces(record, output))
+        announced = self.announces(record, output, look_cost)
         ours = our_metadata(output.kv_connector_metadata)
         ours.every = self.every
         if not self.every:
@@ -109,7 +119,8 @@ class Bench:
 
 
 def compare(bench: Bench, every: int, num_pairs: int, chance: random.Random) -> dict[str, Any]:
-    watched, unwatched = [], []
+    watched: list[float] = []
+    unwatched: list[float] = []
     for _ in range(num_pairs):
         for arm in chance.sample((0, every), 2):
             (watched if arm else unwatched).append(bench.step_s(arm))

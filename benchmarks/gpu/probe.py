@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Snapshot
 from conserve.engine.door import Request, RequestStatus, SamplingParams
+
+if TYPE_CHECKING:
+    from conserve.engine.scheduler import ConserveScheduler
+    from conserve.engine.stoppable import StoppableSteps
 
 PREFIX = "probe-"
 NUMBERS = count(1)
@@ -23,8 +27,9 @@ class Probe:
 
     def __init__(self, core: Any, deadline_s: float, folder: Path) -> None:
         self.core, self.deadline_s, self.folder = core, deadline_s, folder
-        self.scheduler = core.scheduler
-        self.scheduler.driver.planner = self._plan
+        scheduler: ConserveScheduler = core.scheduler
+        scheduler.driver.planner = self._plan
+        self.scheduler = scheduler
         self._grants: dict[str, int] = {}
         self._stoppable = False
         self.number = 0
@@ -53,6 +58,11 @@ class Probe:
     def worker(self) -> Any:
         return self.core.model_executor.driver_worker.worker
 
+    @property
+    def worker_steps(self) -> StoppableSteps:
+        steps: StoppableSteps = self.worker._steps
+        return steps
+
     def describe(self) -> dict[str, Any]:
         config = self.scheduler.vllm_config
         return {
@@ -66,7 +76,7 @@ class Probe:
             "block_size": self.scheduler.block_size,
             "max_num_seqs": self.scheduler.max_num_running_reqs,
             "max_step_tokens": self.most_tokens,
-            "can_stop": self.scheduler.stopper.can_stop,
+            "can_stop": not self.scheduler.stopper.why_off,
         }
 
     def _plan(self, snapshot: Snapshot, model: LatencyModel, settings: PolicySettings) -> Plan:

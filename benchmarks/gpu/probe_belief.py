@@ -17,6 +17,7 @@ import torch
 from probe import Probe
 
 from conserve.core.latency import LatencyModel
+from conserve.core.learning import Experience, Lesson
 from conserve.core.plan import Mode, Plan
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot
@@ -79,19 +80,19 @@ def _num_left(request: RequestView) -> int:
     return request.num_tokens - request.num_computed_tokens
 
 
-def _watch(experience: Any) -> list[float]:
+def _watch(experience: Experience) -> list[float]:
     """What it learns of every step from here on, in seconds."""
     believed: list[float] = []
     ended = experience.ended
 
     @wraps(ended)
-    def noted(*args: Any) -> Any:
-        lesson = ended(*args)
+    def noted(*args: Any, **kwargs: Any) -> Lesson | None:
+        lesson = ended(*args, **kwargs)
         if lesson is not None:
             believed.append(lesson.seconds)
         return lesson
 
-    experience.ended = noted
+    experience.ended = noted  # type: ignore[method-assign]
     return believed
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import torch
 from probe import Probe
 
-from conserve.engine import stopper as stopper_module
-from conserve.engine.capabilities import layers_between_safepoints
+from conserve.core.looks import RESPONSE_S, LookCost
 
 SIZES = (512, 2048, 8192)
 NUM_PAIRS = 30
@@ -27,39 +27,44 @@ def sizes(probe: Probe) -> list[int]:
 def overhead(probe: Probe) -> dict[str, Any]:
     """The same prefill step, stoppable and not in turn; `every` is layers between safepoints."""
     found: list[dict[str, Any]] = []
-    ours = stopper_module.layers_between_safepoints
-    looks = [None, 1]
+    experience = probe.scheduler.experience
+    learned, looks = experience.look_cost, (None, 1)
     until = _shares(probe, len(sizes(probe)) * len(looks))
     try:
         for size in sizes(probe):
             for every in looks:
-                used: list[int] = []
-                _force(every, used)
-                found.append(_pairs(probe, size, every, used, next(until)))
+                experience.look_cost = forced = Looks(every)
+                found.append(_pairs(probe, size, forced, next(until)))
     finally:
-        stopper_module.layers_between_safepoints = ours
+        experience.look_cost = learned
     return {"pairs": found}
 
 
-def _shares(probe: Probe, parts: int) -> Any:
+def _shares(probe: Probe, parts: int) -> Iterator[float]:
+    """When each of so many parts is to be over."""
     started = time.perf_counter()
     share = max(0.0, probe.deadline_s - started) / parts
     return (started + share * (i + 1) for i in range(parts))
 
 
-def _force(every: int | None, used: list[int]) -> None:
-    """Look at every so many layers (None: as the engine chooses), and note it."""
+class Looks(LookCost):
+    """Every so many layers; with None as the engine chooses that knows no look's cost yet."""
 
-    def layers(*arguments: Any) -> int:
-        used.append(every or layers_between_safepoints(*arguments))
-        return used[-1]
+    def __init__(self, every: int | None) -> None:
+        super().__init__()
+        self.every = every
+        self.used: int | None = None
+        """In the step that began last; None before the first."""
 
-    stopper_module.layers_between_safepoints = layers
+    def layers_between(
+        self, step_s: float, num_layers: int, *, response_s: float = RESPONSE_S
+    ) -> int:
+        chosen = super().layers_between(step_s, num_layers, response_s=response_s)
+        self.used = self.every or chosen
+        return self.used
 
 
-def _pairs(
-    probe: Probe, size: int, every: int | None, used: list[int], until_s: float
-) -> dict[str, Any]:
+def _pairs(probe: Probe, size: int, looks: Looks, until_s: float) -> dict[str, Any]:
     times: dict[bool, list[float]] = {False: [], True: []}
     for pair in range(NUM_PAIRS + 1):
         for stoppable in (True, False) if pair % 2 else (False, True):
@@ -74,8 +79,8 @@ def _pairs(
     ratios = [a / b - 1 for a, b in zip(times[True], times[False], strict=True)]
     return {
         "num_tokens": size,
-        "every": used[-1] if used else every,
-        "chosen": every is None,
+        "every": looks.used,
+        "chosen": looks.every is None,
         "plain_s": times[False],
         "watched_s": times[True],
         "median_overhead_ratio": statistics.median(ratios),
@@ -103,7 +108,8 @@ def response(probe: Probe) -> dict[str, Any]:
 
 def _watch_ends(probe: Probe) -> dict[str, float]:
     ends: dict[str, float] = {}
-    unwinding = probe.worker._steps.unwinding
+    unwinding = probe.worker_steps.unwinding
+    assert unwinding is not None, "this engine stops no step"
     finish = unwinding.finish
 
     def watched() -> Any:
@@ -114,12 +120,12 @@ def _watch_ends(probe: Probe) -> dict[str, float]:
         ends["idle"] = time.perf_counter()
         return output
 
-    unwinding.finish = watched
+    unwinding.finish = watched  # type: ignore[method-assign]
     return ends
 
 
 def _typical_s(probe: Probe, size: int) -> float:
-    times = []
+    times: list[float] = []
     for _ in range(3):
         name = probe.add(size)
         times.append(probe.step({name: size})[1])

@@ -18,11 +18,18 @@ import tempfile
 from collections import Counter, deque
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import interpreter
 from models import write_random_llama
 from written import write_json
+
+from conserve.core.stop_gap import StopGap
+
+if TYPE_CHECKING:
+    from conserve.engine.scheduler import ConserveScheduler
+    from conserve.engine.stats import EngineStats
+    from conserve.engine.stoppable import StoppableSteps
 
 NUM_REQUESTS, NUM_OUTPUT = 10, 12
 STEPS_BETWEEN = 8
@@ -106,7 +113,7 @@ def generate(engine: Any, texts: Texts) -> Texts:
     return [answers[str(number)] for number in range(len(texts))]
 
 
-def counted(stats: Any) -> Counter[str]:
+def counted(stats: EngineStats) -> Counter[str]:
     """What the engine counts from here on, by the names of its figures."""
     counts: Counter[str] = Counter()
     count = stats.count
@@ -115,13 +122,24 @@ def counted(stats: Any) -> Counter[str]:
         counts[name] += int(amount)
         count(name, amount, label)
 
-    stats.count = noted
+    stats.count = noted  # type: ignore[method-assign]
     return counts
+
+
+class NoGap(StopGap):
+    """Steps this small are no longer than what is between them; they are to be stopped all the
+    same."""
+
+    @property
+    def seconds(self) -> float:
+        return 0.0
 
 
 def break_the_end(worker: Any) -> None:
     """The negative control: a stopped step that leaves a trace in the runner."""
-    unwinding, runner = worker._steps.unwinding, worker.model_runner
+    steps: StoppableSteps = worker._steps
+    unwinding, runner = steps.unwinding, worker.model_runner
+    assert unwinding is not None, "this engine stops no step"
     finish = unwinding.finish
 
     def careless() -> Any:
@@ -133,7 +151,7 @@ def break_the_end(worker: Any) -> None:
             runner.input_batch.token_ids_cpu[:, :] = 3
         return finish()
 
-    unwinding.finish = careless
+    unwinding.finish = careless  # type: ignore[method-assign]
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -147,25 +165,29 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if on_cpu and options.scheduling == "async":
         interpreter.keep_async_on()
     llm = build(options, folder)
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
+    from conserve.engine.connector import find_ours
+    from conserve.engine.door import get_kv_transfer_group
 
     engine = llm.llm_engine
     core = engine.engine_core.engine_core
-    config, counts = engine.vllm_config, counted(core.scheduler.stats)
-    # Steps this small are no longer than what is between them; they are to be stopped all the same.
-    core.scheduler.experience.resumed = lambda launched_s: None
+    scheduler: ConserveScheduler = core.scheduler
+    config, counts = engine.vllm_config, counted(scheduler.stats)
+    scheduler.experience.stop_gap = NoGap()
     if options.careless:
         break_the_end(core.model_executor.driver_worker.worker)
-    rng, layers = Random(options.seed), []
-    safepoints = get_kv_transfer_group().worker_side.safepoints
+    ours = find_ours(get_kv_transfer_group())
+    assert ours is not None
+    safepoints = ours.worker_side.safepoints
+    rng = Random(options.seed)
+    layers: list[int] = []
 
-    def never(step: int, layer: int) -> bool:
+    def never(step: int, point: int) -> bool:
         return False
 
-    def at_random(step: int, layer: int) -> bool:
+    def at_random(step: int, point: int) -> bool:
         stop = rng.random() < STOP_CHANCE
         if stop:
-            layers.append(layer)
+            layers.append(point)
         return stop
 
     same = {"alone": 0, "together": 0, "of": 0}
@@ -176,7 +198,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found.append([generate(engine, [text])[0] for text in texts])
         for decide in (never, at_random):
             safepoints._decide = decide
-            core.scheduler.reset_prefix_cache()
+            scheduler.reset_prefix_cache()
             found.append(generate(engine, texts))
         for alone, together, stopped in zip(*found, strict=True):
             same["alone"] += alone == stopped
@@ -188,7 +210,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
         "dtype": options.dtype,
         "seed": options.seed,
-        "can_stop": core.scheduler.stopper.can_stop,
+        "can_stop": not scheduler.stopper.why_off,
         "num_stops": len(layers),
         "stopped_at_layers": sorted(set(layers)),
         "displaced_requests": counts["displaced_requests"],

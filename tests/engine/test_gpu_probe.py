@@ -1,7 +1,9 @@
-"""`benchmarks/gpu/probe_checkpoints.py` on a CPU: its figures mean nothing there, but it runs."""
+"""The probes of `benchmarks/gpu` on a CPU: their figures mean nothing there, but they run."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,14 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+
+from conserve.engine.beside import our_metadata
+from conserve.engine.safepoints import Safepoints
+from conserve.engine.settings import EngineSettings
+from conserve.engine.stoppable import StoppableSteps
+from conserve.engine.unwind import UnwindV2
+from tests.engine.device import Device
+from tests.engine.engine import BLOCK_SIZE, Engine, make_scheduler
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 pytestmark = pytest.mark.engine
@@ -44,3 +54,127 @@ def test_the_products_copies_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits
     assert all(waits)
     assert {one["store"] for one in found["copies"]} == {True, False}
+
+
+NUM_LAYERS = 8
+LONG_S = 60.0
+
+
+class Worker:
+    """A pretend device behind our worker's steps. With `is_patient` a step that may be stopped
+    goes on until it is."""
+
+    def __init__(self, scheduler: Any) -> None:
+        nothing = SimpleNamespace(finish_forward=lambda: None, post_forward=lambda names: None)
+        self.model_runner = SimpleNamespace(
+            kv_connector=nothing, execute_model=self._forward, sample_tokens=lambda _: None
+        )
+        self.safepoints = Safepoints(scheduler.stopper.flag, rank=0)
+        self._steps = StoppableSteps(UnwindV2(self.model_runner), safepoints=self.safepoints)
+        self.device = Device(BLOCK_SIZE)
+        self.is_patient = False
+        self.every: list[int] = []
+        """Layers between looks, in each step that could be stopped."""
+
+    def run(self, output: Any, stop_at: int | None = None) -> Any:
+        """As the engine calls its device: what a stop leaves half-written is half-written here."""
+        ours = our_metadata(output.kv_connector_metadata)
+        if ours.stoppable_step is not None:
+            self.every.append(ours.every)
+            self.safepoints.begin(ours.stoppable_step, ours.every)
+        self._steps.execute(lambda it: self.model_runner.execute_model(it), output)
+        assert self._steps.unwinding is not None
+        layers_done = self._steps.unwinding.layers_done
+        self._steps.sample(lambda it: self.model_runner.sample_tokens(it), None)
+        return self.device.run(output, stop_at=layers_done)
+
+    def _forward(self, output: Any) -> None:
+        for _ in range(NUM_LAYERS):
+            self.safepoints.at_layer()
+        until_s = time.monotonic() + LONG_S
+        while self.is_patient and self.safepoints._step is not None:
+            assert time.monotonic() < until_s, "nobody stops it"
+            time.sleep(1e-4)
+            self.safepoints.at_layer()
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Iterator[Any]:
+    """As much of an engine core as the probes drive: the real scheduler, and that worker."""
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+
+    settings = EngineSettings(profile_seconds=0, stop_response_s=1.0)
+    scheduler = make_scheduler(tmp_path, num_blocks=2048, max_num_seqs=16, settings=settings)
+    worker = Worker(scheduler)
+    engine = Engine(scheduler, worker, stop=lambda step: False)
+    driver_worker = SimpleNamespace(worker=worker)
+    yield SimpleNamespace(
+        scheduler=scheduler,
+        step_fn=engine.step_fn,
+        add_request=engine.add,
+        request_block_hasher=get_request_block_hasher(BLOCK_SIZE, sha256),
+        model_executor=SimpleNamespace(driver_worker=driver_worker),
+    )
+    scheduler.shutdown()
+
+
+@pytest.fixture
+def probe(core: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return import_module("probe").Probe(core, time.perf_counter() + LONG_S, tmp_path)
+
+
+def test_an_engine_is_described(probe: Any) -> None:
+    found = probe.describe()
+    assert found["can_stop"]
+    assert found["num_layers"] == NUM_LAYERS
+    machine = import_module("probe_steps")._machine(probe)
+    assert machine["block_size"] == BLOCK_SIZE
+    assert machine["kv_bytes_per_token"] == 2 * NUM_LAYERS * 2 * 8 * 2
+
+
+def test_steps_are_timed(probe: Any) -> None:
+    samples = import_module("probe_steps").measure(probe)["samples"]
+    assert {num_decodes for _, _, num_decodes, _, _ in samples} >= {0, 1, 4}
+    assert all(seconds > 0 for *_, seconds in samples)
+    assert not probe.scheduler.requests
+
+
+def test_looks_are_as_close_as_they_are_forced_to_be(
+    probe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops = import_module("probe_stops")
+    monkeypatch.setattr(stops, "NUM_PAIRS", 3)
+    learned = probe.scheduler.experience.look_cost
+    chosen, forced = stops.overhead(probe)["pairs"]
+    assert chosen["chosen"]
+    assert not forced["chosen"]
+    assert chosen["every"] > forced["every"] == 1
+    assert len(forced["watched_s"]) == len(forced["plain_s"]) == 3
+    # Four steps of either kind could be stopped, the first of them to warm up.
+    assert probe.worker.every[-4:] == [1] * 4
+    assert 1 not in probe.worker.every[:-4]
+    assert len(probe.worker.every) == 8
+    assert probe.scheduler.experience.look_cost is learned
+
+
+def test_every_stop_is_timed(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops = import_module("probe_stops")
+    monkeypatch.setattr(stops, "NUM_STOPS", 3)
+    probe.worker.is_patient = True
+    found = stops.response(probe)
+    assert len(found["stops"]) == 3
+    for stop in found["stops"]:
+        assert stop["rolled_back"]
+        assert 0 < stop["unwound_s"] <= stop["idle_s"] < LONG_S
+    assert set(found["idle_ms"]) == {"p50", "p99", "max"}
+
+
+def test_what_the_engine_believes_is_put_beside_the_device(probe: Any) -> None:
+    planner = probe.scheduler.driver.planner
+    found = import_module("probe_belief").measure(probe)
+    assert found["num_steps"] > 12
+    assert {round(believed, 6) for believed, _ in found["pairs"]} == {0.05}
+    assert probe.scheduler.driver.planner == planner
+    assert not probe.scheduler.requests

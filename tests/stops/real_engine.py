@@ -121,14 +121,7 @@ def make_engine(job: dict[str, Any]) -> Any:
     config = EngineArgs(model=job["model"], **ours, **options).create_engine_config()
     if job.get("async"):
         force_async_scheduling(config)
-    engine = LLMEngine.from_vllm_config(config)
-    leave_gaps_alone(engine.engine_core.engine_core.scheduler)
-    return engine
-
-
-def leave_gaps_alone(scheduler: Any) -> None:
-    """Steps this small are no longer than what is between them; they are stopped all the same."""
-    scheduler.experience.resumed = lambda launched_s: None
+    return LLMEngine.from_vllm_config(config)
 
 
 def force_async_scheduling(config: Any) -> None:
