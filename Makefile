@@ -22,7 +22,7 @@ help:
 	@echo "make demo   serve the default model, chat and harvest, leave a table and a picture in out/demo"
 	@echo "make docs   build the documentation site into out/site"
 	@echo "make test   run the test suite"
-	@echo "make check  ruff, mypy --strict, import-linter"
+	@echo "make check  ruff, mypy --strict of every Python file, import-linter"
 	@echo "make examples run the programs of examples/ against servers of their own"
 	@echo "make matrix play every family of models, beside bursts, with stops and displacement"
 	@echo "make soak   run the long tests"

@@ -57,7 +57,7 @@ def run_batch(one: Server, path: Path, wanted: str) -> dict[str, float]:
         return {
             "upload_s": round(uploaded - started, 2),
             "validation_s": round(time.monotonic() - uploaded, 2),
-            "errors": len(batch.errors.data) if batch.errors else 0,
+            "errors": len(batch.errors.data or ()) if batch.errors else 0,
         }
 
 

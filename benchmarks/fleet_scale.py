@@ -28,11 +28,12 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks.fleet.bench import Bench
-from benchmarks.fleet.hand_out import engines, hand_out
-from benchmarks.fleet.idle import idle
-from benchmarks.fleet.rows import rows
-from benchmarks.fleet.takeover import takeover
+from fleet.bench import Bench
+from fleet.hand_out import engines, hand_out
+from fleet.idle import idle
+from fleet.rows import rows
+from fleet.takeover import takeover
+
 from conserve.bench.machine import describe_machine
 
 OUT = Path(__file__).parent / "results" / "fleet-scale.json"

@@ -15,7 +15,6 @@ import json
 import math
 import resource
 import statistics
-import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -23,10 +22,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from fleet.page import write_page
+from numpy.typing import NDArray
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-from benchmarks.fleet.page import write_page
 from conserve.core.snapshot import Targets
 from conserve.metrics import throughput
 from conserve.sim.arms import ARMS
@@ -37,19 +35,22 @@ from conserve.sim.shared_queue import Failures, SharedQueue
 from conserve.sim.slots import Job, run_slots
 from conserve.workload import RequestPlan, Workload
 
+Lengths = dict[str, Any]
+"""As a scenario has them."""
+
 PROFILE = load_profile("h100/llama-3.1-8b")
 TARGETS = Targets(ttft_s=0.5, tbt_s=0.075)
-ONLINE = {
+ONLINE: Lengths = {
     "kind": "independent",
     "prompt": {"kind": "lognormal", "median_tokens": 700, "sigma": 0.8, "max_tokens": 8192},
     "output": {"kind": "lognormal", "median_tokens": 100, "sigma": 0.6, "max_tokens": 1024},
 }
-OFFLINE = {
+OFFLINE: Lengths = {
     "kind": "independent",
     "prompt": {"kind": "lognormal", "median_tokens": 3000, "sigma": 0.6, "max_tokens": 16384},
     "output": {"kind": "lognormal", "median_tokens": 150, "sigma": 0.5, "max_tokens": 512},
 }
-SHORT = {
+SHORT: Lengths = {
     "kind": "independent",
     "prompt": {"kind": "lognormal", "median_tokens": 150, "sigma": 0.6, "max_tokens": 2048},
     "output": {"kind": "lognormal", "median_tokens": 10, "sigma": 0.5, "max_tokens": 64},
@@ -73,7 +74,13 @@ def rate_rps(at_s: float, day_s: float, num_replicas: int) -> float:
     return num_replicas * MEAN_RPS * (1 - 0.75 * math.cos(2 * math.pi * at_s / day_s))
 
 
-def draw(lengths: dict[str, dict[str, float]], rng: Random) -> tuple[int, int]:
+def rates_of_slots(day_s: float, num_replicas: int, *, at: float = 0.0) -> NDArray[np.float64]:
+    """The rate in each slot of the day, `at` that share of the slot."""
+    starts_s = np.arange(0.0, day_s, SLOT_S).tolist()
+    return np.array([rate_rps(start_s + at * SLOT_S, day_s, num_replicas) for start_s in starts_s])
+
+
+def draw(lengths: Lengths, rng: Random) -> tuple[int, int]:
     sizes = []
     for part in ("prompt", "output"):
         spec = lengths[part]
@@ -86,7 +93,8 @@ def full_fleet(seed: int) -> tuple[float, float]:
     """(offline tokens, seconds of processor time) of every step of REPLICAS replicas."""
     rng, day_s = Random(seed), MINUTES * 60.0
     most = rate_rps(day_s / 2, day_s, REPLICAS)
-    online, now_s = [], 0.0
+    online: list[RequestPlan] = []
+    now_s = 0.0
     # Lewis and Shedler's thinning: arrivals at the highest rate, kept with probability r / most.
     while (now_s := now_s + rng.expovariate(most)) < day_s:
         if rng.random() * most < rate_rps(now_s, day_s, REPLICAS):
@@ -118,7 +126,7 @@ def measured_queue(num_cores: int) -> SharedQueue:
 def day_of_1000(curve: HarvestCurve, queue: SharedQueue | None, *, failing: bool) -> float:
     """Lines a second, over a day."""
     day_s, failures = 86_400.0, FAILURES if failing else None
-    rates = np.array([rate_rps(t, day_s, REPLICAS_OF_A_DAY) for t in np.arange(0.0, day_s, SLOT_S)])
+    rates = rates_of_slots(day_s, REPLICAS_OF_A_DAY)
     day = run_slots(
         rates, SLOT_S, REPLICAS_OF_A_DAY, [], {"job": curve}, queue=queue, failures=failures
     )
@@ -177,8 +185,7 @@ def slots_beside_full() -> dict[str, Any]:
     for seed in (1, 2):
         tokens, spent = full_fleet(seed)
         day_s = MINUTES * 60.0
-        rates = np.array([rate_rps(t + SLOT_S / 2, day_s, REPLICAS)
-                          for t in np.arange(0.0, day_s, SLOT_S)])  # fmt: skip
+        rates = rates_of_slots(day_s, REPLICAS, at=0.5)
         slots = run_slots(rates, SLOT_S, REPLICAS, [], {"job": curve}, seed=seed)
         errors.append(float(slots.spare_tps.sum() * SLOT_S) / tokens - 1)
         full_s.append(spent)
@@ -188,7 +195,7 @@ def slots_beside_full() -> dict[str, Any]:
         )
     start = time.process_time()
     day_s = 86_400.0
-    rates = np.array([rate_rps(t, day_s, 1000) for t in np.arange(0.0, day_s, SLOT_S)])
+    rates = rates_of_slots(day_s, 1000)
     jobs = [Job(f"job-{i}", 2e6, (i + 1) * day_s / 10) for i in range(10)]
     day = run_slots(rates, SLOT_S, 1000, jobs, {job.name: curve for job in jobs})
     return {

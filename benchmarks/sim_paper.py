@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import matplotlib as mpl
 import sim_paper_page as page
 import typer
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from conserve.bench.selection import scenario_file
 from conserve.core.latency import StepShape
 from conserve.core.looks import num_looks
-from conserve.sim.profiles import load_profile
+from conserve.sim.profiles import Profile, load_profile
 from conserve.sim.study import COLUMNS, Cell, Study, median_of
 from conserve.workload import load_scenario
 
@@ -96,7 +97,7 @@ def published_steps() -> page.Figures:
     eight = load_profile("h100/llama-3.1-8b")
     seventy = load_profile("h100x4/llama-3.1-70b")
 
-    def prefill_ms(profile: Any, num_tokens: int, context: int) -> float:
+    def prefill_ms(profile: Profile, num_tokens: int, context: int) -> float:
         shape = StepShape()
         shape.add_prefill(num_tokens, context)
         return round(profile.cost.predict_s(shape) * 1e3, 1)
@@ -173,7 +174,7 @@ def plot_sweeps(figures: page.Figures) -> None:
         save(figure, figure_name)
 
 
-def save(figure: Any, name: str) -> None:
+def save(figure: Figure, name: str) -> None:
     # No date and no version in the file: the same figures give the same bytes.
     figure.savefig(RESULTS / f"{name}.png", dpi=110, metadata={"Software": None})
     plt.close(figure)

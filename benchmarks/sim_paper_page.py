@@ -27,10 +27,14 @@ def fill_in(page: Path, figures: Figures) -> None:
     """Replace what stands between `<!-- table NAME -->` and `<!-- end -->`."""
     text = page.read_text(encoding="utf-8")
     for name, lines in tables(figures).items():
-        block = "\n".join(["", *lines, ""])
-        pattern = rf"(<!-- table {re.escape(name)} -->).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda m, block=block: m[1] + block + m[2], text, flags=re.DOTALL)
+        text = _with_table(text, name, lines)
     page.write_text(text, encoding="utf-8")
+
+
+def _with_table(text: str, name: str, lines: list[str]) -> str:
+    block = "\n".join(["", *lines, ""])
+    pattern = rf"(<!-- table {re.escape(name)} -->).*?(<!-- end -->)"
+    return re.sub(pattern, lambda marks: marks[1] + block + marks[2], text, flags=re.DOTALL)
 
 
 def tables(figures: Figures) -> dict[str, list[str]]:

@@ -35,7 +35,8 @@ WINDOW = Window(lead_in_s=20.0, duration_s=200.0, drain_s=0.0)
 def workload() -> Workload:
     """Chats at 4 a second beside offline requests that fill every slot with decodes."""
     rng = Random(1)
-    online, now_s = [], 0.0
+    online: list[RequestPlan] = []
+    now_s = 0.0
     while (now_s := now_s + rng.expovariate(4.0)) < WINDOW.duration_s:
         lengths = rng.randint(100, 1500), rng.randint(10, 300)
         online.append(RequestPlan(f"online-{len(online)}", True, now_s, *lengths))

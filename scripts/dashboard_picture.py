@@ -17,9 +17,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import httpx
-from playwright.async_api import async_playwright
+from playwright.async_api import ViewportSize, async_playwright
 
 from conserve.batch.connection import async_client_for
 from conserve.bench.ports import free_port
@@ -30,7 +31,7 @@ MODEL = "SmolLM2-135M-Instruct"
 CHAT = "/v1/chat/completions"
 BURST = 6
 BATCHES = (("Nightly summaries", 260, "2h"), ("Label support tickets", 120, "6h"))
-PICTURES = (
+PICTURES: tuple[tuple[str, Literal["light", "dark"], int, int], ...] = (
     ("dashboard", "light", 1440, 1000),
     ("dashboard-dark", "dark", 1440, 1000),
     ("dashboard-narrow", "light", 390, 844),
@@ -51,7 +52,7 @@ def serving() -> Iterator[str]:
             yield server.base_url
 
 
-def request(chance: random.Random, num_words: int, max_tokens: int) -> dict:
+def request(chance: random.Random, num_words: int, max_tokens: int) -> dict[str, Any]:
     start = chance.randrange(len(WORDS) - num_words)
     text = "Summarise: " + " ".join(WORDS[start : start + num_words])
     messages = [{"role": "user", "content": text}]
@@ -88,7 +89,7 @@ async def draw(url: str, folder: Path) -> None:
             executable_path="/usr/bin/chromium", args=["--no-sandbox"]
         )
         for name, scheme, width, height in PICTURES:
-            size = {"width": width, "height": height}
+            size = ViewportSize(width=width, height=height)
             page = await browser.new_page(color_scheme=scheme, viewport=size)
             await page.goto(f"{url}/dashboard")
             await page.wait_for_selector("#batch-table tbody tr")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.fleet.postgres_load import ask
-from benchmarks.fleet.replicas import Replica, replicas
+from fleet.postgres_load import ask
+from fleet.replicas import Replica, replicas
+
 from conserve.metrics.percentiles import percentile
 from tests.batch.batch_postgres import Postgres
 
@@ -65,7 +66,7 @@ def of_replicas(spent: Sequence[dict[str, Any]], num_lines: int) -> dict[str, An
     }
 
 
-def spread(calls: Sequence[tuple[float, int]]) -> dict[str, float]:
+def spread(calls: Sequence[tuple[float, int]]) -> dict[str, float | None]:
     """Milliseconds of calls, and lines in each on average."""
     if not calls:
         return {}

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.fleet.bench import LINE_S, SLOTS, Bench, of_postgres, of_replicas
-from benchmarks.fleet.postgres_load import PostgresLoad
-from benchmarks.fleet.replicas import Replica, until
+from fleet.bench import LINE_S, SLOTS, Bench, of_postgres, of_replicas
+from fleet.postgres_load import PostgresLoad
+from fleet.replicas import Replica, until
 
 CASES = [
     ("sqlite", 1, 1),

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.fleet.bench import Bench
-from benchmarks.fleet.postgres_load import PostgresLoad
+from fleet.bench import Bench
+from fleet.postgres_load import PostgresLoad
 
 
 def idle(bench: Bench) -> Iterator[dict[str, Any]]:

@@ -11,10 +11,10 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Sized
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -25,6 +25,9 @@ from conserve.batch.executor import asgi_executor
 from conserve.batch.service import BatchService
 from conserve.batch.settings import BatchSettings
 from conserve.server.batches.routes import batch_service
+
+Asked = ParamSpec("Asked")
+Lines = TypeVar("Lines", bound=Sized)
 
 MODEL = "stand-in"
 ANSWER = json.dumps(
@@ -54,8 +57,8 @@ class Measured:
         event.listen(self._engine, "before_cursor_execute", self._count_statement)
         event.listen(self._engine, "begin", self._count_transaction)
         self._reset()
-        leases.claim = self._timed("claims", leases.claim, len)  # type: ignore[method-assign]
-        leases.record = self._timed("records", leases.record, len)  # type: ignore[method-assign]
+        leases.claim = self._timed("claims", leases.claim)  # type: ignore[method-assign]
+        leases.record = self._timed("records", leases.record)  # type: ignore[method-assign]
 
     def _reset(self) -> None:
         self._since = time.monotonic(), time.process_time()
@@ -69,12 +72,12 @@ class Measured:
         self._counts["transactions"] += 1
 
     def _timed(
-        self, name: str, call: Callable[..., Awaitable[Any]], size: Callable[[Any], int]
-    ) -> Callable[..., Awaitable[Any]]:
-        async def timed(*arguments: Any, **options: Any) -> Any:
+        self, name: str, call: Callable[Asked, Coroutine[Any, Any, Lines]]
+    ) -> Callable[Asked, Coroutine[Any, Any, Lines]]:
+        async def timed(*arguments: Asked.args, **options: Asked.kwargs) -> Lines:
             start = time.monotonic()
             result = await call(*arguments, **options)
-            self._calls[name].append((time.monotonic() - start, size(result)))
+            self._calls[name].append((time.monotonic() - start, len(result)))
             return result
 
         return timed

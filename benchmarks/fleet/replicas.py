@@ -7,17 +7,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
-
-from benchmarks.fleet.replica import MODEL
+from fleet.replica import MODEL
 
 ROOT = Path(__file__).parents[2]
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 LIMIT_S = 1800.0
 
 
@@ -59,9 +58,11 @@ class Replica:
         """Id of a new batch of so many chats."""
         headers = {"authorization": f"Bearer {key}"}
         content = b"".join(chat_line(number) for number in range(num_lines))
-        sent = {"files": {"file": ("in.jsonl", content)}, "data": {"purpose": "batch"}}
-        file = self.http.post("/v1/files", headers=headers, **sent).raise_for_status().json()
-        wish = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+        upload = {"file": ("in.jsonl", content)}
+        file = self.http.post(
+            "/v1/files", headers=headers, files=upload, data={"purpose": "batch"}
+        ).raise_for_status()
+        wish = {"input_file_id": file.json()["id"], "endpoint": CHAT, "completion_window": "24h"}
         made = self.http.post("/v1/batches", headers=headers, json=wish).raise_for_status()
         return str(made.json()["id"])
 
@@ -101,7 +102,7 @@ def replicas(
             each.end()
 
 
-def until(is_so: Any, complaint: str, every_s: float = 0.02) -> None:
+def until(is_so: Callable[[], bool], complaint: str, every_s: float = 0.02) -> None:
     deadline = time.monotonic() + LIMIT_S
     while not is_so():
         if time.monotonic() > deadline:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from benchmarks.fleet.bench import Bench, spread
-from benchmarks.fleet.postgres_load import SIZES, ask
-from benchmarks.fleet.replica import ANSWER, MODEL
-from benchmarks.fleet.replicas import CHAT
+from fleet.bench import Bench, spread
+from fleet.postgres_load import SIZES, ask
+from fleet.replica import ANSWER, MODEL
+from fleet.replicas import CHAT
+
 from conserve.batch.batch_store import new_batch
 from conserve.batch.executor import Reply
 from conserve.batch.outcome import Result, from_reply
@@ -19,6 +21,8 @@ from conserve.batch.schema import batches
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.wire import BatchCreate
+
+Found = TypeVar("Found")
 
 BATCH_LINES = 50_000
 CALL_LINES = 64
@@ -72,7 +76,7 @@ async def _calls(stores: Stores, named: list[str], times: int) -> dict[str, Any]
     """Each call of a feeding worker so often, by name: milliseconds."""
     taken: dict[str, list[tuple[float, int]]] = {}
 
-    async def timed(name: str, call: Callable[[], Awaitable[Any]], size: int) -> Any:
+    async def timed(name: str, call: Callable[[], Awaitable[Found]], size: int) -> Found:
         start = time.monotonic()
         result = await call()
         taken.setdefault(name, []).append((time.monotonic() - start, size))
@@ -83,9 +87,9 @@ async def _calls(stores: Stores, named: list[str], times: int) -> dict[str, Any]
         await timed("waiting", lambda: stores.leases.waiting(50, [MODEL]), 0)
         await timed("jobs", lambda: stores.jobs.claim(WORKER, [MODEL]), 0)
         await timed("outlook", lambda: _outlook(stores), 0)
-        claimed = await timed("claim", lambda b=batch_id: _claim(stores, b), CALL_LINES)
+        claimed = await timed("claim", partial(_claim, stores, batch_id), CALL_LINES)
         done = [_result(line) for line in claimed]
-        await timed("record", lambda d=done: stores.leases.record(WORKER, d), CALL_LINES)
+        await timed("record", partial(stores.leases.record, WORKER, done), CALL_LINES)
     return {name: spread(calls) for name, calls in taken.items()}
 
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.fleet.bench import LINE_S, SLOTS, Bench
-from benchmarks.fleet.postgres_load import ask
-from benchmarks.fleet.replicas import until
+from fleet.bench import LINE_S, SLOTS, Bench
+from fleet.postgres_load import ask
+from fleet.replicas import until
 
 LEASE_S = 3.0
 REPLICAS = 4

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module, metadata
 
 MODULES = (
@@ -29,10 +30,8 @@ def main() -> int:
 
     on_cuda = torch.cuda.is_available()
     checks: list[tuple[str, Callable[[], str]]] = [("the plugin", plugin)]
-    checks += [(name, lambda name=name: imported(name)) for name in MODULES]
-    checks += [
-        (name, lambda name=name: imported(name)) for name in (ON_CUDA if on_cuda else ON_CPU)
-    ]
+    names = (*MODULES, *(ON_CUDA if on_cuda else ON_CPU))
+    checks += [(name, partial(imported, name)) for name in names]
     checks += [("a kernel of vLLM's", vllm_kernel), ("a Triton kernel", triton_kernel)] * on_cuda
     failed = [name for name, check in checks if not passes(name, check)]
     print(f"check: {'all is there' if not failed else 'MISSING ' + ', '.join(failed)}", flush=True)

@@ -57,10 +57,10 @@ def _rows(
         ("offline tokens over first come first served", BOUND, "offline_tps", "0.85x", "0.88x"),
         ("total tokens over alone", ALONE, "total_tps", "2.35x", "2.2x to 2.35x"),
     ):
-        values = [_ratio(summaries, arm, over, figure) for summaries in (pretended, real)]
-        yield (f"{place}: {what}", aim, paper, *values)
-    shares = [_share(summaries[arm]) for summaries in (pretended, real)]
-    yield (f"{place}: chats within targets", "100 %", "-", *shares)
+        before, found = (_ratio(summaries, arm, over, figure) for summaries in (pretended, real))
+        yield f"{place}: {what}", aim, paper, before, found
+    before, found = (_share(summaries[arm]) for summaries in (pretended, real))
+    yield f"{place}: chats within targets", "100 %", "-", before, found
 
 
 def _ratio(summaries: Summaries, arm: str, over: str, figure: str) -> str:

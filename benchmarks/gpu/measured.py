@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -60,7 +60,7 @@ class Folder:
         pairs = [one for one in (self.part("overhead") or {}).get("pairs", []) if not one["chosen"]]
         if not pairs:
             return 0.0
-        extra = [median(one["watched_s"]) - median(one["plain_s"]) for one in pairs]
+        extra: list[float] = [median(one["watched_s"]) - median(one["plain_s"]) for one in pairs]
         return max(0.0, median(extra) / self._num_layers)
 
     @property
@@ -96,12 +96,12 @@ def prefill_s(profile: Profile, num_tokens: int, context: int) -> float:
 
 
 def write_profile(profile: Profile, file: Path) -> None:
-    """A file for `conserve sim run --profile`."""
+    """A file for `conserve sim run --profile`, of a profile that a folder gave."""
+    assert isinstance(profile.cost, LatencyModel)
     lines = ['about = "measured by benchmarks/gpu"']
     for name, table in (("machine", profile.machine), ("cost", profile.cost)):
-        values = [(field, getattr(table, field)) for field in table.__dataclass_fields__]
-        kept = [(field, value) for field, value in values if type(value) in (int, float)]
-        lines += ["", f"[{name}]", *(f"{field} = {value!r}" for field, value in kept)]
+        kept = {key: value for key, value in asdict(table).items() if type(value) in (int, float)}
+        lines += ["", f"[{name}]", *(f"{key} = {value!r}" for key, value in kept.items())]
     file.write_text("\n".join(lines) + "\n")
 
 

@@ -202,13 +202,18 @@ def filled_in(text: str, found: list[Row]) -> str:
     """A page with the rows between its marks. Exits where it has none of them."""
     changed = 0
     for mark, wanted in MARKS.items():
-        block = "\n".join(["", *markdown([row for row in found if wanted(row)]), ""])
-        pattern = rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)"
-        text, times = re.subn(pattern, lambda m, b=block: m[1] + b + m[2], text, flags=re.S)
+        text, times = _between(mark, markdown([row for row in found if wanted(row)]), text)
         changed += times
     if not changed:
         sys.exit(f"--page: no {' or '.join(f'<!-- {mark} -->' for mark in MARKS)} in it")
     return text
+
+
+def _between(mark: str, lines: list[str], text: str) -> tuple[str, int]:
+    """The page with these lines between the mark and its end, and how often it has the mark."""
+    block = "\n".join(["", *lines, ""])
+    pattern = rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)"
+    return re.subn(pattern, lambda marks: marks[1] + block + marks[2], text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -24,14 +25,14 @@ def mask(cpu: ModuleType) -> None:
     """Take AVX-512 and AMX from what `torch.cpu` says."""
     for name in ("avx512", "avx512_bf16", "vnni", "amx_tile", "amx_fp16"):
         setattr(cpu, f"_is_{name}_supported", lambda: False)
-    capabilities = cpu.get_capabilities
+    capabilities: Callable[[], dict[str, object]] = cpu.get_capabilities
 
     def without_wide() -> dict[str, object]:
         known = capabilities()
         wide = [name for name in known if name.startswith(("avx512", "avx10", "amx"))]
         return {**known, **dict.fromkeys(wide, False)}
 
-    cpu.get_capabilities = without_wide
+    vars(cpu)["get_capabilities"] = without_wide
 
 
 class Masking(Loader):
@@ -51,7 +52,9 @@ class Masking(Loader):
 class Finder(MetaPathFinder):
     """Finds `torch.cpu` as Python does, to be loaded by `Masking`."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != "torch.cpu":
             return None
         spec = PathFinder.find_spec(name, path)
