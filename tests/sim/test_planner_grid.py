@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conserve.cli.main import app
+from conserve.core.settings import CHAT_SLOWDOWN
 from conserve.sim.planner.one_file import load_grid, one_file
 from conserve.sim.run import Window
 from tests.sim.planner_world import grid
@@ -66,7 +67,7 @@ def test_the_grid_is_whole_and_small() -> None:
     found = load_grid()
     check(found)
     assert len(one_file()) < MIB
-    assert 1.5 in found["slowdowns"]  # where the page begins
+    assert CHAT_SLOWDOWN["balanced"] in found["slowdowns"]  # where the page begins
 
 
 def test_the_grid_has_the_axes_of_its_script(script: ModuleType) -> None:

@@ -16,7 +16,8 @@ const ROWS = [
   ["tbt_p99_s", "Between tokens, P99"],
 ];
 
-const choice = { machine: 0, work: WORK[0], load: 1, burst: 0, slowdown: grid.slowdowns.indexOf(1.5), replicas: 8 };
+const DEFAULT = grid.slowdowns.findIndex((bound) => levelName(bound) === "balanced");
+const choice = { machine: 0, work: WORK[0], load: 1, burst: 0, slowdown: DEFAULT, replicas: 8 };
 
 function fillOptions() {
   const options = unique(grid.machines.map(gpuName)).map((name) => option(name, name));
