@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-LOADS, BURSTS, SLOWDOWNS = (0.1, 0.5), (1.0, 3.0), (1.1, 1.5, 0.0)
+from conserve.core.settings import CHAT_SLOWDOWN
+
+LOADS, BURSTS, SLOWDOWNS = (0.1, 0.5), (1.0, 3.0), tuple(CHAT_SLOWDOWN.values())
 FIGURES = ("ttft_p50_s", "ttft_p99_s", "tbt_p50_s", "tbt_p99_s", "tbt_mean_s", "slo_attainment")
 HARVEST = ("offline_rps", "offline_tps")
 

@@ -16,7 +16,7 @@ const ROWS = [
   ["tbt_p99_s", "Between tokens, P99"],
 ];
 
-const DEFAULT = grid.slowdowns.findIndex((bound) => levelName(bound) === "balanced");
+const DEFAULT = Math.max(0, grid.slowdowns.findIndex((bound) => levelName(bound) === "balanced"));
 const choice = { machine: 0, work: WORK[0], load: 1, burst: 0, slowdown: DEFAULT, replicas: 8 };
 
 function fillOptions() {
