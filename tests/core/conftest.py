@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-# As everywhere, and more examples.
-settings.register_profile("core", settings.get_profile("repeatable"), max_examples=300)
+# As everywhere, whether the same examples or others, and more of them.
+settings.register_profile("core", settings.default, max_examples=300)
 settings.load_profile("core")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from conserve.core.blocks import lacking_blocks, promised_blocks
-from conserve.core.chat_gaps import ChatGaps
 from conserve.core.invariants import check
 from conserve.core.kv_groups import KVGroup, KVGroups
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.policy import decide
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot
+from conserve.metrics.chat_gaps import ChatGaps
 
 MODEL = LatencyModel(fixed=0.01, per_token=1e-4, per_decode=1e-3, margin=0.0)
 SETTINGS = PolicySettings()

@@ -16,7 +16,6 @@ import pytest
 pytest.importorskip("vllm")
 
 from conserve.core.latency import LatencyModel, StepShape
-from conserve.core.machine_targets import choose_targets
 from conserve.core.policy import decide
 from conserve.core.snapshot import Targets
 from conserve.engine import calibrate as module
@@ -25,6 +24,7 @@ from conserve.engine.calibrate import calibrate
 from conserve.engine.profile_script import Reach
 from conserve.engine.settings import EngineSettings
 from conserve.engine.steps import GENERIC_MODEL
+from conserve.metrics.machine_targets import choose_targets
 from conserve.metrics.processors import NOTHING, Taken
 from tests.engine.device import Device
 from tests.engine.engine import BLOCK_SIZE, Engine, make_request, make_scheduler

@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("vllm")
 
 from conserve.core.latency import LatencyModel
-from conserve.core.machine_targets import ChosenTargets
 from conserve.core.snapshot import Targets
 from conserve.engine.promises import TARGETS_METHOD, Promises, ask_targets, told_targets
 from conserve.engine.settings import EngineSettings
+from conserve.metrics.machine_targets import ChosenTargets
 from tests.engine.engine import make_scheduler
 
 pytestmark = pytest.mark.engine

@@ -12,10 +12,10 @@ pytest.importorskip("vllm")
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from conserve.core.machine_targets import rounded_up
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.series import BY_NAME, LABEL_VALUES, LATENCY_BUCKETS, METRICS, Metric
 from conserve.engine.stats import EngineStats, send_with
+from conserve.metrics.machine_targets import rounded_up
 
 pytestmark = pytest.mark.engine
 

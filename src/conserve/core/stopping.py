@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -129,27 +129,36 @@ def expected_harvest_rate(num_tokens: float, step_s: float, interruption_rate: f
 
 
 def best_step_tokens(
-    predict_s: Callable[[int], float], interruption_rate: float, least: int, most: int
+    predict_s: Callable[[int], float],
+    interruption_rate: float,
+    least: int,
+    most: int,
+    knee: float = 0.0,
 ) -> int:
     """Step size in tokens, between `least` and `most`, that harvests most; ties take the smaller.
 
     `predict_s(n)` is the time of an offline step of n tokens. The rate has one maximum for
-    the convex step times of a latency model; sizes a factor sqrt(2) apart find it within a
-    few per cent of harvest. `least` is taken as 1 where it is smaller.
+    the convex step times of a latency model; sizes a factor sqrt(2) apart, and the model's knee,
+    where the rate has a corner, find it within a few per cent of harvest. `least` is taken as 1
+    where it is smaller.
     """
     least = max(1, least)
     if most <= least:
         return most
     best, best_rate = least, -1.0
-    size = float(least)
-    while True:
-        tokens = min(most, round(size))
+    for tokens in sorted({*_sizes(least, most), min(most, max(least, int(knee)))}):
         rate = expected_harvest_rate(tokens, predict_s(tokens), interruption_rate)
         if rate > best_rate * (1 + 1e-9):
             best, best_rate = tokens, rate
-        if tokens >= most:
-            return best
+    return best
+
+
+def _sizes(least: int, most: int) -> Iterator[int]:
+    size = float(least)
+    while size < most:
+        yield round(size)
         size *= math.sqrt(2)
+    yield most
 
 
 def best_offline_tokens(
@@ -174,7 +183,7 @@ def best_offline_tokens(
         return model.predict_s(StepShape(num_tokens, pairs, num_decodes, decode_context))
 
     least = min(most, max(decode_tokens, least))
-    best = best_step_tokens(predict_s, interruption_rate, least, most)
+    best = best_step_tokens(predict_s, interruption_rate, least, most, model.knee)
     return min(most, best + beside * num_decodes)
 
 

@@ -14,7 +14,6 @@ from conserve.core.calibration import (
     scaled,
 )
 from conserve.core.latency import StepShape
-from conserve.core.machine_targets import ChosenTargets
 from conserve.engine import phases, profile_store
 from conserve.engine.capabilities import waits_for_replicas
 from conserve.engine.door import current_platform, init_logger
@@ -22,6 +21,7 @@ from conserve.engine.profile_bench import ProfileBench
 from conserve.engine.profile_script import CPU_REACH, GPU_REACH
 from conserve.engine.profile_store import Profile, UnreadableProfileError
 from conserve.engine.steps import GENERIC_MODEL
+from conserve.metrics.machine_targets import ChosenTargets
 from conserve.metrics.processors import Taken, read_cpu_times, taken
 
 logger = init_logger("vllm.conserve")

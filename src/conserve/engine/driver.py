@@ -14,7 +14,6 @@ from conserve.core.learning import Experience
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
-from conserve.core.standing import Standing
 from conserve.engine.admission import promote
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import hand_over
@@ -34,6 +33,7 @@ from conserve.engine.stopped import StoppedOutput
 from conserve.engine.stopper import Stopper
 from conserve.engine.tracing import TraceNotes
 from conserve.engine.tracker import RequestTracker
+from conserve.metrics.standing import Standing
 
 MOST_HELD_BACK = 3
 """Turns that an online request on its way from the input thread is waited for."""

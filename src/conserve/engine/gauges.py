@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
-from conserve.core.bound import Crowd
-from conserve.core.harvest_budget import HarvestBudget, step_budget
 from conserve.core.latency import LatencyModel
 from conserve.core.plan import Plan
 from conserve.core.snapshot import Snapshot
@@ -17,6 +15,8 @@ from conserve.engine.queue import is_online
 from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.stats import EngineStats
 from conserve.engine.tracker import RequestTracker
+from conserve.metrics.bound import Crowd
+from conserve.metrics.harvest_budget import HarvestBudget, step_budget
 
 BLOCKS_EVERY_S = 0.5
 """Seconds between two looks: one takes time with the number of blocks of online requests."""

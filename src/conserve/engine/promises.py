@@ -7,10 +7,10 @@ import math
 from typing import Any, NamedTuple
 
 from conserve.core.latency import LatencyModel
-from conserve.core.machine_targets import ChosenTargets
 from conserve.core.snapshot import OFFLINE_TTFT_S, Targets
 from conserve.engine.queue import is_online
 from conserve.engine.settings import EngineSettings
+from conserve.metrics.machine_targets import ChosenTargets
 
 TARGETS_METHOD = "conserve_targets"
 """Of vLLM's EngineCore, as the plugin adds it: what API processes ask for the targets."""

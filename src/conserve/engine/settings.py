@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from conserve.core.latency import LatencyModel
-from conserve.core.machine_targets import ChosenTargets, choose_targets
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import Targets
+from conserve.metrics.machine_targets import ChosenTargets, choose_targets
 
 KEY = "conserve"
 """Our key inside `VllmConfig.additional_config`."""

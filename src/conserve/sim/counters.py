@@ -36,7 +36,7 @@ class Counters:
     chat_s: float = 0.0
     chat_alone_s: float = 0.0
     bound_tokens: float = 0.0
-    """Where the policy says that it stands (`core.standing.Stood`), summed; 0 of a stock arm."""
+    """Where the policy says that it stands (`metrics.standing.Stood`), summed; 0 of a stock arm."""
     prediction_error: float = 0.0
     """Mean of |predicted - actual| / actual over whole steps, where the arm predicts."""
 

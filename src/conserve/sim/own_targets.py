@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from conserve.core.machine_targets import ChosenTargets, choose_targets
+from conserve.metrics.machine_targets import ChosenTargets, choose_targets
 from conserve.sim.cost import profiled_model
 from conserve.sim.planning import PlanFile
 from conserve.sim.profiles import Profile

@@ -6,7 +6,6 @@ import math
 from itertools import islice
 from typing import Protocol
 
-from conserve.core.bound import Crowd
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.learning import Experience
 from conserve.core.plan import Plan
@@ -14,9 +13,10 @@ from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
 from conserve.core.sharing import arrivals_lack_room, note_sharing
 from conserve.core.snapshot import Capacity, Sharing, Snapshot, Targets
-from conserve.core.standing import Standing
 from conserve.core.stopping import Arrival, Arrivals, RunningStep, stop_at_s
+from conserve.metrics.bound import Crowd
 from conserve.metrics.first_tokens import online_share
+from conserve.metrics.standing import Standing
 from conserve.sim.places import QUEUE_HEAD, Places
 from conserve.sim.remembering import Remembering
 from conserve.sim.step import Step

@@ -12,10 +12,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from conserve.core.machine_targets import ChosenTargets
 from conserve.engine.launch import CONNECTOR, MULTI
 from conserve.engine.promises import ask_targets
 from conserve.engine.settings import EngineSettings
+from conserve.metrics.machine_targets import ChosenTargets
 from conserve.server.batches.routes import service_of
 from conserve.server.dashboard.access import Guard
 from conserve.server.dashboard.collector import Collector

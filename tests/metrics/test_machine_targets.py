@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conserve.core.latency import LatencyModel, StepShape
-from conserve.core.machine_targets import (
+from conserve.core.snapshot import Targets
+from conserve.metrics.machine_targets import (
     CHAT_TOKENS,
     LEAST_TBT_S,
     LEAST_TTFT_S,
@@ -15,7 +16,6 @@ from conserve.core.machine_targets import (
     choose_targets,
     rounded_up,
 )
-from conserve.core.snapshot import Targets
 
 GPU = LatencyModel(0.006, 2e-5, per_context=1e-8, knee=200.0, margin=0.05)
 CPU = LatencyModel(0.012, 5e-4, per_decode=1e-3, per_context=5e-7, margin=0.1)

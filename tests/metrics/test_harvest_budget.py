@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from conserve.core.harvest_budget import MEMORY_S, SAMPLE_S, HarvestBudget, step_budget
 from conserve.core.latency import LatencyModel
 from conserve.core.policy import decide
+from conserve.core.settings import CHAT_SLOWDOWN
 from conserve.core.snapshot import RequestView, Snapshot
+from conserve.metrics.harvest_budget import MEMORY_S, SAMPLE_S, HarvestBudget, step_budget
 
 MODEL = LatencyModel(fixed=0.02, per_token=1e-3, margin=0.0)
 NUM_BLOCKS, NUM_SLOTS = 1000, 64
@@ -57,12 +58,13 @@ def test_an_idle_engine_takes_all() -> None:
 
 
 def test_beside_chat_it_takes_what_chat_leaves_of_a_step() -> None:
-    """Chat's slowdown, 1.5, allows half as much again: a third of the longer step."""
+    """By default that is what the slowdown of chat allows beyond its own part of a step."""
+    left = 1 - 1 / CHAT_SLOWDOWN["balanced"]
     chats = [decoding(f"on {i}", online=True) for i in range(4)]
     snapshot = replace(IDLE, running=chats, online_residency=1.0)
-    assert budget(snapshot) == pytest.approx(1 / 3)
+    assert budget(snapshot) == pytest.approx(left)
     filled = [decoding(f"off {i}", online=False) for i in range(6)]
-    assert 0 < budget(replace(snapshot, running=[*chats, *filled])) < 1 / 3
+    assert 0 < budget(replace(snapshot, running=[*chats, *filled])) < left
 
 
 def test_a_request_that_is_given_less_than_it_could_compute_closes_it() -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from conserve.core.bound import Bound, Crowd
-from conserve.core.chat_gaps import ChatGaps
 from conserve.core.latency import LatencyModel, StepShape
+from conserve.metrics.bound import Bound, Crowd
+from conserve.metrics.chat_gaps import ChatGaps
 
 MEMORY_S = 60.0
 LONGEST_STEP_S = 10.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from conserve.core.bound import Bound, Crowd
 from conserve.core.latency import LatencyModel, StepShape
-from conserve.core.standing import Standing, Stood
+from conserve.metrics.bound import Bound, Crowd
+from conserve.metrics.standing import Standing, Stood
 
 MODEL = LatencyModel(fixed=0.004, per_token=4e-5, per_pair=1e-9, per_context=1e-8, knee=100)
 FLAT = LatencyModel(fixed=0.01, per_token=0.0)
