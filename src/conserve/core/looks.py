@@ -85,8 +85,8 @@ class _Comparison:
     usual: _Kind = field(default_factory=_Kind)
     seldom: _Kind = field(default_factory=_Kind)
 
-    def is_turn(self) -> bool:
-        """Whether the step that begins is to look seldom."""
+    def begins(self) -> bool:
+        """Call as a step begins; returns whether it is to look seldom."""
         self.num += 1
         return self.num % COMPARE_EVERY == 0
 
@@ -116,7 +116,7 @@ class LookCost:
     ) -> int:
         """For the step that begins: `layers_between_looks`, or more of them to compare with."""
         steps = self._about(step_s)
-        if steps.is_turn():
+        if steps.begins():
             return max(1, math.ceil(num_layers / steps.fewest))
         return layers_between_looks(step_s, num_layers, look_s=self.seconds, response_s=response_s)
 

@@ -20,6 +20,7 @@ import httpx
 
 from conserve.bench.ports import free_port
 from conserve.server.errors import BadInputError, StartError
+from conserve.server.start.address import reached_at
 from conserve.server.start.interrupts import quiet
 
 LOOK_S = 0.2
@@ -103,8 +104,8 @@ def port_of(host: str, first: int) -> int:
 
 
 def url_of(host: str, port: int) -> str:
-    """Where this process reaches what listens on `host`, which may mean every address."""
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    """Where this process reaches what listens there."""
+    address = reached_at(host)
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 

@@ -33,9 +33,7 @@ def is_open(args: argparse.Namespace) -> bool:
     if args.uds:
         family, place = socket.AF_UNIX, args.uds
     else:
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(  # noqa: S104
-            args.host or "", args.host
-        )
+        host = reached_at(args.host or "")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         place = (host, args.port)
     with socket.socket(family) as probe:
@@ -45,6 +43,11 @@ def is_open(args: argparse.Namespace) -> bool:
         except OSError:
             return False
     return True
+
+
+def reached_at(host: str) -> str:
+    """Where this machine reaches what listens on `host`, which may mean every address."""
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 def url_of(args: argparse.Namespace, path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conserve.core.settings import CHAT_SLOWDOWN
 from conserve.engine.settings import (
     CHECKPOINT_MODES,
     PRIORITY_ORDERS,
@@ -51,8 +52,9 @@ def engine_flags() -> tuple[Flag, ...]:
             None,
             "LEVEL",
             "How many times as far apart as alone tokens of online requests may come, for the sake "
-            "of offline work: a number such as 1.3, or gentle (1.1), balanced (1.58, the default), "
-            "greedy (the targets alone say). The targets hold all the same.",
+            f"of offline work: a number such as 1.3, or gentle ({CHAT_SLOWDOWN['gentle']}), "
+            f"balanced ({CHAT_SLOWDOWN['balanced']}, the default), greedy (the targets alone say). "
+            "The targets hold all the same.",
         ),
         Flag(
             "--offline-floor",

@@ -8,6 +8,8 @@ import re
 from importlib.resources import files
 from typing import Any
 
+from conserve.core.settings import CHAT_SLOWDOWN
+
 SCRIPTS = ("words.js", "figures.js", "chart.js", "app.js")
 """In the order in which each finds what it imports; their names are told apart."""
 IMPORT = re.compile(r"^import .*?;\n", re.MULTILINE | re.DOTALL)
@@ -25,7 +27,8 @@ def load_grid() -> dict[str, Any]:
 
 def one_file(grid: dict[str, Any] | None = None, *, home: str = "") -> str:
     """The page as HTML, of `grid` or of the one that comes with us. home: a link back, if any."""
-    data = json.dumps(grid or load_grid(), separators=(",", ":")).replace("<", "\\u003c")
+    found = (grid or load_grid()) | {"levels": CHAT_SLOWDOWN}
+    data = json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")
     parts = {
         STYLE: f"<style>\n{_text('page', 'planner.css')}</style>",
         SCRIPT: f'<script type="module">\n{_script()}</script>',

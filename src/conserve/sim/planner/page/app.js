@@ -16,7 +16,7 @@ const ROWS = [
   ["tbt_p99_s", "Between tokens, P99"],
 ];
 
-const DEFAULT = Math.max(0, grid.slowdowns.findIndex((bound) => levelName(bound) === "balanced"));
+const DEFAULT = Math.max(0, grid.slowdowns.indexOf(grid.levels.balanced));
 const choice = { machine: 0, work: WORK[0], load: 1, burst: 0, slowdown: DEFAULT, replicas: 8 };
 
 function fillOptions() {
@@ -79,7 +79,7 @@ function showFields(found) {
   const share = percent(grid.loads[choice.load]);
   say("load", `${number(found.chatsPerSecond)} chats a second on each replica`, `${share} of what it answers at most`);
   say("burst", `They come ${burstName(grid.bursts[choice.burst])}`);
-  say("slowdown", levelName(slowdown), levelMeaning(slowdown));
+  say("slowdown", levelName(slowdown, grid.levels), levelMeaning(slowdown));
   say("replicas", `${choice.replicas} ${choice.replicas === 1 ? "replica" : "replicas"}`, `${found.gpus} GPUs`);
 }
 
@@ -132,7 +132,7 @@ function showSettings(found) {
   const points = along(grid, choice, "slowdown", grid.slowdowns).map((at, index) => ({
     x: ratio(at.beside.tbt_p50_s, at.alone.tbt_p50_s) ?? 1,
     y: at.beside.offline_tps,
-    label: levelName(grid.slowdowns[index]),
+    label: levelName(grid.slowdowns[index], grid.levels),
     chosen: index === choice.slowdown,
     choose: () => choose("slowdown", index),
   }));

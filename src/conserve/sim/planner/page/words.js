@@ -39,11 +39,9 @@ export function times(ratio) {
   return ratio === null ? "–" : `${ratio.toFixed(ratio < 10 ? 2 : 1)}x`;
 }
 
-const LEVELS = { 1.1: "gentle", 1.58: "balanced", 0: "greedy" };
-
-/** A bound on chat's slowdown as `--chat-slowdown` takes it. */
-export function levelName(slowdown) {
-  return LEVELS[slowdown] ?? `${slowdown}`;
+/** A bound on chat's slowdown as `--chat-slowdown` takes it, by its name where it is one of the named levels. */
+export function levelName(slowdown, levels) {
+  return Object.keys(levels).find((name) => levels[name] === slowdown) ?? `${slowdown}`;
 }
 
 export function levelMeaning(slowdown) {
