@@ -51,7 +51,7 @@ def engine_flags() -> tuple[Flag, ...]:
             values.slowdown,
             None,
             "LEVEL",
-            "How many times as far apart as alone tokens of online requests may come, for the sake "
+            "How many times as long as for its online requests alone a step may take, for the sake "
             f"of offline work: a number such as 1.3, or gentle ({CHAT_SLOWDOWN['gentle']}), "
             f"balanced ({CHAT_SLOWDOWN['balanced']}, the default), greedy (the targets alone say). "
             "The targets hold all the same.",
