@@ -265,6 +265,49 @@ def test_the_scale_is_measured_once_and_kept_with_the_runs(
         run(fit_to_machine(wanted, 1.0, said.append))
 
 
+def conversations(path: Path, tokens: int) -> Path:
+    """A trace in Mooncake's manner, of 40 conversations that differ in length."""
+    rows = [
+        {
+            "timestamp": 100 * i,
+            "input_length": 600 + tokens * (i % 40) // 4,
+            "output_length": 3,
+            "hash_ids": [0, 1 + i % 40],
+        }
+        for i in range(120)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.usefixtures("dying")
+def test_seeds_are_added_that_scale_the_trace_by_other_factors(model: Path, tmp_path: Path) -> None:
+    arrivals = {
+        "kind": "replay",
+        "trace": "talk",
+        "format": "mooncake",
+        "keep_share": 0.3,
+        "rate_rps": 5,
+        "mean_prompt_tokens": 8,
+        "mean_output_tokens": 3,
+        "max_prompt_tokens": 20,
+        "max_output_tokens": 3,
+    }
+    asked = {"arms": ["online-only"], "online": {"arrivals": arrivals}}
+    first = plan(model, tmp_path / "out", seeds=[1], **asked)
+    first = replace(first, traces={"talk": conversations(tmp_path / "talk.jsonl", 25)})
+    run(first)
+    more = plan(model, tmp_path / "out", seeds=[2], **asked)
+    _, said = run(replace(more, traces=first.traces))
+    assert order_of_starts(said) == ["online-only, seed 2"]
+    described = ResultFolder(tmp_path / "out").description()
+    assert described.scenario["seeds"] == [1, 2]
+    assert len(set(described.scales)) == 2
+    other = {"talk": conversations(tmp_path / "other.jsonl", 20)}
+    with pytest.raises(ResultError, match="another trace"):
+        run(replace(plan(model, tmp_path / "out", seeds=[3], **asked), traces=other))
+
+
 @pytest.mark.usefixtures("dying")
 def test_points_of_a_sweep_share_a_server_and_no_prompt(model: Path, tmp_path: Path) -> None:
     points = [{"name": f"n{n}", "x": n, "set": {"online.arrivals.num_requests": n}} for n in (2, 4)]

@@ -82,7 +82,9 @@ class Runner:
         for scale in description.scales:
             self._say(f"trace {scale}")
         if (plan.folder / "run.json").is_file():
-            description = _added_to(self._folder.description(), description, plan.folder)
+            old = self._folder.description()
+            _check_traces(old, plan)
+            description = _added_to(old, description, plan.folder)
         self._folder.write_description(description)
 
     def _describe_arm(self, arm: Arm) -> dict[str, str]:
@@ -246,7 +248,7 @@ def _added_to(old: Description, new: Description, folder: Path) -> Description:
 
     Raises ResultError unless the runs of both may stand in one table.
     """
-    for name in ("model", "machine", "versions", "environment", "scale", "scales"):
+    for name in ("model", "machine", "versions", "environment", "scale"):
         if getattr(old, name) != getattr(new, name):
             raise ResultError(
                 f"{folder} holds a benchmark with another {name}: "
@@ -265,4 +267,17 @@ def _added_to(old: Description, new: Description, folder: Path) -> Description:
         speed=old.speed,
         scenario={**new.scenario, **union},
         arms={**old.arms, **new.arms},
+        scales=list(dict.fromkeys([*old.scales, *new.scales])),
     )
+
+
+def _check_traces(old: Description, plan: Plan) -> None:
+    """Raises ResultError unless the plan's traces give the folder's seeds what they were given:
+    each seed reads another part of a trace, and multiplies it by factors of its own."""
+    scenario = plan.scenario.model_copy(update={"seeds": old.scenario["seeds"]})
+    scales = trace_scales(replace(plan, scenario=scenario))
+    if set(scales) != set(old.scales):
+        raise ResultError(
+            f"{plan.folder} holds runs of another trace: scaled by {old.scales}, where --trace "
+            f"gives {scales}. Name another folder with --out."
+        )
