@@ -95,7 +95,7 @@ def describe_targets(settings: EngineSettings) -> str:
     if not settings.slo_ttft_s and not settings.slo_tbt_s:
         targets = f"{first}: the engine says them when it has measured its steps"
     slowdown = settings.policy.chat_slowdown
-    alone = f", steps at most {slowdown:g} times as long as for their chats alone" if slowdown else ""
+    alone = f", steps at most {slowdown:g} times as long as for chat alone" if slowdown else ""
     return f"{targets}{alone}{floor if settings.offline_floor else ''}"
 
 
