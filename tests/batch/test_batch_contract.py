@@ -233,6 +233,48 @@ async def test_a_late_batch_leases_nothing(stores: Stores, clock: FakeClock) -> 
     assert job.expiring
 
 
+async def test_what_was_put_off_is_due_where_the_clock_is_set_back(
+    stores: Stores, clock: FakeClock
+) -> None:
+    batch_id = await batch_in_progress(stores, 1)
+    await stores.workers.enlist("w")
+    (held,) = await claim(stores, "w", batch_id)
+    await stores.leases.record("w", [Postponed(held, clock() + 60, counted=False)])
+    assert await claim(stores, "w", batch_id) == []
+    clock.advance(-12 * 3600)
+    assert await stores.leases.waiting(MANY) == {batch_id}
+    assert await claim(stores, "w", batch_id) == [held]
+
+
+async def test_a_job_that_was_put_off_is_due_where_the_clock_is_set_back(
+    stores: Stores, clock: FakeClock
+) -> None:
+    await stored_batch(stores, await stored_file(stores, numbered(1)))
+    await stores.workers.enlist("w")
+    job = await stores.jobs.claim("w")
+    assert job is not None
+    await stores.jobs.postpone(job, 300, counted=False)
+    assert await stores.jobs.claim("w") is None
+    clock.advance(-12 * 3600)
+    assert await stores.jobs.claim("w") is not None
+
+
+async def test_a_batch_whose_lines_ended_in_time_does_not_expire(
+    stores: Stores, clock: FakeClock
+) -> None:
+    """Its files are all that is left to write when its time is over."""
+    batch_id = await batch_in_progress(stores, 2, completion_window="60s")
+    await stores.workers.enlist("w")
+    await stores.leases.record("w", done(await claim(stores, "w", batch_id)))
+    clock.advance(60)
+    await stores.jobs.expire()
+    job = await stores.jobs.claim("w")
+    assert job is not None
+    await Assembly(stores.jobs, stores.files).run(job)
+    batch = await stores.batches.get(TENANT, batch_id)
+    assert (batch.status, batch.completed) == (Status.COMPLETED, 2)
+
+
 async def test_a_job_belongs_to_one_worker_and_is_taken_over(
     stores: Stores, clock: FakeClock
 ) -> None:

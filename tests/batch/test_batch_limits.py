@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from conserve.batch import worker
 from conserve.batch.errors import OverLimitError, StoreUnavailableError
 from conserve.batch.executor import Reply
 from conserve.batch.ids import tenant_of
@@ -154,6 +155,26 @@ async def test_a_folder_that_is_missing_costs_no_result(tmp_path: Path, clock: F
         clock.advance(60)
         batch = await try_once(run, "w")
         assert (batch.status, batch.completed) == (Status.COMPLETED, 3)
+
+
+async def test_a_folder_that_goes_cuts_off_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clearing away fails then, again and again, and what is in flight goes on beside it."""
+    monkeypatch.setattr(worker, "COLLECT_EVERY_S", 0.05)
+    monkeypatch.setattr(worker, "JOB_RETRY_S", 0.05)
+    async with running(BatchSettings(data_dir=tmp_path, poll_s=0.05)) as run:
+        run.model.open.clear()
+        batch_id = (await run.submit(numbered(3))).id
+        await eventually(lambda: run.model.running == 3)
+        (tmp_path / "staging").rename(tmp_path / "away")
+        await eventually(lambda: "a part of the batch service waits" in caplog.text)
+        run.model.open.set()
+        await run.until(batch_id, "finalizing")
+        (tmp_path / "away").rename(tmp_path / "staging")
+        assert (await run.until(batch_id, "completed")).request_counts.completed == 3
+        assert set(run.model.seen.values()) == {1}
+        assert "starts over" not in caplog.text
 
 
 async def test_in_a_folder_that_is_missing_no_file_is_gone(stores: Stores, tmp_path: Path) -> None:

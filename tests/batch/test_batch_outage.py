@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
@@ -18,13 +19,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 from sqlalchemy import select, text
 
 from conserve.batch import database as database_module
+from conserve.batch import dispatcher as dispatcher_module
+from conserve.batch import put_aside
 from conserve.batch.database import Database
 from conserve.batch.errors import StoreUnavailableError
+from conserve.batch.lease_store import LeaseStore
+from conserve.batch.outcome import Postponed
 from conserve.batch.schema import workers
 from conserve.batch.settings import BatchSettings
 from tests.batch.batch_fakes import FakeModel, eventually, running
 from tests.batch.batch_postgres import Postgres
-from tests.batch.builders import numbered
+from tests.batch.builders import jsonl, line, numbered
 
 pytestmark = pytest.mark.anyio
 
@@ -84,16 +89,18 @@ class Elsewhere(MemoryFileSystem):  # type: ignore[misc]
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     is_away = False
+    unreadable = ""
+    """Part of the path of a file that cannot be read."""
 
     def _open(self, *words: Any, **named: Any) -> Any:
         if Elsewhere.is_away:
             raise Lost
         return super()._open(*words, **named)
 
-    def cat_file(self, *words: Any, **named: Any) -> Any:
-        if Elsewhere.is_away:
+    def cat_file(self, path: str, *words: Any, **named: Any) -> Any:
+        if Elsewhere.is_away or (Elsewhere.unreadable and Elsewhere.unreadable in path):
             raise Lost
-        return super().cat_file(*words, **named)
+        return super().cat_file(path, *words, **named)
 
     def put_file(self, *words: Any, **named: Any) -> None:
         if Elsewhere.is_away:
@@ -126,6 +133,69 @@ async def test_a_storage_that_is_away_costs_no_line(tmp_path: Path) -> None:
         assert {body["messages"][0]["content"] for body in model.bodies} == {
             f"prompt {n}" for n in range(40)
         }
+
+
+async def test_an_input_that_cannot_be_read_keeps_no_other_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(put_aside, "ASIDE_S", 0.1)
+    fsspec.register_implementation("elsewhere", Elsewhere, clobber=True)
+    settings = BatchSettings(
+        data_dir=tmp_path,
+        poll_s=0.05,
+        files_url="elsewhere://c",
+        max_in_flight=4,
+        max_attempts=1,
+    )
+    model = FakeModel()
+    async with running(settings, model) as run:
+        model.open.clear()
+        batch = await run.submit(numbered(40))
+        await eventually(lambda: model.running == 4)
+        monkeypatch.setattr(Elsewhere, "unreadable", batch.input_file_id)
+        model.open.set()
+        await run.until((await run.submit(numbered(20))).id, "completed")
+        counts = (await run.client.batches.retrieve(batch.id)).request_counts
+        assert (counts.completed, counts.failed) == (4, 0)
+        monkeypatch.setattr(Elsewhere, "unreadable", "")
+        batch = await run.until(batch.id, "completed")
+        assert batch.request_counts.completed == 40
+
+
+async def test_a_line_given_out_again_while_its_try_is_stored_runs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database goes away when a try is stored, but for its answer: the line has been put back
+    and is given out again, before the try is stored a second time."""
+    record, waiting = LeaseStore.record, LeaseStore.waiting
+    counts = Counter[str]()
+
+    async def half(self: LeaseStore, worker_id: str | None, outcomes: Any) -> Any:
+        stored = await record(self, worker_id, outcomes)
+        if any(isinstance(one, Postponed) for one in outcomes):
+            counts["tries stored"] += 1
+            if counts["tries stored"] == 1:
+                raise StoreUnavailableError("gone")
+        return stored
+
+    async def look(self: LeaseStore, *words: Any) -> Any:
+        counts["looks"] += 1
+        return await waiting(self, *words)
+
+    monkeypatch.setattr(LeaseStore, "record", half)
+    monkeypatch.setattr(LeaseStore, "waiting", look)
+    monkeypatch.setattr(dispatcher_module, "STORE_RETRY_S", 1.5)  # longer than a line is put off
+    settings = BatchSettings(data_dir=tmp_path, poll_s=0.05, max_in_flight=8)
+    async with running(settings) as run:
+        batch_id = (await run.submit(jsonl([line("a", "fail:503:1:x")]))).id
+        await eventually(lambda: counts["tries stored"] == 1)
+        run.model.open.clear()
+        await eventually(lambda: counts["tries stored"] == 2 and run.model.running > 0)
+        enough = counts["looks"] + 3
+        await eventually(lambda: counts["looks"] >= enough)
+        run.model.open.set()
+        await run.until(batch_id, "completed")
+        assert run.model.seen["fail:503:1:x"] == 2
 
 
 async def cancel_a_writer(database: Database, turns: int) -> None:

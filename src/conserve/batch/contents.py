@@ -59,9 +59,10 @@ class FileContents:
         await asyncio.to_thread(self._clear)
 
     def _clear(self) -> None:
-        left = list(self.staging_dir.iterdir())
-        if self._is_local:
-            left += Path(self._root).glob(f"*{MOVING}")
+        with missing_is_away(), storage_errors():
+            left = list(self.staging_dir.iterdir())
+            if self._is_local:
+                left += Path(self._root).glob(f"*{MOVING}")
         stale = time.time() - STALE_S
         for path in left:
             try:

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from conserve.batch.deadlines import RecentHarvest
 from conserve.batch.errors import StoreUnavailableError
+from conserve.batch.event import wait_for_event
 from conserve.batch.executor import Executor, Reply
 from conserve.batch.harvest_meter import HarvestMeter
 from conserve.batch.in_flight import InFlightWindow, retry_delay_s
@@ -23,6 +24,7 @@ from conserve.batch.outcome import (
     keep_reply,
 )
 from conserve.batch.outlook import Outlook, Prospect
+from conserve.batch.put_aside import PutAside
 from conserve.batch.records import Line
 from conserve.batch.request_reader import Request, RequestReader
 from conserve.batch.served import Served
@@ -58,6 +60,7 @@ class Dispatcher:
         self._lookout = stores.lookout
         self._shares = stores.shares
         self._turns = Turns()
+        self._aside = PutAside()
         self._harvest = HarvestMeter(worker_id, stores.harvest)
         self._reader = RequestReader(stores.batches, stores.contents)
         self._executor = executor
@@ -128,12 +131,13 @@ class Dispatcher:
             return
         models = await self._served.names()
         suspected = await self._leases.suspected(self._settings.max_losses, models)
+        suspected -= self._aside.batches()
         if self._in_flight and (suspected or any(line.is_suspect for line in self._in_flight)):
             return  # a suspect runs alone
         outlook, waiting = await self._waiting(models)
         if suspected:
             free, waiting = 1, waiting & suspected
-        while free > 0 and waiting:
+        while free > 0 and (waiting := waiting - self._aside.batches()):
             for prospect, limit in self._turns.share_out(outlook, waiting, free):
                 claimed = await self._claim(prospect, limit, suspects=bool(suspected))
                 free -= len(claimed)
@@ -189,16 +193,7 @@ class Dispatcher:
         return free if room is None else min(free, room)
 
     async def _start(self, group: asyncio.TaskGroup, claimed: list[Line], priority: int) -> None:
-        if not claimed:
-            return
-        try:
-            requests = await self._reader.read(claimed, priority)
-        except FileNotFoundError as error:
-            logger.warning("the input of %s cannot be read: %s", claimed[0].batch_id, error)
-            for line in claimed:
-                self._finish(self._later(line, None))
-            return
-        for request in requests:
+        for request in await self._read(self._unknown(claimed), priority):
             if isinstance(request, Result):
                 self._finish(request)
                 continue
@@ -206,6 +201,25 @@ class Dispatcher:
             task = group.create_task(self._run_line(request))
             self._in_flight[request.line] = task
             self._in_flight_bytes += request.line.length
+
+    def _unknown(self, claimed: list[Line]) -> list[Line]:
+        """Without lines whose last try is still being stored. Where a group of tries was stored in
+        part before the database went away, a line may be given out again that is put back when the
+        whole group is stored once more."""
+        known = {(line.batch_id, line.line_no) for line in self._in_flight}
+        return [line for line in claimed if (line.batch_id, line.line_no) not in known]
+
+    async def _read(self, claimed: list[Line], priority: int) -> list[Request | Result]:
+        try:
+            return await self._reader.read(claimed, priority)
+        except FileNotFoundError as error:
+            logger.warning("the input of %s cannot be read: %s", claimed[0].batch_id, error)
+            self._finish(*(self._later(line, None) for line in claimed))
+        except StoreUnavailableError as error:  # of this file alone, maybe
+            logger.warning("the input of %s is away: %s", claimed[0].batch_id, error.message)
+            self._aside.add(claimed[0].batch_id)
+            self._finish(*(Postponed(line, 0.0, counted=False) for line in claimed))
+        return []
 
     async def _run_line(self, request: Request) -> None:
         try:
@@ -247,8 +261,8 @@ class Dispatcher:
         be the cause, and for a line alone so many that it is failed at the third time."""
         return 1 if len(self._in_flight) > 1 else -(-self._settings.max_losses // DEATHS_ALONE)
 
-    def _finish(self, outcome: Outcome) -> None:
-        self._finished.append(outcome)
+    def _finish(self, *outcomes: Outcome) -> None:
+        self._finished += outcomes
         self._any_finished.set()
 
     async def _store(self, wake: asyncio.Event) -> None:
@@ -293,12 +307,3 @@ class Dispatcher:
             if isinstance(outcome, Result):
                 self._window.on_result()
                 self._turns.ended(outcome.line.batch_id, outcome.tokens.total)
-
-
-async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
-    """Until the event is set, or the time is over."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.batch_store import move
 from conserve.batch.database import Database
+from conserve.batch.due import is_due
 from conserve.batch.errors import LeaseLostError
 from conserve.batch.file_store import BATCH_OUTPUT
 from conserve.batch.lifecycle import FileState, LineState, Status
@@ -37,7 +38,11 @@ class JobStore:
         end them, which any worker may."""
         late = and_(
             is_live(),
-            batches.c.status.in_([Status.VALIDATING, Status.IN_PROGRESS]),
+            or_(
+                batches.c.status == Status.VALIDATING,
+                # One whose lines have all ended in time is complete, and only to be assembled.
+                and_(batches.c.status == Status.IN_PROGRESS, ~_is_done()),
+            ),
             batches.c.expiring.is_(False),
             batches.c.expires_at <= self._clock(),
         )
@@ -60,7 +65,7 @@ class JobStore:
         free = or_(batches.c.owner.is_(None), batches.c.owner == worker_id)
         is_any_workers = or_(batches.c.status != Status.VALIDATING, batches.c.expiring)
         fit = or_(is_any_workers, of_models(models))
-        ready = and_(free, fit, batches.c.not_before <= self._clock(), _needs_work())
+        ready = and_(free, fit, is_due(batches.c.not_before, self._clock()), _needs_work())
         query = (
             select(batches.c.id).where(ready).order_by(batches.c.created_at, batches.c.id).limit(1)
         )
@@ -239,12 +244,15 @@ class JobStore:
 def _needs_work() -> Any:
     leased = and_(lines.c.batch_id == batches.c.id, lines.c.state == LineState.LEASED)
     idle = ~exists().where(leased).correlate(batches)
-    # Known of the batch itself: one with many lines is not read through to learn it.
-    is_done = batches.c.completed + batches.c.failed >= batches.c.total
     ready = or_(
         batches.c.status.in_([Status.VALIDATING, Status.FINALIZING]),
         and_(batches.c.status == Status.CANCELLING, idle),
         and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(True), idle),
-        and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False), is_done),
+        and_(batches.c.status == Status.IN_PROGRESS, batches.c.expiring.is_(False), _is_done()),
     )
     return and_(is_live(), ready)
+
+
+def _is_done() -> Any:
+    """Known of the batch itself: one with many lines is not read through to learn it."""
+    return batches.c.completed + batches.c.failed >= batches.c.total

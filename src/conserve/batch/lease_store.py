@@ -16,6 +16,7 @@ from sqlalchemy import Select, exists, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
+from conserve.batch.due import is_due
 from conserve.batch.lifecycle import LineState, Status
 from conserve.batch.outcome import Outcome, Postponed, Result, Tokens
 from conserve.batch.records import SUSPECT_LOSSES, Line
@@ -75,7 +76,7 @@ class LeaseStore:
                 .where(
                     lines.c.batch_id == batch_id,
                     lines.c.state == LineState.PENDING,
-                    lines.c.not_before <= now,
+                    is_due(lines.c.not_before, now),
                     lines.c.losses <= max_losses,
                     *(_is_suspect() if suspects else (lines.c.losses < SUSPECT_LOSSES,)),
                 )
@@ -185,7 +186,7 @@ def _claimable(now: float, max_losses: int, *more: Any) -> Select[Any]:
     """Batches of lines that may be claimed now, one row a line."""
     return select(lines.c.batch_id).where(
         lines.c.state == LineState.PENDING,
-        lines.c.not_before <= now,
+        is_due(lines.c.not_before, now),
         lines.c.losses <= max_losses,
         *more,
     )

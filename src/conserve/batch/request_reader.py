@@ -33,11 +33,11 @@ class RequestReader:
 
     async def read(self, lines: list[Line], priority: int) -> list[Request | Result]:
         """What each line asks for, or the failure of one that is no longer what was validated;
-        nothing where the batch is deleted, and the lines with it. `lines` are of one batch.
+        nothing where the batch is deleted, and the lines with it. `lines` are of one batch, or none.
 
         Raises FileNotFoundError: the input file is gone; StoreUnavailableError.
         """
-        source = await self._batches.source(lines[0].batch_id)
+        source = await self._batches.source(lines[0].batch_id) if lines else None
         if source is None:
             return []
         file_id, endpoint = source

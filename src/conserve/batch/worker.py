@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from random import Random
 
 from conserve.batch.assembly import Assembly
-from conserve.batch.dispatcher import Dispatcher, wait_for_event
+from conserve.batch.dispatcher import Dispatcher
 from conserve.batch.errors import LeaseLostError, StoreUnavailableError
+from conserve.batch.event import wait_for_event
 from conserve.batch.ids import new_worker_id
 from conserve.batch.in_flight import retry_delay_s
 from conserve.batch.intake import Intake
@@ -138,16 +139,16 @@ class Worker:
         worker_id: str,
         wake: asyncio.Event | None = None,
     ) -> None:
-        """Run `step` for ever; an outage of the database skips a turn."""
+        """Run `step` for ever; an outage of the database, or of a disk, skips a turn."""
         never = asyncio.Event()
         is_away = False
         while True:
             try:
                 await step(worker_id)
                 is_away = False
-            except StoreUnavailableError as error:
+            except (StoreUnavailableError, OSError) as error:
                 if not is_away:
-                    logger.warning("a part of the batch service waits: %s", error.message)
+                    logger.warning("a part of the batch service waits: %s", error)
                 is_away = True
             await wait_for_event(wake or never, every_s())
             (wake or never).clear()
