@@ -33,7 +33,8 @@ class RequestReader:
 
     async def read(self, lines: list[Line], priority: int) -> list[Request | Result]:
         """What each line asks for, or the failure of one that is no longer what was validated;
-        nothing where the batch is deleted, and the lines with it. `lines` are of one batch, or none.
+        nothing where the batch is deleted, and the lines with it, or for no lines. All are of one
+        batch.
 
         Raises FileNotFoundError: the input file is gone; StoreUnavailableError.
         """
