@@ -97,7 +97,7 @@ async def cancelled(stores: Stores) -> str:
 
 async def opened(folder: Path, database_url: str, clock: FakeClock, limits: Path | None) -> Stores:
     settings = BatchSettings(data_dir=folder, database_url=database_url, owner_limits=limits)
-    stores = Stores(settings, clock)
+    stores = Stores(settings, clock, clock)
     await stores.prepare()
     return stores
 

@@ -1,4 +1,4 @@
-"""When what was put off until some time of day may be taken up again."""
+"""When what was put off until some time of day may be taken up again, a lease's end among it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, or_
 
 PUT_OFF_S = 3600.0
-"""Nothing is put off for longer."""
+"""Nothing is put off for longer, and no lease is longer."""
 CLOCKS_APART_S = 60.0
 """Clocks of two servers may differ by as much."""
 

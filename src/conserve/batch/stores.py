@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -35,7 +36,12 @@ from conserve.batch.worker_store import WorkerStore
 class Stores:
     """Raises BatchSettingsError where the settings name a place that cannot be."""
 
-    def __init__(self, settings: BatchSettings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: BatchSettings,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         with _named("data_dir"):
             settings.data_dir.mkdir(FOLDER, parents=True, exist_ok=True)
         with _named("database_url"):
@@ -46,7 +52,9 @@ class Stores:
             self.contents = FileContents(settings.resolved_files_url, settings.staging_dir)
         with _named("owner_limits"):
             limits = Limits(settings.owner_limits, settings.max_live_batches)
-        self.webhooks = Webhooks(WebhookStore(self.database, clock), limits.webhook_of, clock)
+        self.webhooks = Webhooks(
+            WebhookStore(self.database, clock), limits.webhook_of, clock, monotonic
+        )
         quota = Quota(self.database, limits)
         self.files = FileStore(self.database, self.contents, clock, quota)
         self.batches = BatchStore(self.database, clock, quota)

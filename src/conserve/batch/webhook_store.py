@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
+from conserve.batch.due import is_due
 from conserve.batch.schema import batches, webhooks
 
 HELD_S = 60.0
@@ -43,7 +44,7 @@ class WebhookStore:
 
     async def owners(self) -> list[str]:
         """Those of whose events some are due; who waits longest is first."""
-        due = webhooks.c.not_before <= self._clock()
+        due = is_due(webhooks.c.not_before, self._clock())
         query = select(webhooks.c.tenant).where(due).group_by(webhooks.c.tenant)
         async with self._database.read() as connection:
             rows = await connection.execute(query.order_by(func.min(webhooks.c.not_before)))
@@ -52,7 +53,7 @@ class WebhookStore:
     async def take(self, tenant: str, limit: int) -> list[Event]:
         """Up to so many of an owner's that are due, for nobody else to take for HELD_S."""
         now = self._clock()
-        due = webhooks.c.not_before <= now, webhooks.c.tenant == tenant
+        due = is_due(webhooks.c.not_before, now), webhooks.c.tenant == tenant
         columns = (webhooks.c[name] for name in Event.__struct_fields__)
         query = select(*columns).where(*due).order_by(webhooks.c.not_before).limit(limit)
         async with self._database.write() as connection:

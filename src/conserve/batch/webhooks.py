@@ -14,6 +14,7 @@ import hmac
 import json
 import logging
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -25,13 +26,14 @@ from typing import Any
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from conserve.batch.due import PUT_OFF_S
 from conserve.batch.webhook_store import Event, WebhookStore
 
 logger = logging.getLogger(__name__)
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  (what a secret begins with)
 TIMEOUT_S = 15.0
-FIRST_DELAY_S, LONGEST_DELAY_S = 5.0, 3600.0
+FIRST_DELAY_S, LONGEST_DELAY_S = 5.0, PUT_OFF_S
 GIVE_UP_S = 72 * 3600.0
 AT_ONCE, ENDPOINT_AT_ONCE = 32, 4
 """Tries under way in one process, and to one URL."""
@@ -91,7 +93,8 @@ class Endpoint:
     """One URL, whoever's it is: how much it is asked at once, and how long it is left alone.
 
     One that does not answer holds each try for as long as a try may take. So it gets few at once,
-    and then for a while none: the tries of other endpoints wait for none of that.
+    and then for a while none: the tries of other endpoints wait for none of that. `now` is by a
+    clock that nobody sets.
     """
 
     def __init__(self) -> None:
@@ -135,10 +138,12 @@ class Webhooks:
         store: WebhookStore,
         hook_of: Callable[[str], Webhook | None],
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._hook_of = hook_of
         self._clock = clock
+        self._monotonic = monotonic
         self._endpoints: dict[str, Endpoint] = {}
 
     async def deliver(self) -> None:
@@ -165,7 +170,7 @@ class Webhooks:
         for tenant in await self._store.owners() if len(tries) < AT_ONCE else []:
             hook = self._hook_of(tenant)
             endpoint = self._endpoints.setdefault(hook.url if hook else "", Endpoint())
-            limit = min(AT_ONCE - len(tries), endpoint.room(self._clock()))
+            limit = min(AT_ONCE - len(tries), endpoint.room(self._monotonic()))
             for event in await self._store.take(tenant, limit) if limit else []:
                 tries.add(endpoint.begin(self._tell(hook, endpoint, event)))
 
@@ -185,7 +190,7 @@ class Webhooks:
                 status = await post(hook, body, signed(hook.key, event, body, self._clock()))
         except Exception as error:  # of whatever kind: it must not end the service
             logger.warning("the webhook for %s fails: %r", event.batch_id, error)
-            endpoint.is_silent(self._clock())
+            endpoint.is_silent(self._monotonic())
             return False
         endpoint.answers()
         if not 200 <= status < 300:

@@ -12,6 +12,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.database import Database
+from conserve.batch.due import is_due
 from conserve.batch.errors import LeaseLostError
 from conserve.batch.lifecycle import LineState
 from conserve.batch.schema import batches, lines, workers
@@ -41,7 +42,7 @@ class WorkerStore:
 
     async def overdue(self) -> list[str]:
         """Workers without a heartbeat for a lease."""
-        query = select(workers.c.id).where(workers.c.expires_at < self._clock())
+        query = select(workers.c.id).where(is_due(workers.c.expires_at, self._clock()))
         async with self._database.read() as connection:
             return list((await connection.execute(query)).scalars())
 
@@ -56,7 +57,7 @@ class WorkerStore:
         async with self._database.write() as connection:
             doomed = delete(workers).where(workers.c.id == worker_id)
             if only_overdue:
-                doomed = doomed.where(workers.c.expires_at < self._clock())
+                doomed = doomed.where(is_due(workers.c.expires_at, self._clock()))
             if (await connection.execute(doomed)).rowcount != 1:
                 return False
             await self._free(connection, worker_id, lost=True)
