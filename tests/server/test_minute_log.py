@@ -21,6 +21,7 @@ from conserve.batch.overview import Overview
 from conserve.engine.connector import ConserveConnector
 from conserve.engine.stats import EngineStats
 from conserve.server.batches.metrics import BatchMetrics
+from conserve.server.logs import minute
 from conserve.server.logs.middleware import LogsMiddleware, join_vllms_log
 from conserve.server.logs.minute import is_idle, log_each, minute_of, words
 from conserve.server.series import Change, Reading, change, read
@@ -191,6 +192,28 @@ async def test_it_is_logged_once_an_interval(lines: list[logging.LogRecord]) -> 
     assert all("3 waiting" in record.getMessage() for record in lines)
     assert lines[0].name == "vllm.conserve"
     assert lines[0].conserve["offline_waiting"] == 3  # type: ignore[attr-defined]
+
+
+async def test_it_goes_on_after_looks_that_failed(
+    lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so once: a file of another process's figures may be cut off."""
+    exported = Exported()
+    exported.engine(0, waiting_requests={"offline": 3})
+    looks = iter((None, ValueError("cut off"), ValueError("cut off")))
+
+    def look(*arguments: Any) -> Reading:
+        if error := next(looks, None):
+            raise error
+        return read(*arguments)
+
+    monkeypatch.setattr(minute, "read", look)
+    task = asyncio.create_task(log_each(0.01, exported.registry))
+    async with asyncio.timeout(30):
+        while len(lines) < 2:  # noqa: ASYNC110  (a log has no event)
+            await asyncio.sleep(0.01)
+    task.cancel()
+    assert [record.levelname for record in lines[:2]] == ["ERROR", "INFO"]
 
 
 def test_our_rooms_write_into_vllms_log(lines: list[logging.LogRecord]) -> None:

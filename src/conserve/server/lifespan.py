@@ -7,13 +7,16 @@ its middleware: so each process gets what a middleware brings once, when the app
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 
 from conserve.server.asgi import App, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
@@ -46,11 +49,17 @@ class LifespanMiddleware:
 
 @asynccontextmanager
 async def running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """`work` as a task of that name; cancelled, and waited for, on the way out."""
+    """`work` as a task of that name; cancelled, and waited for, on the way out. What it dies of is
+    logged when it does: whoever leaves has things of its own to bring to an end."""
     task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_say_why)
     try:
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
+
+
+def _say_why(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        logger.error("%s has ended", task.get_name(), exc_info=error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +19,9 @@ from conserve.batch.overview import Overview, overview
 from conserve.batch.stores import Stores
 from conserve.batch.waits import Waits
 from conserve.server.lifespan import running
+from conserve.server.outage import Outage
+
+logger = logging.getLogger(__name__)
 
 EVERY_S = 5.0
 
@@ -159,10 +163,12 @@ async def batch_metrics(
     """Export, for as long as the block runs. A store that is away leaves the figures as they were;
     they are exported once it has been there."""
     metrics = BatchMetrics(registry)
+    outage = Outage(logger, "the figures of batches stay as they were")
 
     async def look() -> None:
         while True:
-            with suppress(StoreUnavailableError):
+            # The batch service says that the store is away.
+            with outage.survived(), suppress(StoreUnavailableError):
                 await stores.prepare()
                 metrics.set(await overview(stores, clock(), await _names(models)))
             await asyncio.sleep(every_s)

@@ -12,6 +12,7 @@ from conserve.server.dashboard.history import History
 from conserve.server.dashboard.messages import Facts, Summary
 from conserve.server.dashboard.status import Status
 from conserve.server.dashboard.summary import summarise
+from conserve.server.outage import Outage
 from conserve.server.series import Reading, Registry, change, read
 
 logger = logging.getLogger(__name__)
@@ -38,16 +39,15 @@ class Collector:
         self._clock = clock
         self._last: Reading | None = None
         self._new = asyncio.Condition()
+        self._outage = Outage(logger, "the dashboard's look at the figures failed")
 
     async def run(self) -> None:
         self.events.say(self._clock(), "server", f"Server ready with {self.facts.model}.")
         while True:
             began_s = time.monotonic()
-            try:
+            cost_s = 0.0
+            with self._outage.survived():
                 cost_s = await self.look()
-            except Exception:  # a page without figures must not be a server without one
-                logger.exception("the dashboard's look at the figures failed")
-                cost_s = 0.0
             every_s = max(EVERY_S, cost_s / MOST_COST)
             await asyncio.sleep(max(0.0, every_s - (time.monotonic() - began_s)))
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from conserve.batch.lifecycle import LIVE
+from conserve.server.outage import Outage
 from conserve.server.series import CLASSES, Change, change, narrowed, read
 
 logger = logging.getLogger("vllm.conserve")
@@ -121,11 +122,13 @@ async def log_each(interval_s: float, registry: Any) -> None:
     """For ever; silent while the server is idle."""
     series = narrowed(registry)
     before = read(series, time.monotonic())
+    outage = Outage(logger, "the minute is left out of the log")
     while True:
         await asyncio.sleep(interval_s)
-        after = read(series, time.monotonic())
-        came = change(before, after)
-        if not is_idle(came):
-            minute = minute_of(came)
-            logger.info("%s", words(minute), extra={"conserve": asdict(minute)})
-        before = after
+        with outage.survived():
+            after = read(series, time.monotonic())
+            came = change(before, after)
+            before = after
+            if not is_idle(came):
+                minute = minute_of(came)
+                logger.info("%s", words(minute), extra={"conserve": asdict(minute)})

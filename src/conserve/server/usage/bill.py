@@ -10,11 +10,11 @@ from uuid import uuid4
 
 from prometheus_client import Counter, Gauge
 
-from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.stores import Stores
 from conserve.batch.usage_ledger import UsageLedger
 from conserve.batch.usage_store import MODEL_CHARACTERS, Billed, Counts
 from conserve.server.lifespan import running
+from conserve.server.outage import Outage
 from conserve.server.usage.meter import Meter
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Bill:
         self._ledger = UsageLedger(stores.usage, f"api-{uuid4().hex}")
         self._open: set[Meter] = set()
         """Of requests that are not counted in full yet."""
-        self._is_away = False
+        self._outage = Outage(logger, "usage waits to be stored")
 
     def open(self, owner: str) -> Meter:
         """A meter, for one request of a client."""
@@ -94,22 +94,22 @@ class Bill:
 
     async def save(self) -> None:
         """An outage of the database leaves it all for the next time."""
-        self.gather()
-        try:
+        with self._outage.survived():
+            self.gather()
             await self._stores.prepare()
             await self._ledger.save()
-            self._is_away = False
-        except StoreUnavailableError as error:
-            if not self._is_away:
-                logger.warning("usage waits to be stored: %s", error.message)
-            self._is_away = True
         WAITING.set(self._ledger.num_waiting)
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
         """Saved every few seconds for as long as the block runs, and at its end."""
-        async with running(self._save_for_ever(), "conserve-usage"):
-            yield
+        try:
+            async with running(self._save_for_ever(), "conserve-usage"):
+                yield
+        finally:
+            await self._save_what_is_left()
+
+    async def _save_what_is_left(self) -> None:
         try:
             await asyncio.wait_for(self.save(), LAST_TRY_S)
         except TimeoutError:
