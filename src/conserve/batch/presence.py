@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 from conserve.batch.private import make_folder, open_private
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Presence:
@@ -15,7 +20,9 @@ class Presence:
         make_folder(folder)
         self._path = folder / worker_id
         self._handle = open(self._path, "w", opener=open_private)  # noqa: SIM115  (held for its life)
-        fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # a folder without locks: nobody is judged by them, then
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(self._handle.fileno(), _place(self._handle.fileno()))
 
     def leave(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -25,15 +32,34 @@ class Presence:
 def is_gone(folder: Path, worker_id: str) -> bool:
     """Whether the worker ran on this machine and is certainly dead.
 
-    A worker that left no lock file here may be alive elsewhere: only its lease can tell.
+    A lock tells only within one kernel, and there only where both look at the same mount: elsewhere
+    it may be had although the worker lives. Of a worker that left none here, or wrote of another
+    place, only its lease can tell.
     """
     try:
-        with open(folder / worker_id) as handle:
+        # To lock a file on NFS is to write it.
+        with open(folder / worker_id, "rb+") as handle:
+            if handle.read() != _place(handle.fileno()):
+                return False
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-    except (FileNotFoundError, BlockingIOError):
+    except OSError:
         return False
 
 
 def forget(folder: Path, worker_id: str) -> None:
     (folder / worker_id).unlink(missing_ok=True)
+
+
+def _place(descriptor: int) -> bytes:
+    """Where a lock on this file is seen: the same words in every container of a machine that has
+    the folder from the same mount. Not after a restart of the machine: what it held is then left to
+    its lease, which has run out by that time."""
+    return f"{_kernel()} {os.fstat(descriptor).st_dev}".encode()
+
+
+def _kernel() -> str:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:  # not Linux, or hidden
+        return socket.gethostname()
