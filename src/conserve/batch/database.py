@@ -157,9 +157,14 @@ def _turn_to_wal(file: str) -> None:
 
 
 def _postgres_engine(url: str, statement_timeout_s: float) -> AsyncEngine:
-    """The connection that was used last is used next, so that there are few that wait for long."""
+    """The connection that was used last is used next, so that there are few that wait for long.
+
+    The isolation is what the stores' locks are made for, whatever the database has for others: a
+    statement after one that waited for a lock sees what was committed meanwhile.
+    """
     engine = create_async_engine(
         url,
+        isolation_level="READ COMMITTED",
         pool_use_lifo=True,
         pool_timeout=BUSY_TIMEOUT_S,
         connect_args={"timeout": BUSY_TIMEOUT_S, "command_timeout": statement_timeout_s},
