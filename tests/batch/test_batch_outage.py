@@ -155,8 +155,8 @@ async def test_an_input_that_cannot_be_read_keeps_no_other_batch(
         monkeypatch.setattr(Elsewhere, "unreadable", batch.input_file_id)
         model.open.set()
         await run.until((await run.submit(numbered(20))).id, "completed")
-        counts = (await run.client.batches.retrieve(batch.id)).request_counts
-        assert (counts.completed, counts.failed) == (4, 0)
+        batch = await run.until(batch.id, "in_progress")
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (4, 0)
         monkeypatch.setattr(Elsewhere, "unreadable", "")
         batch = await run.until(batch.id, "completed")
         assert batch.request_counts.completed == 40
