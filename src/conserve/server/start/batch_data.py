@@ -20,6 +20,9 @@ PREFIX = str(BatchSettings.model_config["env_prefix"])
 DATA_DIR = f"{PREFIX}DATA_DIR"
 """Name of the environment variable that tells every API process."""
 
+KEPT = ("batches.db*", "files", "staging", "workers")
+"""What a server keeps in it, as patterns."""
+
 OWNER_LIMITS = f"{PREFIX}OWNER_LIMITS"
 FLAGS = {"owner_limits": "--owner-limits"}
 """Settings that an error calls by their flag."""
@@ -62,9 +65,11 @@ def default_data_dir(model: str) -> Path:
 
 
 def _check_writable(folder: Path) -> None:
+    """Others' things in it are nobody's concern, such as the `lost+found` of a disk of its own."""
     try:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
-        for path in (folder, *folder.iterdir()):
+        ours = [path for name in KEPT for path in folder.glob(name)]
+        for path in (folder, *ours):
             if not os.access(path, os.W_OK):
                 raise PermissionError(None, "Permission denied", str(path))
     except OSError as error:
