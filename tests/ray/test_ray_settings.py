@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import yaml
+from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from conserve.ray import application, flags
 from conserve.ray.autoscaling import PATH, OnlineLoad
-from conserve.ray.settings import SHARED, check_gpus, check_policy, read
+from conserve.ray.replica import Replica
+from conserve.ray.settings import DATABASE, SHARED, check_gpus, check_nodes, check_policy, read
 from conserve.server.errors import BadInputError
 from conserve.server.start import config_file
 from conserve.server.start.batch_data import DATA_DIR
@@ -49,8 +53,57 @@ def test_replicas_want_one_store() -> None:
         read({"flags": {"no-batches": False}}, {})
     read({}, ONE_STORE)
     read({"flags": {"no_batches": True}}, {})
-    read({"flags": {"data-dir": "/shared"}}, {})
-    read({}, {DATA_DIR: "/shared"})
+    read({"flags": {"data-dir": "/disk"}}, {})
+    read({}, {DATA_DIR: "/disk"})
+
+
+def node(*, is_alive: bool = True, num_gpus: float = 0.0, address: str = "") -> dict[str, Any]:
+    """As Ray has it."""
+    given = {"CPU": 8.0, "GPU": num_gpus, f"node:{address}": 1.0}
+    return {"Alive": is_alive, "Resources": given}
+
+
+HERE = {"CPU": 1.0, "node:10.0.0.5": 0.001}
+"""What a replica gets that is held on one node."""
+
+
+@pytest.mark.parametrize(
+    ("replica", "nodes"),
+    [
+        ({"CPU": 1.0}, [node()]),
+        ({"CPU": 1.0, "GPU": 1.0}, [node(), node(num_gpus=2.0)]),
+        ({"CPU": 1.0}, [node(), node(is_alive=False)]),
+        (HERE, [node(address="10.0.0.5"), node(address="10.0.0.6")]),
+    ],
+)
+def test_one_node_may_keep_batches_in_sqlite(
+    replica: dict[str, float], nodes: list[dict[str, Any]]
+) -> None:
+    settings = read({"flags": {"data-dir": "/disk"}}, {})
+    check_nodes(settings, {}, replica, nodes)
+    with pytest.raises(BadInputError, match="may run on 2 nodes"):
+        check_nodes(settings, {}, {"CPU": 1.0}, [node(), node()])
+
+
+@pytest.mark.parametrize("database", ["", "sqlite+aiosqlite:////disk/batches.db"])
+def test_several_nodes_need_a_database(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica says so when it starts."""
+    context: Any = SimpleNamespace(
+        _deployment_config=SimpleNamespace(autoscaling_config=None),
+        replica_tag="one",
+        rank=SimpleNamespace(local_rank=0),
+        get_assigned_resources=lambda: {"CPU": 1.0},
+    )
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    monkeypatch.setattr(ray, "nodes", lambda: [node(), node()])
+    monkeypatch.setenv(DATABASE, database)
+    with pytest.raises(BadInputError, match=f"SQLite, which serves one: set {DATABASE} in runtime"):
+        Replica(read({"flags": {"data-dir": "/disk"}}, {}))
+    Replica(read({"flags": {"no-batches": True}}, {}))
+    monkeypatch.setenv(DATABASE, "postgresql+asyncpg://somewhere/db")
+    Replica(read({"flags": {"data-dir": "/disk"}}, {}))
 
 
 def test_fewer_gpus_than_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from ray import serve
 from conserve.ray import child, flags
 from conserve.ray.forward import Forward
 from conserve.ray.load import autoscaling_stats
-from conserve.ray.settings import RaySettings, check_gpus, check_policy
+from conserve.ray.settings import RaySettings, check_gpus, check_nodes, check_policy
 from conserve.server.asgi import App
 
 logger = logging.getLogger("ray.serve")
@@ -24,10 +24,13 @@ class Replica:
     """What `serve.ingress` makes a deployment of. Serve calls every method."""
 
     def __init__(self, settings: RaySettings) -> None:
-        """Raises BadInputError for what the config file has under `deployments`."""
+        """Raises BadInputError for what the config file has under `deployments`, and for what does
+        not fit the cluster."""
         context = serve.get_replica_context()
         check_policy(context._deployment_config.autoscaling_config)
         check_gpus(settings, len(ray.get_gpu_ids()))
+        given = ray.get_runtime_context().get_assigned_resources()
+        check_nodes(settings, os.environ, given, ray.nodes())
         self._name, self._rank = context.replica_tag, context.rank.local_rank
         self._settings = settings
 

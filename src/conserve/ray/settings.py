@@ -3,7 +3,7 @@ are, and what each gets, is Serve's to read, under `deployments`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +14,7 @@ from conserve.ray.autoscaling import PATH
 from conserve.server.errors import BadInputError
 from conserve.server.start.batch_data import DATA_DIR, PREFIX
 
-SHARED = (f"{PREFIX}DATABASE_URL", f"{PREFIX}FILES_URL")
+DATABASE, FILES = SHARED = (f"{PREFIX}DATABASE_URL", f"{PREFIX}FILES_URL")
 """Environment that makes one store of all replicas."""
 
 
@@ -66,8 +66,33 @@ def _check_store(given: flags.Flags, environ: Mapping[str, str]) -> None:
         is_or_are = "are" if len(missing) > 1 else "is"
         raise BadInputError(
             f"Replicas need one store for batches, and {' and '.join(missing)} {is_or_are} not "
-            "set. Set both in runtime_env.env_vars, or args.flags.data-dir to a folder that all "
-            "nodes share, or args.flags.no-batches to true."
+            "set. Set both in runtime_env.env_vars, or args.flags.data-dir to a folder where all "
+            "replicas run on one node, or args.flags.no-batches to true."
+        )
+
+
+def check_nodes(
+    settings: RaySettings,
+    environ: Mapping[str, str],
+    replica: Mapping[str, float],
+    nodes: Sequence[Mapping[str, Any]],
+) -> None:
+    """Raises BadInputError where replicas may run on several nodes, and batches are kept in SQLite:
+    its journal is in one machine's memory, and two that write on a disk of a network lose data.
+
+    replica: resources that Ray gives each; nodes: as `ray.nodes` has them, of which those that are
+    alive and have as much may be a replica's.
+    """
+    database = environ.get(DATABASE) or "sqlite"
+    if settings.flags.get("no-batches") is True or not database.startswith("sqlite"):
+        return
+    have = [node["Resources"] for node in nodes if node["Alive"]]
+    fit = [one for one in have if all(one.get(name, 0) >= replica[name] for name in replica)]
+    if len(fit) > 1:
+        raise BadInputError(
+            f"Replicas may run on {len(fit)} nodes, and batches are kept in SQLite, which serves "
+            f"one: set {DATABASE} in runtime_env.env_vars to a PostgreSQL, or hold the replicas "
+            "on one node by ray_actor_options.resources, as in {node:10.0.0.5: 0.001}."
         )
 
 
