@@ -13,8 +13,8 @@ SERVICE_FLAGS = (
         None,
         "DIR",
         "Folder for files and batches: the uploads, the results and their database. Servers "
-        "that share one share the work of each model they have in common. By default a folder "
-        "of the model's own in $XDG_DATA_HOME/conserve.",
+        "of one machine that share one share the work of each model they have in common. By "
+        "default a folder of the model's own in $XDG_DATA_HOME/conserve.",
     ),
     Flag(
         "--max-live-batches",
