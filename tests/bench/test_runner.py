@@ -139,6 +139,21 @@ def test_arms_that_start_alike_may_take_turns_on_one_server(
 
 
 @pytest.mark.usefixtures("dying")
+def test_arms_that_are_compared_are_run_beside_one_another(model: Path, tmp_path: Path) -> None:
+    """Point after point: what is cut off leaves whole comparisons."""
+    points = [
+        {"name": name, "x": x, "set": {"online.arrivals.num_requests": x}}
+        for name, x in (("busy", 6), ("calm", 3))
+    ]
+    wanted = plan(model, tmp_path / "out", seeds=[1], points=points)
+    runner = Runner(replace(wanted, share_servers=True), lambda text: None)
+    left = runner._left(runner._arms, 1)
+    assert [(key.point, key.arm) for _, key, _ in left] == [
+        ("busy", "online-only"), ("busy", "fcfs"), ("calm", "online-only"), ("calm", "fcfs"),
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("dying")
 def test_offline_work_may_go_as_a_batch(model: Path, tmp_path: Path) -> None:
     wanted = plan(model, tmp_path / "out", arms=["conserve-batch"], seeds=[1], duration_s=3)
     failures, said = run(wanted)

@@ -116,11 +116,12 @@ class Runner:
         return found
 
     def _left(self, arms: list[Arm], seed: int) -> list[tuple[Arm, RunKey, Scenario]]:
-        """What the folder does not hold yet of all points of these arms."""
+        """What the folder does not hold yet of all points of these arms: point after point, since
+        arms are compared at one point, and a run that is cut off has the first ones whole."""
         runs = [
             (arm, RunKey(point.name if point else WHOLE, arm.name, seed), point)
-            for arm in arms
             for point in points_of(self._plan.scenario)
+            for arm in arms
         ]
         return [
             (arm, key, self._plan.scenario.at(point))
