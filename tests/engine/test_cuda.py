@@ -141,8 +141,12 @@ class Timeline:
                 assert other.query(), "asked for before it was passed"
                 return float(other.at_ms - self.at_ms)
 
+        class Stream:
+            def __init__(self, priority: int) -> None:
+                assert priority < 0, "one of the forwards' priority may share their queue"
+
         monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "Stream", object)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(
             cuda, "time", SimpleNamespace(monotonic=lambda: 100 + self.now_ms / 1e3)
         )

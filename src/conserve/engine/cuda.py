@@ -98,7 +98,8 @@ class CudaMarks:
 
     def __call__(self) -> CudaMark:
         if self._idle is None:
-            self._idle = torch.cuda.Stream()
+            # Of another priority: streams of one may share a queue, and wait for each other there.
+            self._idle = torch.cuda.Stream(priority=-1)
         return CudaMark(self._idle)
 
 
