@@ -15,9 +15,10 @@ measure() { # measure BUDGET_S STAGES
 }
 
 case ${1:-} in
-1) # a part of the kit travels
+1) # a part of the kit travels; what the machine has by itself
   keep_parts
   nvidia-smi || true
+  "$python" benchmarks/gpu/check.py --bare 2>&1 | tee "$out/check-bare.log" || true
   ;;
 2) # the rest of it; does it start, answer, and leave texts as they are?
   keep_parts

@@ -21,6 +21,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 from zipfile import ZipFile
 
+import sent
 from parts import unpack_wheel, write_parts
 
 HERE = Path(__file__).parent
@@ -52,6 +53,7 @@ def main() -> None:
         parts = write_parts(site, options.folder, int(options.part_mib * 2**20))
     sizes = ", ".join(f"{part.stat().st_size / 2**20:.1f}" for part in parts)
     print(f"{len(theirs)} wheels of vLLM's, {len(ours)} of ours; parts of {sizes} MiB")
+    print(sent.told(sent.folder_sizes(ROOT), options.folder, sent.LIMIT_MIB)[0])
 
 
 def names_in(file: Path) -> set[str]:
