@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
@@ -17,7 +17,7 @@ from probe import Probe
 from conserve.engine.checkpoint.copier import StreamCopier
 from conserve.engine.checkpoint.copy_queue import CopyQueue
 from conserve.engine.checkpoint.making import planes_of
-from conserve.engine.checkpoint.orders import Job, Orders
+from conserve.engine.checkpoint.orders import Ended, Job, Orders
 from conserve.engine.checkpoint.pinned import PinnedMemory
 from conserve.engine.checkpoint.rows import BlockRows
 from conserve.engine.checkpoint.slots import HostSlots
@@ -28,6 +28,9 @@ POOL_BYTES = 2 << 30
 NUM_REPEATS = 5
 LONG_S = 60.0
 """A copy that takes longer is a failure."""
+POLL_S = 1e-4
+"""Between looks at a copy: whoever looks without a pause takes the interpreter, and the copier's
+lock, from those who are timed."""
 
 
 class Link:
@@ -59,27 +62,31 @@ class Link:
         self._numbers = count(1)
 
     def copy(self, job: Job, *, waits: bool = False) -> dict[str, float]:
-        """One job alone, to its end. host_s: in the main thread, before the forward."""
+        """One job alone, to its end. host_s: in the main thread, before the forward; seconds: until
+        its end was seen; bytes_per_s: of the device's own time for it."""
         orders = Orders(jobs=[job], wait=[job.number] if waits else [])
         started_s = time.perf_counter()
         self._copier.begin_step(orders)
         host_s = time.perf_counter() - started_s
-        wait_s = self._finish(job.number, waits=waits)
+        ended, wait_s = self._finish(job.number, waits=waits)
         seconds = time.perf_counter() - started_s
-        num_bytes = len(job.slots) * self.rows.slot_bytes
-        return {"host_s": host_s, "wait_s": wait_s, "bytes_per_s": num_bytes / seconds}
+        bytes_per_s = len(job.slots) * self.rows.slot_bytes / ended.seconds
+        return {"host_s": host_s, "wait_s": wait_s, "seconds": seconds, "bytes_per_s": bytes_per_s}
 
-    def _finish(self, number: int, *, waits: bool) -> float:
-        """How long the forward was held up."""
-        over, wait_s, deadline_s = False, 0.0, time.perf_counter() + LONG_S
-        while not over or (waits and not wait_s):
+    def _finish(self, number: int, *, waits: bool) -> tuple[Ended, float]:
+        """How it ended, and how long the forward was held up."""
+        ended, wait_s, deadline_s = None, 0.0, time.perf_counter() + LONG_S
+        while ended is None or (waits and not wait_s):
+            time.sleep(POLL_S)
             report = self._copier.report()
             if report is not None:
-                over |= number in report.ended
+                ended = report.ended.get(number, ended)
                 wait_s += report.wait_s
             if time.perf_counter() > deadline_s:
                 raise TimeoutError(f"copy {number} is not over")
-        return wait_s
+        if ended.failed_slots:
+            raise RuntimeError(f"copy {number} failed in {len(ended.failed_slots)} slots")
+        return ended, wait_s
 
     def job(self, num_blocks: int, *, store: bool, scattered: bool) -> Job:
         chance = random.Random(num_blocks)
@@ -95,8 +102,10 @@ class Link:
         over = threading.Event()
 
         def run() -> None:
-            while not over.is_set():
-                self.copy(self.job(num_blocks, store=store, scattered=True))
+            # On the stream of the forwards each copy would wait for what is queued there.
+            with own_stream():
+                while not over.is_set():
+                    self.copy(self.job(num_blocks, store=store, scattered=True))
 
         thread = threading.Thread(target=run)
         thread.start()
@@ -132,6 +141,11 @@ def _once(
     link: Link, num_blocks: int, store: bool, scattered: bool, waits: bool
 ) -> dict[str, float]:
     return link.copy(link.job(num_blocks, store=store, scattered=scattered), waits=waits)
+
+
+def own_stream() -> Any:
+    """What this thread queues meanwhile waits for nothing that others queue."""
+    return torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext()
 
 
 def _until(holds: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import probe_checkpoints
 import torch
 from probe import Probe
-from probe_checkpoints import Link
+from probe_checkpoints import Link, own_stream
 
 ON_CUDA = torch.cuda.is_available()
 NUM_PAIRS = 20
@@ -32,14 +32,11 @@ def measure(probe: Probe) -> dict[str, Any]:
     ]
     del device, host
     link = Link(probe)
-    checkpoints = probe_checkpoints.measure(link)
+    found = {"rates": rates, "checkpoints": probe_checkpoints.measure(link)}
+    probe.keep("copies", found)
     effect = [_effect(probe, link, direction) for direction in DIRECTIONS]
     link.close()
-    return {"rates": rates, "checkpoints": checkpoints, "effect": effect}
-
-
-def _stream() -> Any:
-    return torch.cuda.stream(torch.cuda.Stream()) if ON_CUDA else nullcontext()
+    return {**found, "effect": effect}
 
 
 def _settle() -> None:
@@ -58,7 +55,7 @@ def _rate(device: torch.Tensor, host: torch.Tensor, direction: str, piece: int) 
     if len(device) // piece > 4096:
         device, host = device[: 4096 * piece], host[: 4096 * piece]
     times = []
-    with _stream():
+    with own_stream():
         for _ in range(5):
             _settle()
             started = time.perf_counter()
