@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from measured import KINDS, answered, is_answered
 from sizes import server_arguments
 from written import write_json
 
@@ -92,15 +93,11 @@ def main() -> int:
     lines = log.read_text(errors="replace").splitlines()
     found["told"] = [line[:300] for line in lines if TOLD.search(line)][:120]
     write_json(options.out, found)
-    wrong = [name for name in ("first", "streamed", "offline", "chat") if not _well(found, name)]
+    wrong = [kind for kind in KINDS if kind not in answered(found)]
     print(
         json.dumps({"ready_s": found.get("ready_s"), "wrong": wrong, "error": found.get("error")})
     )
-    return 1 if wrong else 0
-
-
-def _well(found: dict[str, Any], name: str) -> bool:
-    return bool(found.get(name, {}).get("status") == 200)
+    return 0 if is_answered(found) else 1
 
 
 if __name__ == "__main__":

@@ -14,10 +14,23 @@ from pathlib import Path
 
 from sizes import server_arguments
 
+from conserve.bench.arms import arm_named
 from conserve.bench.plan import Plan
 from conserve.bench.runner import Runner
 from conserve.bench.selection import chosen
 from conserve.server.start.dtype import multiplies_bfloat16_here
+
+POOL = "--checkpoint-bytes=8GiB"
+"""Of ours. A pool of the default size takes tens of seconds to pin: into the load."""
+
+
+def server_flags(arms: str, *, tiny: bool) -> tuple[str, ...]:
+    """What the servers of these arms get. Exits where some are ours and some are not."""
+    kinds = {arm_named(name).kind for name in arms.split(",")}
+    if len(kinds) > 1:
+        sys.exit(f"--arms {arms}: name those of stock vLLM in a command of their own")
+    ours = kinds == {"conserve"} and not tiny
+    return (*server_arguments(tiny=tiny), *([POOL] if ours else []))
 
 
 def main() -> int:
@@ -33,7 +46,7 @@ def main() -> int:
         model=options.model,
         folder=options.out,
         command=f"python benchmarks/gpu/arms.py {options.scenario.name} --arms {options.arms}",
-        server_args=tuple(server_arguments(tiny=options.tiny)),
+        server_args=server_flags(options.arms, tiny=options.tiny),
         cpu_dtype="bfloat16" if multiplies_bfloat16_here() else "float32",
         share_servers=True,
     )

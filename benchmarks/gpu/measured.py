@@ -21,17 +21,38 @@ MODEL = "llama-3.1-8b"
 FITTED = ("matmul_efficiency", "attention_efficiency", "bytes_efficiency", "step_s")
 """Constants of a GPU that step times tell."""
 Samples = list[tuple[StepShape, float]]
+KINDS = ("first", "streamed", "offline", "chat")
+"""Of requests that answers.py asks."""
+
+
+def answered(answers: dict[str, Any]) -> list[str]:
+    """The kinds that a server answered."""
+    return [kind for kind in KINDS if answers.get(kind, {}).get("status") == 200]
+
+
+def is_answered(answers: dict[str, Any]) -> bool:
+    """Whether the server came to its end without an error, and answered everything."""
+    return "error" not in answers and answered(answers) == list(KINDS)
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """P50, P99 and the most; of none, none."""
+    found = sorted(values)
+    if not found:
+        return {}
+    return {"p50": found[len(found) // 2], "p99": found[int(0.99 * (len(found) - 1))],
+            "max": found[-1]}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Reads what is there; what is not is None."""
+    """Reads what is there, of a part that was cut off what it had by then; what is not is None."""
 
     path: Path
 
     def part(self, name: str) -> dict[str, Any] | None:
-        file = self.path / f"{name}.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        files = [self.path / f"{name}{end}.json" for end in ("", "-unfinished")]
+        return next((json.loads(file.read_text()) for file in files if file.is_file()), None)
 
     @property
     def gpu(self) -> str:

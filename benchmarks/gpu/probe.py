@@ -7,6 +7,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from written import write_json
+
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.core.plan import Mode, Plan
 from conserve.core.settings import PolicySettings
@@ -110,6 +112,14 @@ class Probe:
         self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
         while self.scheduler.has_requests() and not self.scheduler.requests:
             self.core.step_fn()
+
+    def drop_all(self) -> None:
+        """What a part that failed has left."""
+        self.drop([name for name in self.scheduler.requests if name.startswith(PREFIX)])
+
+    def keep(self, part: str, found: dict[str, Any]) -> None:
+        """What of a part is measured so far, should the rest be cut off."""
+        write_json(self.folder / f"{part}-unfinished.json", {"engine": self.describe(), **found})
 
     def shape(self, grants: dict[str, int]) -> StepShape:
         shape = StepShape()

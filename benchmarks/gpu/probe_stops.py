@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import torch
+from measured import percentiles
 from probe import Probe
 
 from conserve.core.looks import RESPONSE_S, LookCost
@@ -89,7 +90,7 @@ def _pairs(probe: Probe, size: int, looks: Looks, until_s: float) -> dict[str, A
 
 def response(probe: Probe) -> dict[str, Any]:
     """Stops at random moments. unwound_s: flag raised to the step's end in the worker; idle_s: to
-    the device having nothing left of it."""
+    the device having nothing left of it. Percentiles are by the tokens of the step."""
     rng = Random(1)
     ends = _watch_ends(probe)
     found: list[dict[str, Any]] = []
@@ -102,8 +103,8 @@ def response(probe: Probe) -> dict[str, Any]:
                 break
             if stop := _stop_once(probe, size, rng.uniform(0.05, 0.85) * whole_s, ends):
                 found.append({"step_s": whole_s, **stop})
-    return {"stops": found, "unwound_ms": _percentiles(found, "unwound_s"),
-            "idle_ms": _percentiles(found, "idle_s")}  # fmt: skip
+    return {"stops": found, "unwound_ms": _by_size(found, "unwound_s"),
+            "idle_ms": _by_size(found, "idle_s")}  # fmt: skip
 
 
 def _watch_ends(probe: Probe) -> dict[str, float]:
@@ -163,9 +164,9 @@ def _stop_once(
     }
 
 
-def _percentiles(stops: list[dict[str, Any]], key: str) -> dict[str, float]:
-    times = sorted(1000 * stop[key] for stop in stops)
-    if not times:
-        return {}
-    return {"p50": times[len(times) // 2], "p99": times[int(0.99 * (len(times) - 1))],
-            "max": times[-1]}  # fmt: skip
+def _by_size(stops: list[dict[str, Any]], key: str) -> dict[str, dict[str, float]]:
+    sizes = sorted({stop["num_tokens"] for stop in stops})
+    return {
+        str(size): percentiles([1000 * stop[key] for stop in stops if stop["num_tokens"] == size])
+        for size in sizes
+    }

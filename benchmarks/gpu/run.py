@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import interpreter
+from measured import is_answered
 from models import write_shape
 from written import bundle, write_json
 
@@ -190,7 +191,7 @@ def _nvidia_smi() -> str:
 
 def answers(run: Run) -> None:
     out = run.out / "answers.json"
-    if not out.is_file():
+    if not (out.is_file() and is_answered(json.loads(out.read_text()))):
         words = ["--model", run.model_folder(), "--out", str(out), *run.tiny_flag]
         run.call("answers", "answers.py", words, LIMITS_S["answers"])
 
@@ -202,13 +203,18 @@ def same_output(run: Run) -> None:
     programs = {}
     for runner, scheduling, graphs, dtype in _cases(run):
         name = f"{runner}-{scheduling}-{'graphs' if graphs else 'eager'}-{dtype}"
-        if (folder / f"{name}.json").is_file():
+        if _shows_something(folder / f"{name}.json"):
             continue
         words = ["same_output.py", "--runner", runner, "--scheduling", scheduling]
         words += [*(["--graphs"] if graphs else []), *(["--rounds", "1"] if run.tiny else [])]
         words += ["--dtype", dtype, "--out", str(folder / f"{name}.json")]
         programs[f"same-output-{name}"] = words
     run.call_beside(programs, LIMITS_S["same-output"])
+
+
+def _shows_something(file: Path) -> bool:
+    """Whether the text of steps that were stopped has been compared."""
+    return file.is_file() and bool(json.loads(file.read_text())["num_stops"])
 
 
 def _cases(run: Run) -> list[tuple[str, str, bool, str]]:
@@ -220,14 +226,16 @@ def _cases(run: Run) -> list[tuple[str, str, bool, str]]:
 
 def engine(run: Run) -> None:
     """All wanted parts of engine_probe.py whose files are missing, in one process: loading takes
-    long."""
+    long. Those that failed before may fail again, and come last."""
     missing = [part for part in run.engine_parts if not (run.out / f"{part}.json").is_file()]
+    missing.sort(key=lambda part: (run.out / f"{part}-failed.txt").is_file())
     run.engine_parts = []
     if not missing:
         return
     most_s = min(run.left_s / run.stretch, LIMITS_S["engine"])
     words = ["--parts", ",".join(missing), "--model", run.model_folder(), "--out", str(run.out)]
-    words += ["--seconds", str(round(max(20.0, 0.9 * (most_s - START_S)))), *run.tiny_flag]
+    words += ["--seconds", str(round(max(20.0, 0.9 * (most_s - START_S))))]
+    words += ["--until-s", f"{time.monotonic() + run.stretch * most_s:.1f}", *run.tiny_flag]
     run.call("engine", "engine_probe.py", words, most_s)
 
 

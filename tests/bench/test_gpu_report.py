@@ -111,6 +111,23 @@ def test_a_report_is_made_of_whatever_came_back(tmp_path: Path, script: Any) -> 
         report.filled_in("a page without marks", [])
 
 
+def test_stops_are_told_by_the_size_of_their_step(tmp_path: Path, script: Any) -> None:
+    """One layer of a long step takes longer than what is aimed at."""
+    stops = [
+        {"num_tokens": size, "idle_s": size * 1e-6 * i, "unwound_s": size * 1e-7 * i}
+        for size in (512, 2048, 8192)
+        for i in (1, 2)
+    ]
+    (tmp_path / "response.json").write_text(json.dumps({"stops": stops}))
+    rows = list(script("report").response(script("measured").Folder(tmp_path)))
+    idle = {row.what.split()[6]: row for row in rows if "idle" in row.what}
+    assert {size: row.aim for size, row in idle.items()} == {
+        "512": "P99 under 5 ms", "2048": "P99 under 5 ms", "8192": "-",
+    }  # fmt: skip
+    assert idle["512"].measured == "1.0, 0.5, 1.0 ms"
+    assert [row.measured for row in rows if "unwound" in row.what] == ["0.1 ms", "0.2 ms", "0.8 ms"]
+
+
 @pytest.mark.parametrize("left_out", ["", "steps.json", "load", "environment.json"])
 def test_the_rehearsal_s_folder_makes_a_report(tmp_path: Path, script: Any, left_out: str) -> None:
     """All of what a run leaves, and all but a part of it."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import tarfile
 import time
 import tomllib
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -87,6 +90,139 @@ def test_a_late_program_is_ended_and_the_rest_is_kept(tmp_path: Path, script: An
     patient.deadline_s = time.monotonic()
     patient.call("other", str(quick), [], 60.0)
     assert patient.notes[-1] == "other: no time left"
+
+
+class Called:
+    """A run whose programs are only noted: their words, by name."""
+
+    def __init__(self, script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.module = script("run")
+        self.programs: dict[str, list[str]] = {}
+        self.run = self.module.Run(folder, tiny=False, deadline_s=time.monotonic() + 600)
+
+        def note(_: Any, programs: dict[str, list[str]], most_s: float) -> None:
+            self.programs |= programs
+
+        monkeypatch.setattr(self.module.Run, "call_beside", note)
+        monkeypatch.setattr(self.module.Run, "model_folder", lambda _: "model")
+
+    def of(self, stage: str) -> dict[str, list[str]]:
+        self.programs = {}
+        self.module.STAGES[stage](self.run)
+        return self.programs
+
+
+def test_a_server_is_started_again_until_it_has_answered_everything(
+    tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, whole = Called(script, tmp_path, monkeypatch), {}
+    assert "answers" in called.of("answers")
+    whole = {kind: {"status": 200} for kind in script("measured").KINDS}
+    for found in ({"ready_s": 3.0}, {"ready_s": 3.0, "error": "it died"}, whole | {"error": "late"},
+                  whole | {"chat": {"status": 500}}):  # fmt: skip
+        (tmp_path / "answers.json").write_text(json.dumps(found))
+        assert "answers" in called.of("answers"), found
+    (tmp_path / "answers.json").write_text(json.dumps(whole))
+    assert called.of("answers") == {}
+
+
+def test_texts_are_compared_again_where_no_step_was_stopped(
+    tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = Called(script, tmp_path, monkeypatch)
+    names = [*called.of("same-output")]
+    assert len(names) == len(called.module.CASES)
+    for name, num_stops in zip(names, (0, 9, 9, 9), strict=True):
+        file = tmp_path / "same-output" / f"{name.removeprefix('same-output-')}.json"
+        file.write_text(json.dumps({"num_stops": num_stops}))
+    assert [*called.of("same-output")] == names[:1]
+
+
+def test_parts_that_failed_come_after_the_others(
+    tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the engine hears when it will be ended, however long it takes to start."""
+    called = Called(script, tmp_path, monkeypatch)
+    (tmp_path / "response-failed.txt").write_text("ValueError")
+    (tmp_path / "steps.json").write_text("{}")
+    called.run.engine_parts = ["response", "overhead", "steps", "belief"]
+    before_s = time.monotonic()
+    (words,) = called.of("response").values()
+    told = dict(zip(words[1::2], words[2::2], strict=False))
+    assert told["--parts"] == "overhead,belief,response"
+    limit_s = called.module.LIMITS_S["engine"]
+    assert before_s < float(told["--until-s"]) - limit_s + 1 < time.monotonic() + 2
+    assert float(told["--seconds"]) < limit_s - called.module.START_S
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, ""),
+        ({"can_stop": False, "why_off": "no connector"}, "stops no step: no connector"),
+        ({"num_stops": 0}, "no step was stopped"),
+        ({"equal_with_stops": 29}, "1 texts differ from those alone with stops, 0 without"),
+        ({"equal_with_stops": 26, "equal_without_stops": 28}, ""),
+        ({"equal_with_stops": 20, "equal_without_stops": 28}, "10 texts differ"),
+    ],
+)
+def test_texts_prove_nothing_without_stops_nor_where_more_of_them_differ(
+    changes: dict[str, Any], why: str, script: Any
+) -> None:
+    found = {"can_stop": True, "why_off": "", "num_stops": 60, "requests": 30,
+             "equal_with_stops": 30, "equal_without_stops": 30}  # fmt: skip
+    told = script("same_output").wrong(found | changes)
+    assert why in told
+    assert bool(told) is bool(why)
+
+
+def test_sums_in_float32_are_whole_on_a_gpu(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    same_output = script("same_output")
+    monkeypatch.setattr(same_output.os, "environ", {})
+    same_output.set_environment("v1", on_cpu=True)
+    assert "TRITON_F32_DEFAULT" not in same_output.os.environ
+    same_output.set_environment("v2", on_cpu=False)
+    assert same_output.os.environ["TRITON_F32_DEFAULT"] == "ieee"
+
+
+def test_our_servers_pin_no_more_than_is_pinned_before_the_load(script: Any) -> None:
+    arms = script("arms")
+    assert arms.POOL in arms.server_flags("conserve", tiny=False)
+    assert arms.POOL not in arms.server_flags("online-only,fcfs", tiny=False)
+    assert arms.POOL not in arms.server_flags("conserve", tiny=True)
+    with pytest.raises(SystemExit, match="in a command of their own"):
+        arms.server_flags("conserve,fcfs", tiny=False)
+
+
+def test_what_a_call_sends_is_counted(tmp_path: Path, script: Any) -> None:
+    sent, kit = script("sent"), tmp_path / "kit"
+    kit.mkdir()
+    for number, size in enumerate((3 << 20, 2 << 20)):
+        (kit / f"part-0{number}").write_bytes(bytes(size))
+    sizes = Counter({"benchmarks/results": 1 << 20, "src/conserve": 1 << 19})
+    assert sent.told(sizes, kit, 4.5) == (
+        "1.5 MiB of files and a part of 3.0 MiB are 4.5 MiB: each call fits into 4.5 MiB", True,
+    )  # fmt: skip
+    told, fits = sent.told(sizes, kit, 4.4)
+    assert not fits
+    assert "more than 4.4 MiB; the largest folders: benchmarks/results 1.0 MiB, src" in told
+
+
+def test_files_that_were_moved_away_or_are_ignored_are_not_sent(
+    tmp_path: Path, script: Any
+) -> None:
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("no git here")
+    subprocess.run([git, "init", "--quiet", str(tmp_path)], check=True)
+    sizes = {".gitignore": 5, "a/b/c/kept": 7, "a/b/new": 11, "away/results": 13, "out/kit": 17}
+    for name, size in sizes.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("/out/" if size == 5 else "x" * size)
+    tracked = ["a/b/c/kept", "away/results"]
+    subprocess.run([git, "-C", str(tmp_path), "add", *tracked], check=True)
+    (tmp_path / "away" / "results").unlink()
+    assert script("sent").folder_sizes(tmp_path) == {".": 5, "a/b": 18}
 
 
 def test_parts_come_out_as_they_went_in(tmp_path: Path, script: Any) -> None:

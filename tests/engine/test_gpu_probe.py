@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +56,9 @@ def test_the_products_copies_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits
     assert all(waits)
     assert {one["store"] for one in found["copies"]} == {True, False}
+    for run in (run for one in found["copies"] for run in one["runs"]):
+        # What the host waits for is no part of the device's time.
+        assert run["seconds"] > found["slot_bytes"] / run["bytes_per_s"] > 0
 
 
 NUM_LAYERS = 8
@@ -168,7 +173,9 @@ def test_every_stop_is_timed(probe: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     for stop in found["stops"]:
         assert stop["rolled_back"]
         assert 0 < stop["unwound_s"] <= stop["idle_s"] < LONG_S
-    assert set(found["idle_ms"]) == {"p50", "p99", "max"}
+    assert set(found["idle_ms"]) == {str(stop["num_tokens"]) for stop in found["stops"]}
+    for times_ms in found["idle_ms"].values():
+        assert set(times_ms) == {"p50", "p99", "max"}
 
 
 def test_what_the_engine_believes_is_put_beside_the_device(probe: Any) -> None:
@@ -178,3 +185,93 @@ def test_what_the_engine_believes_is_put_beside_the_device(probe: Any) -> None:
     assert {round(believed, 6) for believed, _ in found["pairs"]} == {0.05}
     assert probe.scheduler.driver.planner == planner
     assert not probe.scheduler.requests
+
+
+def test_copies_that_were_timed_outlive_what_is_measured_after_them(
+    probe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, copies = import_module("probe_checkpoints"), import_module("probe_copies")
+    link = checkpoints.Link(engine_with(torch.rand(2, 40, 2, 16, 8)))
+    monkeypatch.setattr(checkpoints, "NUM_REPEATS", 1)
+    monkeypatch.setattr(copies, "Link", lambda probe: link)
+
+    def cut_off(*_: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(copies, "_effect", cut_off)
+    with pytest.raises(TimeoutError):
+        copies.measure(probe)
+    link.close()
+    folder = import_module("measured").Folder(probe.folder)
+    assert folder.part("copies")["rates"]
+    assert folder.link_bytes_per_s > 0
+    assert not (probe.folder / "copies.json").is_file()
+
+
+def test_a_part_that_fails_costs_no_other(
+    core: Any, probe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine_probe = import_module("engine_probe")
+    broken = True
+
+    def first(probe: Any) -> dict[str, Any]:
+        name = probe.add(96)
+        probe.step({name: 32})
+        if broken:
+            raise ValueError("no such kernel")
+        probe.drop_all()
+        return {"is_late": probe.is_late}
+
+    def second(probe: Any) -> dict[str, Any]:
+        assert not probe.scheduler.requests, "what the first left"
+        return {"deadline_s": probe.deadline_s}
+
+    monkeypatch.setattr(engine_probe, "PARTS", {"first": (0.75, first), "second": (0.25, second)})
+
+    def measure(*parts: str) -> list[str]:
+        end_s = time.perf_counter() + LONG_S
+        failed: list[str] = engine_probe.measure(core, [*parts], end_s, probe.folder, 3.0)
+        return failed
+
+    assert measure("first", "second") == ["first"]
+    assert "no such kernel" in (probe.folder / "first-failed.txt").read_text()
+    assert not (probe.folder / "first.json").is_file()
+    assert import_module("measured").Folder(probe.folder).part("second")["ready_s"] == 3.0
+    broken = False
+    assert measure("first") == []
+    assert not (probe.folder / "first-failed.txt").is_file()
+    assert not import_module("measured").Folder(probe.folder).part("first")["is_late"]
+
+
+def test_parts_share_what_is_left(core: Any, probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last has all of it, whatever those before it took."""
+    engine_probe, deadlines = import_module("engine_probe"), list[float]()
+
+    def part(probe: Any) -> dict[str, Any]:
+        deadlines.append(probe.deadline_s)
+        return {}
+
+    monkeypatch.setattr(engine_probe, "PARTS", {"a": (0.5, part), "b": (0.1, part)})
+    end_s = time.perf_counter() + LONG_S
+    assert engine_probe.measure(core, ["a", "b"], end_s, probe.folder, 1.0) == []
+    assert deadlines[0] < end_s - LONG_S / 10
+    assert deadlines[1] == pytest.approx(end_s)
+
+
+def test_a_bare_machine_is_asked_for_what_every_start_imports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    check, vllm = import_module("check"), find_spec("vllm")
+    assert vllm
+    assert vllm.origin
+    root = Path(vllm.origin).parent
+    warm_up = (root / "model_executor" / "warmup" / "kernel_warmup.py").read_text()
+    assert "from vllm.model_executor.warmup.minimax_m3_msa_warmup import" in warm_up
+    text = (root / "transformers_utils" / "processors" / "minimax_m3.py").read_text()
+    imported = re.findall(r"^from ((?:torchvision|transformers)\.\w+) import", text, re.MULTILINE)
+    assert set(check.BARE) <= set(imported)
+    monkeypatch.setattr("sys.argv", ["check.py", "--bare"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check.main() == 0
+    assert "check: all is there" in capsys.readouterr().out
