@@ -258,8 +258,8 @@ class TestHandedToVllm:
         handed("--slo-ttft-ms", "700", "--offline-floor", "0.1")
         told = " ".join(capsys.readouterr().err.split())
         assert "ConServe on vLLM" in told
-        assert "first token 700 ms, between tokens from the machine, tokens at most 1.5" in told
-        assert "as alone, offline work gets at least 10%" in told
+        assert "first token 700 ms, between tokens from the machine, steps at most 1.5" in told
+        assert "as long as for chat alone, offline work gets at least 10%" in told
         assert "SmolLM2-135M-Instruct" in told
         assert "1.0 GiB for KV" in told
 

@@ -74,7 +74,9 @@ class Worker:
         self.wake()
 
     async def run(self) -> None:
-        """Returns after `stop`, with everything given back that could be."""
+        """Returns after `stop`, with everything given back that could be. What it fails of again
+        and again is said once."""
+        told = ""
         while not self._stopping.is_set():
             try:
                 await self._stores.prepare()
@@ -83,8 +85,11 @@ class Worker:
                 logger.warning("the batch service waits: %s", group.exceptions[0])
             except* LeaseLostError:
                 logger.warning("this worker was taken for dead; it goes on under a new name")
-            except* Exception:
-                logger.exception("the batch service starts over")
+            except* Exception as group:
+                why = repr(group.exceptions)
+                if why != told:
+                    logger.exception("the batch service starts over")
+                told = why
             await wait_for_event(self._stopping, RESTART_S)
 
     async def _live_once(self) -> None:
