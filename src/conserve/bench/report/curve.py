@@ -116,8 +116,9 @@ def draw_curves(path: Path, curves: Sequence[Curve]) -> bool:
             for curve in curves:
                 for name, ratio in lines.items():
                     _line(axes, curve, name, ratio)
-            _names(axes, curves[0], lines["P50"])
             _dress(axes, title, curves, lines.values())
+        # In the other panel, where the points hardly differ, names would lie on each other.
+        _names(panels[1], curves[0], PANELS[1][1]["P50"])
         panels[0].set_ylabel("offline tokens, share of first come first served")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)

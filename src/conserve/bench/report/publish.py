@@ -42,7 +42,7 @@ MARKED = re.compile(
     r"(?P<text>.*?)(?P<close><!-- /bench -->)",
     re.DOTALL | re.MULTILINE,
 )
-MOST_BYTES = 5 * 2**20
+MOST_BYTES = 6 * 2**20
 
 Quote = Callable[[Figures, str], str]
 
