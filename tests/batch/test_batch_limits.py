@@ -177,6 +177,28 @@ async def test_a_folder_that_goes_cuts_off_no_line(
         assert "starts over" not in caplog.text
 
 
+async def test_what_keeps_the_service_from_starting_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "RESTART_S", 0.01)
+    prepare, tries = Stores.prepare, 0
+
+    async def denied(self: Stores) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 5:
+            raise RuntimeError("permission denied for schema public")
+        await prepare(self)
+
+    monkeypatch.setattr(Stores, "prepare", denied)
+    async with running(BatchSettings(data_dir=tmp_path, poll_s=0.05)) as run:
+        await eventually(lambda: tries > 5)
+        await run.until((await run.submit(numbered(3))).id, "completed")
+    told = [record for record in caplog.records if "batch service" in record.getMessage()]
+    assert [record.getMessage() for record in told] == ["the batch service waits"]
+    assert "permission denied for schema public" in str(told[0].exc_info)
+
+
 async def test_in_a_folder_that_is_missing_no_file_is_gone(stores: Stores, tmp_path: Path) -> None:
     file_id = (await stored_file(stores, numbered(1))).id
     contents = stores.contents

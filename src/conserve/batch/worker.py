@@ -14,6 +14,7 @@ from conserve.batch.event import wait_for_event
 from conserve.batch.ids import new_worker_id
 from conserve.batch.in_flight import retry_delay_s
 from conserve.batch.intake import Intake
+from conserve.batch.outage import Outage
 from conserve.batch.outcome import failure
 from conserve.batch.presence import Presence, forget, is_gone
 from conserve.batch.records import BatchRecord
@@ -74,23 +75,27 @@ class Worker:
         self.wake()
 
     async def run(self) -> None:
-        """Returns after `stop`, with everything given back that could be. What it fails of again
-        and again is said once."""
-        told = ""
+        """Returns after `stop`, with everything given back that could be."""
+        outage = Outage(logger, "the batch service waits")
         while not self._stopping.is_set():
-            try:
+            is_ready = False
+            with outage.survived():
                 await self._stores.prepare()
-                await self._live_once()
-            except* StoreUnavailableError as group:
-                logger.warning("the batch service waits: %s", group.exceptions[0])
-            except* LeaseLostError:
-                logger.warning("this worker was taken for dead; it goes on under a new name")
-            except* Exception as group:
-                why = repr(group.exceptions)
-                if why != told:
-                    logger.exception("the batch service starts over")
-                told = why
+                is_ready = True
+            if is_ready:
+                await self._live()
             await wait_for_event(self._stopping, RESTART_S)
+
+    async def _live(self) -> None:
+        """One life, whatever ends it."""
+        try:
+            await self._live_once()
+        except* StoreUnavailableError as group:
+            logger.warning("the batch service waits: %s", group.exceptions[0])
+        except* LeaseLostError:
+            logger.warning("this worker was taken for dead; it goes on under a new name")
+        except* Exception:
+            logger.exception("the batch service starts over")
 
     async def _live_once(self) -> None:
         worker_id = new_worker_id()
@@ -146,15 +151,10 @@ class Worker:
     ) -> None:
         """Run `step` for ever; an outage of the database, or of a disk, skips a turn."""
         never = asyncio.Event()
-        is_away = False
+        outage = Outage(logger, "a part of the batch service waits")
         while True:
-            try:
+            with outage.survived((StoreUnavailableError, OSError)):
                 await step(worker_id)
-                is_away = False
-            except (StoreUnavailableError, OSError) as error:
-                if not is_away:
-                    logger.warning("a part of the batch service waits: %s", error)
-                is_away = True
             await wait_for_event(wake or never, every_s())
             (wake or never).clear()
 

@@ -15,11 +15,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from conserve.batch.deadlines import LiveDeadlineState
 from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.lifecycle import Status
+from conserve.batch.outage import Outage
 from conserve.batch.overview import Overview, overview
 from conserve.batch.stores import Stores
 from conserve.batch.waits import Waits
 from conserve.server.lifespan import running
-from conserve.server.outage import Outage
 
 logger = logging.getLogger(__name__)
 

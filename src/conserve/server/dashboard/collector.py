@@ -7,12 +7,12 @@ import logging
 import time
 from collections.abc import Callable
 
+from conserve.batch.outage import Outage
 from conserve.server.dashboard.events import Events
 from conserve.server.dashboard.history import History
 from conserve.server.dashboard.messages import Facts, Summary
 from conserve.server.dashboard.status import Status
 from conserve.server.dashboard.summary import summarise
-from conserve.server.outage import Outage
 from conserve.server.series import Reading, Registry, change, read
 
 logger = logging.getLogger(__name__)

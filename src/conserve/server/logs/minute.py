@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from conserve.batch.lifecycle import LIVE
-from conserve.server.outage import Outage
+from conserve.batch.outage import Outage
 from conserve.server.series import CLASSES, Change, change, narrowed, read
 
 logger = logging.getLogger("vllm.conserve")

@@ -10,11 +10,11 @@ from uuid import uuid4
 
 from prometheus_client import Counter, Gauge
 
+from conserve.batch.outage import Outage
 from conserve.batch.stores import Stores
 from conserve.batch.usage_ledger import UsageLedger
 from conserve.batch.usage_store import MODEL_CHARACTERS, Billed, Counts
 from conserve.server.lifespan import running
-from conserve.server.outage import Outage
 from conserve.server.usage.meter import Meter
 
 logger = logging.getLogger(__name__)

@@ -19,12 +19,12 @@ class Outage:
         self._kind: type[Exception] | None = None
 
     @contextmanager
-    def survived(self) -> Iterator[None]:
-        """Around each try. Whatever one ends with, the next may do: a database without our tables
-        is one that is being restored."""
+    def survived(self, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+        """Around each try, for errors of these kinds. Whatever one ends with, the next may do: a
+        database without our tables is one that is being restored."""
         try:
             yield
-        except Exception as error:
+        except kinds as error:
             if type(error) is not self._kind:
                 self._say(error)
             self._kind = type(error)
