@@ -82,6 +82,10 @@ def run(
             typer.echo(line)
         for told in _scales(cells):
             typer.echo(f"trace {told}")
+        if lasting := _lasting(picked, cells):
+            typer.echo(_drawn(picked, lasting))
+            if out:
+                _describe(out, lasting, machine)
         compared = ratio_rows(cells)
         if len(compared) > 1:
             typer.echo("beside chat alone, and first come first served:")
@@ -141,6 +145,24 @@ def _scales(cells: Sequence[Cell]) -> list[str]:
         for scale in cell.scales
     }
     return list(told)
+
+
+def _lasting(scenario: Scenario, cells: Sequence[Cell]) -> Scenario | None:
+    """With as many offline requests as it took; None where its own were enough."""
+    most = max((cell.num_offline for cell in cells), default=0)
+    if scenario.offline is None or most <= scenario.offline.num_requests:
+        return None
+    offline = scenario.offline.model_copy(update={"num_requests": most})
+    return scenario.model_copy(update={"offline": offline})
+
+
+def _drawn(asked: Scenario, lasting: Scenario) -> str:
+    assert asked.offline is not None
+    assert lasting.offline is not None
+    return (
+        f"{lasting.offline.num_requests:,} offline requests, since the scenario's "
+        f"{asked.offline.num_requests:,} ran out"
+    )
 
 
 def _describe(out: Path, scenario: Scenario, profile: Profile) -> None:

@@ -22,6 +22,7 @@ from conserve.metrics import Targets as MetricTargets
 from conserve.sim.arms import Arm
 from conserve.sim.profiles import Profile
 from conserve.sim.run import Window, simulate
+from conserve.sim.supply import ran_out, with_more
 from conserve.workload import Scenario, build_workload, parse
 
 Floats = NDArray[np.float64]
@@ -29,7 +30,9 @@ Floats = NDArray[np.float64]
 WINDOW = Window(lead_in_s=60.0, duration_s=240.0, drain_s=60.0)
 NUM_RATES = 7
 IN_FLIGHT_SLOTS = 2
-"""Offline requests in flight, as a multiple of the machine's slots: it never runs dry."""
+"""Offline requests in flight, as a multiple of the machine's slots: it never waits for one."""
+NUM_REQUESTS = 20_000
+"""Offline requests of a run, unless it has need of more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +131,18 @@ def at_rate(
     window: Window | None = None,
 ) -> tuple[RunSummary, float]:
     """One replica under a constant load for WINDOW or `window`, and the mean tokens of its offline
-    requests.
+    requests, of which there are always some left.
 
     Raises ScenarioError, TraceError.
     """
     window = window or WINDOW
-    workload = build_workload(_scenario(profile, targets, load, window), seed, traces)
-    outcome = simulate(workload, arm, profile, targets, window, seed=seed)
+    scenario = _scenario(profile, targets, load, window)
+    while True:
+        workload = build_workload(scenario, seed, traces)
+        outcome = simulate(workload, arm, profile, targets, window, seed=seed)
+        if not ran_out(scenario, outcome.records):
+            break
+        scenario = with_more(scenario)
     asked = MetricTargets(targets.ttft_s, targets.tbt_s)
     sizes = [p.num_prompt_tokens + p.num_output_tokens for p in workload.offline]
     summary = summarise(outcome.records, window.duration_s, asked)
@@ -150,7 +158,7 @@ def _scenario(profile: Profile, targets: Targets, load: Load, window: Window) ->
         "targets": {"ttft_ms": targets.ttft_s * 1e3, "tbt_ms": targets.tbt_s * 1e3},
         "offline": {
             "in_flight": IN_FLIGHT_SLOTS * profile.machine.max_running,
-            "num_requests": 20_000,
+            "num_requests": NUM_REQUESTS,
             "lengths": load.offline_lengths,
         },
     }

@@ -9,12 +9,13 @@ from pathlib import Path
 from conserve.core.snapshot import Targets
 from conserve.metrics import RequestRecord, RunSummary, median, summarise
 from conserve.metrics.first_tokens import Parts
-from conserve.sim.arms import arm_named
+from conserve.sim.arms import Arm, arm_named
 from conserve.sim.counters import Counters
 from conserve.sim.profiles import Profile
-from conserve.sim.run import Outcome, Window, simulate
+from conserve.sim.run import Window, simulate
 from conserve.sim.step import Step
-from conserve.workload import Point, Scenario, build_workload
+from conserve.sim.supply import ran_out, with_more
+from conserve.workload import Point, Scenario, Workload, build_workload
 
 WHOLE = "all"
 """The point's name in a scenario without a sweep, as in the benchmark's folders."""
@@ -39,6 +40,8 @@ class Cell:
     says_slowdown: float | None = None
     says_share: float | None = None
     """What the policy says itself of where it stands."""
+    num_offline: int = 0
+    """Offline requests that there were: those of the scenario, or more where they ran out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +62,49 @@ class Study:
         for point in points:
             scenario = self.scenario.at(point)
             for seed in scenario.seeds:
-                workload = build_workload(scenario, seed, self.traces)
-                scales = [str(scale) for scale in workload.scales]
-                for arm in arms:
-                    steps: list[Step] = []
-                    outcome = simulate(
-                        workload,
-                        arm,
-                        self.profile,
-                        policy_targets(scenario),
-                        window_of(scenario),
-                        seed=seed,
-                        async_scheduling=self.async_scheduling,
-                        on_step=steps.append if self.keep_steps else None,
-                    )
-                    place = (point.name if point else WHOLE, arm.name, seed)
-                    yield _cell(place, scenario, outcome, scales, steps)
+                yield from self._beside(point.name if point else WHOLE, scenario, seed, arms)
+
+    def _beside(
+        self, point: str, scenario: Scenario, seed: int, arms: Sequence[Arm]
+    ) -> Sequence[Cell]:
+        """One seed's arms, all with the same offline work, of which none has nothing left."""
+        workload = build_workload(scenario, seed, self.traces)
+        cells: list[Cell] = []
+        for arm in arms:
+            cells.append(self._cell(point, scenario, seed, arm, workload))
+            if ran_out(scenario, cells[-1].records):
+                return self._beside(point, with_more(scenario), seed, arms)
+        return cells
+
+    def _cell(
+        self, point: str, scenario: Scenario, seed: int, arm: Arm, workload: Workload
+    ) -> Cell:
+        steps: list[Step] = []
+        outcome = simulate(
+            workload,
+            arm,
+            self.profile,
+            policy_targets(scenario),
+            window_of(scenario),
+            seed=seed,
+            async_scheduling=self.async_scheduling,
+            on_step=steps.append if self.keep_steps else None,
+        )
+        outcome.counters.check()
+        return Cell(
+            point,
+            arm.name,
+            seed,
+            summarise(outcome.records, scenario.duration_s, scenario.targets.targets()),
+            outcome.counters,
+            outcome.records,
+            [str(scale) for scale in workload.scales],
+            steps,
+            outcome.engine.first_token_parts,
+            outcome.chat_slowdown,
+            outcome.harvest_share,
+            scenario.offline.num_requests if scenario.offline else 0,
+        )
 
 
 def policy_targets(scenario: Scenario) -> Targets:
@@ -83,20 +113,6 @@ def policy_targets(scenario: Scenario) -> Targets:
 
 def window_of(scenario: Scenario) -> Window:
     return Window(scenario.lead_in_s, scenario.duration_s, scenario.drain_s)
-
-
-def _cell(
-    place: tuple[str, str, int],
-    scenario: Scenario,
-    outcome: Outcome,
-    scales: list[str],
-    steps: list[Step],
-) -> Cell:
-    outcome.counters.check()
-    summary = summarise(outcome.records, scenario.duration_s, scenario.targets.targets())
-    parts = outcome.engine.first_token_parts
-    says = outcome.chat_slowdown, outcome.harvest_share
-    return Cell(*place, summary, outcome.counters, outcome.records, scales, steps, parts, *says)
 
 
 def median_of(cells: Sequence[Cell], name: str) -> float | None:
