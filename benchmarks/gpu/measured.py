@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from conserve.core.latency import LatencyModel, StepShape
+from conserve.metrics.percentiles import percentile
 from conserve.sim.cost import Machine
 from conserve.sim.profiles import Profile, load_profile
 from conserve.sim.roofline import Gpu, Roofline
@@ -37,11 +38,8 @@ def is_answered(answers: dict[str, Any]) -> bool:
 
 def percentiles(values: list[float]) -> dict[str, float]:
     """P50, P99 and the most; of none, none."""
-    found = sorted(values)
-    if not found:
-        return {}
-    return {"p50": found[len(found) // 2], "p99": found[int(0.99 * (len(found) - 1))],
-            "max": found[-1]}  # fmt: skip
+    found = {name: percentile(values, q) for name, q in (("p50", 50), ("p99", 99), ("max", 100))}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ does it show whether an output that is read late is taken for a step that was lo
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from conserve.core.learning import Experience, Lesson
 from conserve.core.plan import Mode, Plan
 from conserve.core.settings import PolicySettings
 from conserve.core.snapshot import RequestView, Snapshot
+from conserve.metrics.percentiles import percentile
 
 NUM_PROMPTS = 12
 CHUNKS = (16, 64, 256, 1024, 4096)
@@ -43,14 +43,13 @@ def measure(probe: Probe) -> dict[str, Any]:
         probe.scheduler.driver.planner = planner
         taken = device.end()
     pairs = list(zip(believed, taken, strict=False))
-    ratios = sorted(belief / seconds for belief, seconds in pairs if seconds > 0)
-    tenth = len(ratios) // 10
+    ratios = [belief / seconds for belief, seconds in pairs if seconds > 0]
     return {
         "pairs": pairs,
         "num_steps": len(ratios),
-        "median_ratio": statistics.median(ratios) if ratios else None,
-        "p10_ratio": ratios[tenth] if ratios else None,
-        "p90_ratio": ratios[-1 - tenth] if ratios else None,
+        "median_ratio": percentile(ratios, 50),
+        "p10_ratio": percentile(ratios, 10),
+        "p90_ratio": percentile(ratios, 90),
     }
 
 

@@ -9,15 +9,18 @@ from typing import Any
 from probe import Probe
 
 from conserve.core.calibration import CalibrationError, fit, mean_relative_error
-from conserve.core.latency import StepShape
+from conserve.core.latency import NUM_FEATURES, StepShape
 
 CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 CONTEXTS = (0, 1024, 2048, 4096, 8192, 16384, 32768)
 DECODE_CONTEXTS = (128, 1024, 4096)
 DECODES = (1, 4, 16, 64, 128, 256)
 REPEATS = 2
+"""Of a sweep over all sizes, at least."""
 HELD_OUT = 4
 """Every so many samples one is kept from the fit and tells its error."""
+LEAST_SAMPLES = 4 * NUM_FEATURES
+"""Three quarters of them are more than a fit needs."""
 
 Sample = tuple[StepShape, float]
 
@@ -27,22 +30,30 @@ def learn(probe: Probe) -> None:
     samples: list[Sample] = []
     for _ in range(3):
         probe.drop([probe.prefill(min(64, probe.most_tokens))])
-    for _ in range(2):
-        _prefills(probe, samples, CONTEXTS[:2])
-        _decodes(probe, samples, (128,))
-    _model(probe, samples)
+    _sweep(probe, samples, CONTEXTS[:2], (128,))
+    if reason := _model(probe, samples).get("fit"):
+        print(f"the engine believes what it did: {reason}", flush=True)
 
 
 def measure(probe: Probe) -> dict[str, Any]:
     samples: list[Sample] = []
-    for _ in range(REPEATS):
-        _prefills(probe, samples, CONTEXTS)
-        _decodes(probe, samples, DECODE_CONTEXTS)
+    _sweep(probe, samples, CONTEXTS, DECODE_CONTEXTS)
     rows = [
         [s.num_tokens, s.attention_pairs, s.num_decodes, s.decode_context, seconds]
         for s, seconds in samples
     ]
     return {"samples": rows, **_model(probe, samples)}
+
+
+def _sweep(
+    probe: Probe, samples: list[Sample], contexts: tuple[int, ...], decodes: tuple[int, ...]
+) -> None:
+    """Again where an engine is so small that most sizes do not fit into it."""
+    num_sweeps = 0
+    while (num_sweeps < REPEATS or len(samples) < LEAST_SAMPLES) and not probe.is_late:
+        _prefills(probe, samples, contexts)
+        _decodes(probe, samples, decodes)
+        num_sweeps += 1
 
 
 def _sample(probe: Probe, samples: list[Sample], grants: dict[str, int]) -> None:

@@ -96,6 +96,8 @@ def test_the_profile_is_one_that_the_simulator_takes(tmp_path: Path, script: Any
 def test_a_report_is_made_of_whatever_came_back(tmp_path: Path, script: Any) -> None:
     report, folder = script("report"), script("measured").Folder(tmp_path)
     assert report.rows(folder) == []
+    (tmp_path / "steps.json").write_text(json.dumps({"samples": [], "fit": "10 samples"}))
+    assert [row.measured for row in report.rows(folder)] == ["no model: 10 samples"]
     assert "Not measured, or not brought back" in "\n".join(report.heading(folder))
     write_parts(tmp_path, another_gpu())
     told = {row.what: row for row in report.rows(folder)}
@@ -124,8 +126,8 @@ def test_stops_are_told_by_the_size_of_their_step(tmp_path: Path, script: Any) -
     assert {size: row.aim for size, row in idle.items()} == {
         "512": "P99 under 5 ms", "2048": "P99 under 5 ms", "8192": "-",
     }  # fmt: skip
-    assert idle["512"].measured == "1.0, 0.5, 1.0 ms"
-    assert [row.measured for row in rows if "unwound" in row.what] == ["0.1 ms", "0.2 ms", "0.8 ms"]
+    assert idle["512"].measured == "0.8, 1.0, 1.0 ms"
+    assert [row.measured for row in rows if "unwound" in row.what] == ["0.1 ms", "0.4 ms", "1.6 ms"]
 
 
 @pytest.mark.parametrize("left_out", ["", "steps.json", "load", "environment.json"])

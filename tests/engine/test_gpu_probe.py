@@ -146,6 +146,17 @@ def test_steps_are_timed(probe: Any) -> None:
     assert not probe.scheduler.requests
 
 
+def test_a_small_engine_gets_a_model_too(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sweeps over its few sizes would be less than a fit needs."""
+    steps = import_module("probe_steps")
+    for sizes in ("CHUNKS", "CONTEXTS", "DECODES", "DECODE_CONTEXTS"):
+        monkeypatch.setattr(steps, sizes, getattr(steps, sizes)[:2])
+    guessed = probe.scheduler.experience.recalibrator
+    steps.learn(probe)
+    assert probe.scheduler.experience.recalibrator is not guessed
+    assert steps.measure(probe)["mean_error_held_out"] >= 0
+
+
 def test_looks_are_as_close_as_they_are_forced_to_be(
     probe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
