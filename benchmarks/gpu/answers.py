@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,24 @@ def stream(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
     return {"status": response.status_code, "times_s": times}
 
 
-def answers(url: str, model: str) -> dict[str, Any]:
+def answers(http: httpx.Client, model: str) -> Iterator[tuple[str, Any]]:
+    """Each question and its answer, as soon as it is there. One that fails costs no other."""
     prompt = [100 + i % 1000 for i in range(200)]
     body = {"model": model, "prompt": prompt, "max_tokens": 16, "ignore_eos": True}
     chat = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "aaab"}]}
-    with httpx.Client(base_url=url, timeout=LONG_S, trust_env=False) as http:
-        return {
-            "first": ask(http, "/v1/completions", body),
-            "streamed": stream(http, body | {"prompt": prompt[::-1]}),
-            "offline": ask(http, "/v1/completions", body | {"service_tier": "flex"}),
-            "chat": ask(http, "/v1/chat/completions", chat),
-            "metrics": _ours(http.get("/metrics").text),
-            "dashboard": http.get("/dashboard").status_code,
-        }
+    questions: dict[str, Callable[[], Any]] = {
+        "first": lambda: ask(http, "/v1/completions", body),
+        "streamed": lambda: stream(http, body | {"prompt": prompt[::-1]}),
+        "offline": lambda: ask(http, "/v1/completions", body | {"service_tier": "flex"}),
+        "chat": lambda: ask(http, "/v1/chat/completions", chat),
+        "metrics": lambda: _ours(http.get("/metrics").text),
+        "dashboard": lambda: {"status": http.get("/dashboard").status_code},
+    }
+    for name, question in questions.items():
+        try:
+            yield name, question()
+        except httpx.HTTPError as error:
+            yield name, {"error": f"{type(error).__name__}: {error}"}
 
 
 def _ours(text: str) -> dict[str, float]:
@@ -87,8 +93,11 @@ def main() -> int:
         try:
             found["ready_s"] = server.wait_until_healthy()
             write_json(options.out, found)
-            found |= answers(server.base_url, options.model)
-        except (ServerDiedError, httpx.HTTPError, SystemExit) as error:
+            with httpx.Client(base_url=server.base_url, timeout=LONG_S, trust_env=False) as http:
+                for name, answer in answers(http, options.model):
+                    found[name] = answer
+                    write_json(options.out, found)
+        except (ServerDiedError, SystemExit) as error:
             found["error"] = f"{type(error).__name__}: {error}"
     lines = log.read_text(errors="replace").splitlines()
     found["told"] = [line[:300] for line in lines if TOLD.search(line)][:120]

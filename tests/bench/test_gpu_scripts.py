@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 from zipfile import ZipFile
 
+import httpx
 import pytest
 
 from conserve.bench.arms import ARMS
@@ -124,6 +125,19 @@ def test_a_server_is_started_again_until_it_has_answered_everything(
         assert "answers" in called.of("answers"), found
     (tmp_path / "answers.json").write_text(json.dumps(whole))
     assert called.of("answers") == {}
+
+
+def test_a_question_that_fails_costs_no_other(script: Any) -> None:
+    def server(request: httpx.Request) -> httpx.Response:
+        if b"flex" in request.content:
+            raise httpx.ReadTimeout("nobody answered", request=request)
+        return httpx.Response(200, text='data: {"a": 1}\n')
+
+    with httpx.Client(transport=httpx.MockTransport(server), base_url="http://gpu") as http:
+        found = dict(script("answers").answers(http, "model"))
+    assert found["offline"] == {"error": "ReadTimeout: nobody answered"}
+    assert script("measured").answered(found) == ["first", "streamed", "chat"]
+    assert len(found["streamed"]["times_s"]) == 1
 
 
 def test_texts_are_compared_again_where_no_step_was_stopped(
