@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import typer.main
 
 from conserve.cli.main import app
+from conserve.engine.settings import EngineSettings
 from conserve.server.start.flags import flags
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +61,25 @@ def test_the_table_gives_the_defaults() -> None:
     for flag in flags():
         if isinstance(flag.default, float):
             assert f"| `{flag.name}` | {flag.default:g} |" in table
+
+
+def test_the_settings_without_a_flag_are_in_a_table_with_their_defaults() -> None:
+    of_flags = {
+        re.sub("^no_|_ms$", "", flag.name.removeprefix("--").replace("-", "_")) for flag in flags()
+    }
+    without = {
+        field.name: field.default
+        for field in fields(EngineSettings)
+        if field.name != "policy" and field.name.removesuffix("_s") not in of_flags
+        and field.name not in of_flags
+    }  # fmt: skip
+    page = (ROOT / "docs" / "serving.md").read_text()
+    table = page.split("\nFiner settings of the engine")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", table, re.MULTILINE)
+    assert dict(rows) == {
+        name: f"{default:g}" if isinstance(default, float) else str(default).lower()
+        for name, default in without.items()
+    }
 
 
 def test_every_make_target_is_documented() -> None:
