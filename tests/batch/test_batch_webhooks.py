@@ -24,12 +24,12 @@ from conserve.batch.lifecycle import Status
 from conserve.batch.owner_limits import Limits
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
+from conserve.batch.webhook_endpoint import delay_s
 from conserve.batch.webhooks import (
     GIVE_UP_S,
     RefusedAddressError,
     Webhook,
     allowed_address,
-    delay_s,
     is_public,
 )
 from tests.batch.batch_fakes import FakeClock, FakeModel, eventually, running

@@ -11,7 +11,7 @@ from conserve.batch import schema, webhook_store, webhooks
 from conserve.batch.due import CLOCKS_APART_S, PUT_OFF_S
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
-from conserve.batch.webhooks import LONGEST_SILENCE_S
+from conserve.batch.webhook_endpoint import LONGEST_SILENCE_S
 from tests.batch.batch_fakes import FakeClock
 from tests.batch.test_batch_webhooks import cancelled, hooked, listening, opened
 

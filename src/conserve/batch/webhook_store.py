@@ -69,6 +69,12 @@ class WebhookStore:
             here = webhooks.c.batch_id == event.batch_id
             await connection.execute(delete(webhooks).where(here))
 
+    async def give_up(self, tenant: str, before: float) -> int:
+        """Forget what an owner was to be told of ends before that; how much it was."""
+        old = webhooks.c.tenant == tenant, webhooks.c.created_at < before
+        async with self._database.write() as connection:
+            return (await connection.execute(delete(webhooks).where(*old))).rowcount
+
     async def postpone(self, event: Event, delay_s: float) -> None:
         async with self._database.write() as connection:
             here = webhooks.c.batch_id == event.batch_id

@@ -15,30 +15,29 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from ssl import SSLContext
-from typing import Any
+from typing import NamedTuple
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from conserve.batch.due import PUT_OFF_S
+from conserve.batch.webhook_endpoint import Endpoint, delay_s
 from conserve.batch.webhook_store import Event, WebhookStore
 
 logger = logging.getLogger(__name__)
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  (what a secret begins with)
 TIMEOUT_S = 15.0
-FIRST_DELAY_S, LONGEST_DELAY_S = 5.0, PUT_OFF_S
 GIVE_UP_S = 72 * 3600.0
-AT_ONCE, ENDPOINT_AT_ONCE = 32, 4
-"""Tries under way in one process, and to one URL."""
-LONGEST_SILENCE_S = 60.0
-"""An endpoint that does not answer is asked again after at most so long."""
+AT_ONCE = 32
+"""Tries under way in one process."""
+DOUBTFUL_AT_ONCE = AT_ONCE // 2
+"""Those of them to endpoints that may not answer, however many there are."""
 LOOK_S = 0.5
 """Between looks for events of others while tries are under way."""
 
@@ -89,47 +88,12 @@ class RefusedAddressError(Exception):
     """The URL leads to an address that is not to be asked."""
 
 
-class Endpoint:
-    """One URL, whoever's it is: how much it is asked at once, and how long it is left alone.
+class Owed(NamedTuple):
+    """Who is to be told of something, and where; nowhere without a hook."""
 
-    One that does not answer holds each try for as long as a try may take. So it gets few at once,
-    and then for a while none: the tries of other endpoints wait for none of that. `now` is by a
-    clock that nobody sets.
-    """
-
-    def __init__(self) -> None:
-        self.num_tries = 0
-        """Under way."""
-        self._num_silent = 0
-        """Tries in a row without an answer, those at once as one."""
-        self._asked_again_at = 0.0
-
-    def room(self, now: float) -> int:
-        """How many more tries may begin: one where the last had no answer."""
-        if now < self._asked_again_at:
-            return 0
-        return max(0, (1 if self._num_silent else ENDPOINT_AT_ONCE) - self.num_tries)
-
-    def begin(self, one: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """`one` try as a task, counted until it is over."""
-        self.num_tries += 1
-        task = asyncio.create_task(one)
-        task.add_done_callback(self._is_over)
-        return task
-
-    def _is_over(self, _: object) -> None:
-        self.num_tries -= 1
-
-    def answers(self) -> None:
-        """Whatever it says."""
-        self._num_silent, self._asked_again_at = 0, 0.0
-
-    def is_silent(self, now: float) -> None:
-        """A try had no answer. Those that ran beside it say no more."""
-        if now < self._asked_again_at:
-            return
-        self._num_silent += 1
-        self._asked_again_at = now + min(LONGEST_SILENCE_S, delay_s(self._num_silent))
+    tenant: str
+    hook: Webhook | None
+    endpoint: Endpoint
 
 
 class Webhooks:
@@ -166,15 +130,41 @@ class Webhooks:
 
     async def _begin(self, tries: set[asyncio.Task[None]]) -> None:
         """Add to `tries`, which are under way, as many as there is room for here and at their
-        endpoints, of each owner in turn."""
-        for tenant in await self._store.owners() if len(tries) < AT_ONCE else []:
-            hook = self._hook_of(tenant)
-            endpoint = self._endpoints.setdefault(hook.url if hook else "", Endpoint())
-            limit = min(AT_ONCE - len(tries), endpoint.room(self._monotonic()))
-            for event in await self._store.take(tenant, limit) if limit else []:
-                tries.add(endpoint.begin(self._tell(hook, endpoint, event)))
+        endpoints, the one that was asked longest ago first."""
+        if len(tries) >= AT_ONCE:
+            return
+        owed = [self._owed(tenant) for tenant in await self._store.owners()]
+        await self._give_up_old(owed)
+        for tenant, hook, endpoint in sorted(owed, key=lambda each: each.endpoint.asked_at):
+            limit = min(AT_ONCE - len(tries), self._room(endpoint))
+            for event in await self._store.take(tenant, limit) if limit > 0 else []:
+                trying = self._tell(hook, endpoint, event)
+                tries.add(endpoint.begin(trying, self._monotonic()))
+
+    def _owed(self, tenant: str) -> Owed:
+        hook = self._hook_of(tenant)
+        return Owed(tenant, hook, self._endpoints.setdefault(hook.url if hook else "", Endpoint()))
+
+    def _room(self, endpoint: Endpoint) -> int:
+        """How many tries of it may begin, as far as it and others like it are concerned."""
+        room = endpoint.room(self._monotonic())
+        if not room or not endpoint.is_doubtful:
+            return room
+        doubtful = sum(each.num_tries for each in self._endpoints.values() if each.is_doubtful)
+        return min(room, DOUBTFUL_AT_ONCE - doubtful)
+
+    async def _give_up_old(self, owed: Iterable[Owed]) -> None:
+        """A dead endpoint is asked about one event at a time: what it will never be asked about
+        goes with the others of its age."""
+        for tenant, _, endpoint in owed:
+            if endpoint.is_dead and endpoint.room(self._monotonic()):
+                num_gone = await self._store.give_up(tenant, self._clock() - GIVE_UP_S)
+                if num_gone:
+                    logger.error("%d webhooks are given up: nobody answers them", num_gone)
 
     async def _tell(self, hook: Webhook | None, endpoint: Endpoint, event: Event) -> None:
+        if hook is None:
+            endpoint.answers()
         if hook is None or await self._is_told(hook, endpoint, event):
             await self._store.forget(event)
         elif self._clock() - event.created_at > GIVE_UP_S:
@@ -196,11 +186,6 @@ class Webhooks:
         if not 200 <= status < 300:
             logger.warning("the webhook for %s is answered with %d", event.batch_id, status)
         return 200 <= status < 300
-
-
-def delay_s(attempts: int) -> float:
-    """Before the next try: 5 s, 10 s, 20 s, ... up to an hour."""
-    return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempts - 1, 20))
 
 
 def event_id(event: Event) -> str:
