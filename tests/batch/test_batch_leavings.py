@@ -87,12 +87,15 @@ async def test_leavings_go_while_the_service_runs(
     async with running(settings) as run:
         await run.client.files.list()
         staging, files = settings.staging_dir, settings.data_dir / "files"
+        (alive,) = os.listdir(settings.workers_dir)
+        buried = settings.workers_dir / "worker-buried"
         moment = time.time() - STALE_S - 60
-        for path in (staging / "old", staging / "fresh", files / f"old{MOVING}"):
+        for path in (staging / "old", staging / "fresh", files / f"old{MOVING}", buried):
             path.write_bytes(b"x")
             if path.name != "fresh":
                 os.utime(path, (moment, moment))
         await eventually(lambda: os.listdir(staging) == ["fresh"] and os.listdir(files) == [])
+        await eventually(lambda: os.listdir(settings.workers_dir) == [alive])
 
 
 async def test_a_leaving_that_cannot_be_cleared_keeps_no_other(stores: Stores) -> None:

@@ -7,13 +7,14 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from conserve.batch import presence
-from conserve.batch.presence import Presence, is_gone
+from conserve.batch.presence import STALE_S, Presence, is_gone, sweep
 
 
 @pytest.fixture
@@ -112,3 +113,44 @@ def test_without_a_boot_id_the_host_has_a_name(
     assert is_gone(folder, "w")
     monkeypatch.setattr(socket, "gethostname", lambda: "there")
     assert not is_gone(folder, "w")
+
+
+def left(folder: Path, name: str, age_s: float = STALE_S + 60) -> Presence:
+    worker = Presence(folder, name)
+    moment = time.time() - age_s
+    os.utime(folder / name, (moment, moment))
+    return worker
+
+
+def test_what_the_buried_left_is_swept(folder: Path) -> None:
+    """And nothing of the living: those that the database knows, those that are about to tell it,
+    and those that hold their file, as others' of another database."""
+    die(left(folder, "worker-buried"))
+    die(left(folder, "worker-known"))
+    die(left(folder, "worker-new", age_s=60))
+    die(left(folder, "notes"))
+    holding = left(folder, "worker-holding")
+    sweep(folder, {"worker-known"})
+    assert set(os.listdir(folder)) == {"worker-known", "worker-new", "worker-holding", "notes"}
+    holding.leave()
+    sweep(folder, ())
+    assert set(os.listdir(folder)) == {"worker-new", "notes"}
+
+
+def test_a_file_that_cannot_be_swept_keeps_no_other(folder: Path) -> None:
+    (folder / "worker-a").mkdir(parents=True)
+    moment = time.time() - STALE_S - 60
+    os.utime(folder / "worker-a", (moment, moment))
+    die(left(folder, "worker-b"))
+    sweep(folder, ())
+    assert os.listdir(folder) == ["worker-a"]
+
+
+def test_a_folder_without_locks_is_swept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_handle: IO[Any], _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    die(left(folder, "worker-buried"))
+    sweep(folder, ())
+    assert os.listdir(folder) == []

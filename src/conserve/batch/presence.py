@@ -5,12 +5,17 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from conserve.batch.private import make_folder, open_private
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NAMES = "worker-*"
+STALE_S = 3600.0
+"""A file so old is not of a worker that is about to say to the database that it is there."""
 
 
 class Presence:
@@ -49,6 +54,30 @@ def is_gone(folder: Path, worker_id: str) -> bool:
 
 def forget(folder: Path, worker_id: str) -> None:
     (folder / worker_id).unlink(missing_ok=True)
+
+
+def sweep(folder: Path, alive: Collection[str]) -> None:
+    """Clear away what workers left that were buried by their lease: nobody asks for it any more.
+
+    Not what somebody holds, who may be alive in another database.
+    """
+    stale = time.time() - STALE_S
+    for path in folder.glob(NAMES):
+        with suppress(OSError):  # another server sweeps, too; or it is another user's
+            is_old = path.name not in alive and path.stat().st_mtime < stale
+            if is_old and not _is_held(path):
+                path.unlink()
+
+
+def _is_held(path: Path) -> bool:
+    with open(path, "rb+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a folder without locks
+            return False
+    return False
 
 
 def _place(descriptor: int) -> bytes:

@@ -16,7 +16,7 @@ from conserve.batch.in_flight import retry_delay_s
 from conserve.batch.intake import Intake
 from conserve.batch.outage import Outage
 from conserve.batch.outcome import failure
-from conserve.batch.presence import Presence, forget, is_gone
+from conserve.batch.presence import Presence, forget, is_gone, sweep
 from conserve.batch.records import BatchRecord
 from conserve.batch.served import Served
 from conserve.batch.settings import BatchSettings
@@ -191,9 +191,11 @@ class Worker:
         """Tell owners of batches that have ended."""
         await self._stores.webhooks.deliver()
 
-    async def _collect(self, _worker_id: str) -> None:
+    async def _collect(self, worker_id: str) -> None:
         """Tidy usage, and clear files away, for as long as their storage takes."""
         await self._stores.usage.tidy(self._settings.usage_days)
+        alive = {worker_id, *await self._stores.workers.others(worker_id)}
+        await asyncio.to_thread(sweep, self._settings.workers_dir, alive)
         await self._stores.files.collect()
         await self._stores.contents.clear_leavings()
 
