@@ -120,3 +120,23 @@ def test_ctrl_c_while_commands_are_imported_shows_no_traceback() -> None:
     command = [sys.executable, "-c", raising.format("ValueError('of another kind')")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "of another kind" in done.stderr) == (1, True)
+
+
+AS_FIRST = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+"""Of a container, of which it is all."""
+
+
+@pytest.mark.parametrize(
+    ("imported", "status"),
+    [
+        ("conserve.cli", 128 + signal.SIGTERM),
+        pytest.param("sys", 0, id="control: it hears nothing"),
+    ],
+)
+def test_the_first_process_of_a_container_is_ended_by_sigterm(imported: str, status: int) -> None:
+    """From before commands are imported on."""
+    if subprocess.run([*AS_FIRST, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no process of this user may have a PID namespace of its own")
+    told = f"import {imported}, os, signal; assert os.getpid() == 1; os.kill(1, signal.SIGTERM)"
+    done = subprocess.run([*AS_FIRST, sys.executable, "-c", told], check=False)
+    assert done.returncode == status
