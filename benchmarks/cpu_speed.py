@@ -39,28 +39,34 @@ def main() -> None:
     rows = []
     for machine, environment in MACHINES.items():
         for dtype in DTYPES:
-            row: dict[str, Any] = {"processor": machine, "dtype": dtype}
-            speed = asdict(speed_of(dtype, environment))
-            rows.append(row | {name: round(tps, 1) for name, tps in speed.items()})
+            with tempfile.TemporaryDirectory() as folder:
+                _, speed = serve(["--dtype", dtype], environment, Path(folder))
+            rows.append({"processor": machine, "dtype": dtype} | speed)
             print(json.dumps(rows[-1]))
+    write(OUT, rows)
+
+
+def serve(
+    flags: list[str], environment: dict[str, str], folder: Path
+) -> tuple[float, dict[str, float]]:
+    """Seconds until a server is ready, and tokens a second of it; `folder` keeps its profile."""
+    port = free_port()
+    own = ("--no-batches", "--no-dashboard", "--host", "127.0.0.1", "--port", str(port))
+    command = [sys.executable, "-c", START, "serve", *flags, *own, "--profile-dir", str(folder)]
+    with Server(command, environment, port, folder / "log") as server:
+        ready_s = server.wait_until_healthy()
+        speed = asdict(asyncio.run(ask(server.base_url)))
+    return round(ready_s, 1), {name: round(tps, 1) for name, tps in speed.items()}
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
     told = {
         "machine": describe_machine(),
         "gflops": round(probe_gflops(), 1),
         "model": NAME,
         "rows": rows,
     }
-    OUT.write_text(json.dumps(told, indent=1) + "\n")
-
-
-def speed_of(dtype: str, environment: dict[str, str]) -> Speed:
-    port = free_port()
-    own = ("--no-batches", "--no-dashboard", "--host", "127.0.0.1", "--port", str(port))
-    command = [sys.executable, "-c", START, "serve", "--dtype", dtype, *own]
-    with tempfile.TemporaryDirectory() as folder:
-        command += ["--profile-dir", folder]
-        with Server(command, environment, port, Path(folder) / "log") as server:
-            server.wait_until_healthy()
-            return asyncio.run(ask(server.base_url))
+    file.write_text(json.dumps(told, indent=1) + "\n")
 
 
 async def ask(url: str) -> Speed:
