@@ -44,7 +44,7 @@ def converse(
         for i in range(conversations):
             now_s += every_s / conversations
             names = talk(f"talk{i}-", blocks)
-            memory.started(names, 0, MODEL, now_s)
+            memory.started(names, 0, MODEL)
             memory.left(names)
             memory.room(now_s, sweep(), FREE, traffic())
     return now_s
@@ -68,7 +68,7 @@ def test_nobody_who_comes_back_needs_no_room() -> None:
     chat = memory()
     for i in range(50):
         names = talk(f"once{i}-", 10)
-        chat.started(names, 0, MODEL, float(i))
+        chat.started(names, 0, MODEL)
         chat.left(names)
     assert chat.room(60.0, sweep(), FREE, traffic()) == 0
 
@@ -97,7 +97,7 @@ def test_there_is_no_more_room_than_history() -> None:
     chat = memory()
     now_s = converse(chat, conversations=4, blocks=100, every_s=40.0, turns=3)
     before = chat.room(now_s + 1, sweep(), FREE, traffic())
-    chat.started(talk("talk0-", 100), 0, MODEL, now_s + 1)
+    chat.started(talk("talk0-", 100), 0, MODEL)
     assert chat.room(now_s + 1, sweep(), FREE, traffic()) <= 300 * 9 / 8 + 1 < before
 
 
@@ -130,10 +130,10 @@ def test_the_least_room_is_there_from_the_first_chat_on() -> None:
 def test_but_not_for_a_kind_that_does_not_come_back() -> None:
     chat = memory(room_min_share=0.25)
     for number in range(25):
-        chat.started(talk(f"talk{number}-", 100), 0, MODEL, float(number))
+        chat.started(talk(f"talk{number}-", 100), 0, MODEL)
         chat.left(talk(f"talk{number}-", 100))
     assert chat.room(30.0, sweep(), FREE, traffic()) == 0
-    chat.started(talk("talk24-", 120), 0, MODEL, 31.0)
+    chat.started(talk("talk24-", 120), 0, MODEL)
     chat.left(talk("talk24-", 120))
     assert chat.room(33.0, sweep(), FREE, traffic()) == 200, "one came back"
 
@@ -150,11 +150,11 @@ def test_what_offline_work_drove_out_is_counted_when_it_is_asked_for() -> None:
     names = talk("a", 10)
     chat.left(names)
     chat.driven_out(names[4:])
-    lost = chat.started(names, 6, MODEL, 1.0)
+    lost = chat.started(names, 6, MODEL)
     assert lost.num_blocks == 4
     assert lost.seconds == pytest.approx(4 * BLOCK_SIZE * MODEL.per_token)
     chat.left(names)
-    assert chat.started(names, 0, MODEL, 2.0) == Lost()
+    assert chat.started(names, 0, MODEL) == Lost()
 
 
 def test_what_running_requests_grow_by_is_left_in_addition() -> None:
@@ -172,7 +172,7 @@ def test_memory_that_was_never_free_yet_is_nobodys_growth() -> None:
     now_s = converse(chat, conversations=4, blocks=100, every_s=40.0, turns=1)
     assert chat.room(now_s, sweep(), 10, traffic()) == 0
     for i in range(4):
-        chat.started(talk(f"talk{i}-", 100), 0, MODEL, now_s)
+        chat.started(talk(f"talk{i}-", 100), 0, MODEL)
         chat.left(talk(f"talk{i}-", 100))
     room = chat.room(now_s + 5, sweep(), 10, traffic())
     assert 400 <= room <= 450

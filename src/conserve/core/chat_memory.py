@@ -101,9 +101,7 @@ class ChatMemory:
         self._num_strangers = 0
         """Online requests in a row that continue nothing."""
 
-    def started(
-        self, names: Sequence[Hashable], num_cached: int, model: LatencyModel, now_s: float
-    ) -> Lost:
+    def started(self, names: Sequence[Hashable], num_cached: int, model: LatencyModel) -> Lost:
         """An online request is admitted for the first time. `names`: of the full blocks of its
         prompt, in order; the first `num_cached` of them were found."""
         history, size = self._history, self._block_size

@@ -168,7 +168,7 @@ class Driver:
         record.shape, record.offline_shape = shapes
         record.ends = {name: requests[name].num_computed_tokens for name in num_scheduled}
         self.notes.ran(requests[name] for name in num_scheduled)
-        self.remembering.scheduled(output, record.started_s)
+        self.remembering.scheduled(output)
         if not output.total_num_scheduled_tokens:
             return
         model = self.experience.model

@@ -39,7 +39,7 @@ class Remembering:
         for queue in retention.queues:
             queue.order.forgets = self._forgets
 
-    def scheduled(self, output: Any, now_s: float) -> None:
+    def scheduled(self, output: Any) -> None:
         """vLLM has admitted requests: what they found of their prompts when they first ran."""
         for new in output.scheduled_new_reqs:
             request = self._scheduler.requests[new.req_id]
@@ -51,12 +51,12 @@ class Remembering:
             self._stats.count("prompt_tokens", request.num_prompt_tokens, label)
             self._stats.count("prefix_hit_tokens", found, label)
             if is_online(request):
-                self._comes_back(request, found, now_s)
+                self._comes_back(request, found)
 
-    def _comes_back(self, request: Any, found: int, now_s: float) -> None:
+    def _comes_back(self, request: Any, found: int) -> None:
         size = self._scheduler.block_size
         names = self._names(request, request.num_prompt_tokens)
-        lost = self._memory.started(names, found // size, self._experience.model, now_s)
+        lost = self._memory.started(names, found // size, self._experience.model)
         if lost.num_blocks:
             self._stats.count("lost_history_tokens", lost.num_blocks * size)
             self._stats.count("lost_history_seconds", lost.seconds)

@@ -34,7 +34,6 @@ class Engine:
         seed: int = 0,
         strict_classes: bool = True,
         async_scheduling: bool = False,
-        prefix_caching: bool = True,
         on_finish: OnFinish | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> None:
@@ -42,9 +41,7 @@ class Engine:
         """Time of the last event."""
         self.machine = machine
         self.scheduler = scheduler
-        self.places = Places(
-            machine, prefix_caching=prefix_caching, class_aware=scheduler.class_aware
-        )
+        self.places = Places(machine, class_aware=scheduler.class_aware)
         scheduler.joins(self.places)
         self.state = EngineState(self.places, strict_classes=strict_classes)
         self.link = self.places.link

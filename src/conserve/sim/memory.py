@@ -20,16 +20,13 @@ class BlockPool:
     engine asks the same. Only blocks that somebody may look for have names.
     """
 
-    def __init__(
-        self, num_blocks: int, block_size: int, *, caching: bool = True, class_aware: bool = True
-    ) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, class_aware: bool = True) -> None:
         if num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, not {num_blocks}")
         self.num_blocks = num_blocks
         self.num_free_blocks = num_blocks
         self.order = FreeOrder(num_blocks, class_aware=class_aware)
         self._block_size = block_size
-        self._caching = caching
         self._held: dict[str, list[int]] = {}
         self._num_named: dict[str, int] = {}
         """Of whom has some, the leading blocks that have names."""
@@ -110,7 +107,7 @@ class BlockPool:
     def name(self, owner: str, text: Text, end: int) -> None:
         """Its first `end` blocks hold their part of the text, or will with the step in flight."""
         start = self._num_named.get(owner, 0)
-        if start >= end or not self._caching:
+        if start >= end:
             return
         self._num_named[owner] = end
         held, size = self._held[owner], self._block_size
@@ -153,7 +150,7 @@ class BlockPool:
         blocks = self._held.get(owner)
         if blocks is None:
             return
-        num_full = min(num_full, len(blocks)) if self._caching else 0
+        num_full = min(num_full, len(blocks))
         if text is not None:
             self.name(owner, text, num_full)
         self._num_named.pop(owner, None)

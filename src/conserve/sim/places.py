@@ -31,13 +31,9 @@ def _arrival_s(request: SimRequest) -> float:
 class Places:
     """Every change of a request's phase and of a block's owner happens here."""
 
-    def __init__(
-        self, machine: Machine, *, prefix_caching: bool = True, class_aware: bool = True
-    ) -> None:
+    def __init__(self, machine: Machine, *, class_aware: bool = True) -> None:
         self.machine = machine
-        self.pool = BlockPool(
-            machine.num_blocks, machine.block_size, caching=prefix_caching, class_aware=class_aware
-        )
+        self.pool = BlockPool(machine.num_blocks, machine.block_size, class_aware=class_aware)
         self.link = HostLink(machine)
         self.live: dict[str, SimRequest] = {}
         self.running: list[SimRequest] = []

@@ -18,8 +18,6 @@ class Remembering:
     def __init__(self, places: Places, settings: PolicySettings, experience: Experience) -> None:
         self._places = places
         self._experience = experience
-        self._now_s = 0.0
-        """When the step is decided that requests are admitted into."""
         machine = places.machine
         self._memory = ChatMemory(machine.num_blocks, machine.block_size, settings)
         places.admits = self._admitted
@@ -29,7 +27,6 @@ class Remembering:
     def room(self, now_s: float) -> int:
         """Free blocks that offline requests which start must leave."""
         places = self._places
-        self._now_s = now_s
         free = places.pool.num_free_blocks
         return self._memory.room(now_s, places.running, free, self._experience.traffic)
 
@@ -38,7 +35,7 @@ class Remembering:
         if request.online:
             names, size = self._names(request, request.num_prompt_tokens), self._block_size
             num_cached = (request.num_cached_tokens or 0) // size
-            lost = self._memory.started(names, num_cached, self._experience.model, self._now_s)
+            lost = self._memory.started(names, num_cached, self._experience.model)
             self._places.counters.lost_history_tokens += lost.num_blocks * size
             self._places.counters.lost_history_s += lost.seconds
 

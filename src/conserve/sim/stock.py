@@ -27,16 +27,15 @@ class StockScheduler:
     class_aware = False
     model: LatencyModel | None = None
 
-    def __init__(self, *, by_class: bool, step_tokens: int = 0) -> None:
+    def __init__(self, *, by_class: bool) -> None:
         self.by_class = by_class
-        self.step_tokens = step_tokens
 
     def joins(self, places: Places) -> None:
         """It leaves no room to anybody."""
 
     def plan(self, places: Places, now_s: float) -> Plan:
         tokens = _StockTokens()
-        left = self.step_tokens or places.machine.max_step_tokens
+        left = places.machine.max_step_tokens
         for request in places.running:
             left -= tokens.grant(request, left)
         slots, free = places.num_free_slots, places.pool.num_free_blocks

@@ -138,7 +138,7 @@ def table(
     return Table(title, ["arm", *(column.heading for column in used)], rows)
 
 
-def history_table(figures: Figures, point: str, with_spread: bool = True) -> Table | None:
+def history_table(figures: Figures, point: str) -> Table | None:
     """What chats found of what they had said before, and what it gave them; None where no server
     told."""
     arms = {arm: f for arm, f in figures.points[point].items() if HITS in f}
@@ -154,15 +154,15 @@ def history_table(figures: Figures, point: str, with_spread: bool = True) -> Tab
         Column("offline_tps", "offline tokens/s", 1, 0),
         forgetful,
     ]
-    return table("What chats find again", columns, arms, with_spread)
+    return table("What chats find again", columns, arms)
 
 
-def ratio_table(figures: Figures, point: str, with_spread: bool = True) -> Table:
+def ratio_table(figures: Figures, point: str) -> Table:
     """Each arm over online work alone and over the bound."""
     columns = [Column(r.name, f"{figures.label(r)}, x") for r in RATIOS if figures.has_ratio(r)]
     ratios = {r.name for r in RATIOS}
     arms = {arm: f for arm, f in figures.points[point].items() if ratios & set(f)}
-    return table("Ratios", columns, arms, with_spread)
+    return table("Ratios", columns, arms)
 
 
 def first_token_table(arms: dict[str, ArmFigures]) -> Table | None:

@@ -124,8 +124,8 @@ class BesideTheForward:
 class ThreadCopier:
     """For CPUs: copies in a thread, off the forward's critical path."""
 
-    def __init__(self, copies: BlockCopies, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._queue, self._clock = copies.queue, clock
+    def __init__(self, copies: BlockCopies) -> None:
+        self._queue = copies.queue
         self._thread = BesideTheForward(
             copies.queue, _leave_the_forwards_core, copies.queue.has_work, copies.advance
         )
@@ -134,10 +134,10 @@ class ThreadCopier:
         queue = self._queue
         queue.take(orders)
         if orders.wait and not queue.is_over(orders.wait):
-            started_s = self._clock()
+            started_s = time.perf_counter()
             with queue.changed:
                 queue.changed.wait_for(lambda: queue.is_over(orders.wait))
-            queue.waited(self._clock() - started_s)
+            queue.waited(time.perf_counter() - started_s)
 
     def report(self) -> Report | None:
         return self._queue.take_report()
