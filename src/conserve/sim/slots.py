@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conserve.sim.harvest import Floats, HarvestCurve
 from conserve.sim.shared_queue import Failures, SharedQueue
@@ -48,8 +50,6 @@ class SlotsOutcome:
     """What could have been done besides, of requests like the first job's."""
     slo_attainment: float
     """Of all online requests."""
-    most_loaded_rps: float
-    """The highest online rate that one replica had in one slot."""
     jobs: list[JobOutcome] = field(default_factory=list)
 
 
@@ -74,33 +74,44 @@ def run_slots(
     The replicas take their work from `queue` (without one it costs nothing), and those that fail
     leave their online load to the others.
     """
-    rng = np.random.default_rng(seed)
     outcomes = [JobOutcome(job) for job in sorted(jobs, key=lambda j: (j.deadline_s, j.name))]
     any_curve = next(iter(curves.values()))
     harvested, spare = np.zeros_like(rates_rps), np.zeros_like(rates_rps)
-    met = total = most = 0.0
+    met = total = 0.0
     most_rps = math.inf if queue is None else queue.most_rps(num_replicas)
     redone_rps = failures.redone_rps(num_replicas, queue) if failures and queue else 0.0
-    for slot, rate_rps in enumerate(rates_rps):
+    for slot, counts in enumerate(_arrivals(rates_rps * slot_s, num_replicas, failures, seed)):
+        loads_rps = counts / slot_s
+        met += float(counts @ any_curve.slo_attainment(loads_rps))
+        total += float(counts.sum())
+        useful_rps = partial(_useful_rps, loads_rps, most_rps, redone_rps)
+        left, tokens = _work(outcomes, curves, useful_rps, slot * slot_s, slot_s)
+        harvested[slot] = tokens / slot_s
+        spare[slot] = left * useful_rps(any_curve) * any_curve.tokens_per_request
+    attainment = met / total if total else 1.0
+    return SlotsOutcome(slot_s, rates_rps, harvested, spare, attainment, outcomes)
+
+
+def _arrivals(
+    expected: Floats, num_replicas: int, failures: Failures | None, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """Of each slot in which so many requests are expected, how many each replica gets that is up:
+    one at least."""
+    rng = np.random.default_rng(seed)
+    for num_requests in expected:
         num_up = num_replicas
         if failures is not None:
             num_up = max(1, rng.binomial(num_replicas, failures.share_up))
-        counts = rng.poisson(rate_rps * slot_s / num_up, num_up)
-        loads = counts / slot_s
-        met += float(counts @ any_curve.slo_attainment(loads))
-        total += float(counts.sum())
-        most = max(most, float(loads.max()))
+        yield rng.poisson(num_requests / num_up, num_up)
 
-        def useful_rps(curve: HarvestCurve, loads: Floats = loads) -> float:
-            engines_rps = float(curve.offline_rps(loads).sum())
-            return max(0.0, min(engines_rps, most_rps) - redone_rps)
 
-        left, tokens = _work(outcomes, curves, useful_rps, slot * slot_s, slot_s)
-        harvested[slot] = tokens / slot_s
-        capacity_rps = useful_rps(any_curve)
-        spare[slot] = left * capacity_rps * any_curve.tokens_per_request
-    attainment = met / total if total else 1.0
-    return SlotsOutcome(slot_s, rates_rps, harvested, spare, attainment, most, outcomes)
+def _useful_rps(
+    loads_rps: Floats, most_rps: float, redone_rps: float, curve: HarvestCurve
+) -> float:
+    """Offline requests a second of all replicas beside these online loads, as many as the queue
+    has the time for, less those that run again."""
+    engines_rps = float(curve.offline_rps(loads_rps).sum())
+    return max(0.0, min(engines_rps, most_rps) - redone_rps)
 
 
 def _work(
