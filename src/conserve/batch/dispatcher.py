@@ -92,7 +92,7 @@ class Dispatcher:
                     await self._feed(group)
                 except StoreUnavailableError as error:
                     if not self._unsure:
-                        logger.warning("feeding pauses: %s", error.message)
+                        logger.warning("feeding pauses: %s", error.for_log)
                     self._unsure = True
                 await wait_for_event(wake, self._settings.poll_s)
             await self._drain()
@@ -216,7 +216,7 @@ class Dispatcher:
             logger.warning("the input of %s cannot be read: %s", claimed[0].batch_id, error)
             self._finish(*(self._later(line, None) for line in claimed))
         except StoreUnavailableError as error:  # of this file alone, maybe
-            logger.warning("the input of %s is away: %s", claimed[0].batch_id, error.message)
+            logger.warning("the input of %s is away: %s", claimed[0].batch_id, error.for_log)
             self._aside.add(claimed[0].batch_id)
             self._finish(*(Postponed(line, 0.0, counted=False) for line in claimed))
         return []
@@ -274,7 +274,7 @@ class Dispatcher:
             try:
                 stored = await self._record(group)
             except StoreUnavailableError as error:
-                logger.warning("%d results wait for the database: %s", len(group), error.message)
+                logger.warning("%d results wait for the database: %s", len(group), error.for_log)
                 if self._closing:
                     return  # their lines run again
                 self._finished = group + self._finished

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MAX_CAUSE = 300
+"""Characters of what another library says that are worth a line of the log."""
+
 
 class BatchError(Exception):
     """A request that cannot be granted.
@@ -66,6 +69,16 @@ class StoreUnavailableError(BatchError):
     status_code = 503
     code = "store_unavailable"
     retry_after_s = 5
+
+    @property
+    def for_log(self) -> str:
+        """The message and what it comes from: that is the operator's to know, and no client's."""
+        # SQLAlchemy's own error has the statement in it, and with it what people sent.
+        cause = getattr(self.__cause__, "orig", None) or self.__cause__
+        if cause is None:
+            return self.message
+        told = " ".join(str(cause).split())[:MAX_CAUSE]
+        return f"{self.message} ({type(cause).__name__}: {told})"
 
 
 class StorageFullError(StoreUnavailableError):

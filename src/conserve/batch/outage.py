@@ -33,6 +33,6 @@ class Outage:
 
     def _say(self, error: Exception) -> None:
         if isinstance(error, StoreUnavailableError):
-            self._logger.warning("%s: %s", self._told, error.message)
+            self._logger.warning("%s: %s", self._told, error.for_log)
         else:
             self._logger.error(self._told, exc_info=error)

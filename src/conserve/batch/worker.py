@@ -31,6 +31,7 @@ JOB_RETRY_S = 5.0
 COLLECT_EVERY_S = 60.0
 
 MakeDispatcher = Callable[[str], Dispatcher]
+Outages = BaseExceptionGroup[StoreUnavailableError]
 
 
 class Worker:
@@ -91,7 +92,7 @@ class Worker:
         try:
             await self._live_once()
         except* StoreUnavailableError as group:
-            logger.warning("the batch service waits: %s", group.exceptions[0])
+            logger.warning("the batch service waits: %s", _first(group).for_log)
         except* LeaseLostError:
             logger.warning("this worker was taken for dead; it goes on under a new name")
         except* Exception:
@@ -246,7 +247,7 @@ class Worker:
         except LeaseLostError:
             raise
         except StoreUnavailableError as error:  # no fault of the batch's
-            logger.warning("%s is tried again in %g s: %s", batch.id, JOB_RETRY_S, error.message)
+            logger.warning("%s is tried again in %g s: %s", batch.id, JOB_RETRY_S, error.for_log)
             await self._stores.jobs.postpone(batch, JOB_RETRY_S, counted=False)
         except Exception as error:
             logger.warning("a job of %s failed", batch.id, exc_info=True)
@@ -271,3 +272,9 @@ class Worker:
         else:
             await self._assembly.run(batch)
         self._feed_wake.set()
+
+
+def _first(group: Outages) -> StoreUnavailableError:
+    """Task groups within task groups raise groups within groups."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
