@@ -9,8 +9,11 @@ from typing import Any
 
 import openai
 import pytest
+from msgspec import structs
 
 from conserve.batch import worker
+from conserve.batch.deadlines import RecentHarvest
+from conserve.batch.describe import batch_object
 from conserve.batch.errors import OverLimitError, StoreUnavailableError
 from conserve.batch.executor import Reply
 from conserve.batch.ids import tenant_of
@@ -19,6 +22,7 @@ from conserve.batch.job_store import JobStore
 from conserve.batch.lease_store import LeaseStore
 from conserve.batch.lifecycle import Status
 from conserve.batch.outcome import MAX_TOKENS, keep_reply
+from conserve.batch.outlook import Outlook
 from conserve.batch.records import BatchRecord, Line
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
@@ -231,6 +235,18 @@ async def test_a_job_that_ends_its_process_ends_its_batch(tmp_path: Path, clock:
         await stores.workers.enlist("w")
         batch = await try_once(run, "w")
         assert (batch.status, batch.losses) == (Status.FAILED, settings.max_losses + 1)
+
+
+async def test_the_rate_of_a_batch_that_has_failed_stays(stores: Stores, clock: FakeClock) -> None:
+    batch = await stored_batch(stores, await stored_file(stores, numbered(1)))
+    ended = structs.replace(
+        batch, status=Status.FAILED, in_progress_at=clock(), failed_at=clock() + 10, input_tokens=50
+    )
+    clock.advance(10)
+    for _ in range(2):
+        shown = batch_object(ended, Outlook(clock(), RecentHarvest(), {}))
+        assert shown.tokens_per_second == 5.0
+        clock.advance(3600)
 
 
 async def test_what_was_retired_politely_is_no_loss(stores: Stores) -> None:

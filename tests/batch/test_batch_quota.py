@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from conserve.batch.deadlines import RecentHarvest
-from conserve.batch.errors import OverLimitError
+from conserve.batch.errors import OverLimitError, StoreUnavailableError
 from conserve.batch.executor import Reply
 from conserve.batch.ids import tenant_of
 from conserve.batch.outcome import keep_reply
@@ -181,6 +181,28 @@ async def test_bytes_are_bounded_however_many_come_at_once(
         assert len(kept) == (3 if round_ == 0 else 1)
         if round_ == 0:
             await stores.files.delete(MINE, kept[0].id)
+    await stores.close()
+
+
+async def test_what_could_not_be_stored_does_not_count(
+    tmp_path: Path, database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the storage is away its owner tries again and again, and once more when it is back."""
+    content = numbered(4)
+    path = limits_file(tmp_path, {"default": {"max_stored_bytes": 2 * len(content)}})
+    settings = BatchSettings(data_dir=tmp_path, database_url=database_url, owner_limits=path)
+    stores = Stores(settings, clock)
+    await stores.prepare()
+
+    async def away(*_: object) -> None:
+        raise StoreUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.contents, "keep", away)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailableError):
+                await stored_file(stores, content, MINE)
+    assert (await stored_file(stores, content, MINE)).bytes == len(content)
     await stores.close()
 
 

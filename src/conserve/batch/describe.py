@@ -102,7 +102,9 @@ def _rate(batch: BatchRecord, now_s: float) -> float | None:
     """Tokens a second since the batch came into progress, to its end or to this moment."""
     if batch.in_progress_at is None:
         return None
-    ends = filter(None, (batch.finalizing_at, batch.cancelled_at, batch.expired_at))
+    ends = filter(
+        None, (batch.finalizing_at, batch.cancelled_at, batch.expired_at, batch.failed_at)
+    )
     elapsed_s = min([*ends, now_s]) - batch.in_progress_at
     return round(batch.total_tokens / elapsed_s, 3) if elapsed_s > 0 else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,8 +84,19 @@ class FileStore:
             if is_limited:
                 await self._quota.check_file(connection, upload.tenant, upload.bytes)
             await connection.execute(insert(files).values(file.to_row()))
-        await self.contents.keep(staged, file.id)
+        try:
+            await self.contents.keep(staged, file.id)
+        except Exception:
+            with suppress(StoreUnavailableError):
+                await self._count_nothing(file.id)
+            raise
         return file
+
+    async def _count_nothing(self, file_id: str) -> None:
+        """Of a file that could not be stored: its row waits for the collection, since the storage
+        may come to have it all the same, and its owner may send it again meanwhile."""
+        async with self._database.write() as connection:
+            await connection.execute(update(files).where(files.c.id == file_id).values(bytes=0))
 
     async def get(self, tenant: str, file_id: str) -> FileRecord:
         """Raises NotFoundError: no such file, expired, or another tenant's."""
