@@ -116,6 +116,38 @@ async def test_stopping_asks_first(tmp_path: Path) -> None:
     assert process.returncode == 7
 
 
+@pytest.mark.parametrize(
+    ("drain_s", "status"), [(PATIENCE_S, 7), pytest.param(0.0, -9, id="control: it has no time")]
+)
+async def test_what_has_begun_has_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drain_s: float, status: int
+) -> None:
+    monkeypatch.setattr(child, "END_S", 0.0)
+    ends = "import signal, sys; signal.signal(15, lambda *_: (sys.stdin.read(), sys.exit(7)))"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        f"{ends}; print(flush=True); signal.pause()",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    await process.stdout.readline()
+    one = child.Child(process, "http://127.0.0.1:9", tmp_path / "reason", drain_s)
+    stopping = asyncio.create_task(one.stop())
+    await asyncio.sleep(0)
+    if drain_s:
+        process.stdin.close()  # it has ended what it had begun
+    await stopping
+    assert process.returncode == status
+
+
+def test_its_time_is_the_servers() -> None:
+    assert flags.drain_s(flags.with_dashes({"shutdown_timeout": 120})) == 120
+    assert flags.drain_s({}) == 0
+
+
 async def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "END_S", 0.01)
     deaf = "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"

@@ -35,6 +35,8 @@ ONE_STORE = dict.fromkeys(SHARED, "somewhere")
         ({"model": 3}, "args.model: .*, not 3"),
         ({"flags": ["--port"]}, r"args.flags: .*, not \['--port'\]"),
         ({"flags": {"port": "many"}}, "flags.port: must be a port from 1 to 65535, not 'many'"),
+        ({"flags": {"tensor_parallel_size": "two"}}, "tensor-parallel-size: must be a number"),
+        ({"flags": {"shutdown-timeout": -1}}, "shutdown-timeout: must be a number, not -1"),
         ({"flags": {"uds": "/run/x"}}, "leave uds out: each replica has a port instead"),
         ({"flags": {"model": "x"}}, "leave model out: .* args.model"),
         ({"flags": {"slo_ttft_ms": -3}}, "--slo-ttft-ms: must be above 0 milliseconds"),

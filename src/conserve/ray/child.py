@@ -26,7 +26,7 @@ from conserve.server.start.interrupts import quiet
 LOOK_S = 0.2
 HEALTH_TIMEOUT_S = 10.0
 END_S = 30.0
-"""For the server to end after its signal, before it is killed."""
+"""For the server to end after its signal and its drain, before it is killed."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -35,11 +35,15 @@ class ChildEndedError(RuntimeError):
 
 
 class Child:
-    """A server of this process's own, at `url` on loopback."""
+    """A server of this process's own, at `url` on loopback, which lets what has begun go on for
+    `drain_s` when it is to end."""
 
-    def __init__(self, process: asyncio.subprocess.Process, url: str, reason: Path) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, url: str, reason: Path, drain_s: float = 0.0
+    ) -> None:
         self.url = url
         self.process = process
+        self._drain_s = drain_s
         self._reason = reason
         self._http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=HEALTH_TIMEOUT_S)
 
@@ -61,7 +65,7 @@ class Child:
         with suppress(ProcessLookupError):
             self.process.terminate()
         try:
-            await asyncio.wait_for(self.process.wait(), END_S)
+            await asyncio.wait_for(self.process.wait(), self._drain_s + END_S)
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
@@ -81,7 +85,9 @@ class Child:
             raise ChildEndedError(f"conserve serve ended with status {status}: {why}")
 
 
-async def start(flags: Sequence[str], host: str, port: int, folder: Path) -> Child:
+async def start(
+    flags: Sequence[str], host: str, port: int, folder: Path, drain_s: float = 0.0
+) -> Child:
     """Start `conserve serve` with these flags; its log goes where this process's goes."""
     reason = folder / "reason"
     reason.touch()
@@ -89,7 +95,7 @@ async def start(flags: Sequence[str], host: str, port: int, folder: Path) -> Chi
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__, str(os.getpid()), str(reason), *flags, *place
     )
-    return Child(process, url_of(host, port), reason)
+    return Child(process, url_of(host, port), reason, drain_s)
 
 
 def port_of(host: str, first: int) -> int:

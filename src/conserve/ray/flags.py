@@ -26,6 +26,8 @@ REFUSED = {
 LOOPBACK = "127.0.0.1"
 SIZES = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 """Whose product is the number of GPUs."""
+DRAIN = "shutdown-timeout"
+"""Of vLLM's: seconds for what has begun."""
 
 
 def with_dashes(flags: Flags) -> dict[str, Any]:
@@ -45,6 +47,9 @@ def check(flags: Flags) -> None:
     port = flags.get("port", 0)
     if not isinstance(port, int) or not 0 <= port < 1 << 16:
         raise BadInputError(f"args.flags.port: must be a port from 1 to 65535, not {port!r}.")
+    for name in (*SIZES, DRAIN):
+        if not str(flags.get(name) or 0).isdecimal():
+            raise BadInputError(f"args.flags.{name}: must be a number, not {flags[name]!r}.")
     takes_value = {flag.name.removeprefix("--") for flag in our_flags() if flag.parse}
     words = [f"--{name}={_text(value)}" for name, value in flags.items() if name in takes_value]
     try:
@@ -66,6 +71,11 @@ def place(flags: Flags, local_rank: int) -> tuple[str, int]:
     """Host of a node's replica of this rank, and the first port that it may take; 0 for any."""
     first = int(flags.get("port") or 0)
     return str(flags.get("host") or LOOPBACK), first + local_rank if first else 0
+
+
+def drain_s(flags: Flags) -> float:
+    """How long a server with these flags goes on when it is told to end."""
+    return float(flags.get(DRAIN) or 0)
 
 
 def num_gpus(flags: Flags) -> int:
