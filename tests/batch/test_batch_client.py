@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 import openai
 import pytest
 
+from conserve.batch.contents import Staging
+from conserve.batch.job_store import ASSEMBLY_ROWS
 from conserve.batch.outcome import Tokens
 from conserve.batch.settings import BatchSettings
 from tests.batch.batch_fakes import POLL_S, FakeClock, FakeModel, answer, eventually, running
@@ -312,6 +316,34 @@ async def test_vectors_and_scores_have_usage_and_no_output_tokens(
         batch = await run.client.batches.create(**wanted)
         batch = await run.until(batch.id, "completed")
         assert (batch.usage.input_tokens, batch.usage.output_tokens) == (5, 0)
+
+
+async def test_results_are_written_outside_the_loop(
+    settings: BatchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which answers chats, however slow the disk is."""
+    written_by = set[int]()
+
+    def told(name: str) -> None:
+        method = getattr(Staging, name)
+
+        def tell(*arguments: Any) -> None:
+            written_by.add(threading.get_ident())
+            method(*arguments)
+
+        monkeypatch.setattr(Staging, name, tell)
+
+    async with running(settings) as run:
+        file_id = await run.upload(numbered(2 * ASSEMBLY_ROWS + 1))
+        told("write")
+        told("finish")
+        batch = await run.client.batches.create(**batch_body(file_id))
+        batch = await run.until(batch.id, "completed")
+        content = (await run.client.files.content(batch.output_file_id)).text
+    names = [json.loads(text)["custom_id"] for text in content.splitlines()]
+    assert names == [f"request-{n}" for n in range(2 * ASSEMBLY_ROWS + 1)]
+    assert written_by
+    assert threading.get_ident() not in written_by
 
 
 async def test_never_more_in_flight_than_the_window(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from msgspec.structs import replace
 
+from conserve.batch import job_store
 from conserve.batch.assembly import Assembly
 from conserve.batch.deadlines import RecentHarvest
 from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
@@ -341,8 +342,33 @@ async def test_lines_of_ended_batches_are_cleared(stores: Stores, clock: FakeClo
     await Assembly(stores.jobs, stores.files).run(job)
     while await stores.ended.clear_lines():
         pass
-    assert [end async for end in stores.jobs.outcomes(batch_id)] == []
+    assert [ends async for ends in stores.jobs.outcomes(batch_id)] == []
     assert await counts(stores, batch_id) == (3, 3, 0)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 25, 10**6])
+async def test_results_are_read_in_order_and_no_more_than_fit(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+) -> None:
+    """Whatever one of them has: vectors and logprobs may have many megabytes."""
+    monkeypatch.setattr(job_store, "ASSEMBLY_BYTES", num_bytes)
+    monkeypatch.setattr(job_store, "ASSEMBLY_ROWS", 4)
+    batch_id = await batch_in_progress(stores, 9)
+    await stores.workers.enlist("w")
+    held = await claim(stores, "w", batch_id, 9)
+    sizes = {1: 10, 2: 10, 3: 10, 4: 100, 5: 5, 7: 20, 8: 5}
+    mine = [
+        Result(line, False, b"x" * sizes[line.line_no]) for line in held if line.line_no in sizes
+    ]
+    await stores.leases.record("w", mine)
+    pages = [ends async for ends in stores.jobs.outcomes(batch_id)]
+    found = {end.line_no: len(end.payload or b"") for ends in pages for end in ends}
+    assert found == dict.fromkeys(range(1, 10), 0) | sizes
+    assert list(found) == list(range(1, 10))
+    for ends in pages:
+        assert len(ends) == 1 or sum(len(end.payload or b"") for end in ends) <= num_bytes
+    by_bytes = {0: 9, 25: 5, 10**6: 3}
+    assert len(pages) == by_bytes[num_bytes]
 
 
 async def test_one_key_makes_one_batch_however_many_send_it(stores: Stores) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -49,19 +52,19 @@ class Assembly:
         await self._jobs.settle(batch, target, made)
 
     async def _write(self, batch: BatchRecord, unrun_code: str | None) -> dict[str, FileRecord]:
-        """Both files, kept. Returns the file of each kind that has lines."""
+        """Both files, kept. Returns the file of each kind that has lines. They are written in
+        threads: a disk that is slow would hold up the loop, which answers chats."""
         folder = self._files.contents.staging_dir
         names = {kind: folder / f"{batch.id}-{kind}-{uuid4().hex}" for kind in KINDS}
         counts = dict.fromkeys(KINDS, 0)
         with Staging(names["output"]) as output, Staging(names["error"]) as error:
             staged = {"output": output, "error": error}
-            async for line in self._jobs.outcomes(batch.id):
-                kind = "error" if line.failed in (True, None) else "output"
-                staged[kind].write(_payload(batch.id, line, unrun_code) + b"\n")
-                counts[kind] += 1
+            async for ends in self._jobs.outcomes(batch.id):
+                written = await asyncio.to_thread(_write, staged, batch.id, ends, unrun_code)
+                counts = {kind: counts[kind] + written[kind] for kind in KINDS}
             made = {}
             for kind in KINDS:
-                staged[kind].finish()
+                await asyncio.to_thread(staged[kind].finish)
                 if counts[kind]:
                     upload = _upload(batch, kind, staged[kind].path, counts[kind])
                     made[kind] = await self._files.keep(upload, staged[kind].path)
@@ -81,6 +84,19 @@ def _upload(batch: BatchRecord, kind: str, staged: Path, num_lines: int) -> Uplo
         num_lines=num_lines,
         expires_after_s=batch.output_expires_after_s,
     )
+
+
+def _write(
+    staged: Mapping[str, Staging], batch_id: str, ends: Iterable[LineEnd], unrun_code: str | None
+) -> Mapping[str, int]:
+    """How many lines have been added to each kind of file."""
+    counts = Counter[str]()
+    for line in ends:
+        kind = "error" if line.failed in (True, None) else "output"
+        staged[kind].write(_payload(batch_id, line, unrun_code))
+        staged[kind].write(b"\n")
+        counts[kind] += 1
+    return counts
 
 
 def _payload(batch_id: str, line: LineEnd, unrun_code: str | None) -> bytes:

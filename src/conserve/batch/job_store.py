@@ -5,10 +5,12 @@ Each step of a job checks, in the transaction that writes, that the batch is sti
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import and_, case, delete, exists, insert, or_, select, update
+from sqlalchemy import Select, and_, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.batch_store import move
@@ -24,8 +26,10 @@ from conserve.batch.validation import LineIndex, Validation
 from conserve.batch.wire import LineErrorObject
 from conserve.batch.worker_store import hold_worker
 
-# Results are whole answers: this many are in memory at once while an output file is written.
+# Results are whole answers, and vectors and logprobs are long: so many are in memory at once while
+# an output file is written.
 ASSEMBLY_ROWS = 64
+ASSEMBLY_BYTES = 8 * 1024 * 1024
 
 
 class JobStore:
@@ -172,31 +176,33 @@ class JobStore:
             await move(connection, batch, Status.FINALIZING, self._clock())
             return await self._owned(connection, batch.id, batch.owner)
 
-    async def outcomes(self, batch_id: str) -> AsyncIterator[LineEnd]:
-        """Every line, in the order of the file."""
+    async def outcomes(self, batch_id: str) -> AsyncIterator[list[LineEnd]]:
+        """Every line, in the order of the file, some at a time."""
         last = 0
         while True:
-            query = (
-                select(lines.c.line_no, lines.c.custom_id, results.c.failed, results.c.payload)
-                .outerjoin_from(
-                    lines,
-                    results,
-                    and_(
-                        results.c.batch_id == lines.c.batch_id,
-                        results.c.line_no == lines.c.line_no,
-                    ),
-                )
-                .where(lines.c.batch_id == batch_id, lines.c.line_no > last)
-                .order_by(lines.c.line_no)
-                .limit(ASSEMBLY_ROWS)
-            )
             async with self._database.read() as connection:
-                ends = [LineEnd(*row) for row in await connection.execute(query)]
-            if not ends:
-                return
-            for end in ends:
-                yield end
-            last = ends[-1].line_no
+                numbers = await self._next_numbers(connection, batch_id, last)
+                if not numbers:
+                    return
+                query = _ends(lines.c.custom_id, results.c.failed, results.c.payload)
+                here = (
+                    lines.c.batch_id == batch_id,
+                    lines.c.line_no.between(numbers[0], numbers[-1]),
+                )
+                rows = await connection.execute(query.where(*here).order_by(lines.c.line_no))
+                ends = [LineEnd(*row) for row in rows]
+            yield ends
+            last = numbers[-1]
+
+    @staticmethod
+    async def _next_numbers(connection: AsyncConnection, batch_id: str, last: int) -> list[int]:
+        """Of lines after `last`, whose results fit into memory; of one in any case."""
+        query = _ends(func.coalesce(func.length(results.c.payload), 0))
+        here = lines.c.batch_id == batch_id, lines.c.line_no > last
+        query = query.where(*here).order_by(lines.c.line_no).limit(ASSEMBLY_ROWS)
+        rows = (await connection.execute(query)).all()
+        ends = list(accumulate(num_bytes for _, num_bytes in rows))
+        return [number for number, _ in rows[: max(1, bisect_right(ends, ASSEMBLY_BYTES))]]
 
     async def drop_leavings(self, batch: BatchRecord, filenames: Collection[str]) -> Sequence[str]:
         """Give up files of these names that an earlier run of this job kept. Returns their ids. The
@@ -239,6 +245,12 @@ class JobStore:
             if shown.rowcount != len(made):
                 raise LeaseLostError(f"files of {batch.id} were taken for leavings")
             await move(connection, batch, target, self._clock(), owner=None, **named)
+
+
+def _ends(*columns: Any) -> Select[Any]:
+    """The number of each line, and of it and its result, if it has one, these columns."""
+    of_line = and_(results.c.batch_id == lines.c.batch_id, results.c.line_no == lines.c.line_no)
+    return select(lines.c.line_no, *columns).outerjoin_from(lines, results, of_line)
 
 
 def _needs_work() -> Any:
