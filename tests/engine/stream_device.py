@@ -77,6 +77,8 @@ class StandInDevice:
         self.forgets: set[str] = set()
         self.compute = StandInStream(self, "compute")
         self.streams = [self.compute]
+        self.host_made: list[torch.Tensor] = []
+        """What was asked for of the host's memory."""
 
     def prepare_thread(self) -> None:
         """A thread is as good as another."""
@@ -91,6 +93,11 @@ class StandInDevice:
 
     def empty(self, num_bytes: int) -> torch.Tensor:
         return torch.full((num_bytes,), 85, dtype=torch.int8)
+
+    def host_empty(self, num_bytes: int) -> torch.Tensor:
+        made = torch.empty(num_bytes, dtype=torch.int8)
+        self.host_made.append(made)
+        return made
 
     def seconds(self, begun: StandInEvent, done: StandInEvent) -> float:
         assert begun.query(), "timed before it was passed"

@@ -113,6 +113,17 @@ def test_a_thread_says_which_device_it_works_for(monkeypatch: pytest.MonkeyPatch
     assert devices == [DEVICE]
 
 
+def test_a_copy_from_the_host_is_of_pinned_memory_where_it_can_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a CUDA device it cannot."""
+    assert len(cuda.CudaDevice(DEVICE).host_empty(4096)) == 4096
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, **words: asked.append(words))
+    cuda.CudaDevice(DEVICE).host_empty(4096)
+    assert asked == [{"dtype": torch.int8, "pin_memory": True}]
+
+
 class Timeline:
     """Two streams' events on the device's clock, in ms; the host's clock beside it, in seconds."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import re
 import threading
 import weakref
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 from conserve.engine.checkpoint import making, packing, pinned, workers
 from conserve.engine.checkpoint.bandwidth import Bandwidth
+from conserve.engine.checkpoint.bulk import stretches_of
 from conserve.engine.checkpoint.checkpointer import Checkpointer
 from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.checkpoint.making import StreamMaking, packing_of_all, planes_of
@@ -179,6 +181,26 @@ def test_memory_is_pinned_in_sections_of_whole_slots_and_pages() -> None:
     assert not pinning.pinned
 
 
+def flags_of(address: int) -> list[str]:
+    """What the kernel says of the mapping around an address."""
+    is_there = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_there = int(found[1], 16) <= address < int(found[2], 16)
+        elif is_there and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError("no such mapping")
+
+
+def test_a_child_that_is_forked_off_gets_none_of_it() -> None:
+    """The kernel would copy all that is pinned, at once; or take it from the device."""
+    pinning = PretendPinning()
+    pinning.may_pin.release(100)
+    memory = made_ready(PinnedMemory(8, mmap.PAGESIZE, pinning))
+    assert "dc" in flags_of(memory.memory.data_ptr())  # don't copy
+    memory.close()
+
+
 class NotedEvent(threading.Event):
     """Says when somebody looks at it."""
 
@@ -269,6 +291,20 @@ def test_a_devices_pool_is_reported_when_it_is_pinned_and_not_while_steps_are_ti
     assert all(torch.equal(cache[5], cache[2]) for cache in kv.values())
     copies.close()
     assert not device.pinned
+
+
+def test_what_is_on_disk_is_read_into_memory_that_the_device_copies_from(tmp_path: Path) -> None:
+    device = PinningDevice()
+    copies = on_streams(device, caches(), tmp_path)
+    device.may_pin.release(100)
+    made_ready(copies._making._pinned)  # type: ignore[union-attr]
+    copies.begin_step(Orders())
+    assert copies._pool is not None
+    slots = copies._pool.slots
+    assert not slots.move([(0, NUM_SLOTS)])
+    (found,) = stretches_of(slots, [NUM_SLOTS], outward=False)
+    assert [found.kept.data_ptr()] == [made.data_ptr() for made in device.host_made]
+    copies.close()
 
 
 def test_a_device_with_nothing_pinned_keeps_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("vllm")
@@ -106,6 +108,16 @@ def test_kv_of_inference_mode() -> None:
     rows.gather([1], staged)
     rows.scatter(staged, [4])
     assert all(torch.equal(plane[4], plane[1]) for plane in planes)
+
+
+def test_block_ids_go_to_cuda_without_the_host_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = BlockRows(filled("LBHNC"))
+    rows.device = torch.device("cuda")
+    sent = SimpleNamespace(to=lambda device, non_blocking: (device.type, non_blocking))
+    words: dict[str, object] = {}
+    monkeypatch.setattr(torch, "tensor", lambda _, **given: words.update(given) or sent)
+    assert rows._on_device([1, 2]) == ("cuda", True)
+    assert words["pin_memory"]
 
 
 def test_what_is_no_block_is_refused() -> None:

@@ -76,6 +76,14 @@ class CudaDevice:
     def empty(self, num_bytes: int) -> torch.Tensor:
         return torch.empty(num_bytes, dtype=torch.int8, device=self._device)
 
+    def host_empty(self, num_bytes: int) -> torch.Tensor:
+        # A copy from memory that is not pinned may have the host wait for all that is queued before
+        # it. Pinned memory of torch's own is not handed out again before its copies are over.
+        try:
+            return torch.empty(num_bytes, dtype=torch.int8, pin_memory=True)
+        except RuntimeError:  # no more can be pinned
+            return torch.empty(num_bytes, dtype=torch.int8)
+
     def seconds(self, begun: torch.cuda.Event, done: torch.cuda.Event) -> float:
         return float(begun.elapsed_time(done)) / 1e3
 

@@ -54,5 +54,9 @@ class Device(Protocol[AnEvent]):
     def empty(self, num_bytes: int) -> torch.Tensor:
         """Bytes on the device. Raises RuntimeError where there is no room."""
 
+    def host_empty(self, num_bytes: int) -> torch.Tensor:
+        """Bytes of the host for one copy to the device: the host does not wait for its turn, and
+        may let go of them once it is queued."""
+
     def seconds(self, begun: AnEvent, done: AnEvent) -> float:
         """Between two events that have passed."""

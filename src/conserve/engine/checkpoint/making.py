@@ -124,6 +124,7 @@ class StreamMaking:
             self._file,
             slots_per_section=pinned.slots_per_section,
             checksums=self._settings.checkpoint_verify,
+            empty=self._device.host_empty,
         )
         queue = CopyQueue(pinned.slot_bytes)
         copies = StreamCopies(queue, self._rows, slots, self._device, self._staging)

@@ -113,12 +113,15 @@ def _slots_per_section(slot_bytes: int) -> int:
 
 
 def _reserve(num_bytes: int) -> torch.Tensor:
-    """Whole pages, which come into being when they are pinned."""
+    """Whole pages, which come into being when they are pinned. They are this process's alone: with
+    a child forked off, the kernel would copy every pinned page for it at once or, an older one,
+    leave the device with pages that are the child's by then."""
     whole = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
     try:
         pages = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, ValueError, OverflowError) as error:
         raise MemoryError(f"--checkpoint-bytes: no {num_bytes} bytes of memory") from error
-    with suppress(OSError):  # a kernel without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
+    for advice in (mmap.MADV_DONTFORK, mmap.MADV_HUGEPAGE):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(advice)
     return torch.frombuffer(pages, dtype=torch.int8)

@@ -71,8 +71,10 @@ class BlockRows:
     def _on_device(self, block_ids: Sequence[int]) -> torch.Tensor:
         if not all(0 <= block < self.num_blocks for block in block_ids):
             raise LookupError(f"no block among {list(block_ids)} beyond {self.num_blocks - 1}")
-        # From pageable memory, so that CUDA takes its own copy at once.
-        return torch.tensor(block_ids, dtype=torch.int64).to(self.device, non_blocking=True)
+        # Memory that is not pinned may have the host wait for what is queued on the stream.
+        pinned = self.device.type == "cuda"
+        ids = torch.tensor(block_ids, dtype=torch.int64, pin_memory=pinned)
+        return ids.to(self.device, non_blocking=True)
 
     def _parts(self, slots: torch.Tensor) -> Iterable[tuple[_Memory, torch.Tensor]]:
         start = 0

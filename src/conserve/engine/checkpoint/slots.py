@@ -4,7 +4,7 @@ file. Which KV lies in them and how is the business of whoever copies."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -15,6 +15,10 @@ logger = init_logger("vllm.conserve")
 
 FAULTS = (RuntimeError, LookupError, OSError)
 """What a copy may end with: the accelerator's errors, a slot or block that there is not, a disk."""
+
+
+def pageable(num_bytes: int) -> torch.Tensor:
+    return torch.empty(num_bytes, dtype=torch.int8)
 
 
 class DiskError(OSError):
@@ -42,12 +46,14 @@ class HostSlots:
         *,
         slots_per_section: int = 0,
         checksums: bool = False,
+        empty: Callable[[int], torch.Tensor] = pageable,
     ) -> None:
         """memory: bytes, a whole number of slots. It may have been pinned in sections of so many
-        slots; no single copy may reach from one into the next."""
+        slots; no single copy may reach from one into the next. What is read from disk is read into
+        what `empty` makes."""
         self.slot_bytes = slot_bytes
         self._slots_per_section = slots_per_section
-        self.memory, self._file = memory, file
+        self.memory, self._file, self._empty = memory, file, empty
         self.num_slots = len(memory) // slot_bytes
         self.num_disk_slots = 0 if file is None else file.num_slots
         self.has_checksums = checksums
@@ -84,7 +90,7 @@ class HostSlots:
         right. Raises DiskError."""
         if not self.is_on_disk(slot):
             return self.bytes_of(slot, num_slots)
-        found = torch.empty(num_slots * self.slot_bytes, dtype=torch.int8)
+        found = self._empty(num_slots * self.slot_bytes)
         for number, part in enumerate(found.split(self.slot_bytes)):
             self._read(slot + number, part)
         return found
