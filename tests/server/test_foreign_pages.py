@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from starlette.responses import HTMLResponse, StreamingResponse
 
 from conserve.server.asgi import Receive, Scope, Send
 from conserve.server.redirects import RelativeRedirectsMiddleware
+from tests.server.certificate import make_certificate
 from tests.server.dashboard_world import Series, dashboard_app, served
 
 LINE = (
@@ -122,14 +121,7 @@ def test_a_name_pointed_here_reads_nothing(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl is installed, to make a certificate with")
-    folder = tmp_path_factory.mktemp("certificate")
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
-    words += ["-subj", "/CN=llm.example", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(words, check=True, capture_output=True)
-    return {"ssl_keyfile": key, "ssl_certfile": cert}
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @contextmanager

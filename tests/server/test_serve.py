@@ -24,6 +24,7 @@ from conserve.server.start.middleware import (
     TIERS,
     USAGE,
 )
+from tests.server.certificate import make_certificate
 
 pytestmark = pytest.mark.engine
 
@@ -206,15 +207,20 @@ class TestHandedToVllm:
         assert os.environ["CONSERVE_BATCH_DATA_DIR"] == str(tmp_path / "flag")
 
     def test_without_batches_nothing_is_made(self, tmp_path: Path) -> None:
-        args = handed("--no-batches", "--no-dashboard", "--middleware", "a.b")
-        assert args.middleware == [DRAINING, LOGS, REDIRECTS, TIERS, "a.b"]
+        theirs = "starlette.middleware.gzip.GZipMiddleware"
+        args = handed("--no-batches", "--no-dashboard", "--middleware", theirs)
+        assert args.middleware == [DRAINING, LOGS, REDIRECTS, TIERS, theirs]
         assert "CONSERVE_BATCH_DATA_DIR" not in os.environ
         assert not (tmp_path / "share").exists()
 
-    def test_the_page_is_named_at_start(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_page_is_named_at_start(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         handed("--host", "::", "--root-path", "/llm")
         assert re.search(r"page +http://localhost:\d+/llm/dashboard", capsys.readouterr().err)
-        handed("--host", "::1", "--ssl-certfile", "c")
+        files = make_certificate(tmp_path)
+        pair = ("--ssl-certfile", str(files["ssl_certfile"]))
+        handed("--host", "::1", *pair, "--ssl-keyfile", str(files["ssl_keyfile"]))
         assert re.search(r"page +https://\[::1\]:\d+/dashboard", capsys.readouterr().err)
         handed("--no-dashboard")
         assert re.search(r"page +off", capsys.readouterr().err)

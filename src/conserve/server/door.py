@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import huggingface_hub
 import vllm
-from pydantic import ValidationError
 from vllm.config import KVTransferConfig
 from vllm.config.logging import LoggingConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
@@ -28,6 +26,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from conserve.server.errors import BadInputError
+from conserve.server.start.refusals import parsers_words, refused
 
 try:
     from vllm.entrypoints.common.startup import cli_env_setup
@@ -73,10 +72,8 @@ def engine_config(args: argparse.Namespace) -> Any:
     """vLLM's configuration of the engine that these arguments would start. Raises BadInputError
     for what vLLM refuses."""
     args.model = args.model_tag
-    try:
+    with refused():
         return AsyncEngineArgs.from_cli_args(args).create_engine_config()
-    except ValueError as error:
-        raise BadInputError(_first_words(error)) from error
 
 
 def stay_offline() -> None:
@@ -123,7 +120,7 @@ def parse(
 
 
 def _refuse(message: str) -> NoReturn:
-    raise BadInputError(message.removeprefix("argument "))
+    raise BadInputError(parsers_words(message))
 
 
 def kv_transfer_config(values: dict[str, Any]) -> object:
@@ -168,29 +165,8 @@ def log_json(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serve until a signal ends it. Raises BadInputError for arguments vLLM refuses."""
     cli_env_setup()
-    configure_logging_from_args(args)
     command = ServeSubcommand()
-    try:
+    with refused():
+        configure_logging_from_args(args)
         command.validate(args)
-    except ValueError as error:
-        raise BadInputError(str(error)) from error
-    try:
         command.cmd(args)
-    except ValueError as error:
-        if not _is_refusal(error):
-            raise
-        raise BadInputError(_first_words(error)) from error
-
-
-def _is_refusal(error: ValueError) -> bool:
-    """Whether vLLM raised it where it judges the arguments, before it loads anything: in the making
-    of its configuration, or in what starts several API servers, itself."""
-    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    return "create_engine_config" in names or names[-1] == "run_multi_api_server"
-
-
-def _first_words(error: ValueError) -> str:
-    """What vLLM, or pydantic for it, has against the arguments, on one line."""
-    if isinstance(error, ValidationError):
-        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-    return " ".join(str(error).split())

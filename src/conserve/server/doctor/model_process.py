@@ -16,7 +16,7 @@ from typing import Any
 from conserve.server.errors import BadInputError
 from conserve.server.start.serve import prepare
 
-ELSEWHERE = ("--no-batches", "--port", "0")
+ELSEWHERE = ("--no-batches", "--port", "0", "--uds", "")
 """Places are looked at by `places`, which changes none."""
 SHOWN = ("model", "targets", "KV copies", "cpu")
 

@@ -21,7 +21,7 @@ from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.settings import BatchSettings
 from conserve.server.doctor.finding import Finding
 from conserve.server.errors import BadInputError
-from conserve.server.start.address import check_port
+from conserve.server.start.address import check_address
 from conserve.server.start.amounts import GIB, gib
 from conserve.server.start.batch_data import DATA_DIR, default_data_dir
 from conserve.server.start.default_model import NAME, cache_folder
@@ -52,7 +52,7 @@ def places(args: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[Fin
 def _port(args: argparse.Namespace) -> Finding:
     where = argparse.Namespace(host=args.host, port=args.port, uds=None, headless=False)
     try:
-        check_port(where)
+        check_address(where)
     except BadInputError as error:
         told, _, fix = str(error).partition(". ")
         fix += " Where it is ConServe that runs there, ask it with --url."

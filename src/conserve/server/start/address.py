@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
+import stat
 
 from conserve.server.errors import BadInputError
 
 CONNECT_S = 1.0
 
 
-def check_port(args: argparse.Namespace) -> None:
+def check_address(args: argparse.Namespace) -> None:
     """Raise BadInputError when the address cannot be bound, before minutes of loading."""
-    if args.uds or args.headless:
+    if args.headless:
+        return
+    if args.uds:
+        check_socket(args.uds)
         return
     host = args.host or ""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -28,14 +33,48 @@ def check_port(args: argparse.Namespace) -> None:
             ) from error
 
 
+def check_socket(place: str) -> None:
+    """The same for a socket's path; takes away what a server that is gone has left there, at which
+    vLLM would fail."""
+    try:
+        if is_left_over(place):
+            os.unlink(place)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(place)
+        os.unlink(place)
+    except OSError as error:
+        raise BadInputError(
+            f"cannot listen on --uds {place}: {error.strerror or error}. Name another path, or "
+            "end the server that has it."
+        ) from error
+
+
+def is_left_over(place: str) -> bool:
+    """Whether it is a socket that nobody has any more. A server that still starts has its socket,
+    and takes no connection: so the kernel is asked."""
+    if not os.path.exists(place) or not stat.S_ISSOCK(os.stat(place).st_mode):
+        return False
+    if _takes(socket.AF_UNIX, place):
+        return False
+    with open("/proc/net/unix") as sockets:
+        paths = [line.split(maxsplit=7)[7:] for line in sockets]
+    # A path that is not absolute may be anybody's of that name.
+    own = {os.path.abspath(place), os.path.basename(place)}
+    names = [path[0].strip() for path in paths if path]
+    return not any((one if one[:1] == "/" else os.path.basename(one)) in own for one in names)
+
+
 def is_open(args: argparse.Namespace) -> bool:
     """Whether the server takes connections."""
     if args.uds:
-        family, place = socket.AF_UNIX, args.uds
-    else:
-        host = reached_at(args.host or "")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        place = (host, args.port)
+        return _takes(socket.AF_UNIX, args.uds)
+    host = reached_at(args.host or "")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return _takes(family, (host, args.port))
+
+
+def _takes(family: int, place: str | tuple[str, int]) -> bool:
+    """Whether somebody takes connections there."""
     with socket.socket(family) as probe:
         probe.settimeout(CONNECT_S)
         try:

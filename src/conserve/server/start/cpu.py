@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 
+from conserve.server.errors import BadInputError
 from conserve.server.start import dtype
 from conserve.server.start.amounts import GIB, gib
 from conserve.server.start.cgroup import cpu_limit
@@ -106,8 +107,16 @@ def preload_openmp(environ: MutableMapping[str, str], prefix: Path | None = None
 
 
 def kv_space_bytes(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """KV space as the arguments or vLLM's variable say; 0 where neither does."""
-    return int(args.kv_cache_memory_bytes or float(environ.get(KV_SPACE) or 0) * GIB)
+    """KV space as the arguments or vLLM's variable say; 0 where neither does. Raises BadInputError
+    for a value that vLLM does not read."""
+    given = environ.get(KV_SPACE) or "0"
+    try:
+        return int(args.kv_cache_memory_bytes or int(given) * GIB)
+    except ValueError as error:
+        raise BadInputError(
+            f"{KV_SPACE} must be a whole number of GiB, not {given!r}. --kv-cache-memory-bytes "
+            "takes any size."
+        ) from error
 
 
 def kv_cache_bytes(available_bytes: int, default_model: bool, num_bytes: int = 2) -> int:

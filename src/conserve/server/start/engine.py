@@ -34,6 +34,8 @@ def take_settings(args: argparse.Namespace, copies: dict[str, Any]) -> EngineSet
         "profile_dir": str(Path(vars(args).pop("profile_dir")).expanduser().absolute()),
         **copies,
     }
+    if not isinstance(args.additional_config, dict):
+        raise BadInputError("--additional-config must be a JSON object.")
     others = dict(args.additional_config).pop(KEY, {})
     if not isinstance(others, dict):
         raise BadInputError(f"--additional-config: {KEY!r} must hold an object of settings.")

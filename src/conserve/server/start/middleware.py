@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import os
+from typing import Any
 
+from conserve.server.errors import BadInputError
 from conserve.server.start.address import url_of
 
 DRAINING = "conserve.server.draining.DrainingMiddleware"
@@ -14,6 +18,7 @@ LOGS = "conserve.server.logs.middleware.LogsMiddleware"
 REDIRECTS = "conserve.server.redirects.RelativeRedirectsMiddleware"
 BATCHES = "conserve.server.batches.middleware.BatchesMiddleware"
 USAGE = "conserve.server.usage.middleware.UsageMiddleware"
+OURS = (DRAINING, DASHBOARD, TIERS, LOGS, REDIRECTS, BATCHES, USAGE)
 
 
 def choose_batches(args: argparse.Namespace) -> str:
@@ -53,6 +58,30 @@ def choose_dashboard(args: argparse.Namespace) -> str:
         return "off"
     args.middleware = [DASHBOARD, *args.middleware]
     return url_of(args, "/dashboard")
+
+
+def check_theirs(args: argparse.Namespace) -> None:
+    """Raises BadInputError for one that vLLM would fail at when the model is loaded. One of ours
+    named once more, as under plain vLLM, is not added twice."""
+    if not args.middleware:
+        return
+    ours = {_imported(name) for name in OURS}
+    theirs = [(name, _imported(name)) for name in args.middleware]
+    args.middleware = [name for name, each in theirs if each not in ours]
+    for name, each in theirs:
+        if not (inspect.isclass(each) or inspect.iscoroutinefunction(each)):
+            raise BadInputError(f"--middleware {name} is neither a class nor a coroutine function.")
+
+
+def _imported(name: str) -> Any:
+    module, _, member = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), member)
+    except Exception as error:  # a module may raise anything
+        raise BadInputError(
+            f"--middleware {name} cannot be imported: {error or type(error).__name__}. "
+            "Name it as MODULE.NAME, of a module that Python finds."
+        ) from error
 
 
 def add_always(args: argparse.Namespace) -> None:

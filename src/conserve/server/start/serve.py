@@ -24,6 +24,8 @@ from conserve.server.start import (
     model,
     no_start,
     progress,
+    tls,
+    unsupported,
     vllm_there,
 )
 
@@ -79,12 +81,13 @@ def prepare(arguments: Sequence[str]) -> Prepared:
     BadInputError."""
     vllm_there.check_or_allow(arguments)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    unsupported.name_our_plugin(os.environ)
     from conserve.engine.host_memory import available_bytes
     from conserve.server import door  # brings vLLM, which takes seconds to import
 
     parsed = door.parse(arguments, flags.add_to, config_file.expand, engine.OWNED + CHOSEN)
     args = parsed.args
-    address.check_port(args)
+    _check(args)
     as_json = vars(args).pop("log_json")
     if as_json:
         door.log_json(args)
@@ -101,6 +104,15 @@ def prepare(arguments: Sequence[str]) -> Prepared:
     engine.apply_settings(args, parsed.withheld, settings)
     middleware.add_always(args)
     return Prepared(args, lines, as_json)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What vLLM would find out minutes later, or not at all. Raises BadInputError."""
+    unsupported.check(args, os.environ)
+    unsupported.no_servers_is_headless(args)
+    address.check_address(args)
+    tls.check(args)
+    middleware.check_theirs(args)
 
 
 def announce(vllm_version: str, lines: Sequence[tuple[str, str]], *, as_json: bool) -> None:
