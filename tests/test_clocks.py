@@ -14,6 +14,7 @@ from conserve.server.dashboard.steady import steady_clock
 SOURCE = Path(__file__).parents[1] / "src" / "conserve"
 WALL = {
     "batch/contents.py": "the age of a file, which the file system stamps",
+    "batch/presence.py": "the age of a lock file, which the file system stamps",
     "batch/service.py": "dates that clients are told, and leases that several machines share",
     "cli/owners.py": "the store's dates",
     "cli/sim.py": "the date of a report",
