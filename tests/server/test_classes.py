@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
-from conserve.server.tiers.classes import RequestClass, UnknownTierError, classify
+from conserve.server.tiers.classes import (
+    RequestClass,
+    UnknownTierError,
+    classify,
+    named_priority,
+)
 
 ONLINE = RequestClass("default", 0)
 
@@ -51,9 +57,45 @@ def test_the_header_wins_over_the_body(
     assert classify(body, header) == expected
 
 
-@pytest.mark.parametrize("priority", ["high", 1.5, True, None, [1]])
+NO_INTEGERS = ["high", 1.5, None, [1], {}, ""]
+
+
+@pytest.mark.parametrize("priority", NO_INTEGERS)
 def test_a_priority_that_is_no_integer_is_left_to_vllm(priority: object) -> None:
     assert classify({"priority": priority}) is None
+
+
+OTHERWISE_SPELT = [0.0, "0", False, -0.0, "-3", -3.0, 2.0, "2", " 2 ", "2.0", True]
+
+
+@pytest.mark.parametrize("priority", OTHERWISE_SPELT)
+def test_flex_work_is_offline_however_its_priority_is_spelt(priority: object) -> None:
+    """Spreadsheets and scripts write whole numbers so, and vLLM takes them."""
+    found = classify({"service_tier": "flex", "priority": priority})
+    assert found is not None
+    assert (found.tier, found.priority >= 1) == ("flex", True)
+
+
+@pytest.mark.parametrize(("given", "used"), [("5", 5), (5.0, 5), (True, 1), ("-5", -5)])
+def test_so_is_who_names_nothing_but_a_priority(given: object, used: int) -> None:
+    tier = "flex" if used > 0 else "default"
+    assert classify({"priority": given}) == RequestClass(tier, used)  # type: ignore[arg-type]
+    turned = RequestClass("default" if used > 0 else "flex", -used)  # type: ignore[arg-type]
+    assert classify({"priority": given}, higher_first=True) == turned
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("priority", [*NO_INTEGERS, *OTHERWISE_SPELT])
+def test_vllm_reads_the_same(priority: object) -> None:
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    ours = named_priority({"priority": priority}, None)
+    try:
+        theirs = CompletionRequest.model_validate({"prompt": "a", "priority": priority}).priority
+    except ValidationError:
+        assert ours is None
+    else:
+        assert ours == theirs
 
 
 @pytest.mark.parametrize("tier", ["cheap", "", 3, ["flex"], "FLEX"])

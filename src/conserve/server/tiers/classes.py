@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 OFFLINE_PRIORITY = 1
 """Given to a flex request that names no priority above 0 of its own."""
 
@@ -18,6 +20,8 @@ KNOWN_TIERS = ("auto", "default", "flex", "priority", "scale")
 """OpenAI's tiers; all but flex are served online, as soon as possible."""
 
 Tier = Literal["default", "flex"]
+
+_INTEGER = TypeAdapter(int)
 
 
 class RefusedError(Exception):
@@ -92,15 +96,22 @@ def classify(
 
 
 def named_priority(body: Mapping[str, Any], priority_header: str | None) -> int | None:
-    """As it was sent: 0 where none was, None where it is no integer.
+    """As it was sent: 0 where none was, None where vLLM reads no integer in it.
 
     One in the header wins over one in the body, as in vLLM; one there that is no integer is
     ignored, as in vLLM.
     """
-    priority: object = _header_priority(priority_header)
-    if priority is None:
-        priority = body.get("priority", 0)
-    return priority if isinstance(priority, int) and not isinstance(priority, bool) else None
+    in_header = _header_priority(priority_header)
+    return _body_priority(body.get("priority", 0)) if in_header is None else in_header
+
+
+def _body_priority(given: object) -> int | None:
+    """As vLLM's protocol reads it: `"0"`, `0.0` and `false` are 0, too. What we would not read, the
+    engine would go by all the same: flex work would come as chat."""
+    try:
+        return _INTEGER.validate_python(given)
+    except ValidationError:
+        return None
 
 
 def _header_priority(text: str | None) -> int | None:
