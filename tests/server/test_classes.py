@@ -80,7 +80,7 @@ def test_flex_work_is_offline_however_its_priority_is_spelt(priority: object) ->
 def test_so_is_who_names_nothing_but_a_priority(given: object, used: int) -> None:
     tier = "flex" if used > 0 else "default"
     assert classify({"priority": given}) == RequestClass(tier, used)  # type: ignore[arg-type]
-    turned = RequestClass("default" if used > 0 else "flex", -used)  # type: ignore[arg-type]
+    turned = RequestClass("default" if used > 0 else "flex", -used)
     assert classify({"priority": given}, higher_first=True) == turned
 
 

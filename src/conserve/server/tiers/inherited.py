@@ -19,6 +19,10 @@ def remember(priority: int) -> None:
     _priority.set(priority)
 
 
+def remembered_priority() -> int:
+    return _priority.get()
+
+
 def inherit(engine_client: Any) -> None:
     """Let what is asked of this client without a priority have the remembered one, and let nothing
     leave the class of it. To do it again changes nothing."""
@@ -33,7 +37,7 @@ def inherit(engine_client: Any) -> None:
 
 
 def _in_class(asked: int | None) -> int:
-    remembered = _priority.get()
+    remembered = remembered_priority()
     if asked is None:
         return remembered
     return max(asked, OFFLINE_PRIORITY) if remembered >= OFFLINE_PRIORITY else asked

@@ -6,6 +6,7 @@ from typing import Any
 
 from conserve.engine.batch_line import current_line
 from conserve.engine.settings import EngineSettings
+from conserve.server.tiers.backlog import bound_by_class
 from conserve.server.tiers.classes import RequestClass, classify, named_priority
 from conserve.server.tiers.contradictions import Contradictions
 from conserve.server.tiers.inherited import inherit
@@ -20,6 +21,7 @@ class Rules:
         if engine_client:
             inherit(engine_client)
             watch(engine_client)
+            bound_by_class(engine_client)
         config = getattr(engine_client, "vllm_config", None)
         settings = EngineSettings.of(getattr(config, "additional_config", None))
         self.offline_is_no_load = settings.router_metrics == "online"
