@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from conserve.batch.contents import Staging
+from conserve.batch.file_store import PLACE_KEPT_S
 from conserve.batch.job_store import ASSEMBLY_ROWS
 from conserve.batch.outcome import Tokens
 from conserve.batch.settings import BatchSettings
@@ -115,6 +116,51 @@ async def test_files_are_listed_described_and_deleted(settings: BatchSettings) -
             await run.client.files.retrieve(ids[0])
         kept = list((settings.data_dir / "files").iterdir())
         assert sorted(path.name for path in kept) == sorted(ids[1:])
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_files_may_be_deleted_and_added_while_they_are_listed(
+    settings: BatchSettings, clock: FakeClock, order: Any
+) -> None:
+    """As whoever clears away does: the next page begins behind what is gone. Each is seen once."""
+    async with running(settings, clock=clock) as run:
+        ids = []
+        for n in range(5):
+            ids.append(await run.upload(numbered(n + 1)))
+            clock.advance(1)
+        seen = []
+        async for file in run.client.files.list(limit=2, order=order):
+            seen.append(file.id)
+            await run.client.files.delete(file.id)
+            if len(seen) == 1 and order == "desc":
+                ids.append(await run.upload(numbered(9)))
+        assert seen == (ids if order == "asc" else ids[4::-1])
+        left = [file.id async for file in run.client.files.list()]
+        assert left == ids[5:]
+        stores = run.service.stores
+        await stores.files.collect()
+        page = await run.http.get("/v1/files", params={"after": seen[0], "order": order})
+        assert page.status_code == 200
+        clock.advance(PLACE_KEPT_S)
+        assert await stores.files.collect() == 5
+        page = await run.http.get("/v1/files", params={"after": seen[0], "order": order})
+        assert page.status_code == 404
+
+
+async def test_batches_may_be_added_while_they_are_listed(
+    settings: BatchSettings, clock: FakeClock
+) -> None:
+    async with running(settings, clock=clock) as run:
+        ids = []
+        for _ in range(5):
+            ids.append((await run.submit(numbered(1))).id)
+            clock.advance(1)
+        seen = []
+        async for batch in run.client.batches.list(limit=2):
+            seen.append(batch.id)
+            if len(seen) == 1:
+                await run.submit(numbered(1))
+        assert seen == ids[::-1]
 
 
 async def test_batches_are_listed_newest_first(settings: BatchSettings) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from conserve.batch.contents import FileContents
 from conserve.batch.database import Database
+from conserve.batch.due import is_due
 from conserve.batch.errors import InvalidRequestError, NotFoundError, StoreUnavailableError
 from conserve.batch.ids import FILE_ID, new_file_id
 from conserve.batch.lifecycle import FileState
@@ -30,6 +31,10 @@ COLLECT_ROWS = 100
 # Files that a collection passes over before it is given up, as where the storage is away.
 MAX_STUCK = 10_000
 BATCH, BATCH_OUTPUT = "batch", "batch_output"
+PLACE_KEPT_S = 600.0
+"""A row outlives its file by so long where its owner has deleted it: `expires_at` is then when."""
+DOOMED: dict[str, Any] = {"state": FileState.DELETING, "expires_at": None}
+"""Of a file that goes with the next collection."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +137,31 @@ class FileStore:
             query = query.where(files.c.purpose == purpose)
         async with self._database.read() as connection:
             if after is not None:
-                last = await self._file(connection, tenant, after)
-                query = query.where(later(columns, (last.created_at, last.id), descending))
+                place = await self._place(connection, tenant, after)
+                query = query.where(later(columns, place, descending))
             query = query.order_by(*(c.desc() if descending else c.asc() for c in columns))
             rows = (await connection.execute(query.limit(limit + 1))).all()
         return [FileRecord.from_row(row) for row in rows[:limit]], len(rows) > limit
 
+    @staticmethod
+    async def _place(connection: AsyncConnection, tenant: str, file_id: str) -> tuple[float, str]:
+        """Where a file stands in the list, or stood until a moment ago: whoever deletes what a page
+        has goes on from there. Raises NotFoundError."""
+        query = select(files.c.created_at, files.c.id).where(
+            files.c.id == file_id, files.c.tenant == tenant
+        )
+        row = None
+        if FILE_ID.fullmatch(file_id):
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFoundError(f"No such File object: {file_id[:100]!r}", param="file_id")
+        return row[0], row[1]
+
     async def delete(self, tenant: str, file_id: str) -> None:
-        """Raises NotFoundError, or InvalidRequestError while a live batch reads the file."""
+        """Its row stays for a while, seen by nobody.
+
+        Raises NotFoundError, or InvalidRequestError while a live batch reads the file.
+        """
         async with self._database.write() as connection:
             await self._file(connection, tenant, file_id)
             here = files.c.id == file_id
@@ -147,15 +169,15 @@ class FileStore:
             if (await connection.execute(select(_in_use(file_id)))).scalar_one():
                 message = f"File {file_id!r} is the input of a batch that has not ended; cancel it."
                 raise InvalidRequestError(message, code="file_in_use", param="file_id")
-            await connection.execute(update(files).where(here).values(state=FileState.DELETING))
+            gone = {"state": FileState.DELETING, "expires_at": self._clock()}
+            await connection.execute(update(files).where(here).values(**gone))
         await self.contents.delete(file_id)
-        await self._forget(file_id)
 
     async def delete_all(self, tenant: str) -> None:
         """Every file of the tenant, whatever reads it."""
         here = files.c.tenant == tenant
         async with self._database.write() as connection:
-            await connection.execute(update(files).where(here).values(state=FileState.DELETING))
+            await connection.execute(update(files).where(here).values(**DOOMED))
             ids = (await connection.execute(select(files.c.id).where(here))).scalars().all()
         for file_id in ids:
             await self.contents.delete(file_id)
@@ -198,14 +220,16 @@ class FileStore:
         late = and_(
             files.c.state == FileState.READY, files.c.expires_at <= now, ~_in_use(files.c.id)
         )
-        doomed = or_(files.c.state == FileState.DELETING, stale, late)
+        at = files.c.expires_at
+        over = and_(
+            files.c.state == FileState.DELETING, or_(at.is_(None), is_due(at, now - PLACE_KEPT_S))
+        )
+        doomed = or_(over, stale, late)
         query = select(files.c.id).where(is_passing(), doomed, files.c.id.not_in(stuck))
         async with self._database.write() as connection:
             some = query.limit(COLLECT_ROWS).with_for_update(skip_locked=True)
             ids = (await connection.execute(some)).scalars().all()
-            await connection.execute(
-                update(files).where(files.c.id.in_(ids)).values(state=FileState.DELETING)
-            )
+            await connection.execute(update(files).where(files.c.id.in_(ids)).values(**DOOMED))
         return ids
 
 

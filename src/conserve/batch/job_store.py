@@ -17,7 +17,7 @@ from conserve.batch.batch_store import move
 from conserve.batch.database import Database
 from conserve.batch.due import is_due
 from conserve.batch.errors import LeaseLostError
-from conserve.batch.file_store import BATCH_OUTPUT
+from conserve.batch.file_store import BATCH_OUTPUT, DOOMED
 from conserve.batch.lifecycle import FileState, LineState, Status
 from conserve.batch.records import BatchRecord, FileRecord, LineEnd, encode_errors
 from conserve.batch.schema import batches, files, is_live, is_passing, lines, of_models, results
@@ -220,9 +220,7 @@ class JobStore:
             await self._owned(connection, batch.id, batch.owner)
             query = select(files.c.id).where(*left).with_for_update()
             ids = (await connection.execute(query)).scalars().all()
-            await connection.execute(
-                update(files).where(files.c.id.in_(ids)).values(state=FileState.DELETING)
-            )
+            await connection.execute(update(files).where(files.c.id.in_(ids)).values(**DOOMED))
         return ids
 
     async def settle(
