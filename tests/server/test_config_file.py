@@ -51,6 +51,13 @@ def expanded(folder: Path, text: str, *arguments: str) -> list[str]:
         ("api-key: [a, b]", ["--api-key", "a", "b"]),
         ("api-key: []", []),
         ("api-key: 12", ["--api-key", "12"]),
+        ("api-key: 0123", ["--api-key", "0123"]),
+        ("api-key: [0x1f, 1_0, b]", ["--api-key", "0x1f", "1_0", "b"]),
+        ("<<: {api-key: [a, 2]}", ["--api-key", "a", "2"]),
+        ("middleware: [1.10]", ["--middleware", "1.10"]),
+        ("checkpoint: 1.10", ["--checkpoint", "1.10"]),
+        ("checkpoint: 12:30", ["--checkpoint", "12:30"]),
+        ("allowed-origins: [1.10]", ["--allowed-origins", "[1.1]"]),
         ("allowed-origins: ['*']", ["--allowed-origins", '["*"]']),
         ("middleware: [a.b, c.d]", ["--middleware", "a.b", "--middleware", "c.d"]),
         ("hf-token: true", ["--hf-token"]),
@@ -67,6 +74,7 @@ def test_an_entry_is_its_flag(tmp_path: Path, entry: str, words: list[str]) -> N
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("<<: {checkpoint: false}", "checkpoint takes a value, not false"),
         ("checkpoint: false", "checkpoint takes a value, not false"),
         ("port: true", "port takes a value, not true"),
         ("no-batches: maybe", "no-batches must be true or false, not maybe"),

@@ -77,10 +77,23 @@ def _entries(file: str) -> Iterator[tuple[str, Any, Any]]:
         ) from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BadInputError(f"{FLAG}: {file} must hold flags without their dashes, `port: 8000`.")
-    spelt = {key.value: value.value for key, value in node.value}
+    spelt = {key.value: _spelling(value) for key, value in node.value}
     for key, value in values.items():
-        is_date = isinstance(value, date)  # to YAML; to us, the name of a revision
-        yield key, spelt.get(key) if is_date else value, spelt.get(key)
+        yield key, _as_spelt(value, spelt.get(key)), spelt.get(key)
+
+
+def _spelling(node: yaml.Node) -> Any:
+    """The text of a value; of a list, that of each."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_spelling(each) for each in node.value]
+    return node.value if isinstance(node, yaml.ScalarNode) else None
+
+
+def _as_spelt(value: Any, spelt: Any) -> Any:
+    """What YAML takes for a number or a date may be a key, a name or a revision to us: `0123` is
+    83 to it, `1.10` is 1.1."""
+    is_read = isinstance(value, int | float | date) and not isinstance(value, bool)
+    return spelt if is_read and isinstance(spelt, str) else value
 
 
 def _words(file: str, key: str, value: Any, spelt: Any, actions: Actions) -> list[str]:
@@ -95,14 +108,16 @@ def _words(file: str, key: str, value: Any, spelt: Any, actions: Actions) -> lis
     if isinstance(value, bool):
         if action.nargs == "?":  # may stand alone
             return [flag] if value else []
-        if spelt.lower() in ("true", "false"):
+        if spelt is None or spelt.lower() in ("true", "false"):
             raise BadInputError(f"{FLAG}: {file}: {key} takes a value, not {_text(value)}.")
         value = spelt
-    if isinstance(value, list) and isinstance(action, argparse._AppendAction):
-        return [word for item in value for word in (flag, _text(item))]
-    if isinstance(value, list) and action.nargs is not None:
-        return [flag, *map(_text, value)] if value else []
-    return [flag, _text(value)]
+    is_append = isinstance(action, argparse._AppendAction)
+    if not isinstance(value, list) or (action.nargs is None and not is_append):
+        return [flag, _text(value)]
+    texts = [_text(_as_spelt(*each)) for each in zip(value, spelt or value, strict=True)]
+    if is_append:
+        return [word for text in texts for word in (flag, text)]
+    return [flag, *texts] if texts else []
 
 
 def _switch(file: str, key: str, value: Any, actions: Actions) -> list[str]:
