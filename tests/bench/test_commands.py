@@ -75,6 +75,12 @@ def test_arms_and_seeds_can_be_chosen() -> None:
     assert scenario.seeds == (3, 4)
 
 
+def test_a_seed_named_twice_is_one_run() -> None:
+    scenario = chosen(SCENARIOS / "quick.toml", "conserve,conserve", "3,03,4")
+    assert scenario.arms == ("conserve",)
+    assert scenario.seeds == (3, 4)
+
+
 def test_an_arm_that_would_be_sent_nothing_is_refused(tmp_path: Path) -> None:
     text = (SCENARIOS / "acceptance.toml").read_text()
     file = tmp_path / "no-offline.toml"

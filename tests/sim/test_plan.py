@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conserve.cli.main import app
-from conserve.sim import harvest
+from conserve.sim import harvest, planning
 from conserve.sim.planning import load_plan, service_rates
 from conserve.sim.run import Window
 
@@ -147,7 +147,8 @@ max_output_tokens = 100
     # An hour of the trace at half its rate is two.
     with pytest.raises(ValueError, match="holds 2 h at this rate"):
         service_rates(plan, {"t": trace})
-    file.write_text(file.read_text().replace("hours = 2", "hours = 1"))
+    text = file.read_text().replace("deadline_h = 1.5", "deadline_h = 1")
+    file.write_text(text.replace("hours = 2", "hours = 1"))
     rates = service_rates(load_plan(file), {"t": trace})
     assert rates == pytest.approx(np.full(60, 0.25))
 
@@ -159,6 +160,9 @@ max_output_tokens = 100
         ("replicas", "replica", "did you mean 'replicas'"),
         ("deadline_h = 1.5", "deadline_h = 0.5\nsubmit_h = 1", "is not after submit_h"),
         ("hours = 2", "hours = 2\nslot_s = 1", "slot_s"),
+        ("hours = 2", "hours = 2\nslot_s = 9000", "slot_s 9000 is longer than the plan's 2 h"),
+        ("hours = 2", "hours = 1e12", "hours: Input should be less than or equal to 8784"),
+        ("deadline_h = 1.5", "deadline_h = 3", "deadline_h 3 of 'nightly' is after the plan's 2 h"),
         ("machine.toml", "nothing.toml", "nothing.toml"),
         ('"phases"', '"waves"', "online.arrivals"),
         (PHASES, OPENING, "kind 'opening' has no rate"),
@@ -178,10 +182,20 @@ def test_bad_plans_name_the_field(file: Path, old: str, new: str, message: str) 
     [
         (["--trace", "x=y"], "unknown trace 'x'"),
         (["--tbt-ms", "fast"], "is no list of numbers"),
+        (["--tbt-ms", "100,0"], "--tbt-ms: 0 is no number of milliseconds above 0"),
+        (["--ttft-ms", "nan"], "--ttft-ms: nan is no number of milliseconds above 0"),
+        (["--ttft-ms", "inf"], "--ttft-ms: inf is no number of milliseconds above 0"),
         (["--plot", "/dev/null/x.png"], "/dev/null/x.png: Not a directory"),
+        (["--plot", "no/such/x.png"], "no/such/x.png: No such file or directory"),
+        (["--plot", "plan.txt"], "--plot: plan.txt is no picture"),
+        (["--curve", "curve.pgn"], "--curve: curve.pgn is no picture"),
     ],
 )
-def test_bad_options_are_one_clear_line(file: Path, words: list[str], message: str) -> None:
+def test_bad_options_are_one_clear_line(
+    file: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is simulated, which takes minutes on a larger machine."""
+    monkeypatch.setattr(planning, "work_out", None)
     result = CliRunner().invoke(app, ["plan", str(file), *words])
     assert result.exit_code == 2
     assert message in result.output

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from conserve.cli.main import app
 from conserve.core.calibration import mean_relative_error
 from conserve.core.latency import StepShape
 from conserve.core.looks import num_looks
@@ -85,6 +88,13 @@ def test_bad_names_are_refused_with_the_fix(name: str, message: str) -> None:
         load_profile(name)
 
 
+SCENARIO = """
+about = "x"
+[offline.lengths]
+kind = "independent"
+prompt = { kind = "fixed", tokens = 10 }
+output = { kind = "fixed", tokens = 10 }
+"""
 MEASURED = """
 about = "made up"
 [machine]
@@ -111,7 +121,16 @@ def test_a_measured_profile_is_read_from_its_file(tmp_path: Path) -> None:
         ("num_blocks = 100", "num_blocks = 9\nnoise = -1", "noise must not be negative"),
         ("0.001", '"fast"', "cost: per_token must be a number"),
         ("[cost]", "[costs]", r"no table \[cost\]"),
-        ("fixed = 0.01", "", "fixed"),
+        ("fixed = 0.01", "", "cost: fixed is missing"),
+        ("num_blocks = 100", "", "machine: num_blocks is missing"),
+        ("fixed = 0.01", "fixed = -0.01", "cost: fixed must be 0 or more, not -0.01"),
+        ("fixed = 0.01", "fixed = nan", "cost: fixed must be a number, not nan"),
+        ("0.001", "0.001\nmargin = -1", "cost: margin must be 0 or more"),
+        ("fixed = 0.01\nper_token = 0.001", "fixed = 0\nper_token = 0", "steps take no time"),
+        ("num_blocks = 100", "num_blocks = nan", "num_blocks must be a number, not nan"),
+        ("num_blocks = 100", "num_blocks = 99.5", "num_blocks must be a whole number, not 99.5"),
+        ("num_blocks = 100", "num_blocks = 10000000000", "num_blocks must be at most 10,000,000"),
+        ("num_blocks = 100", "num_blocks = 9\ngap_s = inf", "gap_s must be a number, not inf"),
     ],
 )
 def test_bad_measured_profiles_name_the_field(
@@ -121,6 +140,47 @@ def test_bad_measured_profiles_name_the_field(
     path.write_text(MEASURED.replace(old, new))
     with pytest.raises(ProfileError, match=message):
         load_profile(str(path))
+
+
+SERVED = {
+    "coefficients": [0.004, 4e-5, 0, 0, 0, 0],
+    "knee": 0,
+    "margin": 0.1,
+    "samples": [[16, 128.0, 0, 0, 16, 0.005]],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, ""),
+        ({"coefficients": [0, 0, 0, 0, 0, 0]}, "steps take no time"),
+        ({"coefficients": [float("nan"), 4e-5, 0, 0, 0, 0]}, "fixed must be 0 or more, not nan"),
+        ({"coefficients": [-0.004, 4e-5, 0, 0, 0, 0]}, "fixed must be 0 or more, not -0.004"),
+        ({"samples": [[0, 0.0, 0, 0, 0, 0.1]]}, "no profile of conserve serve"),
+        ({"samples": [[16, 128.0, 0, 0, 16, 0.0]]}, "no profile of conserve serve"),
+    ],
+)
+def test_a_servers_profile_that_cannot_be_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    (tmp_path / "served.json").write_text(json.dumps(SERVED | change))
+    path = tmp_path / "machine.toml"
+    path.write_text('[machine]\nnum_blocks = 100\n[cost]\nprofile = "served.json"\n')
+    if not message:
+        assert load_profile(str(path)).machine.noise > 0
+        return
+    with pytest.raises(ProfileError, match=f"served.json: {message}"):
+        load_profile(str(path))
+
+
+def test_a_group_of_gpus_without_end_is_refused_in_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(SCENARIO)
+    command = ["sim", "run", str(file), "--profile", "h100x99999999/llama-3.1-8b"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "num_blocks must be at most 10,000,000" in result.output
 
 
 def test_noise_is_seeded_and_centred() -> None:

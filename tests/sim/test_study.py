@@ -271,6 +271,20 @@ def test_bad_input_is_one_clear_line(file: Path, words: list[str], message: str)
     assert "Traceback" not in result.output
 
 
+def test_a_simulation_overwrites_no_measured_run(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["sim", "run", str(file), "--seeds", "1", "--out", str(out)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert CliRunner().invoke(app, command).exit_code == 0  # its own it may
+    folder = ResultFolder(out)
+    folder.write_description(replace(folder.description(), machine={"cpu": "of somebody"}))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert f"--out: {out} holds runs that were measured" in result.output.replace("\n", "")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_failed_requests_of_a_trace_are_told(tmp_path: Path) -> None:
     trace, file = tmp_path / "b.csv", tmp_path / "replay.toml"
     rows = "".join(f"{i},20,{i % 3}\n" for i in range(60))

@@ -50,7 +50,7 @@ def test_time_gets_the_wanted_rate(rows: list[TraceRow], rate_rps: float) -> Non
     assert (len(rows) - 1) / span_s == pytest.approx(rate_rps)
 
 
-@pytest.mark.parametrize("times", [[0.0], [0.0, 0.0]])
+@pytest.mark.parametrize("times", [[], [0.0], [0.0, 0.0]])
 def test_a_trace_without_time_cannot_be_scaled(times: list[float]) -> None:
     with pytest.raises(ValueError, match="two requests at different times"):
         time_factor([TraceRow(t, 1, 1) for t in times], 1.0)

@@ -129,6 +129,22 @@ def test_two_points_of_one_name_are_refused() -> None:
         parse(table(points=[point, point]), "x")
 
 
+@pytest.mark.parametrize(
+    ("field", "values", "message"),
+    [
+        ("seeds", [1, 2, 1], "seeds: 1 is named twice"),
+        ("arms", ["fcfs", "fcfs"], "arms: 'fcfs' is named twice"),
+        ("arms", [], "arms: "),
+        ("seeds", [], "seeds: "),
+    ],
+)
+def test_arms_and_seeds_are_some_and_differ(
+    field: str, values: list[int] | list[str], message: str
+) -> None:
+    with pytest.raises(ScenarioError, match=message):
+        parse(table(**{field: values}), "x")
+
+
 def test_trace_names_are_those_used() -> None:
     online = {"arrivals": REPLAY}
     lengths = {k: v for k, v in REPLAY.items() if k != "rate_rps"}

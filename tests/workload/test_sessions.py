@@ -182,6 +182,11 @@ def test_a_thinned_trace_keeps_whole_conversations_near_each_other(trace: Path) 
     assert max(plan.arrival_s for plan in thin.online) < 10
 
 
+def test_a_share_that_keeps_next_to_nothing_is_refused(trace: Path) -> None:
+    with pytest.raises(ScenarioError, match="keep_share 1e-09 leaves 0 of the trace"):
+        build_workload(replayed(1e-9), 1, {"t": trace})
+
+
 def test_a_seed_keeps_the_same_conversations(trace: Path) -> None:
     one, again, other = (
         build_workload(replayed(0.1), seed, {"t": trace}).online for seed in (1, 1, 2)

@@ -107,6 +107,13 @@ def test_burstgpt_leaves_failed_requests_out_and_counts_them(write: Write) -> No
     assert found.tokens.num_failed == 1
 
 
+def test_a_trace_of_failed_requests_alone_says_so(write: Write) -> None:
+    failed = "".join(f"{i},20,0\n" for i in range(7))
+    path = write("b.csv", f"Timestamp,Request tokens,Response tokens\n{failed}")
+    with pytest.raises(TraceError, match="none of its 7 requests has an answer"):
+        read_requests(path, Spelling("burstgpt"))
+
+
 def test_mooncake_is_put_in_order_of_arrival(write: Write) -> None:
     text = (
         '{"timestamp": 3000, "input_length": 600, "output_length": 5, "hash_ids": [0, 7]}\n'

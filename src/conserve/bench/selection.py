@@ -40,7 +40,8 @@ def narrowed(scenario: Scenario, arms: str | None, seeds: str | None) -> Scenari
         changes["arms"] = tuple(_words(arms, "--arms"))
     if seeds is not None:
         try:
-            changes["seeds"] = tuple(int(word) for word in _words(seeds, "--seeds"))
+            numbers = [int(word) for word in _words(seeds, "--seeds")]
+            changes["seeds"] = tuple(dict.fromkeys(numbers))
         except ValueError as error:
             raise ScenarioError(f"--seeds: {seeds!r} is no list of integers like 1,2,3") from error
     return scenario.model_copy(update=changes)
@@ -67,10 +68,11 @@ def _check_arm(scenario: Scenario, name: str) -> None:
 
 
 def _words(text: str, flag: str) -> list[str]:
+    """Each once."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
         raise ScenarioError(f"{flag}: names nothing")
-    return words
+    return list(dict.fromkeys(words))
 
 
 def trace_paths(scenario: Scenario, given: Sequence[str]) -> dict[str, Path]:

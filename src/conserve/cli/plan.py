@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,15 +64,18 @@ def plan(
         given = load_plan(file)
         machine = load_profile(given.profile)
         asked = with_targets(given, machine)
+        own = Targets(asked.targets.ttft_ms / 1000, asked.targets.tbt_ms / 1000)
+        # All that may be wrong is found before minutes of simulation.
+        others = [replace(own, tbt_s=ms / 1000) for ms in _numbers(tbt_ms, "--tbt-ms")]
+        others += [replace(own, ttft_s=ms / 1000) for ms in _numbers(ttft_ms, "--ttft-ms")]
+        for picture, flag in ((plot, "--plot"), (curve, "--curve")):
+            _check_picture(picture, flag)
         for line in describe(machine) if asked is not given else ():
             typer.echo(line)
         traces = _traces(asked, trace or [])
-        own = Targets(asked.targets.ttft_ms / 1000, asked.targets.tbt_ms / 1000)
         outcome = work_out(asked, traces, own)
         for line in _lines(asked, outcome):
             typer.echo(line)
-        others = [replace(own, tbt_s=ms / 1000) for ms in _numbers(tbt_ms, "--tbt-ms")]
-        others += [replace(own, ttft_s=ms / 1000) for ms in _numbers(ttft_ms, "--ttft-ms")]
         if others:
             typer.echo("\nother targets:")
             for targets in (own, *others):
@@ -106,9 +112,26 @@ def _draw_curve(path: Path, asked: PlanFile, traces: dict[str, Path], targets: T
 
 def _numbers(text: str | None, flag: str) -> list[float]:
     try:
-        return [float(word) for word in text.split(",")] if text else []
+        found = [float(word) for word in text.split(",")] if text else []
     except ValueError:
         raise ScenarioError(f"{flag}: {text!r} is no list of numbers like 50,75,100") from None
+    if bad := [number for number in found if not 0 < number < inf]:
+        raise ScenarioError(f"{flag}: {bad[0]:g} is no number of milliseconds above 0")
+    return found
+
+
+def _check_picture(path: Path | None, flag: str) -> None:
+    """Raises ScenarioError, and OSError where its folder is none."""
+    if path is None:
+        return
+    from matplotlib.figure import Figure
+
+    kinds = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        raise ScenarioError(f"{flag}: {path} is no picture: name one that ends in .png or .svg")
+    if not path.parent.is_dir():
+        code = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
+        raise OSError(code, os.strerror(code), str(path))
 
 
 def _traces(asked: PlanFile, given: list[str]) -> dict[str, Path]:

@@ -72,6 +72,7 @@ def run(
         study = Study(picked, machine, traces, async_scheduling, keep_steps=chrome_trace)
         cells = []
         if out:
+            _check_folder(out)
             _describe(out, picked, machine)
         for cell in study.cells():
             cells.append(cell)
@@ -163,6 +164,13 @@ def _drawn(asked: Scenario, lasting: Scenario) -> str:
         f"{lasting.offline.num_requests:,} offline requests, since the scenario's "
         f"{asked.offline.num_requests:,} ran out"
     )
+
+
+def _check_folder(out: Path) -> None:
+    """Raises ScenarioError where measured runs would be lost."""
+    folder = ResultFolder(out)
+    if (out / "run.json").is_file() and "simulated" not in folder.description().machine:
+        raise ScenarioError(f"--out: {out} holds runs that were measured: name another folder")
 
 
 def _describe(out: Path, scenario: Scenario, profile: Profile) -> None:

@@ -24,6 +24,10 @@ class CostModel(Protocol):
         ...
 
 
+MOST_BLOCKS = 10**7
+"""Each takes some hundred bytes of memory here; a node of the largest GPUs has a tenth."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """One engine: a model on its device or devices."""
@@ -66,6 +70,8 @@ class Machine:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.num_blocks > MOST_BLOCKS:
+            raise ValueError(f"num_blocks must be at most {MOST_BLOCKS:,}, not {self.num_blocks:,}")
         if self.max_adapters is not None and self.max_adapters < 1:
             raise ValueError(f"max_adapters must be at least 1, not {self.max_adapters}")
         if self.link_bytes_per_s and self.kv_bytes_per_token < 1:

@@ -24,6 +24,9 @@ from conserve.workload.scenario import Online, TargetTable
 from conserve.workload.table import ScenarioError, Table, explain
 from conserve.workload.traces import RatePoint, read_rates, read_requests
 
+MOST_HOURS = 24 * 366
+"""A year in slots of a few seconds is worked out in memory."""
+
 
 class JobTable(Table):
     """A batch: submitted and wanted so many hours after the start."""
@@ -47,7 +50,7 @@ class PlanFile(Table):
     about: str = ""
     profile: str
     replicas: int = Field(ge=1)
-    hours: float = Field(default=24.0, gt=0)
+    hours: float = Field(default=24.0, gt=0, le=MOST_HOURS)
     slot_s: float = Field(default=60.0, ge=10)
     seed: int = 1
     targets: TargetTable = TargetTable()
@@ -59,6 +62,17 @@ class PlanFile(Table):
         names = [job.name for job in self.jobs]
         if len(names) != len(set(names)):
             raise ValueError("jobs: two have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _lies_within_its_hours(self) -> PlanFile:
+        """What is due after the end is not known to be late."""
+        if self.slot_s > 3600 * self.hours:
+            raise ValueError(f"slot_s {self.slot_s:g} is longer than the plan's {self.hours:g} h")
+        for job in self.jobs:
+            if job.deadline_h > self.hours:
+                due = f"deadline_h {job.deadline_h:g} of {job.name!r}"
+                raise ValueError(f"{due} is after the plan's {self.hours:g} h: raise hours")
         return self
 
     @model_validator(mode="after")

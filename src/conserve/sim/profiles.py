@@ -6,7 +6,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -120,6 +120,7 @@ def _from_file(path: Path) -> Profile:
         table["machine"].setdefault("noise", noise)
     else:
         cost = _build(LatencyModel, cost_table, f"{path}: cost")
+        _check_times(cost, f"{path}: cost")
     machine = _build(Machine, table["machine"], f"{path}: machine")
     return Profile(path.stem, str(table.get("about", "measured")), machine, cost)
 
@@ -133,26 +134,47 @@ def _served(path: Path) -> tuple[LatencyModel, float]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         model = LatencyModel.of(stored["coefficients"], stored["knee"], stored["margin"])
+        _check_times(model, str(path))
         logs = [
             abs(math.log(seconds / model.predict_s(StepShape(*shape))))
             for *shape, seconds in stored["samples"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ProfileError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ProfileError(f"{path}: no profile of conserve serve: {error!r}") from error
     mean = sum(logs) / len(logs) if logs else 0.0
     return model, round(mean * math.sqrt(math.pi / 2), 4)
 
 
+def _check_times(model: LatencyModel, where: str) -> None:
+    """Raise ProfileError for step times that no machine has."""
+    for field in fields(LatencyModel):
+        value = getattr(model, field.name)
+        if not 0 <= value < math.inf:
+            raise ProfileError(f"{where}: {field.name} must be 0 or more, not {value}")
+    token = StepShape()
+    token.add_decode(1, 0)
+    if not min(model.predict_s(token), model.predict_prefill_s(1)) > 0:
+        raise ProfileError(f"{where}: steps take no time: fixed or per_token must be above 0")
+
+
 def _build(cls: type[Spec], values: Mapping[str, Any], where: str) -> Spec:
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     for key, value in values.items():
         if key not in known:
             near = get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ProfileError(f"{where}: unknown key {key!r}: {hint}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
             raise ProfileError(f"{where}: {key} must be a number, not {value!r}")
+        if isinstance(value, float) and str(known[key].type).startswith("int"):
+            raise ProfileError(f"{where}: {key} must be a whole number, not {value!r}")
+    for key, field in known.items():
+        if key not in values and field.default is MISSING:
+            raise ProfileError(f"{where}: {key} is missing")
     try:
         return cls(**values)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ProfileError(f"{where}: {error}") from error

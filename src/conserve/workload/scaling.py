@@ -48,17 +48,17 @@ def scaled_length(num_tokens: int, factor: float, max_tokens: int) -> int:
 
 def time_factor(rows: Sequence[TraceRow], rate_rps: float) -> float:
     """The stretch that turns the trace's mean rate into `rate_rps`. Raises ValueError."""
-    span_s = rows[-1].arrival_s - rows[0].arrival_s
-    if len(rows) < 2 or span_s <= 0:
+    if len(rows) < 2 or rows[-1].arrival_s <= rows[0].arrival_s:
         raise ValueError("a trace needs two requests at different times to be scaled")
-    return (len(rows) - 1) / span_s / rate_rps
+    return (len(rows) - 1) / (rows[-1].arrival_s - rows[0].arrival_s) / rate_rps
 
 
 def thinned(trace: Trace, keep_share: float, rng: Random) -> Trace:
     """The rows of that share of the conversations, which `rng` draws.
 
     Rows are of one conversation if their second block of tokens is the same: the first is a
-    system prompt that most have. A row without blocks is a conversation of its own.
+    system prompt that most have. A row without blocks is a conversation of its own. Raises
+    ValueError where next to nothing is left.
     """
     kept: dict[int, bool] = {}
 
@@ -71,7 +71,11 @@ def thinned(trace: Trace, keep_share: float, rng: Random) -> Trace:
         return kept[name]
 
     keep = np.fromiter((keeps(row.prefix_ids) for row in trace), dtype=np.bool_, count=len(trace))
-    return chosen(trace, np.flatnonzero(keep))
+    rows = np.flatnonzero(keep)
+    if len(rows) < 2:
+        left = f"leaves {len(rows)} of the trace's {len(trace):,} requests"
+        raise ValueError(f"keep_share {keep_share:g} {left}: raise it")
+    return chosen(trace, rows)
 
 
 def window(rows: Sequence[TraceRow], time: float, duration_s: float, rng: Random) -> list[TraceRow]:

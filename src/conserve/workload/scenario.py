@@ -133,7 +133,7 @@ class Scenario(Table):
     lead_in_s: float = Field(default=8.0, ge=0)
     drain_s: float = Field(default=30.0, ge=0)
     seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
-    arms: tuple[str, ...] = ("online-only", "fcfs", "priority", "conserve")
+    arms: tuple[str, ...] = Field(("online-only", "fcfs", "priority", "conserve"), min_length=1)
     targets: TargetTable = TargetTable()
     online: Online | None = None
     offline: Offline | None = None
@@ -149,6 +149,15 @@ class Scenario(Table):
         names = [point.name for point in self.points]
         if len(names) != len(set(names)):
             raise ValueError("points: two have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _counts_nothing_twice(self) -> Scenario:
+        """Three seeds of which two are one have no spread of three."""
+        for name in ("seeds", "arms"):
+            given = getattr(self, name)
+            if twice := [each for each in given if given.count(each) > 1]:
+                raise ValueError(f"{name}: {twice[0]!r} is named twice")
         return self
 
     def at(self, point: Point | None) -> Scenario:

@@ -126,7 +126,9 @@ def _columns(path: Path, spelling: Spelling) -> Columns:
             take = Mooncake(columns, spelling.timestamp_unit, spelling.block_tokens).take
     read_lines(path, take)
     if not columns.prompt:
-        raise TraceError(f"{path}: no rows")
+        failed = columns.num_failed
+        why = f"none of its {failed:,} requests has an answer" if failed else "no rows"
+        raise TraceError(f"{path}: {why}")
     return columns
 
 
