@@ -226,16 +226,23 @@ def test_our_rooms_write_into_vllms_log(lines: list[logging.LogRecord]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval_s", "rank", "writes"),
-    [(60.0, 0, True), (None, 0, True), (0.0, 0, False), (60.0, 1, False)],
+    ("interval_s", "rank", "no_stats", "writes"),
+    [
+        (60.0, 0, False, True),
+        (None, 0, False, True),
+        (0.0, 0, False, False),
+        (60.0, 1, False, False),
+        (60.0, 0, True, False),
+    ],
 )
 async def test_the_first_api_process_writes_while_the_app_runs(
-    interval_s: float | None, rank: int, writes: bool
+    interval_s: float | None, rank: int, no_stats: bool, writes: bool
 ) -> None:
     def tasks() -> list[asyncio.Task[Any]]:
         return [task for task in asyncio.all_tasks() if task.get_name() == "conserve-log"]
 
-    given = {} if interval_s is None else {"log_interval_s": interval_s}
+    given: dict[str, Any] = {} if interval_s is None else {"log_interval_s": interval_s}
+    given["disable_log_stats"] = no_stats
     app = vllms_app(Engine(engine_config(_api_process_rank=rank)), **given)
     app.add_middleware(LogsMiddleware)
     async with started(app):

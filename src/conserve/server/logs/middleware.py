@@ -42,11 +42,12 @@ def join_vllms_log() -> None:
 
 
 def _minutes(app: FastAPI) -> AbstractAsyncContextManager[None]:
-    """In the first API process: what it reads is of all of them."""
+    """In the first API process: what it reads is of all of them. Nothing where vLLM collects no
+    figures: all would be 0."""
     from conserve.server import door
 
-    interval_s = getattr(app.state.args, "log_interval_s", INTERVAL_S)
-    config = app.state.engine_client.vllm_config
-    if not interval_s or config.parallel_config._api_process_rank > 0:
+    args, config = app.state.args, app.state.engine_client.vllm_config
+    interval_s = getattr(args, "log_interval_s", INTERVAL_S)
+    if not interval_s or args.disable_log_stats or config.parallel_config._api_process_rank > 0:
         return nullcontext()
     return running(log_each(interval_s, door.metrics_registry()), "conserve-log")
