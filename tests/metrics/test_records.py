@@ -132,6 +132,18 @@ def test_summary_keeps_the_classes_apart() -> None:
     assert summary.total_tps == pytest.approx(200.3 + 20.4)
 
 
+def test_tokens_of_the_window_count_whenever_their_request_was_sent() -> None:
+    """Chats of the lead-in have their say in throughput, and not in latency."""
+    records = [chat(-3.0, -1.0, 1.0, 2.0), chat(-3.0, 4.0), chat(1.0, 2.0)]
+    summary = summarise(records, 10.0, Targets())
+    assert summary.num_online == 1
+    assert summary.ttft_p99_s == pytest.approx(1.0)
+    assert summary.online_output_tps == pytest.approx(0.4)
+    assert summary.online_prompt_tps == pytest.approx(20.0)
+    got = throughput(records, 0.0, 10.0)
+    assert summary.total_tps == got.prompt_tps + got.output_tps
+
+
 def test_summary_without_online_has_no_latency() -> None:
     summary = summarise([batch(0.0, 1.0)], 10.0, Targets())
     assert summary.ttft_p99_s is None

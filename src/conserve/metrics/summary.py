@@ -15,10 +15,11 @@ class RunSummary:
     """Figures of one run over its window [0, duration_s). None: nothing to measure it on.
 
     Latencies are in seconds and over every online request that arrived in the window, until its
-    last token. Throughputs are a second of the window: an output token counts when it reaches the
-    client, a prompt when its first output token does (its prefill is then done), a request when
-    its last token does. Hit ratios are of prompt tokens, over requests of the class that were sent
-    in the window and whose server said how many it had cached.
+    last token; one that got no token has none, and shows in the shares that met their targets.
+    Throughputs are a second of the window, whenever the request was sent: an output token counts
+    when it reaches the client, a prompt when its first output token does (its prefill is then
+    done), a request when its last token does. Hit ratios are of prompt tokens, over requests of
+    the class that were sent in the window and whose server said how many it had cached.
     """
 
     num_online: int
@@ -81,7 +82,8 @@ def summarise(records: Sequence[RequestRecord], duration_s: float, targets: Targ
     ttfts = [r.ttft_s for r in online if r.ttft_s is not None]
     tbts = [gap for r in online for gap in r.tbts_s]
     tpots = [r.tpot_s for r in online if r.tpot_s is not None]
-    on, off = throughput(online, 0, duration_s), throughput(offline, 0, duration_s)
+    everybody_online = [r for r in records if r.online]
+    on, off = throughput(everybody_online, 0, duration_s), throughput(offline, 0, duration_s)
     return RunSummary(
         num_online=len(online),
         num_online_failed=sum(r.failed for r in online),

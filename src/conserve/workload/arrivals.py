@@ -113,8 +113,8 @@ class Gamma(Table):
         shape = 1 / self.cv**2
         scale = 1 / (self.rate_rps * shape)
         times: list[float] = []
-        # The first request arrives at a random point of its gap, as in a process that has run
-        # before the clock started.
+        # The clock starts at a random point of a gap. One that it met in a process which has run
+        # before would be longer: over many seeds cv^2 / 2 more requests come than the rate says.
         now_s = rng.random() * rng.gammavariate(shape, scale)
         while now_s < duration_s:
             times.append(now_s)
