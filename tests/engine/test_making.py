@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import random
@@ -198,6 +199,43 @@ def test_a_child_that_is_forked_off_gets_none_of_it() -> None:
     pinning.may_pin.release(100)
     memory = made_ready(PinnedMemory(8, mmap.PAGESIZE, pinning))
     assert "dc" in flags_of(memory.memory.data_ptr())  # don't copy
+    memory.close()
+
+
+def test_the_driver_finds_all_pages_there() -> None:
+    """It keeps everybody waiting while it pins: also for those that it has to make."""
+    found: list[int] = []
+
+    class Looking(PretendPinning):
+        def pin(self, address: int, num_bytes: int) -> None:
+            super().pin(address, num_bytes)
+            there = (ctypes.c_ubyte * (num_bytes // mmap.PAGESIZE))()
+            pages = ctypes.c_void_p(address), ctypes.c_size_t(num_bytes)
+            assert ctypes.CDLL(None).mincore(*pages, there) == 0
+            found.extend(there)
+
+    pinning = Looking()
+    pinning.may_pin.release(100)
+    memory = made_ready(PinnedMemory(20, mmap.PAGESIZE, pinning))
+    assert [one & 1 for one in found] == [1] * 20
+    memory.close()
+
+
+def test_others_have_their_turn_between_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as pinning one took."""
+    now_s, rests = [0.0], list[float]()
+
+    class Slow(PretendPinning):
+        def pin(self, address: int, num_bytes: int) -> None:
+            super().pin(address, num_bytes)
+            now_s[0] += 0.25
+
+    clock = SimpleNamespace(monotonic=lambda: now_s[0], sleep=rests.append)
+    monkeypatch.setattr(pinned, "time", clock)
+    pinning = Slow()
+    pinning.may_pin.release(100)
+    memory = made_ready(PinnedMemory(6, mmap.PAGESIZE, pinning))
+    assert rests == [0.25] * 3
     memory.close()
 
 

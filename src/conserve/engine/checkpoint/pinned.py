@@ -1,8 +1,9 @@
 """Memory of the host that a device copies from and to by itself, made in the background.
 
-Pinning takes a second for a few GB, and tens of seconds for what a large pool asks for. It is done
-in a thread of its own, section by section, from when vLLM has made its KV caches, beside its
-compiling and capturing; between sections the thread can be told to hold still.
+Pinning takes a second for a few GB, and tens of seconds for what a large pool asks for; meanwhile
+the driver keeps waiting whoever asks it for something, in other processes too. So it is done in a
+thread of its own, section by section, from when vLLM has made its KV caches, beside its compiling
+and capturing; the thread rests between sections, and can be told to hold still.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from conserve.engine.door import init_logger
 logger = init_logger("vllm.conserve")
 
 SECTION_BYTES = 256 << 20
-"""Tenths of a second of pinning, in which the driver may hold up others."""
+"""So little that nobody is kept waiting for long."""
 
 
 class Pinning(Protocol):
@@ -101,9 +102,22 @@ class PinnedMemory:
             self._may_go_on.wait()
             if self._closed:
                 return
-            address = self._all.data_ptr() + start
-            self._pinning.pin(address, min(section_bytes, len(self._all) - start))
-            self._pinned.append(address)
+            num_bytes = min(section_bytes, len(self._all) - start)
+            self._touch(start, num_bytes)
+            # Without a rest those who wait would hardly have a turn.
+            time.sleep(self._pin(start, num_bytes))
+
+    def _touch(self, start: int, num_bytes: int) -> None:
+        """Have the pages come into being. The driver would do that itself, with everybody waiting:
+        it takes most of the time, and the longer the fewer huge pages the host has left."""
+        self._all.numpy()[start : start + num_bytes : mmap.PAGESIZE] = 0
+
+    def _pin(self, start: int, num_bytes: int) -> float:
+        """Returns the seconds it took."""
+        started_s, address = time.monotonic(), self._all.data_ptr() + start
+        self._pinning.pin(address, num_bytes)
+        self._pinned.append(address)
+        return time.monotonic() - started_s
 
 
 def _slots_per_section(slot_bytes: int) -> int:
@@ -113,7 +127,7 @@ def _slots_per_section(slot_bytes: int) -> int:
 
 
 def _reserve(num_bytes: int) -> torch.Tensor:
-    """Whole pages, which come into being when they are pinned. They are this process's alone: with
+    """Whole pages, which come into being when they are touched. They are this process's alone: with
     a child forked off, the kernel would copy every pinned page for it at once or, an older one,
     leave the device with pages that are the child's by then."""
     whole = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
