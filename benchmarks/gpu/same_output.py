@@ -8,8 +8,9 @@ than requests, and the online ones among them come while offline ones hold them 
 three are equal, but where a device sums in an order that depends on who shares a step: then no more
 texts may differ with stops than without. The exit status is 1 if more do, or no step was stopped;
 `wrong` in the file says so. On a CPU Model Runner V2 needs the `triton` package on the path: its
-kernels run in Triton's interpreter, which takes CPU tensors. `--careless` breaks the end of a
-stopped step on purpose.
+kernels run in Triton's interpreter, which takes CPU tensors. With `--compiled` a CPU's engine is
+compiled as a GPU's is, without CUDA graphs. `--careless` breaks the end of a stopped step on
+purpose.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import compiled
 import interpreter
 from models import write_random_llama
 from written import write_json
@@ -67,6 +69,8 @@ def build(options: argparse.Namespace, folder: Path) -> Any:
 
     settings = EngineSettings(profile_seconds=0, stop="eager", stop_response_s=1e-6)
     graphs: dict[str, Any] = {"enforce_eager": True}
+    if options.compiled:
+        graphs = {"compilation_config": {"cudagraph_capture_sizes": []}}
     if options.graphs:
         graphs = {"compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 16, 64]}}
     return LLM(
@@ -185,6 +189,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_random_llama(folder, dtype=options.dtype)
     if on_cpu and options.scheduling == "async":
         interpreter.keep_async_on()
+    if options.compiled:
+        compiled.compile_in_pieces(options.runner)
     llm = build(options, folder)
     from conserve.engine.connector import find_ours
     from conserve.engine.door import get_kv_transfer_group
@@ -229,6 +235,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "runner": "v2" if config.use_v2_model_runner else "v1",
         "async_scheduling": bool(config.scheduler_config.async_scheduling),
         "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
+        "compiled_pieces": compiled.num_pieces(),
         "dtype": options.dtype,
         "seed": options.seed,
         "can_stop": not scheduler.stopper.why_off,
@@ -248,6 +255,7 @@ def main() -> int:
     parser.add_argument("--runner", choices=("v1", "v2"), required=True)
     parser.add_argument("--scheduling", choices=("sync", "async"), default="sync")
     parser.add_argument("--graphs", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)

@@ -62,6 +62,18 @@ def test_stops_change_no_token(tmp_path: Path, runner: str, scheduling: str) -> 
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
+def test_a_stop_unwinds_a_forward_that_is_compiled_in_pieces(tmp_path: Path, runner: str) -> None:
+    """As on a GPU: each of the eight layers' attention lies between two pieces."""
+    scheduling = "async" if runner == "v2" else "sync"
+    arguments = ["--runner", runner, "--scheduling", scheduling, "--compiled", "--rounds", "1"]
+    found = run(tmp_path, *arguments)
+    assert found["compiled_pieces"] == 8 + 9
+    assert found["num_stops"] > 20
+    assert found["stopped_at_layers"] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert found["equal_without_stops"] == found["equal_with_stops"] == found["requests"]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
 def test_a_stop_that_leaves_a_trace_in_the_runner_is_seen(tmp_path: Path, runner: str) -> None:
     """The negative control: wrong text, or V2 samples a token that vLLM's scheduler, by an
     assertion of its own, does not expect."""
