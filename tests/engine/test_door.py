@@ -59,6 +59,7 @@ ARGUMENTS = {
     "GPUWorker.determine_available_memory": [],
     "GPUWorker.get_kv_cache_spec": [],
     "GPUWorker.initialize_from_config": ["kv_cache_config"],
+    "GPUWorker.compile_or_warm_up_model": [],
     "GPUWorker.execute_model": ["scheduler_output"],
     "GPUWorker.sample_tokens": ["grammar_output"],
     "GPUWorker.synchronize_device": [],

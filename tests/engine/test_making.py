@@ -9,6 +9,7 @@ import random
 import re
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -239,34 +240,84 @@ def test_others_have_their_turn_between_sections(monkeypatch: pytest.MonkeyPatch
     memory.close()
 
 
-class NotedEvent(threading.Event):
-    """Says when somebody looks at it."""
+class NotedCondition(threading.Condition):
+    """Says when somebody looks whether to wait."""
 
     def __init__(self) -> None:
         super().__init__()
         self.looked_at = threading.Semaphore(0)
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
         self.looked_at.release()
-        return super().wait(timeout)
+        return super().wait_for(predicate, timeout)
 
 
-def test_nothing_is_pinned_while_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = NotedEvent()
+def test_nothing_is_pinned_while_it_holds_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has it hold still goes on once what has begun is over."""
+    changed = NotedCondition()
     pinning = PretendPinning()
     with monkeypatch.context() as patch:
-        patch.setattr(pinned, "Event", lambda: go_on)
+        patch.setattr(pinned, "Condition", lambda: changed)
         memory = PinnedMemory(8, mmap.PAGESIZE, pinning)
     assert pinning.asked.acquire(timeout=LONG_S)
-    memory.hold(still=True)
-    pinning.may_pin.release(100)
     for _ in range(2):
-        assert go_on.looked_at.acquire(timeout=LONG_S)
+        assert changed.looked_at.acquire(timeout=LONG_S)
+    holding = threading.Thread(target=memory.hold, kwargs={"still": True}, daemon=True)
+    holding.start()
+    assert changed.looked_at.acquire(timeout=LONG_S)
+    assert holding.is_alive(), "a section is being pinned"
+    pinning.may_pin.release(100)
+    holding.join(LONG_S)
+    assert not holding.is_alive()
+    assert changed.looked_at.acquire(timeout=LONG_S)
     assert len(pinning.pinned) == 1, "another section was begun"
     assert not memory.is_ready
     memory.hold(still=False)
     assert len(made_ready(memory).memory) == 8 * mmap.PAGESIZE
     memory.close()
+
+
+def test_a_gpus_worker_pins_nothing_while_graphs_are_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor where vLLM's capturing fails does it stay so."""
+    from conserve.engine import connector
+    from conserve.engine.door import GPUWorker
+    from conserve.engine.gpu_worker import ConserveGPUWorker
+
+    said: list[object] = []
+    copies = SimpleNamespace(hold=lambda still: said.append(still))
+    ours = SimpleNamespace(worker_side=SimpleNamespace(copies=copies))
+
+    def capture(self: Any) -> str:
+        said.append("captured")
+        if said.count("captured") == 2:
+            raise RuntimeError("out of memory")
+        return "seconds"
+
+    monkeypatch.setattr(connector, "_ours_here", lambda: ours)
+    monkeypatch.setattr(GPUWorker, "compile_or_warm_up_model", capture)
+    worker = ConserveGPUWorker.__new__(ConserveGPUWorker)
+    assert worker.compile_or_warm_up_model() == "seconds"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        worker.compile_or_warm_up_model()
+    assert said == [True, "captured", False] * 2
+    monkeypatch.setattr(connector, "_ours_here", lambda: None)
+    assert worker.compile_or_warm_up_model() == "seconds"
+
+
+def test_a_pool_on_its_way_holds_still_when_told() -> None:
+    device = PinningDevice()
+    copies = on_streams(device, caches())
+    copies.hold(still=False)
+    device.may_pin.release(100)
+    memory = made_ready(copies._making._pinned)  # type: ignore[union-attr]
+    copies.hold(still=True)
+    assert memory._is_still
+    copies.begin_step(Orders())
+    copies.hold(still=True)  # it is there: nothing goes on that could be held
+    assert not memory._is_still
+    copies.close()
 
 
 def test_what_could_be_pinned_before_a_failure_is_the_pool() -> None:

@@ -7,6 +7,8 @@ of statistics from the engine to the API process.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,12 +188,29 @@ def find_ours(connector: Any) -> ConserveConnector | None:
     return None
 
 
+def _ours_here() -> ConserveConnector | None:
+    """In a worker."""
+    return find_ours(get_kv_transfer_group()) if has_kv_transfer_group() else None
+
+
 def settle_copies() -> None:
     """In a worker: come back when its copies are over. Whoever has vLLM wait for an idle device may
     take the KV caches' memory away next."""
-    ours = find_ours(get_kv_transfer_group()) if has_kv_transfer_group() else None
-    if ours is not None:
+    if ours := _ours_here():
         ours.worker_side.copies.settle()
+
+
+@contextmanager
+def nothing_pinned() -> Iterator[None]:
+    """In a worker: no memory of the host is pinned meanwhile."""
+    copies = ours.worker_side.copies if (ours := _ours_here()) else None
+    if copies is not None:
+        copies.hold(still=True)
+    try:
+        yield
+    finally:
+        if copies is not None:
+            copies.hold(still=False)
 
 
 def scheduler_side(connector: Any) -> SchedulerSide:

@@ -58,7 +58,7 @@ class CudaDevice:
 
     def prepare_thread(self) -> None:
         torch.cuda.set_device(self._device)
-        # vLLM may be capturing CUDA graphs meanwhile, in the mode that forbids all other threads
+        # Somebody may capture CUDA graphs meanwhile, in the mode that forbids all other threads
         # what may have to wait for the device, unless a thread says that it knows.
         with suppress(OSError, AttributeError):
             mode = ctypes.c_int(RELAXED)

@@ -87,7 +87,7 @@ METHODS = {
     ),
     "GPUWorker": (
         "determine_available_memory", "get_kv_cache_spec", "initialize_from_config",
-        "execute_model", "sample_tokens", "synchronize_device",
+        "compile_or_warm_up_model", "execute_model", "sample_tokens", "synchronize_device",
     ),
     "KVConnectorBase_V1": (
         "bind_connector_metadata", "clear_connector_metadata", "wait_for_layer_load",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from conserve.engine import phases
-from conserve.engine.connector import settle_copies
+from conserve.engine.connector import nothing_pinned, settle_copies
 from conserve.engine.door import GPUWorker, init_logger
 from conserve.engine.kept_states import kept_bytes
 from conserve.engine.stoppable import StoppableSteps
@@ -38,6 +38,12 @@ class ConserveGPUWorker(GPUWorker):  # type: ignore[misc]
         result = super().initialize_from_config(*args, **kwargs)
         self._steps = StoppableSteps.of(self)
         return result
+
+    def compile_or_warm_up_model(self) -> Any:
+        """CUDA graphs are captured in it. The driver may refuse to pin memory then, and take what
+        is being captured for spoilt."""
+        with nothing_pinned():
+            return super().compile_or_warm_up_model()
 
     def synchronize_device(self) -> None:
         """Copies are queued by a thread: the device is not idle before they are over."""

@@ -2,8 +2,8 @@
 
 Pinning takes a second for a few GB, and tens of seconds for what a large pool asks for; meanwhile
 the driver keeps waiting whoever asks it for something, in other processes too. So it is done in a
-thread of its own, section by section, from when vLLM has made its KV caches, beside its compiling
-and capturing; the thread rests between sections, and can be told to hold still.
+thread of its own, section by section, from when vLLM has made its KV caches. The thread rests
+between sections, and can be told to hold still.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import mmap
 import time
 from contextlib import suppress
-from threading import Event, Thread
+from threading import Condition, Thread
 from typing import Protocol
 
 import torch
@@ -21,7 +21,7 @@ from conserve.engine.door import init_logger
 
 logger = init_logger("vllm.conserve")
 
-SECTION_BYTES = 256 << 20
+SECTION_BYTES = 64 << 20
 """So little that nobody is kept waiting for long."""
 
 
@@ -52,9 +52,8 @@ class PinnedMemory:
         self._num_bytes = num_slots * slot_bytes
         self._pinned: list[int] = []
         """Addresses of sections."""
-        self._may_go_on = Event()
-        self._may_go_on.set()
-        self._closed = False
+        self._changed = Condition()
+        self._is_still = self._is_pinning = self._closed = False
         self._thread = Thread(target=self._run, name="conserve-pinning", daemon=True)
         self._thread.start()
 
@@ -64,16 +63,18 @@ class PinnedMemory:
         return self._all[: min(num_bytes, self._num_bytes)]
 
     def hold(self, *, still: bool) -> None:
-        """Pin nothing while steps are timed."""
-        if still:
-            self._may_go_on.clear()
-        else:
-            self._may_go_on.set()
+        """Pin nothing until told otherwise. What has begun is waited for."""
+        with self._changed:
+            self._is_still = still
+            self._changed.notify_all()
+            if still:
+                self._changed.wait_for(lambda: not self._is_pinning)
 
     def close(self) -> None:
         """Unpin all of it and give it back. Nothing may be copying."""
-        self._closed = True
-        self._may_go_on.set()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         self._thread.join()
         for address in self._pinned:
             self._pinning.unpin(address)
@@ -99,13 +100,22 @@ class PinnedMemory:
     def _pin_all(self) -> None:
         section_bytes = self.slots_per_section * self.slot_bytes
         for start in range(0, len(self._all), section_bytes):
-            self._may_go_on.wait()
-            if self._closed:
-                return
             num_bytes = min(section_bytes, len(self._all) - start)
+            if not self._may_begin():
+                return
             self._touch(start, num_bytes)
+            if not self._may_begin(pinning=True):
+                return
+            seconds = self._pin(start, num_bytes)
             # Without a rest those who wait would hardly have a turn.
-            time.sleep(self._pin(start, num_bytes))
+            time.sleep(seconds)
+
+    def _may_begin(self, *, pinning: bool = False) -> bool:
+        """When it need not hold still any more; False where it has been closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_still or self._closed)
+            self._is_pinning = pinning and not self._closed
+            return not self._closed
 
     def _touch(self, start: int, num_bytes: int) -> None:
         """Have the pages come into being. The driver would do that itself, with everybody waiting:
@@ -115,8 +125,13 @@ class PinnedMemory:
     def _pin(self, start: int, num_bytes: int) -> float:
         """Returns the seconds it took."""
         started_s, address = time.monotonic(), self._all.data_ptr() + start
-        self._pinning.pin(address, num_bytes)
-        self._pinned.append(address)
+        try:
+            self._pinning.pin(address, num_bytes)
+            self._pinned.append(address)
+        finally:
+            with self._changed:
+                self._is_pinning = False
+                self._changed.notify_all()
         return time.monotonic() - started_s
 
 

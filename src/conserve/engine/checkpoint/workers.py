@@ -66,6 +66,11 @@ class CheckpointWorker:
                 self._pool.slots.agree(orders.num_slots)
             self.copier.begin_step(orders)
 
+    def hold(self, *, still: bool) -> None:
+        """Disturb nothing meanwhile, while there is no pool yet."""
+        if self._making is not None and self._pool is None:
+            self._making.hold(still=still)
+
     def _look(self, making: Making) -> None:
         """Whether the pool is there."""
         try:
