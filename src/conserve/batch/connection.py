@@ -1,4 +1,5 @@
-"""HTTP clients: past the environment's proxies to this machine, through them to any other.
+"""HTTP clients: past the environment's proxies to this machine, through them to any other; with a
+key where one is given.
 
 A proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot reach what listens on this machine's loopback.
 """
@@ -13,6 +14,18 @@ import httpx
 
 class ProxyError(ValueError):
     """The environment names a proxy that cannot be used; the message says what to do."""
+
+
+class BadKeyError(ValueError):
+    """An API key that no request can carry; the message does not repeat it."""
+
+
+def authorization(api_key: str) -> dict[str, str]:
+    """The header with a key, or none. Raises BadKeyError."""
+    key = api_key.strip()  # one that was read from a file ends with its line
+    if not (key.isascii() and key.isprintable()):
+        raise BadKeyError("--api-key or OPENAI_API_KEY has characters that no header may have")
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def client_for(url: str, **options: Any) -> httpx.Client:

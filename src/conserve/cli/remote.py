@@ -11,7 +11,7 @@ from typing import Annotated, Any, BinaryIO
 import httpx
 import typer
 
-from conserve.batch.connection import ProxyError, client_for
+from conserve.batch import connection
 from conserve.cli.failures import fail
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -54,6 +54,8 @@ class Server:
             response = self.client.request(method, path, **request)
         except httpx.UnsupportedProtocol:
             raise fail(f"{self.client.base_url} is no URL; one begins with http://") from None
+        except httpx.InvalidURL as error:
+            raise fail(f"{path!r} cannot be asked for: {error}") from None
         except httpx.HTTPError as error:
             raise AwayError(f"{self.client.base_url} does not answer: {error}") from None
         if response.is_server_error or response.status_code in NOT_NOW:
@@ -95,15 +97,23 @@ def server(url: str, api_key: str) -> Iterator[Server]:
 
 
 def connected(url: str, **options: Any) -> httpx.Client:
-    """A client of the server at `url`. Ends the command where a proxy cannot be used."""
+    """A client of the server at `url`. Ends the command where that is none, or a proxy cannot be
+    used."""
     try:
-        return client_for(url, **options)
-    except ProxyError as error:
+        httpx.URL(url)
+        return connection.client_for(url, **options)
+    except httpx.InvalidURL as error:
+        raise fail(f"{url} is no URL: {error}") from None
+    except connection.ProxyError as error:
         raise fail(str(error)) from None
 
 
 def authorization(api_key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+    """The header with a key. Ends the command where it can be in none."""
+    try:
+        return connection.authorization(api_key)
+    except connection.BadKeyError as error:
+        raise fail(str(error)) from None
 
 
 def refused(response: httpx.Response) -> typer.Exit:

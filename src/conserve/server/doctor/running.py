@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from conserve.batch.connection import ProxyError, client_for
+from conserve.batch.connection import BadKeyError, ProxyError, authorization, client_for
 from conserve.server.doctor.finding import Finding
 
 SECTION = "server"
@@ -18,10 +18,12 @@ START_IT = "Start it, or correct --url."
 def running(url: str, api_key: str) -> Iterator[Finding]:
     """url: with or without /v1."""
     base = url.rstrip("/").removesuffix("/v1")
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
+        headers = authorization(api_key)
         with client_for(base, base_url=base, headers=headers, timeout=LIMIT_S) as client:
             yield from _asked(client)
+    except BadKeyError as error:
+        yield Finding.problem(SECTION, "key", f"{error}", "Give another.")
     except (httpx.HTTPError, httpx.InvalidURL, ProxyError) as error:
         yield Finding.problem(SECTION, base, f"does not answer: {error}", START_IT)
 
