@@ -222,6 +222,23 @@ def test_the_driver_finds_all_pages_there() -> None:
     memory.close()
 
 
+@pytest.mark.parametrize(("touched_s", "flag"), [(0.9, "hg"), (1.1, "nh")])
+def test_huge_pages_are_given_up_where_they_are_hard_to_come_by(
+    touched_s: float, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may look for each of them for long."""
+    now_s = iter(touched_s * n for n in range(1000))
+    clock = SimpleNamespace(monotonic=lambda: next(now_s), sleep=lambda _: None)
+    monkeypatch.setattr(pinned, "time", clock)
+    pinning = PretendPinning()
+    pinning.may_pin.release(100)
+    memory = made_ready(PinnedMemory(6, mmap.PAGESIZE, pinning))
+    if "hg" in Path("/proc/self/smaps").read_text():  # a kernel with huge pages
+        assert flag in flags_of(memory.memory.data_ptr())
+    assert len(memory.memory) == 6 * mmap.PAGESIZE
+    memory.close()
+
+
 def test_others_have_their_turn_between_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as pinning one took."""
     now_s, rests = [0.0], list[float]()

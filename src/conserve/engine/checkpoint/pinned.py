@@ -23,6 +23,9 @@ logger = init_logger("vllm.conserve")
 
 SECTION_BYTES = 64 << 20
 """So little that nobody is kept waiting for long."""
+SLOW_S = 1.0
+"""What a section's pages take where the host's memory is in pieces, and the kernel moves others'
+about to make huge pages: a hundred times as long as it should."""
 
 
 class Pinning(Protocol):
@@ -48,7 +51,8 @@ class PinnedMemory:
         """Why it is less than was asked for."""
         self.is_ready = False
         self._pinning = pinning
-        self._all = _reserve(num_slots * slot_bytes)
+        self._pages: mmap.mmap | None = _reserve(num_slots * slot_bytes)
+        self._all = torch.frombuffer(self._pages, dtype=torch.int8)
         self._num_bytes = num_slots * slot_bytes
         self._pinned: list[int] = []
         """Addresses of sections."""
@@ -78,7 +82,7 @@ class PinnedMemory:
         self._thread.join()
         for address in self._pinned:
             self._pinning.unpin(address)
-        self._pinned, self._num_bytes = [], 0
+        self._pinned, self._num_bytes, self._pages = [], 0, None
         self._all = torch.empty(0, dtype=torch.int8)
 
     def _run(self) -> None:
@@ -118,9 +122,12 @@ class PinnedMemory:
             return not self._closed
 
     def _touch(self, start: int, num_bytes: int) -> None:
-        """Have the pages come into being. The driver would do that itself, with everybody waiting:
-        it takes most of the time, and the longer the fewer huge pages the host has left."""
+        """Have the pages come into being. The driver would do that itself, with everybody waiting,
+        and it takes most of the time."""
+        started_s = time.monotonic()
         self._all.numpy()[start : start + num_bytes : mmap.PAGESIZE] = 0
+        if time.monotonic() - started_s > SLOW_S and self._pages is not None:
+            _advise(self._pages, mmap.MADV_NOHUGEPAGE)
 
     def _pin(self, start: int, num_bytes: int) -> float:
         """Returns the seconds it took."""
@@ -141,7 +148,7 @@ def _slots_per_section(slot_bytes: int) -> int:
     return least // slot_bytes * max(1, SECTION_BYTES // least)
 
 
-def _reserve(num_bytes: int) -> torch.Tensor:
+def _reserve(num_bytes: int) -> mmap.mmap:
     """Whole pages, which come into being when they are touched. They are this process's alone: with
     a child forked off, the kernel would copy every pinned page for it at once or, an older one,
     leave the device with pages that are the child's by then."""
@@ -150,7 +157,11 @@ def _reserve(num_bytes: int) -> torch.Tensor:
         pages = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, ValueError, OverflowError) as error:
         raise MemoryError(f"--checkpoint-bytes: no {num_bytes} bytes of memory") from error
-    for advice in (mmap.MADV_DONTFORK, mmap.MADV_HUGEPAGE):
-        with suppress(OSError):  # a kernel without huge pages
-            pages.madvise(advice)
-    return torch.frombuffer(pages, dtype=torch.int8)
+    _advise(pages, mmap.MADV_DONTFORK)
+    _advise(pages, mmap.MADV_HUGEPAGE)
+    return pages
+
+
+def _advise(pages: mmap.mmap, advice: int) -> None:
+    with suppress(OSError):  # a kernel without huge pages
+        pages.madvise(advice)
