@@ -78,6 +78,14 @@ async def post_file(run: Running, name: str, content: bytes, **fields: str) -> h
             "custom_llm_provider",
         ),
         ("a", b"x", {"purpose": "x" * 70_000}, 400, "invalid_value", "purpose"),
+        (
+            "a",
+            b"x",
+            {"expires_after": '{"seconds": 3600}'},
+            400,
+            "unknown_parameter",
+            "expires_after",
+        ),
     ],
 )
 async def test_a_bad_upload_is_refused_and_leaves_nothing(
@@ -250,6 +258,8 @@ async def test_a_body_cut_off_leaves_nothing(settings: BatchSettings) -> None:
         ({"priority": 0}, "invalid_value", "priority"),
         ({"priority": "high"}, "invalid_value", "priority"),
         ({"webhook": "x"}, "unknown_parameter", "webhook"),
+        ({"model": "fake"}, "unknown_parameter", "model"),
+        ({"metadata": {"k": None}}, "invalid_value", "metadata.k"),
         ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "invalid_value", None),
     ],
 )
@@ -287,6 +297,12 @@ async def test_bad_ids_limits_and_keys_are_named(settings: BatchSettings) -> Non
         check(await http.get("/v1/files?order=up"), 400, "invalid_value", "order")
         check(await http.get("/v1/files?after=7"), 404, "not_found", "file_id")
         check(await http.get("/v1/batches?limit=101"), 400, "invalid_value", "limit")
+        check(await http.get("/v1/batches?limit=abc"), 400, "invalid_value", "limit")
+        gone = f"/v1/batches?after=batch_{'0' * 32}"
+        check(await http.get(gone), 404, "not_found", "batch_id")
+        unsaid = {"input_file_id": file_id, "endpoint": CHAT}
+        missing = await http.post("/v1/batches", json=unsaid)
+        check(missing, 400, "missing_required_parameter", "completion_window")
         long_key = {"Idempotency-Key": "k" * 256}
         body = batch_body(file_id)
         response = await http.post("/v1/batches", json=body, headers=long_key)

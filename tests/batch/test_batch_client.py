@@ -209,6 +209,37 @@ async def test_cancel_keeps_what_is_done(settings: BatchSettings) -> None:
         assert caught.value.code == "batch_not_cancellable"
 
 
+async def test_what_is_cancelled_midway_has_each_line_once(settings: BatchSettings) -> None:
+    """And a batch may be cancelled before it has lines; `metadata` may be null."""
+    model = FakeModel()
+    async with running(settings, model) as run:
+        first = [line(f"first-{n}", f"fail:400:9:{n}") for n in range(3)]
+        more = [line(f"more-{n}", f"more {n}") for n in range(300)]
+        batch = await run.submit(jsonl([*first, *more]), metadata=None)
+        await eventually(lambda: len(model.seen) >= 100)
+        model.open.clear()
+        await run.client.batches.cancel(batch.id)
+        await run.client.batches.cancel(batch.id)  # the first answer may have been lost
+        batch = await run.until(batch.id, "cancelled", "completed")
+        output = await run.lines_of(batch.output_file_id)
+        errors = await run.lines_of(batch.error_file_id)
+        assert not output.keys() & errors.keys()
+        assert output.keys() | errors.keys() == {each["custom_id"] for each in [*first, *more]}
+        counts = batch.request_counts
+        unrun = [each for each in errors.values() if each["error"] is not None]
+        assert (counts.completed, counts.failed) == (len(output), len(errors) - len(unrun))
+        assert counts.completed + counts.failed + len(unrun) == counts.total
+        model.open.set()
+
+        await run.service.stop()
+        early = await run.submit(numbered(1))
+        assert early.status == "validating"
+        assert (await run.client.batches.cancel(early.id)).status == "cancelling"
+    async with running(settings) as run:
+        early = await run.until(early.id, "cancelled")
+        assert (early.output_file_id, early.error_file_id) == (None, None)
+
+
 async def test_expiry_keeps_the_partial_output(settings: BatchSettings, clock: FakeClock) -> None:
     model = FakeModel()
     async with running(settings, model, clock) as run:

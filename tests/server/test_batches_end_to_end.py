@@ -145,6 +145,89 @@ def test_a_line_that_asks_too_much_fails_alone(client: openai.OpenAI) -> None:
         assert row["response"]["body"]["error"]["message"]
 
 
+USER = {"role": "user", "content": "Say hello."}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+
+
+def shaped(**schema: Any) -> dict[str, Any]:
+    form = {"name": "x", "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": form}}
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "developer": {"messages": [{"role": "developer", "content": "Be short."}, USER]},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]},
+    "prefilled": {
+        "messages": [USER, {"role": "assistant", "content": "Good"}],
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+    },
+    "several": {"n": 2, "temperature": 1.0, "seed": 7},
+    "logprobs": {"logprobs": True, "top_logprobs": 2},
+    "stops": {"stop": ["\n", "."], "min_tokens": 1},
+    "nulls": {"seed": None, "stop": None, "user": None, "max_completion_tokens": None},
+    "extras": {"store": True, "metadata": {"a": "b"}, "user": "u", "reasoning_effort": "low"},
+    "classes": {"priority": -100, "service_tier": "priority"},
+    "floats": {"max_tokens": 4.0, "n": 1.0},
+    'quoted "\t\u2028😀': {},
+    "regex": {"structured_outputs": {"regex": "[0-9]{4}"}},
+    "shaped": shaped(type="object", properties={"a": {"enum": [1]}}, required=["a"]),
+}
+BAD: dict[str, dict[str, Any]] = {
+    "image": {"messages": [{"role": "user", "content": [IMAGE]}]},
+    "tools": {"tools": [TOOL], "tool_choice": "auto"},
+    "token of no vocabulary": {"logit_bias": {"999999": 5}},
+    "temperature": {"temperature": 9.5},
+    "no regex": {"structured_outputs": {"regex": "([a-z"}},
+    "no type": shaped(type="strnig"),
+    "no reference": shaped(type="object", properties={"a": {"$ref": "#/$defs/nowhere"}}),
+    "two kinds": {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+}
+
+
+def test_whatever_a_line_asks_it_has_one_result(client: openai.OpenAI) -> None:
+    """An answer, or what the model cannot do: no line is tried again and again, none takes another
+    along, and none leaves its class."""
+    lines = [line(each, **body) for each, body in (GOOD | BAD).items()]
+    batch = until(client, submit(client, lines).id, "completed", "failed")
+    assert batch.status == "completed", batch.errors
+    for file_id, names in ((batch.output_file_id, GOOD), (batch.error_file_id, BAD)):
+        rows = [json.loads(text) for text in client.files.content(file_id).text.splitlines()]
+        assert sorted(row["custom_id"] for row in rows) == sorted(names)
+        for row in rows:
+            answer = row["response"]
+            if names is GOOD:
+                assert answer["body"]["service_tier"] == "flex"
+            else:
+                assert (answer["status_code"], row["error"]) == (400, None), row
+                assert answer["body"]["error"]["message"]
+
+
+def test_what_a_score_is_made_from_is_whole(client: openai.OpenAI) -> None:
+    """As lm-eval asks for it: the log probability of each token of the prompt, in a long prompt and
+    beside others."""
+    body = {"model": MODEL, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+    lengths = (50, 300, 700)
+    lines = [
+        {
+            "custom_id": str(length),
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": body | {"prompt": [100 + n % 997 for n in range(length)]},
+        }
+        for length in lengths
+    ]
+    batch = until(client, submit(client, lines, "/v1/completions").id, "completed", "failed")
+    output = client.files.content(batch.output_file_id).iter_lines()
+    rows = {row["custom_id"]: row["response"]["body"] for row in map(json.loads, output)}
+    for length in lengths:
+        (choice,) = rows[str(length)]["choices"]
+        found = choice["logprobs"]["token_logprobs"]
+        assert len(found) == length + 1
+        assert [n for n, each in enumerate(found) if each is None] == [0]
+
+
 def test_a_cancelled_batch_leaves_the_engine_idle(client: openai.OpenAI, server: Any) -> None:
     """Its lines would run for minutes: what frees the engine is the cancellation."""
     eventually(lambda: server.metric("conserve:running_requests") == 0)
