@@ -4,18 +4,21 @@ again goes on when they are back, and says so once."""
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 
-from conserve.batch.schema import day_usage, ended
+from conserve.batch.schema import batches, day_usage, ended, lines, results, workers
+from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.usage_store import Counts
 from conserve.server.batches import metrics
 from conserve.server.usage.bill import Bill
-from tests.batch.batch_fakes import FakeClock, eventually
+from tests.batch.batch_fakes import FakeClock, FakeModel, eventually, running
+from tests.batch.builders import numbered
 
 pytestmark = pytest.mark.anyio
 
@@ -106,6 +109,40 @@ async def test_a_task_that_has_died_keeps_nobody_from_leaving(
         await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize("table", [lines.name, results.name, batches.name, workers.name])
+async def test_lines_wait_for_tables_that_are_away(
+    tmp_path: Path,
+    database_url: str,
+    table: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whichever is away: no try of a line counts, and nothing is said again and again."""
+    monkeypatch.setattr("conserve.batch.dispatcher.STORE_RETRY_S", 0.01)
+    settings = BatchSettings(
+        data_dir=tmp_path, database_url=database_url, poll_s=0.01, max_attempts=1
+    )
+    model = FakeModel()
+    model.open.clear()
+    async with running(settings, model) as run:
+        batch = await run.submit(numbered(40))
+        await eventually(lambda: model.running > 0)
+        records = counted(run.service.stores.leases, "record", monkeypatch)
+        turns = counted(run.service.stores.leases, "suspected", monkeypatch)
+        await rename(run.service.stores, table, AWAY)
+        model.open.set()
+        tries = turns if table == workers.name else records
+        await eventually(lambda: len(tries) > 5)
+        await rename(run.service.stores, AWAY, table)
+        batch = await run.until(batch.id, "completed")
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (40, 0)
+    assert set(model.seen.values()) == {1}
+    said = [record.getMessage() for record in caplog.records if record.levelname != "INFO"]
+    assert all("does not answer" in each for each in said)
+    for what in ("feeding pauses", "results wait"):
+        assert sum(each.startswith(what) for each in said) <= 1
+
+
 async def test_metrics_go_on(
     stores: Stores,
     clock: FakeClock,
@@ -133,5 +170,4 @@ async def test_metrics_go_on(
             await connection.execute(ended.delete().where(ended.c.status == "failed"))
             await connection.execute(ended.insert().values(row))
         await eventually(lambda: failed() == 7)
-    if not stores.database.is_sqlite:  # which has no word of its own for it
-        assert caplog.text.count("the figures of batches stay as they were") == 1
+    assert caplog.text.count("the figures of batches stay as they were") == 1

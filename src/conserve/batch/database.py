@@ -35,6 +35,8 @@ LOCK_TIMEOUT_S = 60
 # Any constant serves: it only has to be the same in every server that migrates.
 MIGRATION_LOCK = 0x636F6E73
 CALLERS_FAULT = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError)
+BEING_RESTORED = ("42P01", "3F000", "42501")
+"""PostgreSQL's words for a table, a schema or a privilege that is not there: it will be."""
 
 
 class Database:
@@ -133,7 +135,9 @@ def _upgrade(connection: Connection) -> None:
 async def _named_errors() -> AsyncIterator[None]:
     try:
         yield
-    except CALLERS_FAULT:
+    except CALLERS_FAULT as error:
+        if getattr(error.orig, "sqlstate", None) in BEING_RESTORED:
+            raise StoreUnavailableError("The batch database does not answer; try again.") from error
         raise
     except (exc.DBAPIError, exc.TimeoutError, sqlite3.Error, OSError) as error:
         raise StoreUnavailableError("The batch database does not answer; try again.") from error

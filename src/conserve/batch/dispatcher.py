@@ -13,6 +13,7 @@ from conserve.batch.event import wait_for_event
 from conserve.batch.executor import Executor, Reply
 from conserve.batch.harvest_meter import HarvestMeter
 from conserve.batch.in_flight import InFlightWindow, retry_delay_s
+from conserve.batch.outage import Outage
 from conserve.batch.outcome import (
     OVERLOAD,
     Outcome,
@@ -74,7 +75,7 @@ class Dispatcher:
         self._finished: list[Outcome] = []
         self._any_finished = asyncio.Event()
         self._closing = False
-        self._unsure = False
+        self._is_unsure = False
 
     async def run(self, stopping: asyncio.Event, wake: asyncio.Event) -> None:
         """Feed until `stopping`, then wait up to `drain_s` for what is in flight.
@@ -82,18 +83,13 @@ class Dispatcher:
         Lines cut off at the end stay leased: the worker gives them back as it retires.
         Raises LeaseLostError when the worker was taken for dead.
         """
+        outage = Outage(logger, "feeding pauses")
         async with asyncio.TaskGroup() as group:
             group.create_task(self._store(wake))
             while not stopping.is_set():
                 wake.clear()
-                try:
-                    await self._reconcile()
-                    await self._revoke_closed()
-                    await self._feed(group)
-                except StoreUnavailableError as error:
-                    if not self._unsure:
-                        logger.warning("feeding pauses: %s", error.for_log)
-                    self._unsure = True
+                with outage.survived((StoreUnavailableError,)):
+                    await self._turn(group)
                 await wait_for_event(wake, self._settings.poll_s)
             await self._drain()
 
@@ -108,11 +104,14 @@ class Dispatcher:
         self._closing = True
         self._any_finished.set()
 
-    async def _reconcile(self) -> None:
-        """After an outage: a claim may have been committed though its answer was lost."""
-        if self._unsure:
+    async def _turn(self, group: asyncio.TaskGroup) -> None:
+        """Feed once. After an outage a claim may have been committed though its answer was lost."""
+        is_unsure, self._is_unsure = self._is_unsure, True
+        if is_unsure:
             await self._leases.give_back_others(self._worker_id, self._in_flight)
-            self._unsure = False
+        await self._revoke_closed()
+        await self._feed(group)
+        self._is_unsure = False
 
     async def _revoke_closed(self) -> None:
         """Stop lines of batches that are cancelled or out of time."""
@@ -267,14 +266,15 @@ class Dispatcher:
 
     async def _store(self, wake: asyncio.Event) -> None:
         """Store results in groups: those that come while one group is written form the next."""
+        outage = Outage(logger, "results wait for the database")
         while self._finished or not self._closing:
             await self._any_finished.wait()
             self._any_finished.clear()
             group, self._finished = self._finished, []
-            try:
+            stored = None
+            with outage.survived((StoreUnavailableError,)):
                 stored = await self._record(group)
-            except StoreUnavailableError as error:
-                logger.warning("%d results wait for the database: %s", len(group), error.for_log)
+            if stored is None:
                 if self._closing:
                     return  # their lines run again
                 self._finished = group + self._finished

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -167,8 +167,7 @@ async def batch_metrics(
 
     async def look() -> None:
         while True:
-            # The batch service says that the store is away.
-            with outage.survived(), suppress(StoreUnavailableError):
+            with outage.survived():
                 await stores.prepare()
                 metrics.set(await overview(stores, clock(), await _names(models)))
             await asyncio.sleep(every_s)
