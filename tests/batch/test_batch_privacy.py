@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from conserve.batch.contents import FileContents
+from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.settings import BatchSettings
+from conserve.batch.stores import Stores
 from tests.batch.batch_fakes import running
 from tests.batch.builders import jsonl, line
 
@@ -39,6 +44,20 @@ async def test_all_that_a_batch_leaves_is_private(settings: BatchSettings) -> No
         names = {path.name for path in settings.data_dir.rglob("*")}
         assert {batch.input_file_id, "batches.db", "batches.db-wal", "staging", "workers"} <= names
         assert open_to_others(settings.data_dir) == []
+
+
+async def test_no_error_of_the_database_says_what_people_sent(
+    stores: Stores,
+) -> None:
+    """It is logged, and an owner is told of it where a batch fails."""
+    row = {"tenant": "t", "served": 1.0, "secret": "private words"}
+    statement = text("INSERT INTO shares (tenant, served) VALUES (:tenant, :secret, :served)")
+    with pytest.raises((StoreUnavailableError, DBAPIError)) as failed:
+        async with stores.database.write() as connection:
+            await connection.execute(statement, row)
+    told = "".join(traceback.format_exception(failed.value))
+    assert "INSERT INTO shares" in told
+    assert "private words" not in told
 
 
 async def test_what_an_earlier_server_left_open_is_closed(settings: BatchSettings) -> None:

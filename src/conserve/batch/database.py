@@ -43,7 +43,7 @@ class Database:
     """Raises StoreUnavailableError wherever the database does not answer; never blocks for ever.
 
     A transaction does database work only: a file error raised inside one would be taken for the
-    database's.
+    database's. What people sent is in no error: errors are logged.
     """
 
     def __init__(self, url: str) -> None:
@@ -168,6 +168,7 @@ def _postgres_engine(url: str, statement_timeout_s: float) -> AsyncEngine:
     """
     engine = create_async_engine(
         url,
+        hide_parameters=True,
         isolation_level="READ COMMITTED",
         pool_use_lifo=True,
         pool_timeout=BUSY_TIMEOUT_S,
@@ -196,7 +197,10 @@ def _postgres_engine(url: str, statement_timeout_s: float) -> AsyncEngine:
 def _sqlite_engine(url: str, threads: WeakSet[Thread]) -> AsyncEngine:
     """`threads` is where the connections' are put: aiosqlite has one for each."""
     engine = create_async_engine(
-        url, pool_timeout=BUSY_TIMEOUT_S, connect_args={"timeout": BUSY_TIMEOUT_S}
+        url,
+        hide_parameters=True,
+        pool_timeout=BUSY_TIMEOUT_S,
+        connect_args={"timeout": BUSY_TIMEOUT_S},
     )
 
     def open_one(*arguments: Any, **options: Any) -> aiosqlite.Connection:
