@@ -131,6 +131,15 @@ def test_a_server_that_has_started_may_log_errors_for_ever(
     assert first_fault(place) == ("ValueError", "of request 0")
 
 
+def test_a_process_that_outlives_who_asked_says_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an engine does whose start was ended: logging would print a traceback of its own."""
+    monkeypatch.setenv(PLACE, str(tmp_path / "gone" / "faults"))
+    log(ValueError("of a worker that was ended, too"))
+    assert "gone" not in capsys.readouterr().err
+
+
 def test_a_fault_of_a_process_that_was_killed_while_it_wrote_is_passed_over(tmp_path: Path) -> None:
     place = tmp_path / "faults"
     place.write_text('["MemoryError", "of the wor')
@@ -140,31 +149,39 @@ def test_a_fault_of_a_process_that_was_killed_while_it_wrote_is_passed_over(tmp_
 
 
 STARTING = """
-import multiprocessing, signal, sys, time
-from conserve.server.start.interrupts import quiet
+import contextlib, multiprocessing, signal, sys, time
+from conserve.server.start.interrupts import ours_until, quiet
 
 def child():
     print("child", flush=True)
     time.sleep(600)
 
 if __name__ == "__main__":
-    with quiet():
-        if {vllms}:
-            def stop(*_):
-                raise KeyboardInterrupt("terminated")
+    with quiet(), ours_until(lambda: False):
+        def stop(*_):
+            raise KeyboardInterrupt("terminated")
+        def leave(signum, frame):
+            raise SystemExit
+        if {vllms} == 1:
             signal.signal(signal.SIGTERM, stop)
+        if {vllms} == 2:
+            signal.signal(signal.SIGTERM, leave)
+            signal.signal(signal.SIGINT, leave)
         multiprocessing.get_context("spawn").Process(target=child).start()
         print("parent", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):  # as vLLM, while it waits for its engine
+            time.sleep(600)
         time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("vllms", [False, True])
+@pytest.mark.parametrize("vllms", [0, 1, 2])
 def test_a_signal_while_it_starts_ends_all_of_it_without_a_traceback(
-    tmp_path: Path, number: signal.Signals, *, vllms: bool
+    tmp_path: Path, number: signal.Signals, vllms: int
 ) -> None:
-    """`vllms`: vLLM has put its own handler of SIGTERM in the place of ours."""
+    """`vllms`: vLLM has put its own handlers in the place of ours, of SIGTERM where it starts one
+    API server (1), of both where it starts several (2)."""
     script = tmp_path / "starting.py"
     script.write_text(STARTING.format(vllms=vllms))
     process = subprocess.Popen(
@@ -180,9 +197,41 @@ def test_a_signal_while_it_starts_ends_all_of_it_without_a_traceback(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, said = process.communicate()  # to the end of the child, too, which has the same pipes
+    _, said = process.communicate(
+        timeout=60
+    )  # to the end of the child, too, which has the same pipes
     assert said == f"conserve serve: ended by {number.name}.\n"
     assert process.returncode == 128 + number
+
+
+STARTED = """
+import os, signal
+from conserve.server.start.interrupts import ours_until, quiet
+
+is_over = False
+with quiet(), ours_until(lambda: is_over):
+    signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"vLLM ends "))
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"a fork ends "))
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(0)
+    os.wait()
+    is_over = True
+    signal.raise_signal(signal.SIGTERM)
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"others end"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_who_has_started_ends_as_vllm_does_and_so_does_a_process_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (
+        "a fork ends vLLM ends others end",
+        "",
+        0,
+    )
 
 
 IMPORTING = """

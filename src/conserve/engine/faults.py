@@ -31,6 +31,8 @@ class FaultWriter(logging.Handler):
         try:
             with self._place.open("a") as file:
                 file.write(json.dumps([type(error).__name__, str(error)]) + "\n")
+        except FileNotFoundError:
+            return  # its folder went with who asked
         except OSError:
             self.handleError(record)
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -20,9 +20,12 @@ from typing import Any
 GRACE_S = 5.0
 """What processes get to end before they are killed."""
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
-class _Ended(KeyboardInterrupt):
-    """A signal has come. At KeyboardInterrupt vLLM lets go of what it has, and goes on to raise."""
+
+class _Ended(BaseException):
+    """A signal has come. On its way vLLM lets go of what it has. It is no KeyboardInterrupt: these
+    vLLM swallows in places, and goes on to start."""
 
 
 @contextmanager
@@ -41,17 +44,37 @@ def quiet() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
         yield
         return
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, end) for number in NUMBERS}
     try:
         with _unheard_by_children():
             yield
-    except KeyboardInterrupt as error:
-        # vLLM has a handler of its own for SIGTERM, while it waits for its engine.
-        number = signal.SIGTERM if str(error) == "terminated" else came[0]
-        _leave(number)
+    except (KeyboardInterrupt, _Ended):
+        _leave(came[0])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ours_until(is_over: Callable[[], bool]) -> Iterator[None]:
+    """Inside of `quiet`: whatever handlers vLLM puts in the place of ours, until the start is over
+    ours count. Its own raise a KeyboardInterrupt, which it swallows while it waits for its engine,
+    or leave as after a whole life."""
+    put, home = signal.signal, os.getpid()
+    ours: dict[int, Any] = {number: signal.getsignal(number) for number in NUMBERS}
+
+    def put_behind(number: int, handler: Any) -> Any:
+        first = ours.get(number)
+        # A process that is forked has a life of its own.
+        if not callable(first) or not callable(handler) or os.getpid() != home:
+            return put(number, handler)
+        return put(number, lambda *came: (handler if is_over() else first)(*came))
+
+    signal.signal = put_behind  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = put
 
 
 @contextmanager
@@ -75,7 +98,7 @@ def _unheard_by_children() -> Iterator[None]:
 
 def _leave(number: signal.Signals) -> None:
     """Without the interpreter's own way out, in which vLLM's threads would be missed."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in NUMBERS:
         signal.signal(each, signal.SIG_IGN)
     children = multiprocessing.active_children()
     for child in children:

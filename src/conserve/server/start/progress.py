@@ -28,6 +28,8 @@ class Progress:
         self._num_said = 0
         self._last, self._ready, self._is_open = "", "", _never
         self._lock = threading.Lock()
+        self.is_over = False
+        """Whether the server was seen to be ready."""
 
     def ends(self, phase: str, text: str, is_open: Callable[[], bool]) -> None:
         """The start is over when `phase` has begun and `is_open` says so; `text` tells it."""
@@ -49,6 +51,7 @@ class Progress:
                     self._line.phase(at_s - self._began_s, phase)
             self._num_said = len(told)
             over = any(phase == self._last for phase, _ in told) and self._is_open()
+            self.is_over = self.is_over or over
             if over:
                 self._line.over(now_s - self._began_s, self._ready)
             elif told:

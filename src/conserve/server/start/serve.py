@@ -20,6 +20,7 @@ from conserve.server.start import (
     cpu,
     engine,
     flags,
+    interrupts,
     middleware,
     model,
     no_start,
@@ -58,7 +59,8 @@ def serve(arguments: Sequence[str]) -> None:
             announce(door.version(), ready.lines, as_json=ready.as_json)
         start.ends(*end_of(ready.args))
         phases.begin(phases.ENGINE)
-        with no_start.explained(on_cpu=door.on_cpu()):
+        on_cpu = door.on_cpu()
+        with no_start.explained(on_cpu=on_cpu), interrupts.ours_until(lambda: start.is_over):
             door.run(ready.args)
 
 
