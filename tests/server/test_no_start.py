@@ -204,6 +204,24 @@ def test_a_signal_while_it_starts_ends_all_of_it_without_a_traceback(
     assert process.returncode == 128 + number
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_where_nobody_reads_any_more(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """As where the log's collector has ended first."""
+    script = tmp_path / "starting.py"
+    script.write_text(STARTING.format(vllms=1))
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, str(script)], stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert {process.stdout.readline() for _ in range(2)} == {b"parent\n", b"child\n"}
+        process.stdout.close()
+        process.stderr.close()
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+
+
 STARTED = """
 import os, signal
 from conserve.server.start.interrupts import ours_until, quiet

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
@@ -107,7 +107,8 @@ def _leave(number: signal.Signals) -> None:
         child.join(GRACE_S)
         if child.is_alive():
             child.kill()
-    sys.stderr.write(f"conserve serve: ended by {number.name}.\n")
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # whoever read it may have ended before
+        sys.stderr.write(f"conserve serve: ended by {number.name}.\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
     os._exit(128 + number)
