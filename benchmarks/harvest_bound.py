@@ -28,7 +28,6 @@ from conserve.sim.cost import profiled_model
 from conserve.sim.profiles import load_profile
 from conserve.sim.run import simulate
 from conserve.sim.step import Step
-from conserve.sim.study import policy_targets, window_of
 from conserve.workload import build_workload, load_scenario
 
 ROOT = Path(__file__).parent
@@ -110,9 +109,8 @@ def main(
 
     def finished(arm: Arm, kept: list[Step]) -> list[RequestRecord]:
         """Offline requests that ended in the window."""
-        outcome = simulate(
-            workload, arm, machine, policy_targets(load), window_of(load), on_step=kept.append
-        )
+        targets = load.targets.targets()
+        outcome = simulate(workload, arm, machine, targets, load.window, on_step=kept.append)
         offline = [r for r in outcome.records if not r.online and r.finished]
         return [r for r in offline if 0 <= r.token_times_s[-1] < duration_s]
 

@@ -26,7 +26,7 @@ from conserve.sim.arms import ARMS, BOUND, ONLINE_ONLY, Arm
 from conserve.sim.harvest import Load, at_rate
 from conserve.sim.own_targets import own_targets
 from conserve.sim.profiles import load_profile
-from conserve.sim.run import Window
+from conserve.workload import Window
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "src" / "conserve" / "sim" / "planner" / "grid.json"

@@ -23,8 +23,8 @@ import typer
 from conserve.core.snapshot import Targets
 from conserve.sim.arms import ARMS
 from conserve.sim.profiles import Profile, load_profile
-from conserve.sim.run import Window, simulate
-from conserve.workload import RequestPlan, Workload
+from conserve.sim.run import simulate
+from conserve.workload import RequestPlan, Window, Workload
 
 TARGETS = Targets(ttft_s=1.0, tbt_s=0.1)
 OUT = Path(__file__).parent / "results" / "sim-speed.json"

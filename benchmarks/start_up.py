@@ -34,7 +34,7 @@ from conserve.bench.machine import (
 )
 from conserve.bench.ports import free_port
 from conserve.bench.server import Server
-from conserve.metrics import Targets
+from conserve.core.snapshot import Targets
 from conserve.metrics.processors import read_cpu_times, taken
 from conserve.server.start.default_model import NAME, default_model
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 
 from measured import Folder, simulated
 
-from conserve.bench.store import ResultFolder, points_of
+from conserve.bench.store import ResultFolder
 from conserve.metrics import RunSummary, summarise
 from conserve.sim.arms import arm_named
 from conserve.sim.profiles import Profile
 from conserve.sim.run import simulate
-from conserve.sim.study import policy_targets, window_of
 from conserve.sim.validation import RealRun, compare, markdown
 from conserve.workload import Scenario, build_workload
 
@@ -27,8 +26,7 @@ def load_rows(folder: Folder) -> Iterator[tuple[str, str, str, str, str]]:
         return
     scenario = results.description().parsed_scenario()
     profile = folder.profile or simulated(folder)
-    for point in points_of(scenario):
-        at, name = scenario.at(point), point.name if point else "all"
+    for name, at in scenario.places().items():
         runs = [run for run in results.runs() if run.key.point == name]
         targets = at.targets.targets()
         real = {r.key.arm: summarise(r.records, at.duration_s, targets) for r in runs}
@@ -39,12 +37,12 @@ def load_rows(folder: Folder) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _simulated(scenario: Scenario, arm: str, profile: Profile) -> RunSummary:
-    seed = scenario.seeds[0]
+    seed, targets = scenario.seeds[0], scenario.targets.targets()
     outcome = simulate(
-        build_workload(scenario, seed, {}), arm_named(arm), profile, policy_targets(scenario),
-        window_of(scenario), seed=seed, async_scheduling=True,
+        build_workload(scenario, seed, {}), arm_named(arm), profile, targets, scenario.window,
+        seed=seed, async_scheduling=True,
     )  # fmt: skip
-    return summarise(outcome.records, scenario.duration_s, scenario.targets.targets())
+    return summarise(outcome.records, scenario.duration_s, targets)
 
 
 def _rows(

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from conserve.bench.client import Body, Load, LoadClient, Window
+from conserve.bench.client import Body, Load, LoadClient
 from conserve.metrics import CUT_OFF, RequestRecord, percentile
-from conserve.workload import RequestPlan, Workload
+from conserve.workload import RequestPlan, Window, Workload
 from tests.bench import token_server
 
 WINDOW = Window(lead_in_s=5.0, duration_s=20.0, drain_s=10.0)

@@ -17,7 +17,7 @@ from conserve.bench.commands import server_command
 from conserve.bench.prompts import Vocabulary
 from conserve.bench.selection import SCENARIOS, chosen, trace_paths
 from conserve.cli.main import app
-from conserve.metrics import Targets
+from conserve.core.snapshot import Targets
 from conserve.workload import RequestPlan, ScenarioError
 
 ROOT = Path(__file__).parents[2]

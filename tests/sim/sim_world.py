@@ -17,10 +17,10 @@ from conserve.sim.engine import Engine
 from conserve.sim.places import Places
 from conserve.sim.profiles import Profile
 from conserve.sim.request import Phase, SimRequest
-from conserve.sim.run import Outcome, Window, simulate
+from conserve.sim.run import Outcome, simulate
 from conserve.sim.schedulers import ConserveScheduler
 from conserve.sim.step import Step
-from conserve.workload import RequestPlan, Workload
+from conserve.workload import RequestPlan, Window, Workload
 
 COST = LatencyModel(0.004, 4e-5, 1e-9, 1e-5, 1e-7, knee=64, margin=0.02)
 MACHINE = Machine(

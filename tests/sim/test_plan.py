@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from conserve.cli.main import app
 from conserve.sim import harvest, planning
 from conserve.sim.planning import load_plan, service_rates
-from conserve.sim.run import Window
+from conserve.workload import Window
 
 PLAN = """
 profile = "MACHINE"

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from conserve.cli.main import app
 from conserve.core.settings import CHAT_SLOWDOWN
 from conserve.sim.planner.one_file import load_grid, one_file
-from conserve.sim.run import Window
+from conserve.workload import Window
 from tests.sim.planner_world import grid
 
 ROOT = Path(__file__).parents[2]

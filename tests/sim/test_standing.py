@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from conserve.core.settings import PolicySettings
-from conserve.metrics import RunSummary, Targets, summarise
+from conserve.metrics import RunSummary, summarise
 from conserve.sim.arms import ARMS, Arm
 from conserve.sim.profiles import Profile
 from conserve.sim.run import Outcome, simulate
@@ -55,8 +55,7 @@ def played(load: str, arm: str, setting: str = "greedy") -> tuple[Outcome, RunSu
         named = Arm(arm, named.shows, offline=named.offline, settings=SETTINGS[setting])
     profile = Profile("test", "made up", ROOMY, COST)
     outcome = simulate(work(load), named, profile, TARGETS, WINDOW, seed=1)
-    targets = Targets(TARGETS.ttft_s, TARGETS.tbt_s)
-    return outcome, summarise(outcome.records, WINDOW.duration_s, targets)
+    return outcome, summarise(outcome.records, WINDOW.duration_s, TARGETS)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

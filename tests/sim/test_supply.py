@@ -13,10 +13,9 @@ from conserve.cli.main import app
 from conserve.sim import harvest
 from conserve.sim.arms import ARMS
 from conserve.sim.profiles import Profile
-from conserve.sim.run import Window
 from conserve.sim.study import Study
 from conserve.sim.supply import ran_out
-from conserve.workload import parse
+from conserve.workload import Window, parse
 from conserve.workload.scenario import Scenario
 from tests.sim.sim_world import COST, MACHINE, TARGETS
 

@@ -29,7 +29,7 @@ COMMAND = (
     WITHOUT
     + """
 import conserve.sim.harvest
-from conserve.sim.run import Window
+from conserve.workload import Window
 conserve.sim.harvest.WINDOW = Window(lead_in_s=1, duration_s=5, drain_s=5)
 from conserve.cli.main import main
 main()

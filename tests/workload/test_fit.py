@@ -29,8 +29,7 @@ def offered(workload: Workload, duration_s: float) -> float:
 @pytest.mark.parametrize("file", FOR_SERVERS, ids=lambda file: file.stem)
 def test_every_scenario_of_ours_is_good_at_every_scale(file: Path, scale: float) -> None:
     fitted = load_scenario(file).at_scale(scale)
-    for point in fitted.points or (None,):
-        at = fitted.at(point)
+    for at in fitted.places().values():
         assert Scenario.model_validate(at.model_dump(mode="json")) == at
         if not at.trace_names():
             assert build_workload(at, 1, {}).offline

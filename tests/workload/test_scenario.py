@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from conserve.bench.selection import SCENARIOS
-from conserve.workload import Scenario, ScenarioError, load_scenario, parse
+from conserve.workload import WHOLE, Scenario, ScenarioError, load_scenario, parse
 
 FIXED = {"kind": "fixed", "tokens": 10}
 LENGTHS = {"kind": "independent", "prompt": FIXED, "output": FIXED}
@@ -103,11 +103,11 @@ def swept(**values: Any) -> Scenario:
 
 def test_a_point_changes_what_it_sets_and_nothing_else() -> None:
     scenario = swept(**{"online.arrivals.num_requests": 12})
-    point = scenario.at(scenario.points[0])
+    (point,) = scenario.places().values()
     changed = {**BURSTS, "num_requests": 12}
     expected = parse(table(online={"arrivals": changed, "lengths": LENGTHS}), "expected")
     assert point == expected
-    assert scenario.at(None) is scenario
+    assert point.places() == {WHOLE: point}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from conserve.bench.stream import STREAMED, Transcript, messages, receive, refusal
 from conserve.metrics import CUT_OFF, RequestRecord
-from conserve.workload import RequestPlan, Workload
+from conserve.workload import RequestPlan, Window, Workload
 
 Body = Callable[[RequestPlan], dict[str, Any]]
 """The JSON body of a request; what the client adds is how it is streamed and, to the prompt of a
@@ -40,15 +40,6 @@ COUNTERS = (
     "vllm:generation_tokens",
     "vllm:prefix_cache",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A run's spans in seconds; its clock is 0 at the end of the lead-in."""
-
-    lead_in_s: float
-    duration_s: float
-    drain_s: float
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conserve.bench.arms import Arm
-from conserve.metrics import Targets
+from conserve.core.snapshot import Targets
 
 
 def server_command(

@@ -18,10 +18,10 @@ import httpx
 
 from conserve.batch.connection import async_client_for
 from conserve.bench.batch_load import BatchLoad
-from conserve.bench.client import Body, Load, LoadClient, Window
+from conserve.bench.client import Body, Load, LoadClient
 from conserve.bench.prompts import body_of
 from conserve.metrics import write_records
-from conserve.workload import RequestPlan, Workload, build_workload, parse
+from conserve.workload import RequestPlan, Window, Workload, build_workload, parse
 
 WARM_UP_SEED = 2**31 - 1
 WARM_UP_REQUESTS = 6

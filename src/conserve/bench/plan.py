@@ -18,8 +18,8 @@ from conserve.bench.prompts import body_of
 from conserve.bench.scale import Speed, scale_of
 from conserve.bench.server import Server
 from conserve.bench.speed import measure
-from conserve.bench.store import ResultFolder, points_of
-from conserve.workload import Scenario, build_workload
+from conserve.bench.store import ResultFolder
+from conserve.workload import WHOLE, Scenario, build_workload
 
 Say = Callable[[str], None]
 
@@ -74,10 +74,10 @@ def trace_scales(plan: Plan) -> list[str]:
     """What each trace is multiplied by. Builds every workload once: a bad trace is found before
     a server is started."""
     scales: dict[str, None] = {}
-    for point in points_of(plan.scenario):
-        for seed in plan.scenario.seeds:
-            workload = build_workload(plan.scenario.at(point), seed, plan.traces)
-            prefix = f"{point.name}: " if point else ""
+    for point, scenario in plan.scenario.places().items():
+        prefix = "" if point == WHOLE else f"{point}: "
+        for seed in scenario.seeds:
+            workload = build_workload(scenario, seed, plan.traces)
             scales.update(dict.fromkeys(f"{prefix}{scale}" for scale in workload.scales))
     return list(scales)
 

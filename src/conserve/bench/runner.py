@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -14,24 +13,14 @@ from pathlib import Path
 from conserve.bench import load, machine
 from conserve.bench.arms import Arm, arm_named
 from conserve.bench.commands import server_command
-from conserve.bench.plan import Plan, trace_scales
+from conserve.bench.plan import Plan, Say, trace_scales
 from conserve.bench.ports import free_port
 from conserve.bench.report.figures import values_of
 from conserve.bench.server import Server, ServerDiedError
-from conserve.bench.store import (
-    WHOLE,
-    Description,
-    ResultError,
-    ResultFolder,
-    Run,
-    RunKey,
-    points_of,
-)
+from conserve.bench.store import Description, ResultError, ResultFolder, Run, RunKey
 from conserve.workload import Scenario
 
 POLL_S = 0.5
-
-Say = Callable[[str], None]
 
 
 class Runner:
@@ -118,15 +107,11 @@ class Runner:
     def _left(self, arms: list[Arm], seed: int) -> list[tuple[Arm, RunKey, Scenario]]:
         """What the folder does not hold yet of all points of these arms: point after point, since
         arms are compared at one point, and a run that is cut off has the first ones whole."""
-        runs = [
-            (arm, RunKey(point.name if point else WHOLE, arm.name, seed), point)
-            for point in points_of(self._plan.scenario)
-            for arm in arms
-        ]
         return [
-            (arm, key, self._plan.scenario.at(point))
-            for arm, key, point in runs
-            if not self._folder.has(key)
+            (arm, key, scenario)
+            for point, scenario in self._plan.scenario.places().items()
+            for arm in arms
+            if not self._folder.has(key := RunKey(point, arm.name, seed))
         ]
 
     def _round(self, arms: list[Arm], seed: int) -> None:

@@ -80,8 +80,8 @@ def trace_paths(scenario: Scenario, given: Sequence[str]) -> dict[str, Path]:
 
     Raises ScenarioError for a name it does not use, a missing one, or a file that is not there.
     """
-    names = [name for point in scenario.points for name in scenario.at(point).trace_names()]
-    names = list(dict.fromkeys([*scenario.trace_names(), *names]))
+    everywhere = (scenario, *scenario.places().values())
+    names = list(dict.fromkeys(name for place in everywhere for name in place.trace_names()))
     paths: dict[str, Path] = {}
     for text in given:
         name, equals, path = text.partition("=")

@@ -13,15 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 
 from conserve.bench.scale import Speed
 from conserve.metrics import RequestRecord, read_records
-from conserve.workload import Point, Scenario, parse
-
-WHOLE = "all"
-"""The point's name in a scenario without a sweep."""
+from conserve.workload import WHOLE, Scenario, parse
 
 
 class ResultError(ValueError):
@@ -135,7 +133,7 @@ class ResultFolder:
     def runs(self) -> Iterator[Run]:
         """Every finished run, in the order of points, arms and seeds."""
         scenario = self.description().parsed_scenario()
-        for key in run_keys(scenario, list(scenario.arms), list(scenario.seeds)):
+        for key in starmap(RunKey, product(scenario.places(), scenario.arms, scenario.seeds)):
             if self.has(key):
                 yield self.run(key)
 
@@ -144,20 +142,6 @@ class ResultFolder:
         counters = _read_json(self.counters_path(key))
         records = read_records(self.records_path(key))
         return Run(key, records, counters["start"], counters["end"], counters["probe_gflops"])
-
-
-def run_keys(scenario: Scenario, arms: list[str], seeds: list[int]) -> list[RunKey]:
-    return [
-        RunKey(point.name if point else WHOLE, arm, seed)
-        for point in points_of(scenario)
-        for arm in arms
-        for seed in seeds
-    ]
-
-
-def points_of(scenario: Scenario) -> list[Point | None]:
-    """The points of its sweep, or the one whole scenario."""
-    return list(scenario.points) or [None]
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -171,15 +155,3 @@ def _read_json(path: Path) -> Any:
         raise ResultError(
             f"{path}: cannot be read: {error}. Name a folder that `conserve bench run` wrote."
         ) from error
-
-
-__all__ = [
-    "WHOLE",
-    "Description",
-    "ResultError",
-    "ResultFolder",
-    "Run",
-    "RunKey",
-    "points_of",
-    "run_keys",
-]

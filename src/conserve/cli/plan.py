@@ -64,7 +64,7 @@ def plan(
         given = load_plan(file)
         machine = load_profile(given.profile)
         asked = with_targets(given, machine)
-        own = Targets(asked.targets.ttft_ms / 1000, asked.targets.tbt_ms / 1000)
+        own = asked.targets.targets()
         # All that may be wrong is found before minutes of simulation.
         others = [replace(own, tbt_s=ms / 1000) for ms in _numbers(tbt_ms, "--tbt-ms")]
         others += [replace(own, ttft_s=ms / 1000) for ms in _numbers(ttft_ms, "--ttft-ms")]

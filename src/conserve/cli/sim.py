@@ -23,8 +23,8 @@ from conserve.sim.first_token_table import first_token_table
 from conserve.sim.own_targets import describe, with_targets
 from conserve.sim.profiles import Profile, known_names, load_profile
 from conserve.sim.ratios import ratio_rows
-from conserve.sim.study import WHOLE, Cell, Study, table
-from conserve.workload import Scenario, ScenarioError, load_scenario
+from conserve.sim.study import Cell, Study, table
+from conserve.workload import WHOLE, Scenario, ScenarioError, load_scenario
 
 app = typer.Typer(
     name="sim",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from conserve.core.snapshot import Targets
+
 from .percentiles import percentile
 from .records import RequestRecord
-from .targets import Targets, goodput_rps, slo_attainment, tbt_attainment, ttft_attainment
+from .targets import goodput_rps, slo_attainment, tbt_attainment, ttft_attainment
 
 
 @dataclass(frozen=True, slots=True)

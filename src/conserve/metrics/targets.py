@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from conserve.core.snapshot import Targets
 
 from .records import RequestRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What an online user was promised, in seconds; both are above zero."""
-
-    ttft_s: float = 1.0
-    tbt_s: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name in ("ttft_s", "tbt_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
 
 
 def meets(record: RequestRecord, targets: Targets) -> bool:

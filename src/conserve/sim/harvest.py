@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from conserve.core.snapshot import Targets
 from conserve.metrics import RunSummary, summarise
-from conserve.metrics import Targets as MetricTargets
 from conserve.sim.arms import Arm
 from conserve.sim.profiles import Profile
-from conserve.sim.run import Window, simulate
+from conserve.sim.run import simulate
 from conserve.sim.supply import ran_out, with_more
-from conserve.workload import Scenario, build_workload, parse
+from conserve.workload import Scenario, Window, build_workload, parse
 
 Floats = NDArray[np.float64]
 
@@ -143,9 +142,8 @@ def at_rate(
         if not ran_out(scenario, outcome.records):
             break
         scenario = with_more(scenario)
-    asked = MetricTargets(targets.ttft_s, targets.tbt_s)
     sizes = [p.num_prompt_tokens + p.num_output_tokens for p in workload.offline]
-    summary = summarise(outcome.records, window.duration_s, asked)
+    summary = summarise(outcome.records, window.duration_s, targets)
     return summary, sum(sizes) / len(sizes)
 
 

@@ -15,19 +15,10 @@ from conserve.sim.profiles import Profile
 from conserve.sim.request import Phase, SimRequest
 from conserve.sim.schedulers import ConserveScheduler
 from conserve.sim.step import Step
-from conserve.workload import Workload
+from conserve.workload import Window, Workload
 
 UNFINISHED = "not finished when the run ended"
 """`error` of an online request without an end, as the benchmark's client has it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Spans in seconds. The clock is 0 at the end of the lead-in, which offline requests begin."""
-
-    lead_in_s: float
-    duration_s: float
-    drain_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conserve.core.snapshot import Targets
 from conserve.metrics import RequestRecord, RunSummary, median, summarise
 from conserve.metrics.first_tokens import Parts
 from conserve.sim.arms import Arm, arm_named
 from conserve.sim.counters import Counters
 from conserve.sim.profiles import Profile
-from conserve.sim.run import Window, simulate
+from conserve.sim.run import simulate
 from conserve.sim.step import Step
 from conserve.sim.supply import ran_out, with_more
-from conserve.workload import Point, Scenario, Workload, build_workload
-
-WHOLE = "all"
-"""The point's name in a scenario without a sweep, as in the benchmark's folders."""
+from conserve.workload import Scenario, Workload, build_workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +54,9 @@ class Study:
         """Every run, in the order of points, seeds and arms. Raises ScenarioError, TraceError,
         ArmError, and ValueError for a request that the machine could never finish."""
         arms = [arm_named(name) for name in self.scenario.arms]
-        points: Sequence[Point | None] = self.scenario.points or (None,)
-        for point in points:
-            scenario = self.scenario.at(point)
+        for point, scenario in self.scenario.places().items():
             for seed in scenario.seeds:
-                yield from self._beside(point.name if point else WHOLE, scenario, seed, arms)
+                yield from self._beside(point, scenario, seed, arms)
 
     def _beside(
         self, point: str, scenario: Scenario, seed: int, arms: Sequence[Arm]
@@ -80,12 +74,13 @@ class Study:
         self, point: str, scenario: Scenario, seed: int, arm: Arm, workload: Workload
     ) -> Cell:
         steps: list[Step] = []
+        targets = scenario.targets.targets()
         outcome = simulate(
             workload,
             arm,
             self.profile,
-            policy_targets(scenario),
-            window_of(scenario),
+            targets,
+            scenario.window,
             seed=seed,
             async_scheduling=self.async_scheduling,
             on_step=steps.append if self.keep_steps else None,
@@ -95,7 +90,7 @@ class Study:
             point,
             arm.name,
             seed,
-            summarise(outcome.records, scenario.duration_s, scenario.targets.targets()),
+            summarise(outcome.records, scenario.duration_s, targets),
             outcome.counters,
             outcome.records,
             [str(scale) for scale in workload.scales],
@@ -105,14 +100,6 @@ class Study:
             outcome.harvest_share,
             scenario.offline.num_requests if scenario.offline else 0,
         )
-
-
-def policy_targets(scenario: Scenario) -> Targets:
-    return Targets(scenario.targets.ttft_ms / 1000, scenario.targets.tbt_ms / 1000)
-
-
-def window_of(scenario: Scenario) -> Window:
-    return Window(scenario.lead_in_s, scenario.duration_s, scenario.drain_s)
 
 
 def median_of(cells: Sequence[Cell], name: str) -> float | None:

@@ -10,7 +10,6 @@ from conserve.metrics import RequestRecord, RunSummary, median, summarise
 from conserve.sim.arms import ARMS, arm_named
 from conserve.sim.profiles import Profile
 from conserve.sim.run import simulate
-from conserve.sim.study import WHOLE, policy_targets, window_of
 from conserve.workload import Scenario, build_workload
 
 COMPARED = {
@@ -75,18 +74,18 @@ def compare(
     Raises ScenarioError, TraceError, and ValueError where no run can be compared.
     """
     pairs: dict[tuple[str, str], list[tuple[RunSummary, RunSummary]]] = {}
-    points = {point.name: point for point in scenario.points}
+    places = scenario.places()
     for run in real:
         if run.arm not in ARMS:
             continue
-        at = scenario.at(points.get(run.point) if run.point != WHOLE else None)
+        at = places[run.point]
         targets = at.targets.targets()
         outcome = simulate(
             build_workload(at, run.seed, traces),
             arm_named(run.arm),
             profile,
-            policy_targets(at),
-            window_of(at),
+            targets,
+            at.window,
             seed=run.seed,
             async_scheduling=async_scheduling,
         )

@@ -1,19 +1,21 @@
 """Arrivals, lengths and trace readers; seeded."""
 
-from .plan import RequestPlan, Workload
+from .plan import RequestPlan, Window, Workload
 from .requests import build_workload
 from .scaling import Scale
-from .scenario import Point, Scenario, load_scenario, parse
+from .scenario import WHOLE, Point, Scenario, load_scenario, parse
 from .table import ScenarioError, unknown_name
 from .traces import TraceError
 
 __all__ = [
+    "WHOLE",
     "Point",
     "RequestPlan",
     "Scale",
     "Scenario",
     "ScenarioError",
     "TraceError",
+    "Window",
     "Workload",
     "build_workload",
     "load_scenario",

@@ -8,6 +8,16 @@ from .scaling import Scale
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """A run's spans in seconds. Its clock is 0 at the end of the lead-in, which offline requests
+    begin."""
+
+    lead_in_s: float
+    duration_s: float
+    drain_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class RequestPlan:
     """One request to send.
 

@@ -9,13 +9,17 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from conserve.metrics import Targets
+from conserve.core.snapshot import Targets
 
 from .arrivals import Arrivals, Diurnal, Replay
 from .fit import Fit
 from .lengths import Empirical, Lengths
+from .plan import Window
 from .sessions import Sessions
 from .table import ScenarioError, Table, explain
+
+WHOLE = "all"
+"""The point's name in a scenario without a sweep."""
 
 
 class TargetTable(Table):
@@ -160,9 +164,18 @@ class Scenario(Table):
                 raise ValueError(f"{name}: {twice[0]!r} is named twice")
         return self
 
-    def at(self, point: Point | None) -> Scenario:
-        """This scenario at one point of its sweep, without the sweep; itself for None."""
-        return self if point is None else parse(_put_over(self, point), f"points.{point.name}")
+    @property
+    def window(self) -> Window:
+        return Window(self.lead_in_s, self.duration_s, self.drain_s)
+
+    def at(self, point: Point) -> Scenario:
+        """This scenario at one point of its sweep, without the sweep."""
+        return parse(_put_over(self, point), f"points.{point.name}")
+
+    def places(self) -> dict[str, Scenario]:
+        """This scenario at each point of its sweep, by the point's name; itself where it has
+        none."""
+        return {point.name: self.at(point) for point in self.points} or {WHOLE: self}
 
     def at_scale(self, scale: float) -> Scenario:
         """This scenario, its sweep too, for a machine `scale` times as fast as the one it was

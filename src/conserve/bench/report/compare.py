@@ -6,7 +6,8 @@ from pathlib import Path
 
 from conserve.bench.report.figures import ArmFigures, Figures, Spread, figures_of
 from conserve.bench.report.tables import HEADLINE, Column, Table
-from conserve.bench.store import WHOLE, Description, ResultError, ResultFolder
+from conserve.bench.store import Description, ResultError, ResultFolder
+from conserve.workload import WHOLE
 
 
 def compare_folders(before: Path, after: Path, anyway: bool = False) -> str:

@@ -13,8 +13,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from conserve.bench.arms import BOUND, DEFAULT, ONLINE_ONLY, known_arm
 from conserve.bench.report.figures import RATIOS, ArmFigures, Figures, Spread, figures_of
 from conserve.bench.report.style import INK, picture
-from conserve.bench.store import WHOLE, ResultFolder
+from conserve.bench.store import ResultFolder
 from conserve.metrics import RunSummary
+from conserve.workload import WHOLE
 
 SIMULATED = "simulated"
 """A folder of this name in a result's folder holds what `conserve sim run --out` gave of the same

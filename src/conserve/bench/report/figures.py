@@ -14,7 +14,8 @@ from conserve.bench.report.first_tokens import part_figures
 from conserve.bench.report.kv_copies import figures_of_copies
 from conserve.bench.report.stops import stop_figures
 from conserve.bench.store import ResultFolder, Run
-from conserve.metrics import RunSummary, Targets, median, summarise
+from conserve.core.snapshot import Targets
+from conserve.metrics import RunSummary, median, summarise
 
 PREFIX_HITS = "prefix_cache_hit_ratio"
 HITS = "online_hit_ratio"

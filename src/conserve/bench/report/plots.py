@@ -19,7 +19,8 @@ from conserve.bench.arms import known_arm
 from conserve.bench.report.figures import Figures
 from conserve.bench.report.style import INK, colours, picture
 from conserve.bench.store import Run
-from conserve.metrics import RequestRecord, Targets, percentile
+from conserve.core.snapshot import Targets
+from conserve.metrics import RequestRecord, percentile
 from conserve.workload import Point
 
 Numbers = npt.NDArray[np.float64]

@@ -32,8 +32,8 @@ from conserve.bench.report.tables import (
     ratio_table,
     table,
 )
-from conserve.bench.store import WHOLE, Description, ResultFolder, Run, RunKey
-from conserve.workload import Scenario
+from conserve.bench.store import Description, ResultFolder, Run, RunKey
+from conserve.workload import WHOLE, Scenario
 
 DRIFT = 1.1
 """A machine whose speed varies by more than this between runs is reported."""
