@@ -7,15 +7,15 @@ Works in `conserve serve` and, by name, under plain vLLM:
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.responses import JSONResponse
 
-from conserve.server.asgi import App, Receive, Scope, Send
+from conserve.server.asgi import App, Receive, Scope, Send, path_of
 from conserve.server.door import engine_gone
 from conserve.server.lifespan import LifespanMiddleware
 from conserve.server.shutdown import after_shutdown, before_shutdown
@@ -50,7 +50,7 @@ class DrainingMiddleware(LifespanMiddleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._state.has_begun and _is_new_work(scope):
-            await _refuse(scope["path"], send)
+            await _refusal(scope["path"])(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -107,19 +107,11 @@ def wait_for_requests(engine: Any, timeout_s: float | None) -> float | None:
 
 
 def _is_new_work(scope: Scope) -> bool:
-    path: str = scope["path"]
-    return scope["method"] == "POST" or path.removeprefix(scope.get("root_path") or "") in HEALTH
+    return scope["method"] == "POST" or path_of(scope) in HEALTH
 
 
-async def _refuse(path: str, send: Send) -> None:
+def _refusal(path: str) -> JSONResponse:
     envelope: dict[str, Any] = {"error": REFUSAL}
     if path.endswith(ANTHROPIC):
         envelope = {"type": "error", "error": {**REFUSAL, "type": "overloaded_error"}}
-    body = json.dumps(envelope).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(RETRY_AFTER_S).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return JSONResponse(envelope, 503, {"retry-after": str(RETRY_AFTER_S)})

@@ -13,55 +13,39 @@ AUTO = "auto"
 """The value of a target that comes from the machine."""
 
 
-def milliseconds(text: str) -> float:
-    """Raises ArgumentTypeError unless text is a number above 0."""
-    value = number(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0 milliseconds, not {text!r}")
-    return value
+def target(text: str) -> float | None:
+    """None where it is the machine's to choose."""
+    return None if text == AUTO else _number_that(text, lambda ms: ms > 0, "above 0 milliseconds")
 
 
 def seconds(text: str) -> float:
-    value = number(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0 seconds, not {text!r}")
-    return value
-
-
-def target(text: str) -> float | None:
-    """None where it is the machine's to choose."""
-    return None if text == AUTO else milliseconds(text)
+    return _number_that(text, lambda value: value > 0, "above 0 seconds")
 
 
 def interval(text: str) -> float:
-    value = number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more seconds, not {text!r}")
-    return value
+    return _number_that(text, lambda value: value >= 0, "0 or more seconds")
 
 
 def share(text: str) -> float:
-    value = number(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be a share from 0 up to but not 1, not {text!r}")
-    return value
+    return _number_that(text, lambda value: 0 <= value < 1, "a share from 0 up to but not 1")
 
 
 def part(text: str) -> float:
-    value = number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, not {text!r}")
-    return value
+    return _number_that(text, lambda value: 0 <= value <= 1, "a share from 0 to 1")
 
 
 def slowdown(text: str) -> float:
     """Levels have names; any other ratio is a number from 1 on."""
     if text in CHAT_SLOWDOWN:
         return CHAT_SLOWDOWN[text]
+    wanted = f"{', '.join(CHAT_SLOWDOWN)} or a number from 1 on"
+    return _number_that(text, lambda value: value >= 1, wanted)
+
+
+def _number_that(text: str, holds: Callable[[float], bool], wanted: str) -> float:
     value = number(text)
-    if value < 1:
-        levels = ", ".join(CHAT_SLOWDOWN)
-        raise argparse.ArgumentTypeError(f"must be {levels} or a number from 1 on, not {text!r}")
+    if not holds(value):
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
     return value
 
 

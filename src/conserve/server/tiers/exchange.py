@@ -6,14 +6,15 @@ import json
 from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
-from conserve.server.asgi import Message, Receive, Scope, Send
+from conserve.server.asgi import Message, Receive, Scope, Send, header, path_of
 from conserve.server.tiers.bodies import json_object
 from conserve.server.tiers.classes import RefusedError, RequestClass
 from conserve.server.tiers.inherited import remember
 from conserve.server.tiers.load import Uncounted
 from conserve.server.tiers.naming import named_event, named_json
-from conserve.server.tiers.paths import ECHOING, VECTOR_PATHS, path_of
+from conserve.server.tiers.paths import ECHOING, VECTOR_PATHS
 from conserve.server.tiers.rules import Rules
 from conserve.server.tiers.targets import HEADERS, move_targets
 from conserve.server.tiers.waiting import WAIT_HEADER, FlexWait, forget_wait
@@ -21,10 +22,6 @@ from conserve.server.tiers.waiting import WAIT_HEADER, FlexWait, forget_wait
 PRIORITY_HEADER = b"x-vllm-priority"
 _WORDS = (b"service_tier", b"priority", b"slo-t")
 _ONLINE = RequestClass("default", 0)
-
-
-def _header(scope: Scope, name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
 def _headers(error: RefusedError) -> list[tuple[bytes, bytes]]:
@@ -37,14 +34,15 @@ class Exchange:
     def __init__(
         self, receive: Receive, send: Send, scope: Scope, rules: Rules, uncounted: Uncounted
     ) -> None:
+        self._scope = scope
         self._receive = receive
         self._rules = rules
         self._uncounted = uncounted
         self._wait: FlexWait | None = None
-        self._wait_header = _header(scope, WAIT_HEADER)
+        self._wait_header = header(scope, WAIT_HEADER)
         self._send = send
         self._path = path_of(scope)
-        self._priority_header = _header(scope, PRIORITY_HEADER)
+        self._priority_header = header(scope, PRIORITY_HEADER)
         self._targets = {
             name.decode(): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -143,19 +141,11 @@ class Exchange:
     async def refuse_late(self) -> None:
         """Once the application is done: answer a request that has waited too long."""
         if self._wait is not None and (error := self._wait.error):
-            body = json.dumps(error.envelope()).encode()
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                *_headers(error),
-            ]
-            await self._send(
-                {"type": "http.response.start", "status": error.status, "headers": headers}
-            )
-            await self._send({"type": "http.response.body", "body": body})
+            answer = JSONResponse(error.envelope(), error.status, error.headers)
+            await answer(self._scope, self._receive, self._send)
 
     async def _send_start(self, message: Message) -> None:
-        kind = _header(message, b"content-type") or ""
+        kind = header(message, b"content-type") or ""
         named = self._class is not None and message["status"] == 200
         named &= self._path not in VECTOR_PATHS
         if kind.startswith("application/json") and (named or self._rejected):

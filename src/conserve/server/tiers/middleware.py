@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from conserve.server.asgi import App, Receive, Scope, Send
+from conserve.server.asgi import App, Receive, Scope, Send, path_of
 from conserve.server.tiers.exchange import PRIORITY_HEADER, Exchange
 from conserve.server.tiers.load import Uncounted
-from conserve.server.tiers.paths import PATHS, VECTOR_PATHS, path_of
+from conserve.server.tiers.paths import PATHS, VECTOR_PATHS
 from conserve.server.tiers.rules import Rules
 
 

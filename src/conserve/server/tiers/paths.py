@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from conserve.server.asgi import Scope
-
 PATHS = frozenset(
     {"/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses"}
 )
@@ -24,8 +22,3 @@ VECTOR_PATHS = frozenset(
 long."""
 ECHOING = "/v1/responses"
 """vLLM puts the tier it was asked for into this endpoint's responses and events."""
-
-
-def path_of(scope: Scope) -> str:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path") or "")

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from conserve.batch.ids import EVERYBODY, tenant_of
 from conserve.engine.batch_line import current_line
-from conserve.server.asgi import App, Message, Receive, Scope, Send
+from conserve.server.asgi import App, Message, Receive, Scope, Send, header
 from conserve.server.asked import tell_of_requests
 from conserve.server.batches.routes import service_of
 from conserve.server.lifespan import LifespanMiddleware
@@ -87,8 +87,4 @@ class _Exchange:
 
 
 def _owner(scope: Scope, *, by_key: bool) -> str:
-    if not by_key:
-        return EVERYBODY
-    found = (value for name, value in scope["headers"] if name == b"authorization")
-    key = next(found, None)
-    return tenant_of(None if key is None else key.decode("latin-1"))
+    return tenant_of(header(scope, b"authorization")) if by_key else EVERYBODY
