@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from conserve.batch.connection import client_for
-from conserve.bench.arms import ARMS, DEFAULT, ONLINE_ONLY
+from conserve.bench.arms import ARMS, DEFAULT
 from conserve.bench.commands import server_command
 from conserve.bench.machine import (
     describe_machine,
@@ -37,6 +37,7 @@ from conserve.bench.server import Server
 from conserve.core.snapshot import Targets
 from conserve.metrics.processors import read_cpu_times, taken
 from conserve.server.start.default_model import NAME, default_model
+from conserve.sim.arms import ONLINE_ONLY
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "benchmarks" / "results" / "start-up.json"

@@ -24,7 +24,7 @@ from conserve.bench.report.figures import figures_of
 from conserve.bench.runner import Runner
 from conserve.bench.server import Server, ServerDiedError
 from conserve.bench.store import ResultError, ResultFolder, RunKey
-from conserve.workload import Scenario, parse
+from conserve.workload import Scenario
 
 FAKE = str(Path(__file__).with_name("token_server.py"))
 TABLE = {
@@ -75,7 +75,7 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def plan(model: Path, folder: Path, **changes: Any) -> Plan:
-    scenario: Scenario = parse({**TABLE, **changes}, "fake")
+    scenario: Scenario = Scenario.of({**TABLE, **changes}, "fake")
     return Plan(scenario, str(model), folder, command="conserve bench run fake")
 
 

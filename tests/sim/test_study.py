@@ -14,13 +14,13 @@ from conserve.bench.store import ResultFolder
 from conserve.cli.main import app
 from conserve.metrics import median, read_records
 from conserve.metrics.first_tokens import Part
-from conserve.sim.arms import ARMS, ArmError, arm_named
+from conserve.sim.arms import ARMS, arm_named
 from conserve.sim.first_token_table import HEADINGS, first_token_table
 from conserve.sim.profiles import Profile
 from conserve.sim.ratios import ratio_rows
 from conserve.sim.study import Study, table
 from conserve.sim.validation import COMPARED, SHARES, RealRun, compare, markdown
-from conserve.workload import Scenario, load_scenario
+from conserve.workload import Scenario, ScenarioError, load_scenario
 from tests.sim.sim_world import COST, MACHINE
 
 SCENARIO = """
@@ -94,7 +94,7 @@ def test_every_arm_of_the_benchmark_exists_here() -> None:
 
 
 def test_an_unknown_arm_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ArmError, match="unknown arm 'conserv': did you mean 'conserve'"):
+    with pytest.raises(ScenarioError, match="unknown arm 'conserv': did you mean 'conserve'"):
         arm_named("conserv")
 
 

@@ -15,7 +15,7 @@ from conserve.sim.arms import ARMS
 from conserve.sim.profiles import Profile
 from conserve.sim.study import Study
 from conserve.sim.supply import ran_out
-from conserve.workload import Window, parse
+from conserve.workload import Window
 from conserve.workload.scenario import Scenario
 from tests.sim.sim_world import COST, MACHINE, TARGETS
 
@@ -43,7 +43,7 @@ output = { kind = "fixed", tokens = 4 }
 
 def scenario(num_requests: int, in_flight: int | str = 8) -> Scenario:
     offline = {"in_flight": in_flight, "num_requests": num_requests, "lengths": LENGTHS}
-    return parse({"name": "x", "about": "x", "duration_s": 10, "offline": offline}, "x")
+    return Scenario.of({"name": "x", "about": "x", "duration_s": 10, "offline": offline}, "x")
 
 
 def test_a_harvest_does_not_depend_on_how_many_requests_are_drawn_first(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conserve.workload import Scenario, ScenarioError, TraceError, build_workload, parse
+from conserve.workload import Scenario, ScenarioError, TraceError, build_workload
 
 FIXED = {"kind": "fixed", "tokens": 10}
 LENGTHS = {"kind": "independent", "prompt": FIXED, "output": FIXED}
@@ -22,7 +22,7 @@ def scenario(**changes: Any) -> Scenario:
         "offline": {"in_flight": 2, "num_requests": 50, "lengths": LENGTHS},
         **changes,
     }
-    return parse(table, "made-up")
+    return Scenario.of(table, "made-up")
 
 
 def replay(**changes: Any) -> dict[str, Any]:

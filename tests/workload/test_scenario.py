@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from conserve.bench.selection import SCENARIOS
-from conserve.workload import WHOLE, Scenario, ScenarioError, load_scenario, parse
+from conserve.workload import WHOLE, Scenario, ScenarioError, load_scenario
 
 FIXED = {"kind": "fixed", "tokens": 10}
 LENGTHS = {"kind": "independent", "prompt": FIXED, "output": FIXED}
@@ -74,14 +74,14 @@ def test_the_issue_s_scenarios_are_there() -> None:
 )
 def test_bad_input_names_the_field(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ScenarioError, match=f"made-up.toml: .*{message}"):
-        parse(table(**changes), "made-up.toml")
+        Scenario.of(table(**changes), "made-up.toml")
 
 
 def test_lognormal_limits_must_be_in_order() -> None:
     bad = {"kind": "lognormal", "median_tokens": 5, "sigma": 1, "min_tokens": 9, "max_tokens": 8}
     lengths = {"kind": "independent", "prompt": bad, "output": FIXED}
     with pytest.raises(ScenarioError, match="min_tokens 9 is above max_tokens 8"):
-        parse(table(offline={"lengths": lengths}), "x")
+        Scenario.of(table(offline={"lengths": lengths}), "x")
 
 
 @pytest.mark.parametrize("text", ["a = ", "\xff"])
@@ -98,14 +98,14 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def swept(**values: Any) -> Scenario:
-    return parse(table(points=[{"name": "a", "x": 1, "set": values}]), "swept")
+    return Scenario.of(table(points=[{"name": "a", "x": 1, "set": values}]), "swept")
 
 
 def test_a_point_changes_what_it_sets_and_nothing_else() -> None:
     scenario = swept(**{"online.arrivals.num_requests": 12})
     (point,) = scenario.places().values()
     changed = {**BURSTS, "num_requests": 12}
-    expected = parse(table(online={"arrivals": changed, "lengths": LENGTHS}), "expected")
+    expected = Scenario.of(table(online={"arrivals": changed, "lengths": LENGTHS}), "expected")
     assert point == expected
     assert point.places() == {WHOLE: point}
 
@@ -126,7 +126,7 @@ def test_a_point_that_sets_nothing_known_is_refused(key: str, message: str) -> N
 def test_two_points_of_one_name_are_refused() -> None:
     point = {"name": "a", "x": 1, "set": {}}
     with pytest.raises(ScenarioError, match="two have the same name"):
-        parse(table(points=[point, point]), "x")
+        Scenario.of(table(points=[point, point]), "x")
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_arms_and_seeds_are_some_and_differ(
     field: str, values: list[int] | list[str], message: str
 ) -> None:
     with pytest.raises(ScenarioError, match=message):
-        parse(table(**{field: values}), "x")
+        Scenario.of(table(**{field: values}), "x")
 
 
 def test_trace_names_are_those_used() -> None:
     online = {"arrivals": REPLAY}
     lengths = {k: v for k, v in REPLAY.items() if k != "rate_rps"}
     offline = {"lengths": {**lengths, "kind": "trace", "trace": "u", "format": "arxiv"}}
-    assert parse(table(online=online, offline=offline), "x").trace_names() == ["t", "u"]
-    assert parse(table(), "x").trace_names() == []
+    assert Scenario.of(table(online=online, offline=offline), "x").trace_names() == ["t", "u"]
+    assert Scenario.of(table(), "x").trace_names() == []

@@ -15,7 +15,6 @@ from conserve.workload import (
     ScenarioError,
     Workload,
     build_workload,
-    parse,
 )
 
 CHAT = {
@@ -32,7 +31,7 @@ OPENING = {"kind": "opening", "num_requests": 8, "span_s": 16}
 
 def scenario(*sorts: dict[str, Any], **online: Any) -> Scenario:
     chosen = {"arrivals": OPENING, "sessions": list(sorts or (CHAT,)), "in_lead_in": True}
-    return parse(
+    return Scenario.of(
         {
             "name": "made-up",
             "about": "A test.",
@@ -166,7 +165,7 @@ def replayed(keep_share: float) -> Scenario:
     }
     online = {"arrivals": arrivals, "in_lead_in": True}
     table = {"name": "t", "about": "A test.", "duration_s": 10, "lead_in_s": 5, "online": online}
-    return parse(table, "t")
+    return Scenario.of(table, "t")
 
 
 def _turns_of_one_conversation(workload: Workload) -> float:

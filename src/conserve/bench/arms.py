@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from conserve.sim.arms import SLOWDOWNS, slowed
+from conserve.sim.arms import BOUND, ONLINE_ONLY, SLOWDOWNS, slowed
 from conserve.workload import ScenarioError, unknown_name
 
 FLEX: Mapping[str, Any] = {"service_tier": "flex"}
 LATER: Mapping[str, Any] = {"priority": 1}
 
-ONLINE_ONLY = "online-only"
-BOUND = "fcfs"
 FORGETFUL = "conserve-forgetful"
 """What came before chat's memory was its own: what that costs offline work is told against it."""
 

@@ -15,7 +15,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from conserve.bench.stream import STREAMED, Transcript, messages, receive, refusal
-from conserve.metrics import CUT_OFF, RequestRecord
+from conserve.metrics import CUT_OFF, UNFINISHED, RequestRecord
 from conserve.workload import RequestPlan, Window, Workload
 
 Body = Callable[[RequestPlan], dict[str, Any]]
@@ -147,7 +147,7 @@ class LoadClient:
             record.error = f"{type(error).__name__}: {error}"
         except asyncio.CancelledError:
             if plan.online:
-                record.error = "not finished when the run ended"
+                record.error = UNFINISHED
             raise
         return record
 

@@ -21,7 +21,7 @@ from conserve.bench.batch_load import BatchLoad
 from conserve.bench.client import Body, Load, LoadClient
 from conserve.bench.prompts import body_of
 from conserve.metrics import write_records
-from conserve.workload import RequestPlan, Window, Workload, build_workload, parse
+from conserve.workload import RequestPlan, Scenario, Window, Workload, build_workload
 
 WARM_UP_SEED = 2**31 - 1
 WARM_UP_REQUESTS = 6
@@ -90,7 +90,7 @@ async def _drive(job: Job, load: Load) -> None:
     assert task
     # The runner ends a run this way; what was seen is still written.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    scenario = parse(job.scenario, "scenario")
+    scenario = Scenario.of(job.scenario, "scenario")
     traces = {name: Path(path) for name, path in job.traces.items()}
     workload = _of_classes(build_workload(scenario, job.seed, traces), job)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conserve.batch.connection import async_client_for
 from conserve.bench import machine
-from conserve.bench.arms import ONLINE_ONLY, arm_named
+from conserve.bench.arms import arm_named
 from conserve.bench.client import LoadClient
 from conserve.bench.commands import server_command
 from conserve.bench.ports import free_port
@@ -19,6 +19,7 @@ from conserve.bench.scale import Speed, scale_of
 from conserve.bench.server import Server
 from conserve.bench.speed import measure
 from conserve.bench.store import ResultFolder
+from conserve.sim.arms import ONLINE_ONLY
 from conserve.workload import WHOLE, Scenario, build_workload
 
 Say = Callable[[str], None]

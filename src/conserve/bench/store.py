@@ -19,7 +19,7 @@ from typing import Any
 
 from conserve.bench.scale import Speed
 from conserve.metrics import RequestRecord, read_records
-from conserve.workload import WHOLE, Scenario, parse
+from conserve.workload import WHOLE, Scenario
 
 
 class ResultError(ValueError):
@@ -60,7 +60,7 @@ class Description:
     speed: dict[str, float] | None = None
 
     def parsed_scenario(self) -> Scenario:
-        return parse(self.scenario, "run.json: scenario")
+        return Scenario.of(self.scenario, "run.json: scenario")
 
     def scale_in_words(self) -> str:
         measured = f" (measured: {Speed(**self.speed)})" if self.speed else ""

@@ -2,12 +2,13 @@
 
 from .histograms import bucket_percentile, share_within
 from .percentiles import median, percentile
-from .records import CUT_OFF, BadRecordError, RequestRecord, read_records, write_records
+from .records import CUT_OFF, UNFINISHED, BadRecordError, RequestRecord, read_records, write_records
 from .summary import RunSummary, Throughput, summarise, throughput
 from .targets import goodput_rps, meets, slo_attainment, tbt_attainment, ttft_attainment
 
 __all__ = [
     "CUT_OFF",
+    "UNFINISHED",
     "BadRecordError",
     "RequestRecord",
     "RunSummary",

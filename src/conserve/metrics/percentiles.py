@@ -24,6 +24,6 @@ def percentile(values: Iterable[float], q: float) -> float | None:
     return ordered[below] + (ordered[above] - ordered[below]) * weight
 
 
-def median(values: Iterable[float]) -> float | None:
-    """The 50th percentile."""
-    return percentile(values, 50)
+def median(values: Iterable[float | None]) -> float | None:
+    """The 50th percentile of those that are there."""
+    return percentile((value for value in values if value is not None), 50)

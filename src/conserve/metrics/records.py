@@ -13,6 +13,8 @@ from typing import IO, Any
 
 CUT_OFF = "cut off: the run ended"
 """`error` of a request that was still healthy when the run ended; it is no failure."""
+UNFINISHED = "not finished when the run ended"
+"""The same of an online request, which should have been: it is one."""
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 
 from conserve.core.settings import CHAT_SLOWDOWN, PolicySettings
 from conserve.core.snapshot import Targets
@@ -15,10 +14,7 @@ from conserve.sim.cost import Machine, profiled_model
 from conserve.sim.profiles import Profile
 from conserve.sim.schedulers import ConserveScheduler, Scheduler
 from conserve.sim.stock import StockScheduler
-
-
-class ArmError(ValueError):
-    """An arm that is not known here; names the nearest one."""
+from conserve.workload import ScenarioError, unknown_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +158,7 @@ ARMS: Mapping[str, Arm] = {
 
 
 def arm_named(name: str) -> Arm:
-    """Raises ArmError."""
+    """Raises ScenarioError."""
     if name not in ARMS:
-        near = get_close_matches(name, ARMS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(ARMS)}"
-        raise ArmError(f"unknown arm {name!r}: {hint}")
+        raise ScenarioError(unknown_name("arm", name, list(ARMS)))
     return ARMS[name]

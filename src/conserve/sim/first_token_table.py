@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from conserve.metrics import percentile
 from conserve.metrics.first_tokens import Part, Parts
-from conserve.sim.study import Cell
+from conserve.sim.study import Cell, by_arm
 
 SLOWEST_SHARE = 0.01
 """Of the first tokens: those around the P99 and behind it."""
@@ -21,8 +21,7 @@ sum up to the mean TTFT in the engine; the same over the slowest hundredth."""
 def first_token_table(cells: Sequence[Cell]) -> list[list[str]]:
     """A header and a row for each (point, arm, part) that occurred, over all seeds together."""
     rows = [list(HEADINGS)]
-    for point, arm in dict.fromkeys((cell.point, cell.arm) for cell in cells):
-        chosen = [cell for cell in cells if (cell.point, cell.arm) == (point, arm)]
+    for (point, arm), chosen in by_arm(cells).items():
         everybody = [parts for cell in chosen for parts in cell.first_token_parts]
         rows += [[point, arm, *row] for row in _rows(everybody)]
     return rows

@@ -22,7 +22,7 @@ from conserve.sim.arms import Arm
 from conserve.sim.profiles import Profile
 from conserve.sim.run import simulate
 from conserve.sim.supply import ran_out, with_more
-from conserve.workload import Scenario, Window, build_workload, parse
+from conserve.workload import Scenario, Window, build_workload
 
 Floats = NDArray[np.float64]
 
@@ -163,4 +163,4 @@ def _scenario(profile: Profile, targets: Targets, load: Load, window: Window) ->
     if load.rate_rps > 0:
         arrivals = {"kind": "gamma", "rate_rps": load.rate_rps, "cv": load.cv}
         table["online"] = {"arrivals": arrivals, "lengths": load.online_lengths}
-    return parse(table, "harvest")
+    return Scenario.of(table, "harvest")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from conserve.core.snapshot import Targets
 from conserve.sim.arms import ARMS
@@ -18,10 +16,10 @@ from conserve.sim.harvest import Floats, HarvestCurve, measure
 from conserve.sim.profiles import Profile, load_profile
 from conserve.sim.slots import Job, SlotsOutcome, run_slots, separate_replicas
 from conserve.workload.arrivals import Bursts, Diurnal, Gamma, Opening, Phases, Replay
-from conserve.workload.lengths import Empirical, Lengths
+from conserve.workload.lengths import Lengths
 from conserve.workload.scaling import squeezed_rates, time_factor
-from conserve.workload.scenario import Online, TargetTable
-from conserve.workload.table import ScenarioError, Table, explain
+from conserve.workload.scenario import Online, TargetTable, traces_of
+from conserve.workload.table import ScenarioError, Table, read_toml
 from conserve.workload.traces import RatePoint, read_rates, read_requests
 
 MOST_HOURS = 24 * 366
@@ -86,10 +84,8 @@ class PlanFile(Table):
 
     def trace_names(self) -> list[str]:
         """Names of the traces that must be given by path, in order of first use."""
-        used = [self.online.arrivals, self.online.lengths, *(job.lengths for job in self.jobs)]
-        return list(
-            dict.fromkeys(s.trace for s in used if isinstance(s, Replay | Diurnal | Empirical))
-        )
+        lengths = (job.lengths for job in self.jobs)
+        return traces_of([self.online.arrivals, self.online.lengths, *lengths])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +100,7 @@ class PlanOutcome:
 
 def load_plan(path: Path) -> PlanFile:
     """Raises ScenarioError for a file that cannot be read or a field that cannot be used."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: {error}") from error
-    try:
-        return PlanFile.model_validate(table)
-    except ValidationError as error:
-        raise ScenarioError(explain(error, str(path))) from error
+    return PlanFile.of(read_toml(path), str(path))
 
 
 def work_out(plan: PlanFile, traces: Mapping[str, Path], targets: Targets) -> PlanOutcome:
@@ -190,13 +179,7 @@ def _rate_points(
         case Bursts():
             return [RatePoint(0.0, arrivals.num_requests / duration_s)]
         case Phases():
-            points, start_s = [], 0.0
-            for phase in cycle(arrivals.phases):
-                if start_s >= duration_s:
-                    break
-                points.append(RatePoint(start_s, phase.rate_rps))
-                start_s += phase.seconds
-            return points
+            return arrivals.points(duration_s)
         case Diurnal():
             return squeezed_rates(
                 read_rates(traces[arrivals.trace]),

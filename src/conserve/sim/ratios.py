@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from conserve.metrics import median
 from conserve.sim.arms import BOUND, ONLINE_ONLY
-from conserve.sim.study import Cell
+from conserve.sim.study import Cell, by_arm
 
 OVER: Mapping[str, tuple[str, str]] = {
     "ttft_p50_s": ("TTFT p50", ONLINE_ONLY),
@@ -25,8 +25,7 @@ def ratio_rows(cells: Sequence[Cell]) -> list[list[str]]:
     where there is nothing. The last two columns are what the policy says of itself."""
     rows = [["point", "arm", *(f"{name}, of {arm}" for name, arm in OVER.values()), *SAID]]
     by_place = {(cell.point, cell.arm, cell.seed): cell for cell in cells}
-    for point, arm in dict.fromkeys((cell.point, cell.arm) for cell in cells):
-        chosen = [cell for cell in cells if (cell.point, cell.arm) == (point, arm)]
+    for (point, arm), chosen in by_arm(cells).items():
         told = [
             _middle(_ratio(cell, name, over, by_place) for cell in chosen)
             for name, (_, over) in OVER.items()
@@ -48,5 +47,5 @@ def _ratio(
 
 
 def _middle(values: Iterable[float | None]) -> str:
-    middle = median([value for value in values if value is not None])
+    middle = median(values)
     return "-" if middle is None else f"{middle:.2f}"

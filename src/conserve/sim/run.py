@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from conserve.core.snapshot import Targets
-from conserve.metrics import RequestRecord
+from conserve.metrics import UNFINISHED, RequestRecord
 from conserve.sim.arms import Arm
 from conserve.sim.client import Client
 from conserve.sim.counters import Counters
@@ -16,9 +16,6 @@ from conserve.sim.request import Phase, SimRequest
 from conserve.sim.schedulers import ConserveScheduler
 from conserve.sim.step import Step
 from conserve.workload import Window, Workload
-
-UNFINISHED = "not finished when the run ended"
-"""`error` of an online request without an end, as the benchmark's client has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class Study:
 
     def cells(self) -> Iterator[Cell]:
         """Every run, in the order of points, seeds and arms. Raises ScenarioError, TraceError,
-        ArmError, and ValueError for a request that the machine could never finish."""
+        and ValueError for a request that the machine could never finish."""
         arms = [arm_named(name) for name in self.scenario.arms]
         for point, scenario in self.scenario.places().items():
             for seed in scenario.seeds:
@@ -102,10 +102,17 @@ class Study:
         )
 
 
+def by_arm(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """(point, arm) -> its cells, one a seed."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.point, cell.arm), []).append(cell)
+    return found
+
+
 def median_of(cells: Sequence[Cell], name: str) -> float | None:
     """Median over runs of one field of their summaries; None where no run has it."""
-    values = [getattr(cell.summary, name) for cell in cells]
-    return median([value for value in values if value is not None])
+    return median(getattr(cell.summary, name) for cell in cells)
 
 
 COLUMNS: Mapping[str, tuple[str, float, str]] = {
@@ -133,8 +140,7 @@ def table(cells: Sequence[Cell]) -> list[list[str]]:
         if name not in FOUND or any(getattr(cell.summary, name) for cell in cells)
     }
     rows = [["point", "arm", *(heading for heading, _, _ in columns.values())]]
-    for point, arm in dict.fromkeys((cell.point, cell.arm) for cell in cells):
-        chosen = [cell for cell in cells if (cell.point, cell.arm) == (point, arm)]
+    for (point, arm), chosen in by_arm(cells).items():
         row = [point, arm]
         for name, (_, factor, form) in columns.items():
             value = median_of(chosen, name)

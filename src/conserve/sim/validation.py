@@ -110,15 +110,11 @@ def _compare_arm(
     for figure in COMPARED:
         known = [v for v in (getattr(real, figure) for real, _ in summaries) if v is not None]
         real = median(known)
-        simulated = _median([getattr(simulated, figure) for _, simulated in summaries])
+        simulated = median(getattr(simulated, figure) for _, simulated in summaries)
         # A class that the arm is not sent has no figure, or a rate of zero.
         told = (real or simulated) if figure in SHARES else real
         if told and real is not None and simulated is not None:
             yield Comparison(point, arm, figure, real, simulated, (min(known), max(known)))
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    return median([value for value in values if value is not None])
 
 
 AIM = 0.15

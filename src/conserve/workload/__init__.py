@@ -3,7 +3,7 @@
 from .plan import RequestPlan, Window, Workload
 from .requests import build_workload
 from .scaling import Scale
-from .scenario import WHOLE, Point, Scenario, load_scenario, parse
+from .scenario import WHOLE, Point, Scenario, load_scenario
 from .table import ScenarioError, unknown_name
 from .traces import TraceError
 
@@ -19,6 +19,5 @@ __all__ = [
     "Workload",
     "build_workload",
     "load_scenario",
-    "parse",
     "unknown_name",
 ]

@@ -85,7 +85,8 @@ class Phases(Table):
     kind: Literal["phases"]
     phases: tuple[Phase, ...] = Field(min_length=1)
 
-    def times(self, rng: Random, duration_s: float) -> list[float]:
+    def points(self, duration_s: float) -> list[RatePoint]:
+        """The rate over so many seconds."""
         points: list[RatePoint] = []
         start_s = 0.0
         for phase in cycle(self.phases):
@@ -93,7 +94,10 @@ class Phases(Table):
                 break
             points.append(RatePoint(start_s, phase.rate_rps))
             start_s += phase.seconds
-        return poisson(rng, points, duration_s)
+        return points
+
+    def times(self, rng: Random, duration_s: float) -> list[float]:
+        return poisson(rng, self.points(duration_s), duration_s)
 
     def fitted(self, fit: Fit) -> Phases:
         return self.model_copy(update={"phases": tuple(p.fitted(fit) for p in self.phases)})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from conserve.core.snapshot import Targets
 
@@ -16,7 +16,7 @@ from .fit import Fit
 from .lengths import Empirical, Lengths
 from .plan import Window
 from .sessions import Sessions
-from .table import ScenarioError, Table, explain
+from .table import ScenarioError, Table, read_toml
 
 WHOLE = "all"
 """The point's name in a scenario without a sweep."""
@@ -170,7 +170,7 @@ class Scenario(Table):
 
     def at(self, point: Point) -> Scenario:
         """This scenario at one point of its sweep, without the sweep."""
-        return parse(_put_over(self, point), f"points.{point.name}")
+        return Scenario.of(_put_over(self, point), f"points.{point.name}")
 
     def places(self) -> dict[str, Scenario]:
         """This scenario at each point of its sweep, by the point's name; itself where it has
@@ -211,9 +211,13 @@ class Scenario(Table):
     def trace_names(self) -> list[str]:
         """Names of the traces that must be given by path, in order of first use."""
         specs = [self.online.arrivals, self.online.lengths] if self.online else []
-        specs += [self.offline.lengths] if self.offline else []
-        used = [s.trace for s in specs if isinstance(s, Replay | Diurnal | Empirical)]
-        return list(dict.fromkeys(used))
+        return traces_of([*specs, self.offline.lengths] if self.offline else specs)
+
+
+def traces_of(specs: Iterable[object]) -> list[str]:
+    """Names of the traces that arrivals and lengths are of, in order of first use."""
+    used = (spec.trace for spec in specs if isinstance(spec, Replay | Diurnal | Empirical))
+    return list(dict.fromkeys(used))
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -221,22 +225,10 @@ def load_scenario(path: Path) -> Scenario:
 
     Raises ScenarioError for a file that cannot be read or a field that cannot be used.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: {error}") from error
-    scenario = parse({"name": path.stem, **table}, str(path))
+    scenario = Scenario.of({"name": path.stem, **read_toml(path)}, str(path))
     for point in scenario.points:
         scenario.at(point)
     return scenario
-
-
-def parse(table: dict[str, Any], where: str) -> Scenario:
-    """A scenario from plain values; `where` begins each error. Raises ScenarioError."""
-    try:
-        return Scenario.model_validate(table)
-    except ValidationError as error:
-        raise ScenarioError(explain(error, where)) from error
 
 
 def _value_at(table: Any, dotted: str) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -18,6 +20,14 @@ class Table(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> Self:
+        """From plain values; `where` begins each error. Raises ScenarioError."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ScenarioError(_explained(error, where)) from error
+
     @model_validator(mode="before")
     @classmethod
     def _know_every_key(cls, table: Any) -> Any:
@@ -29,6 +39,14 @@ class Table(BaseModel):
         return table
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises ScenarioError for a file that cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: {error}") from error
+
+
 def unknown_name(what: str, name: str, known: list[str]) -> str:
     """`unknown key 'durations': did you mean 'duration_s'?`, or the list when none is near."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)
@@ -36,7 +54,7 @@ def unknown_name(what: str, name: str, known: list[str]) -> str:
     return f"unknown {what} {name!r}: {hint}"
 
 
-def explain(error: ValidationError, where: str) -> str:
+def _explained(error: ValidationError, where: str) -> str:
     """What pydantic found, one line a field, without its class names and links."""
     lines = []
     for item in error.errors():

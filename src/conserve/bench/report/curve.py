@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from conserve.bench.arms import BOUND, DEFAULT, ONLINE_ONLY, known_arm
+from conserve.bench.arms import DEFAULT, known_arm
 from conserve.bench.report.figures import RATIOS, ArmFigures, Figures, Spread, figures_of
 from conserve.bench.report.style import INK, picture
 from conserve.bench.store import ResultFolder
 from conserve.metrics import RunSummary
+from conserve.sim.arms import BOUND, ONLINE_ONLY
 from conserve.workload import WHOLE
 
 SIMULATED = "simulated"

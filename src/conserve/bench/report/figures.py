@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from conserve.bench.arms import BOUND, FORGETFUL, ONLINE_ONLY, known_arm
+from conserve.bench.arms import FORGETFUL, known_arm
 from conserve.bench.batch_load import offline_figures
 from conserve.bench.report.first_tokens import part_figures
 from conserve.bench.report.kv_copies import figures_of_copies
@@ -16,6 +16,7 @@ from conserve.bench.report.stops import stop_figures
 from conserve.bench.store import ResultFolder, Run
 from conserve.core.snapshot import Targets
 from conserve.metrics import RunSummary, median, summarise
+from conserve.sim.arms import BOUND, ONLINE_ONLY
 
 PREFIX_HITS = "prefix_cache_hit_ratio"
 HITS = "online_hit_ratio"
