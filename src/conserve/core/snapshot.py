@@ -141,6 +141,11 @@ class Sharing:
         return request.num_borrowed_blocks - self.num_lasting.get(request.request_id, 0)
 
 
+OFFLINE_HEAD = 32
+"""Waiting offline requests that are looked at: those that the policy sees, of whom a step admits no
+more, and those that prefixes are kept for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The engine between two steps. Building it costs O(running + waiting online)."""

@@ -14,6 +14,7 @@ from conserve.core.learning import Experience
 from conserve.core.plan import Mode, Plan
 from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
+from conserve.core.snapshot import OFFLINE_HEAD
 from conserve.engine.admission import promote
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
 from conserve.engine.connector import hand_over
@@ -25,7 +26,7 @@ from conserve.engine.promises import Promises
 from conserve.engine.queue import is_online
 from conserve.engine.remembering import Remembering
 from conserve.engine.scheduler_view import SchedulerView
-from conserve.engine.snapshots import OFFLINE_HEAD, Snapshots
+from conserve.engine.snapshots import Snapshots
 from conserve.engine.stats import EngineStats
 from conserve.engine.step_times import times_of
 from conserve.engine.steps import StepRecord, StepsInFlight, learn

@@ -6,12 +6,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
+from conserve.core.snapshot import OFFLINE_HEAD
 from conserve.engine.free_queue import FreeQueue
 from conserve.engine.queue import is_online
 from conserve.engine.scheduler_view import SchedulerView
-
-WAITING_LOOKED_AT = 32
-"""Waiting offline requests that an offline prefix may be kept for: the head of their queue."""
 
 
 class Retention:
@@ -40,7 +38,7 @@ class Retention:
         """How many of the request's leading tokens each waiting offline request begins with; the
         request itself, if it will wait, with all of them."""
         hashes, size = request.block_hashes, self._hash_block_size
-        head = self._scheduler.waiting.offline_head(WAITING_LOOKED_AT)
+        head = self._scheduler.waiting.offline_head(OFFLINE_HEAD)
         reaches = (num_common(hashes, other.block_hashes) * size for other in head)
         own = [] if request.is_finished() else [len(hashes) * size]
         return own + [reach for reach in reaches if reach]

@@ -9,7 +9,7 @@ from typing import Any
 from conserve.core.blocks import UNCOUNTED
 from conserve.core.kv_groups import KVGroups
 from conserve.core.learning import Experience
-from conserve.core.snapshot import RequestView, Snapshot
+from conserve.core.snapshot import OFFLINE_HEAD, RequestView, Snapshot
 from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.needs import capacity_of, describe_media
 from conserve.engine.pausing import admits_new
@@ -20,9 +20,6 @@ from conserve.engine.scheduler_view import SchedulerView
 from conserve.engine.shared_blocks import SharedBlocks
 from conserve.engine.speculation import Drafting, with_drafts
 from conserve.engine.tracker import RequestTracker
-
-OFFLINE_HEAD = 32
-"""How many waiting offline requests the policy sees; a step admits no more."""
 
 
 class Snapshots:

@@ -10,14 +10,12 @@ from itertools import islice
 from conserve.core.blocks import blocks_for
 from conserve.core.latency import LatencyModel
 from conserve.core.sharing import num_lasting
+from conserve.core.snapshot import OFFLINE_HEAD
 from conserve.sim.cost import Machine
 from conserve.sim.counters import Counters
 from conserve.sim.link import HostLink
 from conserve.sim.memory import BlockPool
 from conserve.sim.request import Phase, SimRequest
-
-QUEUE_HEAD = 32
-"""Waiting offline requests that are looked at: as many as the engine looks at."""
 
 
 def _ignore(request: SimRequest) -> None:
@@ -260,7 +258,7 @@ class Places:
         own = [full] if waits else []
         if not request.text.shared:
             return own
-        head = islice(self.waiting_offline, QUEUE_HEAD)
+        head = islice(self.waiting_offline, OFFLINE_HEAD)
         reaches = (
             request.text.num_common(r.text, min(full, r.num_tokens // size), size) for r in head
         )

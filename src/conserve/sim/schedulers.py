@@ -12,12 +12,12 @@ from conserve.core.plan import Plan
 from conserve.core.policy import Planner, decide
 from conserve.core.settings import PolicySettings
 from conserve.core.sharing import arrivals_lack_room, note_sharing
-from conserve.core.snapshot import Capacity, Sharing, Snapshot, Targets
+from conserve.core.snapshot import OFFLINE_HEAD, Capacity, Sharing, Snapshot, Targets
 from conserve.core.stopping import Arrival, Arrivals, RunningStep, stop_at_s
 from conserve.metrics.bound import Crowd
 from conserve.metrics.first_tokens import online_share
 from conserve.metrics.standing import Standing
-from conserve.sim.places import QUEUE_HEAD, Places
+from conserve.sim.places import Places
 from conserve.sim.remembering import Remembering
 from conserve.sim.step import Step
 
@@ -124,7 +124,7 @@ class ConserveScheduler:
 
     def snapshot(self, places: Places, now_s: float) -> Snapshot:
         machine, traffic, link = places.machine, self.experience.traffic, places.link
-        waiting_offline = [*places.holding, *islice(places.waiting_offline, QUEUE_HEAD)]
+        waiting_offline = [*places.holding, *islice(places.waiting_offline, OFFLINE_HEAD)]
         places.note_found(places.waiting_online)
         places.note_found(waiting_offline)
         return Snapshot(
