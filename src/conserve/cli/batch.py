@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,40 +163,28 @@ def watch(
         end(follow(Looks(one, batch_id, patience_s), every_s), as_json)
 
 
-@app.command()
-def cancel(
-    batch_id: IdArgument,
-    url: UrlOption = DEFAULT_URL,
-    api_key: KeyOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Stop a batch; what it has done is kept."""
-    with server(url, api_key) as one:
-        show_batch(one.call("POST", f"batches/{batch_id}/cancel"), as_json)
+def _told_to(verb: str) -> Callable[..., None]:
+    def tell(
+        batch_id: IdArgument,
+        url: UrlOption = DEFAULT_URL,
+        api_key: KeyOption = "",
+        as_json: JsonOption = False,
+    ) -> None:
+        with server(url, api_key) as one:
+            show_batch(one.call("POST", f"batches/{batch_id}/{verb}"), as_json)
+
+    return tell
 
 
-@app.command()
-def pause(
-    batch_id: IdArgument,
-    url: UrlOption = DEFAULT_URL,
-    api_key: KeyOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Start no more requests of a batch until it is resumed; its deadline stays. ConServe only."""
-    with server(url, api_key) as one:
-        show_batch(one.call("POST", f"batches/{batch_id}/pause"), as_json)
-
-
-@app.command()
-def resume(
-    batch_id: IdArgument,
-    url: UrlOption = DEFAULT_URL,
-    api_key: KeyOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Go on with a paused batch. ConServe only."""
-    with server(url, api_key) as one:
-        show_batch(one.call("POST", f"batches/{batch_id}/resume"), as_json)
+for _verb, _help in (
+    ("cancel", "Stop a batch; what it has done is kept."),
+    (
+        "pause",
+        "Start no more requests of a batch until it is resumed; its deadline stays. ConServe only.",
+    ),
+    ("resume", "Go on with a paused batch. ConServe only."),
+):
+    app.command(_verb, help=_help)(_told_to(_verb))
 
 
 @app.command()

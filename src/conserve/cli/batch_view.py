@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,10 +13,8 @@ from rich.text import Text
 
 from conserve.batch.lifecycle import TERMINAL
 from conserve.batch.printable import printable
-from conserve.cli.output import Output
+from conserve.cli.output import Output, for_tables
 
-WIDE = 140
-"""Columns of a table that is not shown in a terminal: room for its longest line."""
 COLOURS = {
     "completed": "green",
     "failed": "red",
@@ -102,7 +99,7 @@ def print_batches(batches: Sequence[Any]) -> None:
         numbers = [f"{number:,}" for number in counts(batch)]
         status = Text(batch["status"], _colour(batch["status"]))
         table.add_row(Text(batch["id"]), status, *numbers, clock_time(batch["created_at"]))
-    Output(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
+    for_tables().print(table)
 
 
 def plain(told: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conserve.batch.printable import printable
-from conserve.cli.output import Output
+from conserve.cli.output import Output, for_tables
 from conserve.cli.remote import KeyOption
 from conserve.server.doctor.finding import Finding, Level
 
@@ -47,7 +46,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in findings], indent=1))
     else:
-        show(findings, Output(width=None if sys.stdout.isatty() else 140, highlight=False))
+        show(findings, for_tables())
     if any(each.level is Level.PROBLEM for each in findings):
         raise typer.Exit(1)
 

@@ -21,6 +21,8 @@ from conserve.cli.failures import fail
 
 READER_GONE = 128 + signal.SIGPIPE
 """Exit status where whoever read our output has gone, as of a program that SIGPIPE ends."""
+WIDE = 140
+"""Columns of a table that is not shown in a terminal: room for its longest line."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 DESCRIPTOR = re.compile(r"/proc/[^/]+/(task/[^/]+/)?fd(/|$)")
 
@@ -30,6 +32,11 @@ class Output(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def for_tables(columns: int = WIDE) -> Output:
+    """On a terminal as wide as that is; piped elsewhere, of so many columns."""
+    return Output(width=None if sys.stdout.isatty() else columns, highlight=False)
 
 
 @contextmanager

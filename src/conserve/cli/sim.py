@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from conserve.bench.selection import narrowed, scenario_file, trace_paths
 from conserve.bench.store import Description, ResultFolder, RunKey
 from conserve.cli import command_line
 from conserve.cli.failures import clear_errors
-from conserve.cli.output import Output, written
+from conserve.cli.output import for_tables, written
 from conserve.metrics import write_records
 from conserve.sim.arms import ARMS
 from conserve.sim.first_token_table import first_token_table
@@ -208,4 +207,4 @@ def _show(rows: list[list[str]]) -> None:
     shown = Table(*(rows[0][1:] if whole else rows[0]), box=None)
     for row in rows[1:]:
         shown.add_row(*(row[1:] if whole else row))
-    Output(width=None if sys.stdout.isatty() else 200).print(shown)
+    for_tables(200).print(shown)

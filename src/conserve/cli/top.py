@@ -14,7 +14,7 @@ import typer
 from rich.live import Live
 
 from conserve.cli.failures import fail
-from conserve.cli.output import Output
+from conserve.cli.output import for_tables
 from conserve.cli.remote import DEFAULT_URL, KeyOption, authorization, connected, refused
 from conserve.server.dashboard.messages import Message, Tick
 from conserve.server.dashboard.terminal import View, messages_in, screen
@@ -51,7 +51,7 @@ def _print(messages: Iterator[Message], view: View, *, once: bool, as_json: bool
         if as_json:
             typer.echo(json.dumps(view.as_json()))
         else:
-            Output(width=None if sys.stdout.isatty() else 140).print(screen(view))
+            for_tables().print(screen(view))
         if once:
             return
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +11,8 @@ import typer
 from rich.table import Table
 
 from conserve.batch.wire import RequestClass
-from conserve.cli.batch_view import WIDE, plain
-from conserve.cli.output import Output
+from conserve.cli.batch_view import plain
+from conserve.cli.output import for_tables
 from conserve.cli.owners import in_store
 from conserve.cli.remote import DEFAULT_URL, KeyOption, UrlOption, server
 
@@ -76,4 +75,4 @@ def print_usage(days: Sequence[Any]) -> None:
         owner = (day["owner"][:16],) if with_owner else ()
         words = (day["date"], *owner, day["request_class"], day["model"] or "-")
         table.add_row(*words, *numbers)
-    Output(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)
+    for_tables().print(table)
