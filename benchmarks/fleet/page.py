@@ -26,7 +26,9 @@ def write_page() -> None:
 
 
 def _measured(found: dict[str, Any]) -> list[str]:
-    busy = [row for row in found["hand_out"] if row["database"] == "postgres" and row["keys"] == 1]
+    handed = found["hand_out"]
+    on_sqlite = [row for row in handed if row["database"] == "sqlite"]
+    busy = [row for row in handed if row["database"] == "postgres" and row["keys"] == 1]
     few, many = found["rows"][0], found["rows"][-1]
     quiet, most = found["idle"][-1], busy[-1]
     by_place = {row["where"]: row for row in found["takeover"]}
@@ -39,18 +41,8 @@ def _measured(found: dict[str, Any]) -> list[str]:
         ("statements for a line, answers' inserts included", f"{most['statements_a_line']:.1f}"),
         ("write-ahead log for a line", f"{most['wal_bytes_a_line'] / 1000:.1f} kB"),
         ("a stored line, before its answer", f"{sizes:.0f} bytes"),
-        (
-            f"lines a second, {', '.join(str(row['replicas']) for row in busy)} replicas",
-            ", ".join(f"{row['lines_per_s']:.0f}" for row in busy),
-        ),
-        (
-            f"the same on SQLite, {_counts(found['hand_out'])} replicas",
-            ", ".join(
-                f"{row['lines_per_s']:.0f}"
-                for row in found["hand_out"]
-                if row["database"] == "sqlite"
-            ),
-        ),
+        (f"lines a second, {_counts(busy)} replicas", _rates(busy)),
+        (f"the same on SQLite, {_counts(on_sqlite)} replicas", _rates(on_sqlite)),
         (
             f"a claim and a record of 64 lines beside {many['lines']:,} stored lines, over "
             f"{few['lines']:,}",
@@ -68,7 +60,11 @@ def _measured(found: dict[str, Any]) -> list[str]:
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> str:
-    return ", ".join(str(row["replicas"]) for row in rows if row["database"] == "sqlite")
+    return ", ".join(str(row["replicas"]) for row in rows)
+
+
+def _rates(rows: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{row['lines_per_s']:.0f}" for row in rows)
 
 
 def _takeover(row: dict[str, Any]) -> str:

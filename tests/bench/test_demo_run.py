@@ -48,7 +48,7 @@ def as_fast_as(speed: Speed, monkeypatch: pytest.MonkeyPatch) -> None:
     async def measured(*_: object) -> Speed:
         return speed
 
-    monkeypatch.setattr(demo, "measure", measured)
+    monkeypatch.setattr(demo, "speed_of", measured)
 
 
 def test_the_machine_is_measured_on_the_server_that_both_periods_use(

@@ -266,14 +266,14 @@ def test_gpus_are_what_the_driver_says(
 
 def test_a_model_that_is_refused_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process of its own ends before it imports vLLM: the flag is wrong."""
-    monkeypatch.setattr(model_module, "vllm_is_there", lambda: True)
+    monkeypatch.setattr(model_module, "installed", lambda: "0.33.0")
     (told,) = model(["some/model", "--slo-ttft-ms", "soon"])
     assert told.level is Level.PROBLEM
     assert "--slo-ttft-ms" in told.text
 
 
 def test_a_model_without_vllm_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "vllm_is_there", lambda: False)
+    monkeypatch.setattr(model_module, "installed", lambda: None)
     (told,) = model(["some/model"])
     assert "no vLLM" in told.text
 

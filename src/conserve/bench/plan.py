@@ -8,16 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from conserve.batch.connection import async_client_for
 from conserve.bench import machine
 from conserve.bench.arms import arm_named
-from conserve.bench.client import LoadClient
 from conserve.bench.commands import server_command
 from conserve.bench.ports import free_port
-from conserve.bench.prompts import body_of
 from conserve.bench.scale import Speed, scale_of
 from conserve.bench.server import Server
-from conserve.bench.speed import measure
+from conserve.bench.speed import speed_of
 from conserve.bench.store import ResultFolder
 from conserve.sim.arms import ONLINE_ONLY
 from conserve.workload import WHOLE, Scenario, build_workload
@@ -94,9 +91,4 @@ def _measured(plan: Plan, say: Say) -> Speed:
         environment = machine.server_environment(plan.model)
         with Server(command, environment, port, log) as server:
             server.wait_until_healthy()
-            return asyncio.run(_measure(server.base_url, plan.model))
-
-
-async def _measure(url: str, model: str) -> Speed:
-    async with async_client_for(url, base_url=url, timeout=None) as http:
-        return await measure(LoadClient(http, body_of(model, model, "speed")))
+            return asyncio.run(speed_of(server.base_url, plan.model, plan.model))

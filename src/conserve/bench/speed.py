@@ -10,7 +10,9 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
 
+from conserve.batch.connection import async_client_for
 from conserve.bench.client import LoadClient
+from conserve.bench.prompts import body_of
 from conserve.bench.scale import NUM_STREAMS, Speed
 from conserve.metrics import RequestRecord
 from conserve.workload import RequestPlan
@@ -35,6 +37,12 @@ Timed = tuple[int, float]
 
 class SpeedError(RuntimeError):
     """The machine's speed could not be measured; the message says why."""
+
+
+async def speed_of(url: str, tokenizer: str, model: str) -> Speed:
+    """Of the idle server at `url`, which serves `model`. Raises SpeedError."""
+    async with async_client_for(url, base_url=url, timeout=None) as http:
+        return await measure(LoadClient(http, body_of(tokenizer, model, "speed")))
 
 
 async def measure(client: LoadClient) -> Speed:

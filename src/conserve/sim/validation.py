@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conserve.metrics import RequestRecord, RunSummary, median, summarise
-from conserve.sim.arms import ARMS, arm_named
+from conserve.sim.arms import ARMS
 from conserve.sim.profiles import Profile
 from conserve.sim.run import simulate
 from conserve.workload import Scenario, build_workload
@@ -75,26 +75,20 @@ def compare(
     """
     pairs: dict[tuple[str, str], list[tuple[RunSummary, RunSummary]]] = {}
     places = scenario.places()
-    for run in real:
-        if run.arm not in ARMS:
-            continue
+    for run in (run for run in real if run.arm in ARMS):
         at = places[run.point]
-        targets = at.targets.targets()
+        targets, workload = at.targets.targets(), build_workload(at, run.seed, traces)
         outcome = simulate(
-            build_workload(at, run.seed, traces),
-            arm_named(run.arm),
+            workload,
+            ARMS[run.arm],
             profile,
             targets,
             at.window,
             seed=run.seed,
             async_scheduling=async_scheduling,
         )
-        pairs.setdefault((run.point, run.arm), []).append(
-            (
-                summarise(run.records, at.duration_s, targets),
-                summarise(outcome.records, at.duration_s, targets),
-            )
-        )
+        there, here = (summarise(r, at.duration_s, targets) for r in (run.records, outcome.records))
+        pairs.setdefault((run.point, run.arm), []).append((there, here))
     if not pairs:
         raise ValueError(f"no stored run is of an arm that is simulated: {', '.join(ARMS)}")
     return [

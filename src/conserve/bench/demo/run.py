@@ -14,7 +14,6 @@ import httpx
 
 from conserve.batch.connection import async_client_for
 from conserve.bench import machine
-from conserve.bench.client import LoadClient
 from conserve.bench.demo.client import DemoClient, DemoError, Seen
 from conserve.bench.demo.conditions import Conditions
 from conserve.bench.demo.figures import Period, Results
@@ -23,10 +22,9 @@ from conserve.bench.demo.results import write_results
 from conserve.bench.demo.screen import Screen
 from conserve.bench.demo.texts import chat_prompts, documents
 from conserve.bench.ports import free_port
-from conserve.bench.prompts import body_of
 from conserve.bench.scale import Speed, scale_of
 from conserve.bench.server import Server, ServerDiedError
-from conserve.bench.speed import SpeedError, measure
+from conserve.bench.speed import SpeedError, speed_of
 from conserve.metrics.processors import CpuTimes, Taken, read_cpu_times, taken
 
 TOTAL_S = 345.0
@@ -96,8 +94,8 @@ class _Demo:
 
     def _measured(self, server: Server) -> tuple[Speed, Taken]:
         """The speed, and what others took of the processors meanwhile."""
-        started_s, before = time.monotonic(), read_cpu_times()
-        speed = asyncio.run(_measure(server.base_url, self.subject))
+        subject, started_s, before = self.subject, time.monotonic(), read_cpu_times()
+        speed = asyncio.run(speed_of(server.base_url, subject.tokenizer, subject.model))
         return speed, taken(before, read_cpu_times(), time.monotonic() - started_s)
 
     def _periods(self, server: Server, conditions: Conditions) -> Results:
@@ -112,11 +110,6 @@ class _Demo:
         alone, together = (taken(*p.cpu_times, p.end_s - p.start_s) for p in periods)
         ended = replace(conditions, taken=(alone, together), gflops=(conditions.gflops[0], after))
         return write_results(self.folder, self.seen, periods, ended)
-
-
-async def _measure(url: str, subject: Subject) -> Speed:
-    async with async_client_for(url, base_url=url, timeout=None) as http:
-        return await measure(LoadClient(http, body_of(subject.tokenizer, subject.model, "speed")))
 
 
 async def _drive(

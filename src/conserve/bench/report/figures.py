@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from conserve.bench.arms import FORGETFUL, known_arm
@@ -15,7 +15,7 @@ from conserve.bench.report.kv_copies import figures_of_copies
 from conserve.bench.report.stops import stop_figures
 from conserve.bench.store import ResultFolder, Run
 from conserve.core.snapshot import Targets
-from conserve.metrics import RunSummary, median, summarise
+from conserve.metrics import median, summarise
 from conserve.sim.arms import BOUND, ONLINE_ONLY
 
 PREFIX_HITS = "prefix_cache_hit_ratio"
@@ -155,8 +155,7 @@ def figures_of(folder: ResultFolder) -> Figures:
 
 def values_of(run: Run, duration_s: float, targets: Targets) -> dict[str, float | None]:
     """RunSummary's figures of one run, by name; what went as a batch is counted by the server."""
-    summary: RunSummary = summarise(run.records, duration_s, targets)
-    values = {field.name: getattr(summary, field.name) for field in fields(summary)}
+    values = asdict(summarise(run.records, duration_s, targets))
     values[PREFIX_HITS] = _prefix_hits(run)
     return {**values, **(offline_figures(run, duration_s) if known_arm(run.key.arm).batch else {})}
 

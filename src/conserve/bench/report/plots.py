@@ -16,7 +16,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from conserve.bench.arms import known_arm
-from conserve.bench.report.figures import Figures
+from conserve.bench.report.figures import Figures, Spread
 from conserve.bench.report.style import INK, colours, picture
 from conserve.bench.store import Run
 from conserve.core.snapshot import Targets
@@ -166,18 +166,7 @@ def tradeoff(path: Path, figures: Figures, point: str, targets: Targets) -> bool
         )
         for axes, (name, title, target_s) in zip(panels, sides, strict=True):
             for arm in shown:
-                x, y = arms[arm]["offline_tps"], arms[arm][name]
-                axes.errorbar(
-                    x.median,
-                    y.median,
-                    xerr=[[x.median - x.low], [x.high - x.median]],
-                    yerr=[[y.median - y.low], [y.high - y.median]],
-                    fmt="D" if known_arm(arm).kind == "conserve" else "o",
-                    markersize=8,
-                    color=colour[arm],
-                    elinewidth=1.2,
-                    label=arm,
-                )
+                _mark(axes, arms[arm]["offline_tps"], arms[arm][name], arm, colour[arm])
             axes.axhline(target_s, color=INK, linewidth=1, linestyle=DASHED, zorder=1)
             axes.annotate(
                 f"target {_seconds(target_s)}",
@@ -195,6 +184,20 @@ def tradeoff(path: Path, figures: Figures, point: str, targets: Targets) -> bool
             axes.set_title(title)
         figure.legend(*_legend(panels[0]), loc="outside lower center", ncols=5)
     return True
+
+
+def _mark(axes: Axes, x: Spread, y: Spread, arm: str, colour: str) -> None:
+    axes.errorbar(
+        x.median,
+        y.median,
+        xerr=[[x.median - x.low], [x.high - x.median]],
+        yerr=[[y.median - y.low], [y.high - y.median]],
+        fmt="D" if known_arm(arm).kind == "conserve" else "o",
+        markersize=8,
+        color=colour,
+        elinewidth=1.2,
+        label=arm,
+    )
 
 
 def _legend(axes: Axes) -> tuple[list[Any], list[str]]:

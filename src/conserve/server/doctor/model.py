@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from conserve.engine.versions import installed
 from conserve.server.doctor.finding import Finding
-from conserve.server.start.vllm_there import vllm_is_there
 
 SECTION = "model"
 LIMIT_S = 600.0
@@ -23,7 +23,7 @@ NOT_TRIED = "Start `conserve serve` with the same words, whose log says more."
 
 def model(words: Sequence[str]) -> Iterator[Finding]:
     """words: of `conserve serve`, MODEL first."""
-    if not vllm_is_there():
+    if installed() is None:
         yield Finding(SECTION, "model", "not looked at: there is no vLLM here")
         return
     told = _asked(words)

@@ -11,11 +11,6 @@ from conserve.server.errors import BadInputError
 from conserve.server.start import config_file, flags
 
 
-def vllm_is_there() -> bool:
-    """Whether some vLLM is installed; nothing is imported."""
-    return versions.installed() is not None
-
-
 def check_vllm() -> None:
     """Raise BadInputError where no vLLM is installed, or one that is neither tried nor allowed;
     nothing is imported."""
