@@ -12,7 +12,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -140,11 +141,20 @@ async def _respond(send: Any, status: int, body: bytes) -> None:
 
 def with_batches(app: TokenServer, data_dir: str) -> Any:
     """The same server behind the routes of files and batches."""
+    from fastapi import FastAPI
+
     from conserve.batch.executor import asgi_executor
     from conserve.batch.settings import BatchSettings
-    from conserve.server.batches.routes import batch_app
+    from conserve.server.batches.routes import batch_service
 
-    batches = batch_app(BatchSettings(data_dir=Path(data_dir)), asgi_executor(app))
+    settings, executor = BatchSettings(data_dir=Path(data_dir)), asgi_executor(app)
+
+    @asynccontextmanager
+    async def lifespan(one: FastAPI) -> AsyncIterator[None]:
+        async with batch_service(settings, one, executor):
+            yield
+
+    batches = FastAPI(lifespan=lifespan)
 
     async def either(scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path", "/v1/batches")  # none at start and end

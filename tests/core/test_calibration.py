@@ -174,7 +174,6 @@ class TestRecalibrator:
         observe(recalibrator, MODEL, 500, seed=6)
         assert recalibrator.model.coefficients == pytest.approx(MODEL.coefficients, rel=1e-9)
         assert recalibrator.model.margin == MIN_MARGIN
-        assert recalibrator.num_samples == 500
 
     @pytest.mark.parametrize("factor", [0.7, 1.3, 2.0])
     def test_follows_a_device_that_changes_speed(self, factor: float) -> None:
@@ -267,7 +266,6 @@ class TestRecalibrator:
     def test_steps_that_took_or_held_nothing_teach_nothing(self, shape: StepShape) -> None:
         recalibrator = Recalibrator(MODEL)
         assert recalibrator.observe(shape, 0.0 if shape.num_tokens else 1.0) == 0.0
-        assert recalibrator.num_samples == 0
         assert recalibrator.model is MODEL
 
 

@@ -118,7 +118,7 @@ def test_a_measured_curve_falls_with_load() -> None:
     rates = [point.offline_tps for point in curve.points]
     assert rates == sorted(rates, reverse=True)
     assert curve.points[0].ttft_p99_s is None
-    assert curve.most_rps == 12.0
+    assert curve.points[-1].rate_rps == 12.0
     alone = curve.offline_rps(np.array([0.0]))[0] * WINDOW.duration_s
     assert alone == pytest.approx(rates[0] * WINDOW.duration_s / curve.tokens_per_request)
 

@@ -167,7 +167,6 @@ class Recalibrator:
         self.model = model
         self.mean_error = mean_error
         """Recent mean of |predicted - actual| / actual."""
-        self.num_samples = 0
         # A term that the profile found to be zero may still appear in traffic: its unit
         # is what makes it a share of a typical step.
         typical_s = sum(c * f for c, f in zip(model.coefficients, TYPICAL_FEATURES, strict=True))
@@ -185,7 +184,6 @@ class Recalibrator:
             return 0.0
         error = (actual_s - self.model.predict_s(shape)) / actual_s
         self.mean_error += (1 - self.ERROR_MEMORY) * (min(abs(error), 1.0) - self.mean_error)
-        self.num_samples += 1
         self._update(self.model.features(shape), actual_s, error)
         coefficients = [x * s for x, s in zip(self._x, self._scale, strict=True)]
         self.model = LatencyModel.of(coefficients, self.model.knee, _margin(self.mean_error))

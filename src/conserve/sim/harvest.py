@@ -67,11 +67,6 @@ class HarvestCurve:
         xs = [point.rate_rps for point in known]
         return np.interp(rates_rps, xs, [point.slo_attainment or 0.0 for point in known])
 
-    @property
-    def most_rps(self) -> float:
-        """The highest online rate that was measured."""
-        return self.points[-1].rate_rps
-
 
 def measure(
     profile: Profile,

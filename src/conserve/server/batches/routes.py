@@ -98,16 +98,3 @@ async def batch_service(
 def service_of(app: FastAPI) -> BatchService | None:
     """The service whose routes the app has, if any."""
     return getattr(app.state, "batch_service", None)
-
-
-def batch_app(
-    settings: BatchSettings, executor: Executor, clock: Callable[[], float] = time.time
-) -> FastAPI:
-    """An app with nothing but these routes, in front of any executor."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with batch_service(settings, app, executor, clock):
-            yield
-
-    return FastAPI(lifespan=lifespan)
