@@ -76,8 +76,8 @@ def test_more_gpus_are_faster_and_hold_more() -> None:
     ("name", "message"),
     [
         ("h100", "is no profile: give GPU/MODEL"),
-        ("h10/llama-3.1-8b", "no gpu 'h10': did you mean 'h100'"),
-        ("h100/llama-3.1-9b", "no model 'llama-3.1-9b': did you mean"),
+        ("h10/llama-3.1-8b", "unknown gpu 'h10': did you mean 'h100'"),
+        ("h100/llama-3.1-9b", "unknown model 'llama-3.1-9b': did you mean"),
         ("h100xtwo/llama-3.1-8b", "'two' is no number of GPUs"),
         ("a100-40/llama-3.1-70b", "141 GB of weights leave no memory for KV"),
         ("nowhere.toml", "nowhere.toml"),

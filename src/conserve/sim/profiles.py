@@ -7,7 +7,6 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from conserve.core.latency import LatencyModel, StepShape
 from conserve.sim.cost import CostModel, Machine
 from conserve.sim.roofline import BYTES, Gpu, ModelShape, Roofline
+from conserve.workload import unknown_name
 
 MEMORY_SHARE = 0.9
 """Of a GPU's memory that the server may use (vLLM's gpu_memory_utilization)."""
@@ -73,9 +73,7 @@ def _tables(kind: str) -> dict[str, dict[str, Any]]:
 def _spec(cls: type[Spec], kind: str, name: str) -> Spec:
     tables = _tables(kind)
     if name not in tables:
-        near = get_close_matches(name, tables, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(tables))}"
-        raise ProfileError(f"no {kind.removesuffix('s')} {name!r}: {hint}")
+        raise ProfileError(unknown_name(kind.removesuffix("s"), name, known_names(kind)))
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     return cls(**{key: value for key, value in tables[name].items() if key in known})
 
@@ -163,9 +161,7 @@ def _build(cls: type[Spec], values: Mapping[str, Any], where: str) -> Spec:
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     for key, value in values.items():
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ProfileError(f"{where}: unknown key {key!r}: {hint}")
+            raise ProfileError(f"{where}: {unknown_name('key', key, list(known))}")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value):
             raise ProfileError(f"{where}: {key} must be a number, not {value!r}")
