@@ -97,8 +97,8 @@ def test_two_traces_need_their_names(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("")
     with pytest.raises(ScenarioError, match="say which with NAME=PATH"):
-        trace_paths(scenario, [str(file)])
-    paths = trace_paths(scenario, [f"azure-conv={file}", f"arxiv={file}"])
+        trace_paths(scenario.trace_names(), [str(file)])
+    paths = trace_paths(scenario.trace_names(), [f"azure-conv={file}", f"arxiv={file}"])
     assert paths == {"azure-conv": file, "arxiv": file}
 
 

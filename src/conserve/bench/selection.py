@@ -75,13 +75,12 @@ def _words(text: str, flag: str) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def trace_paths(scenario: Scenario, given: Sequence[str]) -> dict[str, Path]:
-    """Paths by the names the scenario uses, from `NAME=PATH`, or `PATH` where it uses one.
+def trace_paths(names: list[str], given: Sequence[str]) -> dict[str, Path]:
+    """Paths by the names that a scenario or a plan uses, from `NAME=PATH`, or `PATH` where it uses
+    one.
 
     Raises ScenarioError for a name it does not use, a missing one, or a file that is not there.
     """
-    everywhere = (scenario, *scenario.places().values())
-    names = list(dict.fromkeys(name for place in everywhere for name in place.trace_names()))
     paths: dict[str, Path] = {}
     for text in given:
         name, equals, path = text.partition("=")
@@ -94,7 +93,7 @@ def trace_paths(scenario: Scenario, given: Sequence[str]) -> dict[str, Path]:
         paths[name] = Path(path)
     for name in names:
         if name not in paths:
-            raise ScenarioError(f"{scenario.name}: give the trace with --trace {name}=PATH")
+            raise ScenarioError(f"give the trace with --trace {name}=PATH")
         if not paths[name].is_file():
             raise ScenarioError(f"--trace {name}: no file {paths[name]}")
     return paths

@@ -76,7 +76,7 @@ def run(
             model=model or _default_model(),
             folder=out or Path("out/bench") / picked.name,
             command=command_line.repeatable(),
-            traces=trace_paths(picked, trace or []),
+            traces=trace_paths(picked.trace_names(), trace or []),
             server_args=tuple(server_arg or []),
             cpu_dtype="bfloat16" if multiplies_bfloat16_here() else "float32",
         )

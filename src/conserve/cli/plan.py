@@ -13,7 +13,7 @@ import typer
 
 from conserve.cli.failures import clear_errors
 from conserve.core.snapshot import Targets
-from conserve.workload import ScenarioError, unknown_name
+from conserve.workload import ScenarioError
 
 if TYPE_CHECKING:
     from conserve.sim.planning import PlanFile, PlanOutcome
@@ -23,7 +23,7 @@ def plan(
     file: Annotated[Path | None, typer.Argument(help="A plan, see docs/simulator.md.")] = None,
     trace: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=PATH of each trace that the plan names."),
+        typer.Option(help="PATH of the trace that the plan names, or NAME=PATH for each."),
     ] = None,
     tbt_ms: Annotated[
         str | None, typer.Option(help="Try these TBT targets too, with commas: how tight can I go?")
@@ -50,6 +50,7 @@ def plan(
     One replica is simulated in full at several online rates; the fleet's day is then put
     together from those. Needs no GPU and no vLLM.
     """
+    from conserve.bench.selection import trace_paths
     from conserve.sim.own_targets import describe, with_targets
     from conserve.sim.planning import load_plan, work_out
     from conserve.sim.profiles import load_profile
@@ -72,7 +73,7 @@ def plan(
             _check_picture(picture, flag)
         for line in describe(machine) if asked is not given else ():
             typer.echo(line)
-        traces = _traces(asked, trace or [])
+        traces = trace_paths(asked.trace_names(), trace or [])
         outcome = work_out(asked, traces, own)
         for line in _lines(asked, outcome):
             typer.echo(line)
@@ -132,19 +133,6 @@ def _check_picture(path: Path | None, flag: str) -> None:
     if not path.parent.is_dir():
         code = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
         raise OSError(code, os.strerror(code), str(path))
-
-
-def _traces(asked: PlanFile, given: list[str]) -> dict[str, Path]:
-    names, paths = asked.trace_names(), {}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not equals or name not in names:
-            raise ScenarioError(f"--trace: {unknown_name('trace', name, names)} (NAME=PATH)")
-        paths[name] = Path(path)
-    for name in names:
-        if name not in paths or not paths[name].is_file():
-            raise ScenarioError(f"give the trace {name!r} with --trace {name}=PATH")
-    return paths
 
 
 def _lines(asked: PlanFile, outcome: PlanOutcome) -> list[str]:

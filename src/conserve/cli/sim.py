@@ -65,7 +65,7 @@ def run(
         if chrome_trace and out is None:
             raise ScenarioError("--chrome-trace: give the folder with --out")
         given = narrowed(load_scenario(scenario_file(scenario)), arms, seeds)
-        traces = trace_paths(given, trace or [])
+        traces = trace_paths(given.trace_names(), trace or [])
         machine = load_profile(profile)
         picked = with_targets(given, machine)
         study = Study(picked, machine, traces, async_scheduling, keep_steps=chrome_trace)
@@ -118,7 +118,7 @@ def validate(
             for r in folder.runs()
             if r.key.seed in chosen
         ]
-        traces = trace_paths(scenario, trace or [])
+        traces = trace_paths(scenario.trace_names(), trace or [])
         machine = load_profile(profile)
         text = markdown(compare(scenario, runs, machine, traces, async_scheduling=async_scheduling))
         if out:

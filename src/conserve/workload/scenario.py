@@ -209,9 +209,13 @@ class Scenario(Table):
         return point.model_copy(update={"set": values, "x": x})
 
     def trace_names(self) -> list[str]:
-        """Names of the traces that must be given by path, in order of first use."""
-        specs = [self.online.arrivals, self.online.lengths] if self.online else []
-        return traces_of([*specs, self.offline.lengths] if self.offline else specs)
+        """Names of the traces that must be given by path, those of all points, in order of first
+        use."""
+        specs: list[object] = []
+        for at in (self, *map(self.at, self.points)):
+            specs += [at.online.arrivals, at.online.lengths] if at.online else []
+            specs += [at.offline.lengths] if at.offline else []
+        return traces_of(specs)
 
 
 def traces_of(specs: Iterable[object]) -> list[str]:
