@@ -17,7 +17,8 @@ from conserve.workload.scaling import (
     time_factor,
     window,
 )
-from conserve.workload.traces import RatePoint, TraceRow
+from conserve.workload.trace_columns import TraceRow
+from conserve.workload.traces import RatePoint
 
 lengths = st.lists(st.integers(1, 100_000), min_size=1, max_size=50)
 

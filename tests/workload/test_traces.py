@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from conserve.workload.trace_columns import TraceRow
+from conserve.workload.trace_lines import TraceError
 from conserve.workload.traces import (
     LengthFormat,
     RatePoint,
     RequestFormat,
     Spelling,
-    TraceError,
-    TraceRow,
     read_lengths,
     read_rates,
     read_requests,

@@ -3,7 +3,7 @@
 from .histograms import bucket_percentile, share_within
 from .percentiles import median, percentile
 from .records import CUT_OFF, UNFINISHED, BadRecordError, RequestRecord, read_records, write_records
-from .summary import RunSummary, Throughput, summarise, throughput
+from .summary import RunSummary, summarise, throughput
 from .targets import goodput_rps, meets, slo_attainment, tbt_attainment, ttft_attainment
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "BadRecordError",
     "RequestRecord",
     "RunSummary",
-    "Throughput",
     "bucket_percentile",
     "goodput_rps",
     "median",

@@ -69,7 +69,6 @@ class SimRequest(RequestView):
         arrival_s: float,
         num_prompt_tokens: int,
         num_output_tokens: int,
-        deadline_s: float | None = None,
         ttft_target_s: float | None = None,
         tbt_target_s: float | None = None,
         text: Text | None = None,
@@ -78,14 +77,13 @@ class SimRequest(RequestView):
         """An offline request's target is when it would like its first token. Raises ValueError."""
         if num_prompt_tokens < 1 or num_output_tokens < 1:
             raise ValueError(f"{request_id}: a request needs a prompt token and an output token")
-        if not online and ttft_target_s is not None:
-            deadline_s = arrival_s + ttft_target_s
+        wanted = None if ttft_target_s is None else arrival_s + ttft_target_s
         return cls(
             request_id=request_id,
             online=online,
             arrival_s=arrival_s,
             num_tokens=num_prompt_tokens,
-            deadline_s=deadline_s,
+            deadline_s=None if online else wanted,
             ttft_target_s=ttft_target_s if online else None,
             tbt_target_s=tbt_target_s if online else None,
             num_prompt_tokens=num_prompt_tokens,

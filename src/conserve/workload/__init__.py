@@ -2,16 +2,14 @@
 
 from .plan import RequestPlan, Window, Workload
 from .requests import build_workload
-from .scaling import Scale
 from .scenario import WHOLE, Point, Scenario, load_scenario
 from .table import ScenarioError, unknown_name
-from .traces import TraceError
+from .trace_lines import TraceError
 
 __all__ = [
     "WHOLE",
     "Point",
     "RequestPlan",
-    "Scale",
     "Scenario",
     "ScenarioError",
     "TraceError",

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from .fit import Fit
 from .table import Table
-from .traces import LengthFormat, Spelling, TimestampUnit
+from .trace_formats import TimestampUnit
+from .traces import LengthFormat, Spelling
 
 
 class Fixed(Table):

@@ -23,14 +23,9 @@ from .scaling import (
 from .scenario import Offline, Online, Scenario
 from .sessions import Sessions
 from .table import ScenarioError
-from .traces import (
-    MOONCAKE_BLOCK_TOKENS,
-    TokenCounts,
-    TraceRow,
-    read_lengths,
-    read_rates,
-    read_requests,
-)
+from .trace_columns import TokenCounts, TraceRow
+from .trace_formats import MOONCAKE_BLOCK_TOKENS
+from .traces import read_lengths, read_rates, read_requests
 
 
 def build_workload(scenario: Scenario, seed: int, traces: Mapping[str, Path]) -> Workload:

@@ -8,9 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from .trace_columns import Columns, TokenCounts, Trace, TraceRow
+from .trace_columns import Columns, TokenCounts, Trace
 from .trace_formats import (
-    MOONCAKE_BLOCK_TOKENS,
     Mooncake,
     TimestampUnit,
     arxiv,
@@ -19,20 +18,6 @@ from .trace_formats import (
     number,
 )
 from .trace_lines import CsvColumns, TraceError, read_lines
-
-__all__ = [
-    "MOONCAKE_BLOCK_TOKENS",
-    "RatePoint",
-    "Spelling",
-    "TimestampUnit",
-    "TokenCounts",
-    "Trace",
-    "TraceError",
-    "TraceRow",
-    "read_lengths",
-    "read_rates",
-    "read_requests",
-]
 
 RequestFormat = Literal["azure", "burstgpt", "mooncake"]
 LengthFormat = Literal["azure", "burstgpt", "mooncake", "arxiv"]
