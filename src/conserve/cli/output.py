@@ -75,7 +75,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
     Ends the command with one line where that cannot be.
     """
     try:
-        with _direct(path) if _is_no_file(path) else _replacing(path) as target:
+        with open(path, "wb") if _is_no_file(path) else _replacing(path) as target:
             yield target
     except BrokenPipeError:
         raise typer.Exit(READER_GONE) from None
@@ -95,10 +95,6 @@ def _is_no_file(path: Path) -> bool:
 
 def _link(path: Path) -> str:
     return os.readlink(path) if path.is_symlink() else ""
-
-
-def _direct(path: Path) -> BinaryIO:
-    return open(path, "wb")
 
 
 @contextmanager

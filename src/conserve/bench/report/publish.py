@@ -97,17 +97,13 @@ def publish_result(folder: Path, root: Path, name: str = "") -> list[str]:
 def fill_documents(root: Path) -> list[str]:
     """Put each marker's numbers in; returns the documents that changed. Raises ResultError."""
     changed = []
-    for document in _documents(root):
+    for document in sorted({path for pattern in DOCUMENTS for path in root.glob(pattern)}):
         before = document.read_text(encoding="utf-8")
         after = MARKED.sub(lambda found: _filled(found, root), before)
         if after != before:
             document.write_text(after, encoding="utf-8")
             changed.append(f"filled in {document}")
     return changed
-
-
-def _documents(root: Path) -> list[Path]:
-    return sorted({path for pattern in DOCUMENTS for path in root.glob(pattern)})
 
 
 def _filled(found: re.Match[str], root: Path) -> str:
