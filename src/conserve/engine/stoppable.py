@@ -16,8 +16,8 @@ from conserve.engine.unwind import Unwinding, UnwindV1, UnwindV2
 class StoppableSteps:
     """What our workers put around the two calls of vLLM's that make a step: its copies begin before
     it, a stopped one ends without sampling, in a `StoppedOutput`, and each says when the device was
-    done with it. A
-    pooling model's step ends with the first call. Without `unwinding` none is stopped."""
+    done with it. A pooling model's step ends with the first call. Without `unwinding` none is
+    stopped."""
 
     def __init__(
         self,

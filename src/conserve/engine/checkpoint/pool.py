@@ -169,8 +169,8 @@ class HostPool:
         Full blocks that are in the pool already are shared and count as complete. A partly filled
         block on disk is begun anew in memory: `num_tokens` of the entry goes back to its start.
         Where slots lack, entries of lower rank are demoted or evicted, whole. False if that would
-        not do: nobody is evicted then, and what the request has stays. Without
-        `held` the request holds all of its blocks.
+        not do: nobody is evicted then, and what the request has stays. Without `held` the request
+        holds all of its blocks.
         """
         entry = self._entries.setdefault(request_id, Entry(request_id, worth, online))
         entry.columns = entry.columns or [Column(group) for group in self.groups]

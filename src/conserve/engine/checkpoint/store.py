@@ -37,8 +37,8 @@ class SlotStore:
 
     planes: every layer's KV, [num_blocks, heads, tokens, content], as vLLM registers it; or
     [num_blocks, pages, heads, tokens, content] where the kernel's blocks are smaller than the
-    scheduler's. packing: where tokens lie in them;
-    with `whole` blocks go whole, whatever part of them is asked for.
+    scheduler's. packing: where tokens lie in them; with `whole` blocks go whole, whatever part of
+    them is asked for.
 
     Not thread-safe: one thread at a time calls `write`, `read` and `move`. vLLM makes its
     tensors in inference mode, where alone they may be written, so these three copy in it,
