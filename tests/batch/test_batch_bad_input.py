@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -254,7 +255,9 @@ async def test_a_body_cut_off_leaves_nothing(settings: BatchSettings) -> None:
         ({"metadata": {"k": "\0"}}, "invalid_value", "metadata.k"),
         ({"deadline": "yesterday"}, "invalid_value", "deadline"),
         ({"deadline": 5}, "invalid_value", "deadline"),
-        ({"deadline": []}, "invalid_value", None),
+        ({"deadline": []}, "invalid_value", "deadline"),
+        ({"deadline": True}, "invalid_value", "deadline"),
+        ({"deadline": "9" * 65}, "invalid_value", "deadline"),
         ({"priority": 0}, "invalid_value", "priority"),
         ({"priority": "high"}, "invalid_value", "priority"),
         ({"webhook": "x"}, "unknown_parameter", "webhook"),
@@ -307,6 +310,17 @@ async def test_bad_ids_limits_and_keys_are_named(settings: BatchSettings) -> Non
         body = batch_body(file_id)
         response = await http.post("/v1/batches", json=body, headers=long_key)
         check(response, 400, "invalid_value", "idempotency-key")
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+async def test_a_body_of_another_type_is_named(settings: BatchSettings, kind: str | None) -> None:
+    """As curl sends it, where nobody says otherwise."""
+    async with running(settings) as run:
+        content = json.dumps(batch_body("file-x"))
+        headers = {} if kind is None else {"content-type": kind}
+        response = await run.http.post("/v1/batches", content=content, headers=headers)
+        check(response, 400, "invalid_value", None)
+        assert "content-type: application/json" in response.json()["error"]["message"]
 
 
 async def test_lone_surrogates_are_refused(settings: BatchSettings) -> None:

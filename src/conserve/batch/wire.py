@@ -6,7 +6,14 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
 
 Endpoint = Literal[
     "/v1/chat/completions",
@@ -21,6 +28,7 @@ ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 DURATION = re.compile(r"([1-9][0-9]{0,8})(s|m|h|d)")
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MAX_WINDOW_S = 30 * 86_400
+MAX_MOMENT = 64
 NO_NUL = r"^[^\x00]*$"
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_NUL)]
@@ -66,6 +74,15 @@ def deadline_time(word: str | int | float, now_s: float) -> float:
     return float(word)
 
 
+def _may_be_a_moment(word: Any) -> Any:
+    """What `deadline_time` judges. Of another type the field is named here, and of an endless word:
+    pydantic would name each type that it is not."""
+    is_number = isinstance(word, int | float) and not isinstance(word, bool)
+    if word is None or is_number or (isinstance(word, str) and len(word) <= MAX_MOMENT):
+        return word
+    raise ValueError("must be a duration ('2h'), a Unix time in seconds, or an ISO 8601 time")
+
+
 class OutputExpiresAfter(BaseModel):
     """When the output files go, counted from when they are made."""
 
@@ -83,7 +100,10 @@ class BatchCreate(BaseModel):
     completion_window: str
     metadata: dict[MetadataKey, MetadataValue] | None = Field(default=None, max_length=16)
     output_expires_after: OutputExpiresAfter | None = None
-    deadline: Annotated[str, StringConstraints(max_length=64)] | int | float | None = None
+    deadline: Annotated[
+        Annotated[str, StringConstraints(max_length=MAX_MOMENT)] | int | float | None,
+        BeforeValidator(_may_be_a_moment),
+    ] = None
     strict_deadline: bool = False
     priority: int = Field(default=10, ge=1, le=1_000_000)
 

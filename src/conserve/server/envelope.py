@@ -107,6 +107,8 @@ def from_validation(errors: Sequence[Any]) -> InvalidRequestError:
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     param = None if first["type"] == "json_invalid" else ".".join(path) or None
     reason = first["msg"].removeprefix("Value error, ")
+    if not path and first["type"] == "model_attributes_type":
+        reason = "must be a JSON object, sent with content-type: application/json"
     code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(
         first["type"], "invalid_value"
     )
