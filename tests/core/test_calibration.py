@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -217,6 +217,33 @@ class TestRecalibrator:
         observe(recalibrator, MODEL, 3000, seed=13)
         assert error_against(recalibrator.model, MODEL) < 0.04
 
+    @pytest.mark.parametrize(
+        ("takes_s", "most"),
+        [
+            (slower(0.1).predict_s, 0.02),
+            (slower(0.05).predict_s, 0.02),
+            (lambda _: 0.02, 0.05),
+            (lambda shape: max(0.005, MODEL.predict_s(shape) - 1e-4 * shape.num_decodes), 0.05),
+        ],
+        ids=["ten times as fast", "twenty times as fast", "all alike", "fewer tokens are dearer"],
+    )
+    def test_a_coefficient_at_zero_drives_no_other_up(
+        self, takes_s: Callable[[StepShape], float], most: float
+    ) -> None:
+        """What cannot go down any more is not made up for by the others, step after step: the
+        error would be tenfold by then, and grow."""
+        recalibrator, chance = Recalibrator(MODEL), random.Random(3)
+        for shape in itertools.islice(shapes(22), 8000):
+            recalibrator.observe(shape, takes_s(shape) * chance.lognormvariate(0.0, 0.02))
+        errors = [
+            abs(recalibrator.model.predict_s(shape) / takes_s(shape) - 1)
+            for shape in itertools.islice(shapes(23), 200)
+        ]
+        assert sum(errors) / len(errors) < most
+        # And from there it finds back.
+        observe(recalibrator, MODEL, 8000, seed=24)
+        assert error_against(recalibrator.model, MODEL) < 0.06
+
     @pytest.mark.parametrize("actual_s", [1e-6, 1e-3, 5.0, 1e6])
     def test_survives_single_disturbed_steps(self, actual_s: float) -> None:
         recalibrator = Recalibrator(MODEL)
@@ -267,6 +294,29 @@ class TestRecalibrator:
         recalibrator = Recalibrator(MODEL)
         assert recalibrator.observe(shape, 0.0 if shape.num_tokens else 1.0) == 0.0
         assert recalibrator.model is MODEL
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_nearest_point_without_a_negative_is_the_nearest(seed: int) -> None:
+    """By the covariance, against every choice of which coefficients are held at zero."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(NUM_FEATURES, NUM_FEATURES)) + np.eye(NUM_FEATURES)
+    covariance, x = root @ root.T, rng.normal(size=NUM_FEATURES)
+    metric = np.linalg.inv(covariance)
+    best, best_point = float("inf"), x
+    for kept in itertools.product([False, True], repeat=NUM_FEATURES):
+        held = [i for i in range(NUM_FEATURES) if not kept[i]]
+        point = x.copy()
+        if held:
+            part = covariance[np.ix_(held, held)]
+            point = x - covariance[:, held] @ np.linalg.solve(part, x[held])
+            point[held] = 0.0
+        distance = float((point - x) @ metric @ (point - x))
+        if (point >= -1e-9).all() and distance < best:
+            best, best_point = distance, point
+    found = calibration._nearest_non_negative(x.tolist(), covariance.tolist())
+    assert min(found) >= 0.0
+    assert found == pytest.approx(best_point.tolist(), abs=0.05)
 
 
 def test_the_error_measure_of_these_tests_tells_models_apart() -> None:

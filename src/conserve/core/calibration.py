@@ -14,6 +14,7 @@ WORTH_A_KNEE = 0.95
 HUBER_ROUNDS = 5
 TYPICAL_FEATURES: Features = (1.0, 512.0, 512.0 * 512.0, 64.0, 64.0 * 1024.0, 512.0)
 """A mixed step of 512 tokens: sets the order of magnitude of coefficients never seen."""
+HILDRETH_SWEEPS = 30
 MIN_MARGIN = 0.02
 MAX_MARGIN = 0.5
 
@@ -145,13 +146,33 @@ def _solved(rows: list[list[float]]) -> list[float]:
     return [row[n] / row[i] for i, row in enumerate(rows)]
 
 
+def _nearest_non_negative(x: Sequence[float], p: Sequence[Sequence[float]]) -> list[float]:
+    """y >= 0 with the least (y - x)' P^-1 (y - x), by Hildreth's procedure (1957).
+
+    Cutting negative ones off would leave the others with what those cannot go down any more: each
+    step would push them up, without end.
+    """
+    y, dual = list(x), [0.0] * len(x)
+    for _ in range(HILDRETH_SWEEPS):
+        largest = 0.0
+        for i, line in enumerate(p):
+            change = min(-dual[i], y[i] / line[i])
+            if change:
+                dual[i] += change
+                y = [each - change * column for each, column in zip(y, line, strict=True)]
+                largest = max(largest, abs(change) * line[i])
+        if largest < 1e-9:
+            break
+    return [max(0.0, each) for each in y]
+
+
 class Recalibrator:
     """Recursive least squares with forgetting, around a fitted model.
 
     Ljung and Soederstroem, "Theory and Practice of Recursive Identification" (1983),
     section 2.6. Coefficients are kept relative to their start, so that one covariance
-    scale suits all; they never become negative, and the covariance never grows past
-    where it began, so directions that traffic does not excite stay as profiled.
+    scale suits all; they never become negative (`_nearest_non_negative`), and the covariance never
+    grows past where it began, so directions that traffic does not excite stay as profiled.
     """
 
     FORGETTING = 0.995
@@ -198,11 +219,13 @@ class Recalibrator:
         p_row = [sum(p * r for p, r in zip(line, row, strict=True)) for line in self._p]
         divisor = self.FORGETTING + sum(r * q for r, q in zip(row, p_row, strict=True))
         step = error * weight / divisor
-        self._x = [max(0.0, x + q * step) for x, q in zip(self._x, p_row, strict=True)]
+        self._x = [x + q * step for x, q in zip(self._x, p_row, strict=True)]
         for i, line in enumerate(self._p):
             for j in range(NUM_FEATURES):
                 line[j] = (line[j] - p_row[i] * p_row[j] / divisor) / self.FORGETTING
         self._bound_covariance()
+        if min(self._x) < 0:
+            self._x = _nearest_non_negative(self._x, self._p)
 
     def _bound_covariance(self) -> None:
         """Scale rows and columns down where forgetting has blown their variance up."""
