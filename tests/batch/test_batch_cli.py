@@ -56,7 +56,9 @@ def input_file(tmp_path: Path) -> Path:
 def test_from_submit_to_results(url: str, input_file: Path, tmp_path: Path) -> None:
     at = ("--url", url, "--api-key", "cli")
     words = ("submit", str(input_file), "--wait", "--every-s", "0.05", "--priority", "3", "--json")
-    batch = json.loads(run(*words, *at).stdout)
+    submitted = run(*words, *at)
+    batch = json.loads(submitted.stdout)
+    assert f"`conserve batch watch {batch['id']}` comes back to it" in submitted.stderr
     assert (batch["status"], batch["priority"]) == ("completed", 3)
     assert batch["request_counts"] == {"total": 6, "completed": 5, "failed": 1}
     target = tmp_path / "out.jsonl"
@@ -117,7 +119,7 @@ def test_a_batch_in_which_nothing_succeeded_is_no_success(url: str, tmp_path: Pa
     batch = json.loads(ended.stdout)
     assert batch["status"] == "completed"
     way = f"none of its 3 requests succeeded; see `conserve batch results {batch['id']} --errors`"
-    assert ended.stderr == f"error: {way}\n"
+    assert ended.stderr.endswith(f"error: {way}\n")
     assert way in run("watch", batch["id"], *at, code=1).stderr
     assert way in run("results", batch["id"], *at, code=1).stderr
     errors = run("results", batch["id"], "--errors", *at).stdout.splitlines()

@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from conserve.batch.connection import ProxyError, async_client_for, client_for, is_loopback
+from conserve.batch.connection import (
+    UnusableSettingError,
+    async_client_for,
+    client_for,
+    is_loopback,
+)
 from conserve.bench.ports import free_port
 from conserve.bench.server import Server
 from conserve.cli.main import app
@@ -125,7 +130,7 @@ def test_a_server_elsewhere_is_reached_through_the_proxy(
 def test_the_proxy_error_is_one_for_both_kinds_of_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://nowhere")
     for connect in (client_for, async_client_for):
-        with pytest.raises(ProxyError):
+        with pytest.raises(UnusableSettingError):
             connect("http://models.example")
 
 

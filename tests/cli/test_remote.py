@@ -41,7 +41,3 @@ def test_a_key_from_a_file_may_end_its_line(words: list[str]) -> None:
     with answering() as (url, asked):
         CliRunner().invoke(app, [*words, url], env={"OPENAI_API_KEY": "key\n"})
     assert len(asked) == 1
-
-
-def test_what_no_path_may_have() -> None:
-    assert "cannot be asked for" in refused(["batch", "show", "a\nb", "--url", NOWHERE])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +21,7 @@ from typer.testing import CliRunner
 
 from conserve.cli.main import app as conserve
 from conserve.server.asgi import Receive, Scope, Send
-from conserve.server.dashboard.messages import Batches, Message, Tick, encode
+from conserve.server.dashboard.messages import Batches, Bye, Message, Tick, encode
 from conserve.server.dashboard.spans import span
 from conserve.server.dashboard.terminal import View, messages_in, plain, screen, seconds
 from tests.server.feed_scene import SUMMARY, messages, point
@@ -39,6 +42,11 @@ async def respond(scope: Scope, receive: Receive, send: Send) -> None:
     status, body = 404, b"{}"
     if scope["path"] == "/other/dashboard/feed":
         status, body = 200, FEED.replace("uptime_s", "age_s").encode()
+    if scope["path"] == "/leaving/dashboard/feed":
+        status, body = (
+            200,
+            encode(messages("night run")[0]) + encode(Bye("The server is stopping.")),
+        )
     if scope["path"] == "/dashboard/feed":
         status, body = 200, FEED.encode()
         if (b"authorization", f"Bearer {KEY}".encode()) not in scope["headers"]:
@@ -104,7 +112,7 @@ def drawn(told: Sequence[Message]) -> str:
     view, console = View(), Console(width=200, record=True, file=io.StringIO())
     for message in told:
         view.take(message)
-    console.print(screen(view))
+    console.print(screen(view, console.width))
     return console.export_text()
 
 
@@ -161,6 +169,61 @@ def test_a_server_that_is_away_is_told(address: str) -> None:
     assert code == 1
     assert address in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", [("--once",), ("--once", "--json"), ()])
+def test_a_feed_that_ends_before_it_told_all_is_no_success(url: str, words: tuple[str]) -> None:
+    code, out, err = top(f"{url}/leaving", *words)
+    assert (code, out) == (1, "")
+    assert f"{url}/leaving/dashboard/feed ended before it told all" in " ".join(err.split())
+
+
+def on_terminal(kind: str, *words: str) -> tuple[int, str]:
+    """Exit status of the command in a terminal of that TERM, and all that the terminal got."""
+    main = "from conserve.cli.main import main; main()"
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ.update(TERM=kind, COLUMNS="200")
+        os.execv(sys.executable, [sys.executable, "-c", main, "top", *words])
+    shown = b""
+    try:
+        while read := os.read(terminal, 65_536):
+            shown += read
+    except OSError:  # its other end is closed
+        pass
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9", "elsewhere", "leaving", "other", ""])
+def test_what_ends_it_stays_on_the_terminal(url: str, place: str) -> None:
+    """The live screen has a screen of its own, which is gone after it."""
+    code, shown = on_terminal("xterm", place if place.startswith("http") else f"{url}/{place}")
+    assert code == 1
+    assert "error: " in shown.rpartition("\x1b[?1049l")[2]
+
+
+def test_a_terminal_that_cannot_be_redrawn_is_told_once(url: str) -> None:
+    code, shown = on_terminal("dumb", url, "--api-key", KEY)
+    assert code == 0
+    assert shown.count("Chat is safe") == 1
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("columns", [30, 71, 72, 200])
+def test_the_newest_second_is_at_the_right(columns: int) -> None:
+    view, console = View(), Console(width=columns, file=io.StringIO())
+    for message in messages("night run"):
+        view.take(message)
+    for rate in range(1, 61):
+        view.take(Tick(SUMMARY, fine=[point(3.0, 0.0, float(rate))], coarse=[]))
+    console.print(screen(view, columns))
+    assert isinstance(console.file, io.StringIO)
+    (bars,) = [
+        line for line in console.file.getvalue().splitlines() if line.startswith("│ offline")
+    ]
+    assert bars.endswith("█ │")
+    assert len(bars) == min(columns, 72)
 
 
 def test_the_last_minute_is_kept() -> None:

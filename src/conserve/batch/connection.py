@@ -6,14 +6,20 @@ A proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot reach what listens on this m
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 from typing import Any
 
 import httpx
 
 
-class ProxyError(ValueError):
-    """The environment names a proxy that cannot be used; the message says what to do."""
+class UnusableSettingError(ValueError):
+    """The environment names a proxy or certificates that cannot be used; the message says what to
+    do."""
+
+
+# What httpx raises of the environment, where the URL is one.
+UNUSABLE = (ImportError, ValueError, httpx.InvalidURL, OSError)
 
 
 class BadKeyError(ValueError):
@@ -29,18 +35,23 @@ def authorization(api_key: str) -> dict[str, str]:
 
 
 def client_for(url: str, **options: Any) -> httpx.Client:
-    """A client of the server at `url`; `options` are httpx.Client's. Raises ProxyError."""
+    """A client of the server at `url`; `options` are httpx.Client's.
+
+    Raises UnusableSettingError, and httpx.InvalidURL where `url` is none.
+    """
+    httpx.URL(url)
     try:
         return httpx.Client(**_settings(url), **options)
-    except (ImportError, ValueError) as error:
+    except UNUSABLE as error:
         raise _explained(error) from error
 
 
 def async_client_for(url: str, **options: Any) -> httpx.AsyncClient:
     """As `client_for`, for asyncio."""
+    httpx.URL(url)
     try:
         return httpx.AsyncClient(**_settings(url), **options)
-    except (ImportError, ValueError) as error:
+    except UNUSABLE as error:
         raise _explained(error) from error
 
 
@@ -66,12 +77,18 @@ def _settings(url: str) -> dict[str, Any]:
     return {"trust_env": False, "verify": httpx.create_ssl_context()}
 
 
-def _explained(error: Exception) -> ProxyError:
-    """httpx raises ImportError for a SOCKS proxy without its package, ValueError for any other
-    that it cannot use."""
+def _explained(error: Exception) -> UnusableSettingError:
+    """httpx raises ImportError for a SOCKS proxy without its package, OSError for a file of
+    certificates that it cannot read."""
+    if isinstance(error, OSError):
+        file = os.environ.get("SSL_CERT_FILE")
+        why = error.strerror or error
+        return UnusableSettingError(
+            f"SSL_CERT_FILE: no certificates can be read from {file!r}: {why}"
+        )
     if isinstance(error, ImportError):
-        return ProxyError(
+        return UnusableSettingError(
             "the environment names a SOCKS proxy (ALL_PROXY, HTTP_PROXY or HTTPS_PROXY), which "
             "needs the package socksio: install it, or unset the variable"
         )
-    return ProxyError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {error}")
+    return UnusableSettingError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {error}")

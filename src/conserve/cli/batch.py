@@ -28,6 +28,7 @@ from conserve.cli.remote import (
     KeyOption,
     Server,
     UrlOption,
+    batch_path,
     server,
 )
 
@@ -38,7 +39,15 @@ app = typer.Typer(
 app.add_typer(owners)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-IdArgument = Annotated[str, typer.Argument(metavar="BATCH", help="Id of the batch.")]
+
+
+def _id(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("it is empty; `conserve batch list` shows the ids")
+    return text
+
+
+IdArgument = Annotated[str, typer.Argument(metavar="BATCH", callback=_id, help="Id of the batch.")]
 EndpointOption = Annotated[
     str | None, typer.Option(help="The lines' url; read from the first line when left out.")
 ]
@@ -100,6 +109,9 @@ def submit(
         sent = {name: value for name, value in wishes.items() if value is not None}
         batch = _made(one, {"input_file_id": made["id"], **sent})
         if wait:
+            # For whoever ends this command, or loses its terminal.
+            way = f"`conserve batch watch {batch['id']}`"
+            note(f"{batch['id']} goes on without this command, too; {way} comes back to it")
             looks = Looks(one, batch["id"], patience_s, heard_s=time.monotonic())
             end(follow(looks, every_s), as_json)
         else:
@@ -171,7 +183,7 @@ def _told_to(verb: str) -> Callable[..., None]:
         as_json: JsonOption = False,
     ) -> None:
         with server(url, api_key) as one:
-            show_batch(one.call("POST", f"batches/{batch_id}/{verb}"), as_json)
+            show_batch(one.call("POST", f"{batch_path(batch_id)}/{verb}"), as_json)
 
     return tell
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from conserve.batch.lifecycle import TERMINAL
 from conserve.batch.printable import printable
-from conserve.cli.output import Output, for_tables
+from conserve.cli.output import Output, print_table
 
 COLOURS = {
     "completed": "green",
@@ -73,7 +73,7 @@ def _requests(batch: Any) -> str:
 def counts(batch: Any) -> tuple[int, int, int]:
     """Completed, failed and total requests."""
     told = batch.get("request_counts") or {}
-    return told.get("completed", 0), told.get("failed", 0), told.get("total", 0)
+    return told.get("completed") or 0, told.get("failed") or 0, told.get("total") or 0
 
 
 def _speed(batch: Any) -> str:
@@ -85,21 +85,34 @@ def _colour(status: str) -> str:
 
 
 def clock_time(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    """By this machine's clock; a time that no calendar has as it is."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    except (ValueError, OverflowError, OSError):
+        return str(moment)
 
 
 def print_batches(batches: Sequence[Any]) -> None:
+    """Without their times where the terminal has no room for them."""
+    told = plain(batches)
+    print_table(*(_batches_table(told, with_times=wanted) for wanted in (True, False)))
+
+
+def _batches_table(batches: Sequence[Any], *, with_times: bool) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
     for heading in ("batch", "status"):
         table.add_column(heading, no_wrap=True)
     for heading in ("done", "failed", "total"):
-        table.add_column(heading, justify="right")
-    table.add_column("created", no_wrap=True)
-    for batch in plain(batches):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if with_times:
+        table.add_column("created", no_wrap=True)
+    for batch in batches:
         numbers = [f"{number:,}" for number in counts(batch)]
         status = Text(batch["status"], _colour(batch["status"]))
-        table.add_row(Text(batch["id"]), status, *numbers, clock_time(batch["created_at"]))
-    for_tables().print(table)
+        made = batch.get("created_at")
+        times = [clock_time(made) if made else "-"] if with_times else []
+        table.add_row(Text(batch["id"]), status, *numbers, *times)
+    return table
 
 
 def plain(told: Any) -> Any:

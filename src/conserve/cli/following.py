@@ -12,11 +12,11 @@ from conserve.batch.lifecycle import TERMINAL
 from conserve.batch.printable import printable
 from conserve.cli.batch_view import counts, progress_bar, progress_note
 from conserve.cli.failures import fail, note, notes
-from conserve.cli.remote import AwayError, Server
+from conserve.cli.remote import AwayError, Server, batch_path
 
 LOOK_TIMEOUT_S = 30.0
 
-EveryOption = Annotated[float, typer.Option(min=0.01, help="Seconds between looks.")]
+EveryOption = Annotated[float, typer.Option(min=0.01, max=86_400, help="Seconds between looks.")]
 PatienceOption = Annotated[
     float, typer.Option(min=0, help="Seconds to wait for a server that has gone away.")
 ]
@@ -36,8 +36,7 @@ class Looks:
     def look(self) -> Any | None:
         """The batch; None while its server is away. Ends the command where that is too long."""
         try:
-            path = f"batches/{self.batch_id}"
-            batch = self.server.ask("GET", path, timeout=LOOK_TIMEOUT_S)
+            batch = self.server.ask("GET", batch_path(self.batch_id), timeout=LOOK_TIMEOUT_S)
         except AwayError as error:
             self._bear(error)
             return None

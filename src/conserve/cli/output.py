@@ -16,6 +16,8 @@ from uuid import uuid4
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from conserve.cli.failures import fail
 
@@ -37,6 +39,22 @@ class Output(Console):
 def for_tables(columns: int = WIDE) -> Output:
     """On a terminal as wide as that is; piped elsewhere, of so many columns."""
     return Output(width=None if sys.stdout.isatty() else columns, highlight=False)
+
+
+def print_table(*tables: Table) -> None:
+    """The first of them that fits, or the last: nothing is cut off, a terminal that is narrower
+    wraps its lines."""
+    console = for_tables()
+    for table in tables:
+        if _least_width(console, table) <= console.width:
+            break
+    console.width = max(console.width, _least_width(console, table))
+    console.print(table)
+
+
+def _least_width(console: Console, table: Table) -> int:
+    unbounded = console.options.update(max_width=10_000)
+    return Measurement.get(console, unbounded, table).minimum
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO
+from urllib.parse import quote
 
 import httpx
 import typer
@@ -16,7 +16,7 @@ from conserve.cli.failures import fail
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHUNK_BYTES = 65_536
-TOO_MANY = 429
+NOT_FOUND, TOO_MANY = 404, 429
 # Request timeout, too early, too many requests.
 NOT_NOW = (408, 425, TOO_MANY)
 
@@ -54,22 +54,17 @@ class Server:
             response = self.client.request(method, path, **request)
         except httpx.UnsupportedProtocol:
             raise fail(f"{self.client.base_url} is no URL; one begins with http://") from None
-        except httpx.InvalidURL as error:
-            raise fail(f"{path!r} cannot be asked for: {error}") from None
         except httpx.HTTPError as error:
-            raise AwayError(f"{self.client.base_url} does not answer: {error}") from None
+            raise AwayError(f"{self.client.base_url} does not answer: {why(error)}") from None
         if response.is_server_error or response.status_code in NOT_NOW:
             is_refusal = response.status_code == TOO_MANY
             raise AwayError(words_of(response), is_refusal=is_refusal)
-        if response.is_error:
-            raise refused(response)
-        try:
-            return response.json()
-        except json.JSONDecodeError:
-            raise fail(f"{self.client.base_url}{path} answers no JSON; is it a /v1 URL?") from None
+        if not response.is_success:
+            raise fail(words_of(response))
+        return _told(response)
 
     def batch(self, batch_id: str) -> Any:
-        return self.call("GET", f"batches/{batch_id}")
+        return self.call("GET", batch_path(batch_id))
 
     def discard(self, file_id: str) -> None:
         """Delete a file, if the server lets us."""
@@ -78,13 +73,31 @@ class Server:
 
     def save(self, file_id: str, target: BinaryIO) -> None:
         try:
-            with self.client.stream("GET", f"files/{file_id}/content") as response:
-                if response.is_error:
-                    raise refused(response)
+            path = f"files/{file_id}/content"
+            # Others keep files elsewhere; httpx does not send the key to another place.
+            with self.client.stream("GET", path, follow_redirects=True) as response:
+                if not response.is_success:
+                    raise fail(words_of(response))
                 for chunk in response.iter_bytes(CHUNK_BYTES):
                     target.write(chunk)
         except httpx.HTTPError as error:
-            raise fail(f"the download broke off: {error}") from None
+            raise fail(f"the download broke off: {why(error)}") from None
+
+
+def batch_path(batch_id: str) -> str:
+    return f"batches/{quote(batch_id, safe='')}"
+
+
+def _told(response: httpx.Response) -> Any:
+    """An object or a list of them, as every answer of OpenAI's API; ends the command where it is
+    something else."""
+    try:
+        told = response.json()
+    except ValueError:
+        told = None
+    if isinstance(told, dict) and ("id" in told or isinstance(told.get("data"), list)):
+        return told
+    raise fail(f"{response.url.copy_with(query=None)} answers something else; is it a /v1 URL?")
 
 
 @contextmanager
@@ -97,15 +110,20 @@ def server(url: str, api_key: str) -> Iterator[Server]:
 
 
 def connected(url: str, **options: Any) -> httpx.Client:
-    """A client of the server at `url`. Ends the command where that is none, or a proxy cannot be
-    used."""
+    """A client of the server at `url`. Ends the command where there can be none."""
     try:
-        httpx.URL(url)
         return connection.client_for(url, **options)
     except httpx.InvalidURL as error:
         raise fail(f"{url} is no URL: {error}") from None
-    except connection.ProxyError as error:
+    except connection.UnusableSettingError as error:
         raise fail(str(error)) from None
+
+
+def why(error: httpx.HTTPError) -> str:
+    """What httpx says, with the way out where it is ours to know."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"{error}; where a CA of your own signs it, name its file in SSL_CERT_FILE"
+    return str(error) or type(error).__name__
 
 
 def authorization(api_key: str) -> dict[str, str]:
@@ -116,16 +134,22 @@ def authorization(api_key: str) -> dict[str, str]:
         raise fail(str(error)) from None
 
 
-def refused(response: httpx.Response) -> typer.Exit:
-    """Say what the server says of an error; to be raised."""
-    return fail(words_of(response))
-
-
 def words_of(response: httpx.Response) -> str:
-    """An error in the server's own words where it has some, with its status."""
+    """An error in the server's own words where it has some, with its status; where a redirect
+    leads."""
     response.read()
     try:
         words = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        words = response.text[:200] or response.reason_phrase
+        words = _other_words(response)
     return f"{words} (HTTP {response.status_code})"
+
+
+def _other_words(response: httpx.Response) -> str:
+    if response.has_redirect_location:
+        place = response.headers["location"][:200]
+        return f"{response.url} redirects to {place}; correct --url"
+    if response.status_code == NOT_FOUND:
+        return f"there is no {response.url}: another server, or one without this"
+    is_page = "html" in response.headers.get("content-type", "")
+    return (not is_page and response.text[:200].strip()) or response.reason_phrase

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from conserve.batch.wire import RequestClass
 from conserve.cli.batch_view import plain
-from conserve.cli.output import for_tables
+from conserve.cli.output import print_table
 from conserve.cli.owners import in_store
 from conserve.cli.remote import DEFAULT_URL, KeyOption, UrlOption, server
 
@@ -61,13 +61,20 @@ def _of_all(data_dir: Path, days: int, request_class: RequestClass | None) -> li
 
 
 def print_usage(days: Sequence[Any]) -> None:
+    """With models in lines of 14 letters where the terminal has no room for more."""
+    told = plain(days)
+    print_table(*(_usage_table(told, model_width) for model_width in (None, 14)))
+
+
+def _usage_table(days: Sequence[Any], model_width: int | None) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
     with_owner = any("owner" in day for day in days)
-    for heading in ("day", *(("owner",) if with_owner else ()), "class", "model"):
+    for heading in ("day", *(("owner",) if with_owner else ()), "class"):
         table.add_column(heading, no_wrap=True)
+    table.add_column("model", overflow="fold", max_width=model_width)
     for heading in ("done", "failed", *TOKENS):
-        table.add_column(heading, justify="right")
-    for day in plain(days):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for day in days:
         used = day["usage"]
         cached = used["input_tokens_details"]["cached_tokens"]
         tokens = used["input_tokens"], cached, used["output_tokens"]
@@ -75,4 +82,4 @@ def print_usage(days: Sequence[Any]) -> None:
         owner = (day["owner"][:16],) if with_owner else ()
         words = (day["date"], *owner, day["request_class"], day["model"] or "-")
         table.add_row(*words, *numbers)
-    for_tables().print(table)
+    return table

@@ -33,7 +33,8 @@ from conserve.server.dashboard.messages import (
 from conserve.server.dashboard.spans import span
 
 BARS = " ▁▂▃▄▅▆▇█"
-WIDTH = 60
+WIDTH, FRAME = 60, 12
+"""Seconds that are shown, and columns around them."""
 STYLES = {"online": "blue", "offline": "yellow", "safe": "green", "late": "bold red"}
 SHOWN_BATCHES, SHOWN_EVENTS = 8, 6
 
@@ -88,12 +89,12 @@ class View:
         return {**to_builtins(self.summary), **to_builtins(told)}
 
 
-def screen(view: View) -> RenderableType:
-    """To be drawn once complete."""
+def screen(view: View, columns: int) -> RenderableType:
+    """To be drawn once complete, in a terminal of so many columns."""
     assert view.facts is not None
     assert view.summary is not None
     parts: list[RenderableType] = [_head(view.facts, view.summary.server)]
-    parts += [_glance(view.facts, view.summary), _rates(view.rates)]
+    parts += [_glance(view.facts, view.summary), _rates(view.rates, columns)]
     if view.batches is not None:
         parts.append(_batches(view.batches))
     parts.append(_events(view.events))
@@ -177,15 +178,18 @@ def _gave_way(yields: Yields) -> str:
     )
 
 
-def _rates(rates: Sequence[tuple[float, float]]) -> Panel:
+def _rates(rates: Sequence[tuple[float, float]], columns: int) -> Panel:
+    width = max(1, min(WIDTH, columns - FRAME))
+    rates = rates[-width:]
     most = max((on + off for on, off in rates), default=0.0)
     lines = Text()
     for index, name in enumerate(("offline", "online")):
         bars = "".join(_bar(pair[1 - index], most) for pair in rates)
-        lines.append(f"{name:8}", "dim").append(f"{bars:>{WIDTH}}\n", STYLES[name])
+        lines.append(f"{name:8}", "dim").append(f"{bars:>{width}}\n", STYLES[name])
     lines.right_crop(1)
     title = f"tokens a second, last {len(rates)} s, full height {most:,.0f}"
-    return Panel(lines, title=title, title_align="left", border_style="dim", width=WIDTH + 12)
+    frame = width + FRAME
+    return Panel(lines, title=title, title_align="left", border_style="dim", width=frame)
 
 
 def _bar(value: float, most: float) -> str:
@@ -197,7 +201,9 @@ def _batches(batches: Batches) -> RenderableType:
         return Text(printable(batches.error), "red")
     live = [batch for batch in batches.data if not batch.is_ended]
     ended = [batch for batch in batches.data if batch.is_ended]
-    table = Table("batch", "name", "status", "progress", "due", "expected end", box=None)
+    table = Table(box=None)
+    for heading in ("batch", "name", "status", "progress", "due", "expected end"):
+        table.add_column(heading, overflow="fold")
     for batch in [*live, *ended][:SHOWN_BATCHES]:
         counts, ends = batch.request_counts, batch.estimated_finish_at
         due = batch.deadline or batch.expires_at

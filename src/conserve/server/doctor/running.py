@@ -7,7 +7,12 @@ from typing import Any
 
 import httpx
 
-from conserve.batch.connection import BadKeyError, ProxyError, authorization, client_for
+from conserve.batch.connection import (
+    BadKeyError,
+    UnusableSettingError,
+    authorization,
+    client_for,
+)
 from conserve.server.doctor.finding import Finding
 
 SECTION = "server"
@@ -24,7 +29,7 @@ def running(url: str, api_key: str) -> Iterator[Finding]:
             yield from _asked(client)
     except BadKeyError as error:
         yield Finding.problem(SECTION, "key", f"{error}", "Give another.")
-    except (httpx.HTTPError, httpx.InvalidURL, ProxyError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnusableSettingError) as error:
         yield Finding.problem(SECTION, base, f"does not answer: {error}", START_IT)
 
 
