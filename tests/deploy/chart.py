@@ -67,17 +67,21 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @cache
-def _template(example: str | None, changes: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    words: list[str | Path] = ["template", RELEASE, CHART, "--namespace", NAMESPACE]
+def _template(
+    example: str | None, changes: tuple[str, ...], release: str, namespace: str
+) -> subprocess.CompletedProcess[str]:
+    words: list[str | Path] = ["template", release, CHART, "--namespace", namespace]
     if example is not None:
         words += ["--values", KUBERNETES / "examples" / f"{example}.yaml"]
     return run(*words, *(word for change in changes for word in ("--set-json", change)))
 
 
-def template(example: str | None, **changes: Any) -> subprocess.CompletedProcess[str]:
+def template(
+    example: str | None, release: str = RELEASE, namespace: str = NAMESPACE, **changes: Any
+) -> subprocess.CompletedProcess[str]:
     """`helm template` of an example, or of the default values, changed: `a__b=1` is a.b=1."""
     named = (f"{name.replace('__', '.')}={json.dumps(to)}" for name, to in changes.items())
-    return _template(example, tuple(named))
+    return _template(example, tuple(named), release, namespace)
 
 
 def rendered(example: str | None, **changes: Any) -> dict[str, Manifest]:

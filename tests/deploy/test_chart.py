@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -104,6 +105,10 @@ def test_the_monitor_names_the_job_as_the_alerts_have_it() -> None:
         ({"autoscaling__minReplicas": 0}, "/autoscaling/minReplicas"),
         ({"autoscaling__headroom": 1}, "/autoscaling/headroom"),
         ({"image__repository": ""}, "image.repository: name the image"),
+        ({"image__repository": "conserve@sha256:0"}, "/image/repository"),
+        ({"update": {"maxSurge": 0, "maxUnavailable": "0%"}}, "update.maxUnavailable: with"),
+        ({"autoscaling__scaleDownAfterSeconds": 0}, "/autoscaling/scaleDownAfterSeconds"),
+        ({"autoscaling__pollingSeconds": 1801}, "/autoscaling/pollingSeconds"),
         ({"replicas": 2}, "secrets.database.name: several replicas"),
         ({"secrets__database__name": "db", "storage__claim__enabled": False}, "storage.filesUrl"),
         ({"replicas": 2, "secrets__database__name": "db"}, "storage.claim.accessMode: several"),
@@ -131,6 +136,59 @@ def test_so_is_a_fleet_that_cannot_scale(changes: dict[str, Any], words: str) ->
 
 def test_the_values_as_they_come_want_an_image() -> None:
     assert "image.repository: name the image" in refused(None)
+
+
+NUMBERS_ARE = {"key": "1", "name": "2"}
+ODD: dict[str, Any] = {
+    "security__userId": 1_000_660_000,
+    "security__groupId": 1_000_660_000,
+    "replicas": 1_000_000,
+    "shutdown__requestsSeconds": 1_000_000,
+    "secrets": dict.fromkeys(("apiKey", "database", "huggingFace"), NUMBERS_ARE),
+    "image__pullSecrets": ["3"],
+    "serviceAccount__name": "4",
+    "storage__claim": {"enabled": True, "storageClass": "5", "accessMode": "ReadWriteMany"},
+    "modelCache__claim": {"enabled": True, "existing": "6"},
+}
+"""Numbers as OpenShift gives them to users, and names that YAML would take for numbers."""
+
+
+@pytest.mark.parametrize("release", ["prod", "on", "7b", "123", "chat.v1", "null"])
+@pytest.mark.parametrize("changes", [{}, ODD], ids=["plain", "odd"])
+def test_kubernetes_takes_odd_names_and_large_numbers(
+    release: str, changes: dict[str, Any]
+) -> None:
+    made = rendered("gpu", release=release, namespace="42", **changes)
+    for manifest in made.values():
+        validate(manifest, VERSIONS[-1])
+        assert not list(floats(manifest))
+        metadata = manifest["metadata"]
+        assert (metadata["namespace"], instance(metadata)) == ("42", release)
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", made["Service"]["metadata"]["name"])
+
+
+def instance(metadata: Manifest) -> str:
+    return str(metadata["labels"]["app.kubernetes.io/instance"])
+
+
+def floats(value: Any) -> Iterator[float]:
+    """1.00066e+09 is one, which Kubernetes takes for no whole number."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from floats(each)
+
+
+def test_large_numbers_are_whole_in_flags() -> None:
+    flags = rendered("gpu", **ODD)["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert "--shutdown-timeout=1000000" in flags["args"]
+
+
+def test_an_image_is_named_by_tag_or_digest() -> None:
+    for tag, image in (("gpu", "conserve:gpu"), ("sha256:0a", "conserve@sha256:0a")):
+        spec = rendered("gpu", image__tag=tag)["Deployment"]["spec"]["template"]["spec"]
+        assert spec["containers"][0]["image"] == image
 
 
 def names(values: Mapping[str, Any], before: str = "") -> Iterator[str]:

@@ -18,6 +18,9 @@
 {{- if and $many $v.modelCache.claim.enabled (not $v.modelCache.claim.existing) (ne $v.modelCache.claim.accessMode "ReadWriteMany") -}}
   {{- fail "modelCache.claim.accessMode: several replicas share one claim; it must be ReadWriteMany, or set modelCache.claim.enabled to false." -}}
 {{- end -}}
+{{- if and (eq "0" ($v.update.maxSurge | toString | trimSuffix "%")) (eq "0" ($v.update.maxUnavailable | toString | trimSuffix "%")) -}}
+  {{- fail "update.maxUnavailable: with update.maxSurge it may not be 0, too: nothing could be updated." -}}
+{{- end -}}
 {{- if $v.autoscaling.enabled -}}
   {{- if not $v.autoscaling.prometheusUrl -}}
     {{- fail "autoscaling.prometheusUrl: name the Prometheus that scrapes these servers, such as http://prometheus-operated.monitoring:9090." -}}

@@ -1,3 +1,9 @@
+{{/* A tag that is a digest stands behind an @. */}}
+{{- define "conserve.image" -}}
+{{- $tag := .Values.image.tag | default .Chart.AppVersion -}}
+{{ .Values.image.repository }}{{ hasPrefix "sha256:" $tag | ternary "@" ":" }}{{ $tag }}
+{{- end }}
+
 {{- define "conserve.args" -}}
 {{- $s := .Values.server -}}
 {{- with $s.model }}
@@ -8,8 +14,8 @@
 - --slo-tbt-ms={{ $s.sloTbtMs }}
 - --chat-slowdown={{ $s.chatSlowdown }}
 - --offline-floor={{ $s.offlineFloor }}
-- --api-server-count={{ $s.apiServerCount }}
-- --shutdown-timeout={{ .Values.shutdown.requestsSeconds }}
+- --api-server-count={{ int64 $s.apiServerCount }}
+- --shutdown-timeout={{ int64 .Values.shutdown.requestsSeconds }}
 {{- if not .Values.batches.enabled }}
 - --no-batches
 {{- end }}
@@ -25,8 +31,8 @@
 - name: {{ index . 0 }}
   valueFrom:
     secretKeyRef:
-      name: {{ $secret.name }}
-      key: {{ $secret.key }}
+      name: {{ $secret.name | quote }}
+      key: {{ $secret.key | quote }}
 {{- end }}
 {{- end }}
 
@@ -102,7 +108,7 @@ rest, else all. Folders of workers are then each pod's own. Empty where there is
 - name: cache
   {{- if .Values.modelCache.claim.enabled }}
   persistentVolumeClaim:
-    claimName: {{ include "conserve.claim" (list . .Values.modelCache.claim "models") }}
+    claimName: {{ include "conserve.claim" (list . .Values.modelCache.claim "models") | quote }}
   {{- else }}
   emptyDir: {}
   {{- end }}
@@ -114,7 +120,7 @@ rest, else all. Folders of workers are then each pod's own. Empty where there is
 {{- if include "conserve.claimedAt" . }}
 - name: storage
   persistentVolumeClaim:
-    claimName: {{ include "conserve.claim" (list . .Values.storage.claim "storage") }}
+    claimName: {{ include "conserve.claim" (list . .Values.storage.claim "storage") | quote }}
 {{- end }}
 {{- end }}
 {{- with .Values.pod.volumes }}

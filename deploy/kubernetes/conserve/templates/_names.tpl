@@ -1,5 +1,7 @@
+{{/* Services begin with a letter and have no dots, which a release may be called otherwise. */}}
 {{- define "conserve.name" -}}
-{{- $name := .Release.Name -}}
+{{- $name := .Release.Name | replace "." "-" -}}
+{{- if regexMatch "^[0-9]" $name -}}{{- $name = printf "conserve-%s" $name -}}{{- end -}}
 {{- if not (contains "conserve" $name) -}}{{- $name = printf "%s-conserve" $name -}}{{- end -}}
 {{- trunc 52 $name | trimSuffix "-" -}}
 {{- end }}
@@ -7,7 +9,7 @@
 {{/* What a Deployment, its Service and its pods are known by; it must never change. */}}
 {{- define "conserve.selector" -}}
 app.kubernetes.io/name: conserve
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "conserve.labels" -}}
