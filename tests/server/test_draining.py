@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from argparse import Namespace
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -17,6 +19,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from conserve.batch.service import BatchService
 from conserve.server import draining
 from conserve.server.draining import DrainingMiddleware, wait_for_requests
+from conserve.server.errors import EngineDiedError
+from conserve.server.start import serve
 from conserve.server.start.middleware import BATCHES, add_always
 from tests.server.vllms_app import Engine, engine_config, named, started, vllms_app
 
@@ -77,6 +81,25 @@ async def test_nothing_new_is_begun_and_what_has_begun_ends() -> None:
         served.open.set()
         assert (await stream).text.endswith("data: last\n\n")
     assert served.engine.shutdowns == [10]
+
+
+@pytest.mark.parametrize(
+    ("errored", "is_told", "died"),
+    [(False, False, False), (False, True, False), (True, True, False), (True, False, True)],
+)
+async def test_a_server_whose_engine_died_does_not_end_well(
+    monkeypatch: pytest.MonkeyPatch, *, errored: bool, is_told: bool, died: bool
+) -> None:
+    """vLLM ends it in order, with status 0, and who restarts what fails would not."""
+    monkeypatch.setattr(draining, "engine_died", Event())
+    served = Served(Engine(engine_config()))
+    async with started(served.app):
+        if is_told:
+            served.engine.shutdown(timeout=0)
+        served.engine.errored = errored
+    assert draining.engine_died.is_set() == died
+    with pytest.raises(EngineDiedError) if died else nullcontext():
+        serve._check_engine()
 
 
 async def test_what_outlasts_the_engine_ends_with_an_error() -> None:

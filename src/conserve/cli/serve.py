@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from conserve.server.errors import BadInputError, StartError
+from conserve.server.errors import BadInputError, EngineDiedError, StartError
 
 
 def serve(
@@ -25,6 +25,6 @@ def serve(
             from conserve.server.start.serve import serve as run
 
             run([*(arguments or []), *context.args])
-    except (BadInputError, StartError) as error:
+    except (BadInputError, StartError, EngineDiedError) as error:
         print(f"conserve serve: {error}", file=sys.stderr)  # noqa: T201
         raise typer.Exit(2 if isinstance(error, BadInputError) else 1) from error

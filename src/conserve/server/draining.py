@@ -7,9 +7,15 @@ Works in `conserve serve` and, by name, under plain vLLM:
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,6 +41,9 @@ REFUSAL = {
     "code": 503,
 }
 RETRY_AFTER_S = 5
+
+engine_died = threading.Event()
+"""Set where this process ends because its engine ended by itself: vLLM leaves with status 0."""
 
 
 class DrainingMiddleware(LifespanMiddleware):
@@ -73,13 +82,24 @@ async def _noticing(engine: Any, draining: _Draining) -> AsyncIterator[None]:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(end_requests, engine)
 
-    with after_shutdown(engine, end_what_is_left), before_shutdown(engine, draining.begin):
-        core = getattr(engine, "engine_core", None)
-        if core is None or owns_its_engine(core):
-            yield
-            return
-        with before_shutdown(core, lambda timeout_s: wait_for_requests(engine, timeout_s)):
-            yield
+    with (
+        after_shutdown(engine, end_what_is_left),
+        before_shutdown(engine, draining.begin),
+        _waiting_for_requests(engine),
+    ):
+        yield
+    if engine.errored and not draining.has_begun:
+        engine_died.set()
+
+
+@contextmanager
+def _waiting_for_requests(engine: Any) -> Iterator[None]:
+    core = getattr(engine, "engine_core", None)
+    if core is None or owns_its_engine(core):
+        yield
+        return
+    with before_shutdown(core, lambda timeout_s: wait_for_requests(engine, timeout_s)):
+        yield
 
 
 def end_requests(engine: Any) -> None:

@@ -9,3 +9,7 @@ class BadInputError(Exception):
 
 class StartError(Exception):
     """Why the engine did not start, and what to do about it, in one sentence."""
+
+
+class EngineDiedError(Exception):
+    """The engine of a server that had started ended by itself."""

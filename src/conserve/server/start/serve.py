@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from conserve.engine import phases
+from conserve.server.errors import EngineDiedError
 from conserve.server.start import (
     address,
     checkpoints,
@@ -46,8 +47,8 @@ class Prepared:
 def serve(arguments: Sequence[str]) -> None:
     """Parse `[MODEL] [flags]`, prepare, and serve until a signal ends it.
 
-    Raises BadInputError before any model is loaded, and StartError where the engine does not
-    start.
+    Raises BadInputError before any model is loaded, StartError where the engine does not start, and
+    EngineDiedError where it ends before the server is told to.
     """
     vllm_there.check_or_allow(arguments)
     with progress.shown(as_json=logs_json(arguments)) as start:
@@ -62,6 +63,14 @@ def serve(arguments: Sequence[str]) -> None:
         on_cpu = door.on_cpu()
         with no_start.explained(on_cpu=on_cpu), interrupts.ours_until(lambda: start.is_over):
             door.run(ready.args)
+    _check_engine()
+
+
+def _check_engine() -> None:
+    from conserve.server.draining import engine_died
+
+    if engine_died.is_set():
+        raise EngineDiedError("the engine has ended by itself, and the server with it (see above).")
 
 
 def logs_json(arguments: Sequence[str]) -> bool:
