@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from conserve.bench.ports import free_port
-from conserve.server.errors import BadInputError, StartError
+from conserve.server.errors import BadInputError, EngineDiedError, StartError
 from conserve.server.start.address import reached_at
 from conserve.server.start.interrupts import quiet
 
@@ -130,7 +130,7 @@ def main() -> None:
             from conserve.server.start.serve import serve
 
             serve(flags)
-    except (BadInputError, StartError) as error:
+    except (BadInputError, StartError, EngineDiedError) as error:
         Path(reason).write_text(str(error))
         print(f"conserve serve: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2 if isinstance(error, BadInputError) else 1)
