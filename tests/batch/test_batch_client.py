@@ -14,11 +14,15 @@ from typing import Any
 import openai
 import pytest
 
+from conserve.batch import service
 from conserve.batch.contents import Staging
+from conserve.batch.describe import file_object
 from conserve.batch.file_store import PLACE_KEPT_S
 from conserve.batch.job_store import ASSEMBLY_ROWS
 from conserve.batch.outcome import Tokens
+from conserve.batch.records import FileRecord
 from conserve.batch.settings import BatchSettings
+from conserve.batch.wire import FileObject
 from tests.batch.batch_fakes import POLL_S, FakeClock, FakeModel, answer, eventually, running
 from tests.batch.builders import batch_body, jsonl, line, numbered
 
@@ -145,6 +149,25 @@ async def test_files_may_be_deleted_and_added_while_they_are_listed(
         assert await stores.files.collect() == 5
         page = await run.http.get("/v1/files", params={"after": seen[0], "order": order})
         assert page.status_code == 404
+
+
+async def test_a_list_of_files_is_made_outside_the_loop(
+    settings: BatchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which answers chats, however many files there are."""
+    made_by = set[int]()
+
+    def described(file: FileRecord) -> FileObject:
+        made_by.add(threading.get_ident())
+        return file_object(file)
+
+    monkeypatch.setattr(service, "file_object", described)
+    async with running(settings) as run:
+        await run.upload(numbered(1))
+        made_by.clear()
+        assert len((await run.client.files.list()).data) == 1
+    assert made_by
+    assert threading.get_ident() not in made_by
 
 
 async def test_batches_may_be_added_while_they_are_listed(

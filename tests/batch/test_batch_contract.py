@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from msgspec.structs import replace
 
-from conserve.batch import job_store
+from conserve.batch import file_store, job_store
 from conserve.batch.assembly import Assembly
 from conserve.batch.deadlines import RecentHarvest
 from conserve.batch.errors import InvalidRequestError, LeaseLostError, NotFoundError
@@ -29,6 +29,7 @@ from conserve.batch.validation import Validation
 from conserve.batch.wire import LineErrorObject
 from tests.batch.batch_fakes import FakeClock
 from tests.batch.builders import CHAT, TENANT, numbered, stored_batch, stored_file
+from tests.batch.test_batch_many import heard
 
 pytestmark = pytest.mark.anyio
 
@@ -377,6 +378,25 @@ async def test_one_key_makes_one_batch_however_many_send_it(stores: Stores) -> N
     assert len({batch.id for batch in made}) == 1
     other = await stored_file(stores, numbered(1), tenant="u")
     assert (await stored_batch(stores, other, "key")).id != made[0].id
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 5, 6, 10_000])
+async def test_a_page_is_read_a_few_rows_at_a_time(
+    stores: Stores, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Ten thousand at once would hold up the loop that answers chats."""
+    monkeypatch.setattr(file_store, "ROWS_AT_ONCE", 2)
+    ids = []
+    for _ in range(5):
+        ids.append((await stored_file(stores, numbered(1))).id)
+        clock.advance(1)
+    with heard(stores) as statements:
+        found, more = await stores.files.page(TENANT, None, limit, "asc", "batch")
+    assert ([file.id for file in found], more) == (ids[:limit], limit < 5)
+    looks = [statement for statement, _ in statements if statement.startswith("SELECT")]
+    assert len(looks) == min(limit + 2, 7) // 2
+    newest, more = await stores.files.page(TENANT, ids[4], limit, "desc", None)
+    assert ([file.id for file in newest], more) == (ids[3::-1][:limit], limit < 4)
 
 
 async def test_files_and_blobs_stay_in_step(stores: Stores, clock: FakeClock) -> None:

@@ -31,6 +31,8 @@ COLLECT_ROWS = 100
 # Files that a collection passes over before it is given up, as where the storage is away.
 MAX_STUCK = 10_000
 BATCH, BATCH_OUTPUT = "batch", "batch_output"
+ROWS_AT_ONCE = 500
+"""Of a page that may have ten thousand: the loop answers chats in between."""
 PLACE_KEPT_S = 600.0
 """A row outlives its file by so long where its owner has deleted it: `expires_at` is then when."""
 DOOMED: dict[str, Any] = {"state": FileState.DELETING, "expires_at": None}
@@ -135,13 +137,18 @@ class FileStore:
         query = select(files).where(*self._visible(tenant))
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
+        query = query.order_by(*(c.desc() if descending else c.asc() for c in columns))
+        found: list[FileRecord] = []
         async with self._database.read() as connection:
-            if after is not None:
-                place = await self._place(connection, tenant, after)
-                query = query.where(later(columns, place, descending))
-            query = query.order_by(*(c.desc() if descending else c.asc() for c in columns))
-            rows = (await connection.execute(query.limit(limit + 1))).all()
-        return [FileRecord.from_row(row) for row in rows[:limit]], len(rows) > limit
+            place = await self._place(connection, tenant, after) if after is not None else None
+            while (left := limit + 1 - len(found)) > 0:
+                part = query if place is None else query.where(later(columns, place, descending))
+                rows = (await connection.execute(part.limit(min(left, ROWS_AT_ONCE)))).all()
+                found += [FileRecord.from_row(row) for row in rows]
+                if len(rows) < ROWS_AT_ONCE:
+                    break
+                place = found[-1].created_at, found[-1].id
+        return found[:limit], len(found) > limit
 
     @staticmethod
     async def _place(connection: AsyncConnection, tenant: str, file_id: str) -> tuple[float, str]:

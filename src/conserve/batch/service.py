@@ -104,7 +104,7 @@ class BatchService:
     ) -> tuple[list[FileObject], bool]:
         await self.stores.prepare()
         files, more = await self.stores.files.page(tenant, after, limit, order, purpose)
-        return [file_object(file) for file in files], more
+        return await asyncio.to_thread(lambda: list(map(file_object, files))), more
 
     def file_content(self, file: FileObject, span: range | None) -> AsyncIterator[bytes]:
         """The bytes of a file at hand, or those whose places are in `span`, read as they are asked
