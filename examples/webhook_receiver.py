@@ -6,12 +6,14 @@ limits.json`, with this in the file (allow_private, because this receiver is on 
                            "allow_private": true}}}
 The secret is what `echo whsec_$(openssl rand -base64 32)` prints.
 Run: WEBHOOK_SECRET=whsec_... python examples/webhook_receiver.py
-CONSERVE_URL is the server, http://127.0.0.1:8000 if unset; WEBHOOK_PORT where to listen, 9000.
+CONSERVE_URL is the server, http://127.0.0.1:8000 if unset; OPENAI_API_KEY its key, if it has one;
+WEBHOOK_PORT where to listen, 9000.
 """
 
 import json
 import os
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 from openai import InvalidWebhookSignatureError, OpenAI
 from openai.types import webhooks
@@ -54,8 +56,17 @@ def print_results(batch_id: str) -> None:
     file_id = client.batches.retrieve(batch_id).output_file_id
     for line in client.files.content(file_id).iter_lines() if file_id else ():
         answer = json.loads(line)
-        content = answer["response"]["body"]["choices"][0]["message"]["content"]
-        print(f"{answer['custom_id']}: {content}", flush=True)
+        print(f"{answer['custom_id']}: {words(answer['response']['body'])}", flush=True)
+
+
+def words(body: Any) -> str:
+    """The text of a chat or a completion; of anything else, such as vectors, all there is."""
+    match body:
+        case {"choices": [{"message": {"content": str(text)}}, *_]}:
+            return text
+        case {"choices": [{"text": str(text)}, *_]}:
+            return text
+    return json.dumps(body)
 
 
 if __name__ == "__main__":
