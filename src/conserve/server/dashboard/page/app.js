@@ -203,7 +203,10 @@ function askForKey(wasWrong) {
     dialog.oncancel = (event) => event.preventDefault();
     dialog.querySelector("form").onsubmit = (event) => {
       event.preventDefault();
-      key.set(at("key").value.trim());
+      const given = at("key").value.trim();
+      // No header can carry another, and a letter without width is easily copied along.
+      if (!/^[ -~]+$/.test(given)) return put("key-error", "A key has ASCII letters only; this one has others.");
+      key.set(given);
       dialog.close();
       resolve();
     };
