@@ -19,6 +19,7 @@ from conserve.batch.overview import overview
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.cli.batch import app
+from conserve.cli.main import app as commands
 from tests.batch.batch_fakes import FakeClock, FakeModel, eventually, running
 from tests.batch.builders import numbered, stored_batch, stored_file
 
@@ -131,6 +132,34 @@ def test_owners_delete(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["deadbeef", OLD[:7], ""])
 def test_a_name_that_is_none(folder: Path, name: str) -> None:
     assert "owners list" in owners("delete", name, "--yes", folder=folder, code=1).output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "nonsense"),
+        ("LEASE_S", "abc"),
+        ("REQUEST_HEADERS", "{"),
+        ("OWNER_LIMITS", "/no/such/file"),
+    ],
+)
+@pytest.mark.parametrize("words", [["batch", "owners", "list"], ["usage"]], ids=" ".join)
+def test_a_setting_that_cannot_be_is_named(
+    words: list[str], name: str, value: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"CONSERVE_BATCH_{name}", value)
+    result = CliRunner().invoke(commands, [*words, "--data-dir", str(folder)])
+    assert (result.exit_code, result.stdout) == (1, "")
+    known_as = "--owner-limits" if name == "OWNER_LIMITS" else f"CONSERVE_BATCH_{name}"
+    assert result.stderr.startswith(f"error: {known_as}")
+
+
+def test_a_database_that_cannot_be_read_is_told_with_its_cause(folder: Path) -> None:
+    (folder / "batches.db").write_bytes(b"no database" * 1000)
+    for words in (["batch", "owners", "list"], ["usage"]):
+        result = CliRunner().invoke(commands, [*words, "--data-dir", str(folder)])
+        assert result.exit_code == 1
+        assert "file is not a database" in result.stderr
 
 
 def test_a_folder_without_a_store(tmp_path: Path) -> None:

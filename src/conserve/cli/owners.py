@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from msgspec.structs import asdict
 
-from conserve.batch.errors import BatchSettingsError, StoreUnavailableError
+from conserve.batch.errors import StoreUnavailableError
 from conserve.batch.ids import EVERYBODY
 from conserve.cli.batch_view import clock_time
 from conserve.cli.failures import fail
+from conserve.server.errors import BadInputError
 
 # The database takes a second to import, which the help of no command is to wait for.
 if TYPE_CHECKING:
@@ -143,21 +144,31 @@ def in_store(data_dir: Path, work: Callable[[Stores], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except StoreUnavailableError as error:
-        raise fail(error.message) from None
+        raise fail(error.for_log) from None
 
 
 def _store(data_dir: Path) -> Stores:
-    from sqlalchemy import make_url
-
     from conserve.batch.settings import BatchSettings
     from conserve.batch.stores import Stores
+    from conserve.server.start.batch_data import settings_named
 
-    settings = BatchSettings(data_dir=data_dir)
-    url = make_url(settings.resolved_database_url)
-    is_sqlite = url.get_backend_name() == "sqlite"
-    if is_sqlite and not Path(url.database or "").is_file():
-        raise fail(f"--data-dir: there is no batch store in {data_dir}")
     try:
-        return Stores(settings, time.time)
-    except BatchSettingsError as error:
+        with settings_named():
+            settings = BatchSettings(data_dir=data_dir)
+            if _is_missing(settings.resolved_database_url):
+                raise fail(f"--data-dir: there is no batch store in {data_dir}")
+            return Stores(settings, time.time)
+    except BadInputError as error:
         raise fail(str(error)) from None
+
+
+def _is_missing(database_url: str) -> bool:
+    """Whether it is a file, and not there: nothing is made here."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(database_url)
+    except ArgumentError:
+        return False
+    return url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -37,8 +39,17 @@ def settle_data_dir(flag: str | None, model: str) -> Path:
     folder = Path(given).expanduser() if given else default_data_dir(model)
     folder = folder.absolute()
     _check_writable(folder)
-    try:
+    with settings_named():
         Stores(BatchSettings(data_dir=folder), time.time)
+    return folder
+
+
+@contextmanager
+def settings_named() -> Iterator[None]:
+    """Raises BadInputError, which calls a setting of the batch service that cannot work by its
+    variable or flag."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper()
@@ -52,7 +63,6 @@ def settle_data_dir(flag: str | None, model: str) -> Path:
         name, _, reason = str(error).partition(" ")
         known_as = FLAGS.get(name, PREFIX + name.upper())
         raise BadInputError(f"{known_as} {reason}.") from error
-    return folder
 
 
 def default_data_dir(model: str) -> Path:
