@@ -197,6 +197,21 @@ class TestSocket:
         address.check_socket(place)
         assert not Path(place).exists()
 
+    def test_names_of_others_may_be_of_any_bytes(self, place: str, bound: socket.socket) -> None:
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(b"\0conserve-\xff\xfe" + os.urandom(8).hex().encode())
+            bound.close()
+            address.check_socket(place)
+        assert not Path(place).exists()
+
+    def test_where_nobody_tells_it_stays(
+        self, place: str, bound: socket.socket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bound.close()
+        monkeypatch.setattr(address, "SOCKETS", f"{place}/no/such")
+        with pytest.raises(BadInputError, match="Address already in use"):
+            address.check_socket(place)
+
     def test_of_one_that_starts_or_serves_it_is_not(self, place: str, bound: socket.socket) -> None:
         for _ in range(2):
             with pytest.raises(BadInputError, match=f"cannot listen on --uds {place}: Address alr"):

@@ -10,6 +10,8 @@ import stat
 from conserve.server.errors import BadInputError
 
 CONNECT_S = 1.0
+SOCKETS = "/proc/net/unix"
+"""All that this machine's processes have, whose names may be of any bytes."""
 
 
 def check_address(args: argparse.Namespace) -> None:
@@ -56,8 +58,11 @@ def is_left_over(place: str) -> bool:
         return False
     if _takes(socket.AF_UNIX, place):
         return False
-    with open("/proc/net/unix") as sockets:
-        paths = [line.split(maxsplit=7)[7:] for line in sockets]
+    try:
+        with open(SOCKETS, errors="replace") as sockets:
+            paths = [line.split(maxsplit=7)[7:] for line in sockets]
+    except OSError:
+        return False  # nobody tells
     # A path that is not absolute may be anybody's of that name.
     own = {os.path.abspath(place), os.path.basename(place)}
     names = [path[0].strip() for path in paths if path]
