@@ -32,7 +32,7 @@ from conserve.batch.webhooks import (
     allowed_address,
     is_public,
 )
-from tests.batch.batch_fakes import FakeClock, FakeModel, eventually, running
+from tests.batch.batch_fakes import PATIENCE_S, FakeClock, FakeModel, eventually, running
 from tests.batch.builders import TENANT, numbered, stored_batch, stored_file
 from tests.batch.test_batch_quota import limits_file
 
@@ -235,6 +235,34 @@ async def test_lookups_that_hang_keep_nobody_from_the_loops_threads(
     goes_on.set()
     ends = await asyncio.gather(*tries, return_exceptions=True)
     assert all(isinstance(end, OSError) for end in ends)
+
+
+async def test_lookups_that_outlive_their_tries_keep_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A minute's worth of them, where every name that may not answer hangs."""
+    goes_on = threading.Event()
+
+    def look_up(host: str, *_: Any, **__: Any) -> Any:
+        if host == "dead.example":
+            goes_on.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    dead = httpx.URL("https://dead.example/")
+    num_hung = int(60 / webhooks.TIMEOUT_S) * webhooks.DOUBTFUL_AT_ONCE
+    hung = [
+        asyncio.create_task(allowed_address(dead, allow_private=False)) for _ in range(num_hung)
+    ]
+    try:
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_S):
+            live = httpx.URL("https://live.example/")
+            assert await allowed_address(live, allow_private=False) == "93.184.216.34"
+        assert not any(each.done() for each in hung)
+    finally:
+        goes_on.set()
+        await asyncio.gather(*hung)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,9 @@ DOUBTFUL_AT_ONCE = AT_ONCE // 2
 LOOK_S = 0.5
 """Between looks for events of others while tries are under way."""
 
-LOOKUPS = ThreadPoolExecutor(AT_ONCE, "conserve-webhooks")
-"""Of their own: a lookup that hangs outlives its try, and files are read in the loop's threads."""
+LOOKUPS = ThreadPoolExecutor(4 * AT_ONCE, "conserve-webhooks")
+"""Of their own: files are read in the loop's threads. A lookup that hangs outlives its try, by as
+long as a resolver takes, a minute maybe, and must leave threads to those that come after it."""
 EVERYBODYS = ip_network("2000::/3")
 """All that is given out of IPv6 for hosts that anybody may reach."""
 NAT64 = ip_network("64:ff9b::/96")
