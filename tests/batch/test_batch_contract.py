@@ -380,7 +380,7 @@ async def test_one_key_makes_one_batch_however_many_send_it(stores: Stores) -> N
     assert (await stored_batch(stores, other, "key")).id != made[0].id
 
 
-@pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 5, 6, 10_000])
+@pytest.mark.parametrize("limit", [0, 3, 4, 10_000])
 async def test_a_page_is_read_a_few_rows_at_a_time(
     stores: Stores, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:

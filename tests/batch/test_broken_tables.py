@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 
-from conserve.batch.schema import batches, day_usage, ended, lines, results, workers
+from conserve.batch.schema import day_usage, ended, lines, results, workers
 from conserve.batch.settings import BatchSettings
 from conserve.batch.stores import Stores
 from conserve.batch.usage_store import Counts
@@ -109,7 +109,7 @@ async def test_a_task_that_has_died_keeps_nobody_from_leaving(
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("table", [lines.name, results.name, batches.name, workers.name])
+@pytest.mark.parametrize("table", [lines.name, results.name, workers.name])
 async def test_lines_wait_for_tables_that_are_away(
     tmp_path: Path,
     database_url: str,
