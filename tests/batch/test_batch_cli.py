@@ -64,6 +64,7 @@ def test_from_submit_to_results(url: str, input_file: Path, tmp_path: Path) -> N
     target = tmp_path / "out.jsonl"
     run("results", batch["id"], "-o", str(target), *at)
     assert len(target.read_text().splitlines()) == 5
+    assert run("results", batch["id"], "-o", "-", *at).stdout == target.read_text()
     errors = run("results", batch["id"], "--errors", *at).stdout.splitlines()
     assert [json.loads(each)["custom_id"] for each in errors] == ["bad"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
@@ -211,7 +212,7 @@ def test_validate_finds_what_the_server_would(input_file: Path, tmp_path: Path) 
     assert [error["line"] for error in found["errors"]] == [2, 3]
     empty = tmp_path / "empty.jsonl"
     empty.write_bytes(b"")
-    assert "names no url" in run("validate", str(empty), code=1).stderr
+    assert f"{empty}:1: empty_file" in run("validate", str(empty), code=1).stdout
     run("validate", str(tmp_path / "missing"), code=2)
     run("validate", str(tmp_path), code=2)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from conserve.cli.batch import app
 from conserve.cli.input_file import endpoint_for, name_of, opened
 from tests.batch.builders import CHAT, jsonl, line, numbered
 
@@ -96,3 +100,48 @@ def test_a_pipe_is_read_as_a_file(tmp_path: Path) -> None:
         assert json.loads(handle.readline())["url"] == CHAT
     assert name_of(pipe) == "stdin.jsonl"
     assert name_of(Path("-")) == "stdin.jsonl"
+
+
+WINDOWS = jsonl([line("a")]).replace(b'"a"', "'ä'".replace("'", '"').encode("cp1252"))
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "empty_file"),
+        (b"\n\n", "empty_file"),
+        (WINDOWS + numbered(1), "invalid_json_line"),
+        (b"nothing\n" + numbered(1), "invalid_json_line"),
+        (jsonl([line("a")]).rstrip() + jsonl([line("b")]), "invalid_json_line"),
+        (b"[\n" + numbered(1), "invalid_request"),
+        (b"{}\n" + jsonl([line("a", url="/v1/embeddings")]), "missing_required_parameter"),
+        (b"{}\n" + jsonl([line("a", url="/nowhere")]), "missing_required_parameter"),
+    ],
+)
+def test_validate_says_what_is_wrong_with_a_first_line_without_a_url(
+    tmp_path: Path, content: bytes, code: str
+) -> None:
+    """It is where `submit` sends who has such a file."""
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(content)
+    done = CliRunner().invoke(app, ["validate", str(file)])
+    assert done.exit_code == 1
+    assert done.stdout.startswith(f"{file}:1: {code}: ")
+    assert done.stderr == ""
+
+
+def test_a_number_of_any_length_hides_no_url(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(jsonl([line("a")]).replace(b'"body"', b'"n": ' + b"9" * 5000 + b', "body"'))
+    assert told(file, None, capsys) == CHAT
+
+
+def test_standard_input_that_is_closed_is_named() -> None:
+    command = [sys.executable, "-c", "from conserve.cli.main import main; main()"]
+    words = ["batch", "validate", "-"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *command, *words], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "error: -: standard input is closed\n")

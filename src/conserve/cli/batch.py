@@ -18,7 +18,7 @@ from conserve.batch.wire import ENDPOINTS
 from conserve.cli.batch_view import counts, print_batch, print_batches
 from conserve.cli.failures import fail, note
 from conserve.cli.following import EveryOption, Looks, PatienceOption, follow
-from conserve.cli.input_file import FileArgument, endpoint_for, name_of, opened
+from conserve.cli.input_file import FileArgument, endpoint_for, endpoint_to_check, name_of, opened
 from conserve.cli.output import written
 from conserve.cli.owners import app as owners
 from conserve.cli.remote import (
@@ -205,7 +205,8 @@ def results(
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = "",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Here instead of standard output.")
+        Path | None,
+        typer.Option("--output", "-o", help="Here instead of standard output, which is -."),
     ] = None,
     errors: Annotated[bool, typer.Option(help="The error file instead.")] = False,
 ) -> None:
@@ -215,7 +216,7 @@ def results(
         batch = one.batch(batch_id)
         if not batch.get(kind):
             raise fail(_why_nothing(batch, kind.removesuffix("_id")))
-        if output is None:
+        if output is None or str(output) == "-":
             one.save(batch[kind], sys.stdout.buffer)
             return
         with written(output) as target:
@@ -235,7 +236,7 @@ def validate_file(
 ) -> None:
     """Check a file as the server would, without one; models are not known here."""
     with opened(file) as handle:
-        where = endpoint_for(file, handle, endpoint)
+        where = endpoint_to_check(file, handle, endpoint)
         if where not in ENDPOINTS:
             raise fail(f"{where} is no batch endpoint; there are {', '.join(ENDPOINTS)}")
         found = validate(iter(lambda: handle.read(CHUNK_BYTES), b""), Rules(endpoint=where))

@@ -41,6 +41,8 @@ FileArgument = Annotated[
 def opened(file: Path) -> Iterator[BinaryIO]:
     """The file at its start, to be read more than once: what comes through a pipe is copied
     first."""
+    if str(file) == "-" and sys.stdin is None:
+        raise fail("-: standard input is closed")
     try:
         source = sys.stdin.buffer if str(file) == "-" else file.open("rb")
         readable = source if source.seekable() else _copy(source)
@@ -78,17 +80,36 @@ def endpoint_for(file: Path, handle: BinaryIO, given: str | None) -> str:
     return given or url or ""
 
 
+def endpoint_to_check(file: Path, handle: BinaryIO, given: str | None) -> str:
+    """As `endpoint_for`; where the first line names none, which is then found wrong by itself, that
+    of another line, or any."""
+    if given is None and _first_url(file, handle) is None:
+        named = next((url for url in _urls(file, handle) if url in ENDPOINTS), ENDPOINTS[0])
+        handle.seek(0)
+        return named
+    return endpoint_for(file, handle, given)
+
+
 def _first_url(file: Path, handle: BinaryIO) -> str | None:
     """The url that the first request names, if any; `handle` is at its start again."""
-    first = b""
-    for line in iter(lambda: handle.readline(MAX_LINE_BYTES), b""):
-        if reason := why_not_utf8(line):
-            raise fail(f"{file} {reason}")
-        if first := request_in(line):
-            break
+    first = next(_urls(file, handle), None)
     handle.seek(0)
+    return first
+
+
+def _urls(file: Path, handle: BinaryIO) -> Iterator[str | None]:
+    """What each request names, if anything."""
+    for index, line in enumerate(iter(lambda: handle.readline(MAX_LINE_BYTES), b"")):
+        if index == 0 and (reason := why_not_utf8(line)):
+            raise fail(f"{file} {reason}")
+        if request := request_in(line):
+            yield _url_in(request)
+
+
+def _url_in(request: bytes) -> str | None:
     try:
-        return str(json.loads(first)["url"])
+        # Python makes no whole number of more than 4,300 digits, and a body may hold any.
+        return str(json.loads(request, parse_int=float)["url"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
