@@ -192,6 +192,20 @@ def test_other_salts_share_nothing(make_engine: MakeEngine) -> None:
     assert totals["online_restored_tokens"] >= 44
 
 
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "async"])
+def test_weights_may_change_before_a_turn_has_run(make_engine: MakeEngine, depth: int) -> None:
+    """No worker knows a request whose KV comes back: without that it is as new to them."""
+    engine = make_quick(make_engine, depth, pace=8)
+    prompt = [5 + i for i in range(48)]
+    talk = left_by(engine, prompt)
+    talk.ask("second", [*prompt, 1, 2, 3], 6)
+    while not engine.scheduler.checkpointer.is_loading("second"):
+        engine.step()
+    assert engine.scheduler.requests["second"].num_preemptions == 0
+    assert engine.scheduler.reset_prefix_cache(True, True)
+    talk.end()
+
+
 def test_nothing_outlives_a_change_of_weights(make_engine: MakeEngine) -> None:
     engine = make_quick(make_engine, pace=8)
     totals = totals_of(engine)

@@ -114,5 +114,8 @@ def give_blocks_back(scheduler: SchedulerView, request: Any) -> None:
     scheduler._set_kv_fetch_stage(request, None)
     scheduler._free_request_blocks(request)
     request.num_computed_tokens = 0
-    request.status = RequestStatus.PREEMPTED
+    if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
+        # As vLLM ends a load: the workers know nothing yet of a request that has not run.
+        ran = bool(request.num_preemptions)
+        request.status = RequestStatus.PREEMPTED if ran else RequestStatus.WAITING
     scheduler.waiting.add_request(request)
