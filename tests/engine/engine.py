@@ -74,12 +74,19 @@ def make_scheduler(
     num_spec_tokens: int = 0,
     draft_model: bool = False,
     max_adapters: int | None = None,
+    watermark: int = 0,
+    canvas: int = 0,
+    prefill_interval: int = 1,
     groups: Sequence[KVGroup] = (KVGroup(BLOCK_SIZE),),
 ) -> Any:
     """A ConserveScheduler over a tiny Llama's configuration, as `conserve serve` configures it.
 
     num_spec_tokens: drafts a request and step, by n-grams or by a draft model (the same).
+    watermark: blocks that vLLM keeps free of requests that start while others run.
+    canvas: tokens of a model's that writes by block diffusion.
+    prefill_interval: steps between two that vLLM lets hold prompts, from 0.33 on.
     """
+    from vllm.config.diffusion import DiffusionConfig
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import init_none_hash, resolve_kv_cache_block_sizes
@@ -111,6 +118,11 @@ def make_scheduler(
         **vllm_arguments(settings or EngineSettings(profile_seconds=0), their_connector),
     ).create_engine_config()
     config.scheduler_config.async_scheduling = async_scheduling
+    config.scheduler_config.prefill_schedule_interval = prefill_interval
+    if canvas:
+        config.diffusion_config = DiffusionConfig(canvas_length=canvas)
+        vars(config.model_config)["is_diffusion"] = True  # vLLM looks it up once, and keeps it
+    config.scheduler_config.watermark = (watermark + 0.5) / num_blocks if watermark else 0.0
     config.scheduler_config.enable_chunked_prefill = chunked_prefill
     config.cache_config.num_gpu_blocks = num_blocks
     config.cache_config.enable_prefix_caching &= bool(groups)  # as vLLM's where there is no KV
@@ -124,8 +136,9 @@ def make_scheduler(
     size, hash_tokens = resolve_kv_cache_block_sizes(cache, config)
     cache.hash_block_size = hash_tokens
     init_none_hash(sha256)
-    # Where steps with drafts overlap, only Model Runner V2 may be stopped.
-    v2 = {"VLLM_USE_V2_MODEL_RUNNER": "1"} if async_scheduling and num_spec_tokens else {}
+    # Where steps with drafts overlap, or of canvases, only Model Runner V2 may be stopped.
+    needs_v2 = canvas or (async_scheduling and num_spec_tokens)
+    v2 = {"VLLM_USE_V2_MODEL_RUNNER": "1"} if needs_v2 else {}
     with patch.dict(os.environ, v2):
         return Timed(
             vllm_config=config,

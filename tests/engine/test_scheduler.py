@@ -293,6 +293,19 @@ def test_a_waiting_online_request_displaces_offline_ones(make_engine: MakeEngine
     assert engine.outputs["off0"] == expected_output([1] * 20, 20)
 
 
+def test_a_prompt_alone_in_a_step_waits_for_no_others(make_engine: MakeEngine) -> None:
+    """Also where the operator asks vLLM to let only every fourth step hold prompts."""
+    engine = make_engine(num_blocks=256, prefill_interval=4)
+    for i in range(3):
+        engine.add(make_request(f"off{i}", [i + 1] * 7, 30, online=False, arrival_s=float(i)))
+    for _ in range(8):
+        engine.step()
+    now_s = engine.scheduler.clock.now_s
+    engine.add(make_request("on", [9] * 70, 3, online=True, arrival_s=now_s))
+    engine.run(most_steps=200)
+    assert engine.outputs["on"] == expected_output([9] * 70, 3)
+
+
 def test_cancelled_requests_give_everything_back(make_engine: MakeEngine) -> None:
     from vllm.v1.request import RequestStatus
 

@@ -33,6 +33,7 @@ class Request:
     num_output_placeholders: int = 0
     num_prompt_tokens: int = 10
     max_tokens: int = 100
+    next_decode_eligible_step: int = 0
     skip_reading_prefix_cache: bool = False
     lora_request: None = None
     sampling_params: Any = None

@@ -21,6 +21,7 @@ DOORS = {
     "AttentionLayerBase": "vllm.model_executor.layers.attention_layer_base",
     "ChunkedLocalAttentionSpec": "vllm.v1.kv_cache_interface",
     "CPUWorker": "vllm.v1.worker.cpu_worker",
+    "DiffusionAsyncScheduler": "vllm.v1.core.sched.diffusion_scheduler",
     "EngineCore": "vllm.v1.engine.core",
     "FullAttentionSpec": "vllm.v1.kv_cache_interface",
     "GPUWorker": "vllm.v1.worker.gpu_worker:Worker",
@@ -74,7 +75,8 @@ METHODS = {
     "AsyncScheduler": (
         "schedule", "update_from_output", "update_draft_token_ids", "make_stats", "add_request",
         "finish_requests", "reset_prefix_cache", "shutdown", "_reserve_prefill_lookahead",
-        "_try_schedule_encoder_inputs", "_preempt_request",
+        "_try_schedule_encoder_inputs", "_preempt_request", "_update_after_schedule",
+        "_update_request_with_output",
         "_handle_blocked_waiting_request", "_free_request_blocks", "_set_kv_fetch_stage",
         "_request_blocks_can_be_freed",
     ),

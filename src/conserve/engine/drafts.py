@@ -16,12 +16,14 @@ def settle(
     steps: Iterable[StepRecord],
     tracker: RequestTracker,
     stats: EngineStats,
+    num_sampled: int = 1,
 ) -> dict[str, int]:
     """Count the drafts of a step that ran to its end, and return how many of each request were
     refused. `steps` are this one and those scheduled since, which took them for right: their
-    requests end as many tokens sooner, in the blocks that they were given."""
+    requests end as many tokens sooner, in the blocks that they were given. `num_sampled`: tokens
+    of a request and step beside its drafts; 0 of a canvas, which is all drafts."""
     refused = {}
-    for name, num_drafts, num_right in _judged(scheduler_output, model_runner_output):
+    for name, num_drafts, num_right in _judged(scheduler_output, model_runner_output, num_sampled):
         tracker.drafted(name, num_drafts, num_right, stats)
         if num_right == num_drafts:
             continue
@@ -33,9 +35,12 @@ def settle(
     return refused
 
 
-def _judged(scheduler_output: Any, model_runner_output: Any) -> Iterator[tuple[str, int, int]]:
+def _judged(
+    scheduler_output: Any, model_runner_output: Any, num_sampled: int
+) -> Iterator[tuple[str, int, int]]:
     """(request, its drafts, those of them that were right). A step of a prompt's part has none."""
     rows, sampled = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
     for name, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
-        if tokens := sampled[rows[name]]:
-            yield name, len(drafts), len(tokens) - 1
+        tokens = sampled[rows[name]] if sampled else ()
+        if tokens or not num_sampled:
+            yield name, len(drafts), max(0, len(tokens) - num_sampled)

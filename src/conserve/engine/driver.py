@@ -195,7 +195,8 @@ class Driver:
         if not self.last_stopped:
             self._first_tokens.ended(record, computed.keys(), stopped=None)
             output, steps = model_runner_output, (record, *self.steps)
-            refused = settle(scheduler_output, output, steps, self.tracker, self.stats)
+            beside = self.scheduler.num_sampled_tokens_per_step
+            refused = settle(scheduler_output, output, steps, self.tracker, self.stats, beside)
             self.tracker.computed(computed, record.ends, self.stats, refused)
             return record
         self._first_tokens.ended(record, (), stopped=asked)

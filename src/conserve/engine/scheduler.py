@@ -11,6 +11,7 @@ from conserve.engine import abilities
 from conserve.engine.admission import Admission
 from conserve.engine.alarm import Alarm
 from conserve.engine.arrival import arrived_s
+from conserve.engine.canvases import fitting
 from conserve.engine.capabilities import refuse_several_schedules, runs_workers_inside
 from conserve.engine.checkpoint.host_view import HostView
 from conserve.engine.checkpoint.keeping import CheckpointKeeper
@@ -45,8 +46,14 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
     make_alarm: Callable[..., Alarm] = Alarm
     """Made with `clock` and what it is to call."""
 
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> ConserveScheduler:
+        return super().__new__(fitting(cls, vllm_config))  # type: ignore[no-any-return]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # From 0.33 on vLLM may keep prompts out of steps (--prefill-schedule-interval) till so many
+        # others have run: none do where the policy has given the step to a prompt alone.
+        self.local_prefill_interval = 1
         config, clock = self.vllm_config, self.clock
         refuse_several_schedules(config)
         self.settings = settings = EngineSettings.of(config.additional_config)
@@ -141,6 +148,22 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
             count_online_only(stats, self, self.driver.gauges.kv_online_usage)
         return stats
 
+    # Where steps do not overlap, vLLM has its plain scheduler: no request is in a step before its
+    # last token is known, which several steps of a pipeline would otherwise compute without it.
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
+        self._vllms._update_after_schedule(scheduler_output)
+
+    def _update_request_with_output(
+        self, request: Any, new_token_ids: list[int], is_stale: bool = False
+    ) -> Any:
+        return self._vllms._update_request_with_output(request, new_token_ids, is_stale)
+
+    @property
+    def _vllms(self) -> Any:
+        overlaps = self.scheduler_config.async_scheduling
+        return super() if overlaps else super(AsyncScheduler, self)
+
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         """Without asynchronous scheduling vLLM asks the workers for their drafts after each step.
         After a stopped one they have those of the step before, and their requests are back where
@@ -162,9 +185,11 @@ class ConserveScheduler(AsyncScheduler):  # type: ignore[misc]
     def _preempt_request(
         self, request: Any, timestamp: float, drop_stale_output: bool = False
     ) -> None:
-        """vLLM frees the blocks of a running request, for us or for itself."""
+        """vLLM frees the blocks of a running request, for us or for itself. Where a connector hands
+        KV on that the last token in flight would come without, that token is computed anew."""
         self.keeper.leaves(request)
-        super()._preempt_request(request, timestamp, drop_stale_output)
+        drops = drop_stale_output or self.requires_kv_delivery
+        super()._preempt_request(request, timestamp, drops)
 
     def _free_request_blocks(self, request: Any) -> None:
         """vLLM calls this wherever a request lets go of its blocks."""

@@ -27,6 +27,8 @@ class SchedulerView(Protocol):
     """That vLLM keeps free of a load, for the first step behind it; 0 without drafts."""
     num_sampled_tokens_per_step: int
     max_model_len: int
+    current_step: int
+    """The number of the last one that was scheduled."""
     max_num_active_reqs: int
     max_num_scheduled_tokens: int
     log_stats: bool

@@ -67,7 +67,7 @@ class Snapshots:
         held_online = [r for r in held if is_online(r)]
         held_offline = [r for r in held if not is_online(r)]
         head = scheduler.waiting.offline_head(OFFLINE_HEAD if admits_new(scheduler) else 0)
-        running = self._tracker.running(scheduler.running)
+        running = self._tracker.running(scheduler.running, scheduler.current_step + 1)
         waiting_offline = self._waiting_views(chain(held_offline, head))
         host.describe(running)
         host.describe_waiting(waiting_offline)
@@ -109,9 +109,13 @@ class Snapshots:
         )
 
     def _num_free_blocks(self) -> int:
-        if not self._scheduler.kv_cache_config.kv_cache_groups:
+        """Without those that vLLM keeps free of waiting requests while others run (--watermark)."""
+        scheduler = self._scheduler
+        if not scheduler.kv_cache_config.kv_cache_groups:
             return UNCOUNTED
-        return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+        manager = scheduler.kv_cache_manager
+        kept = manager.watermark_blocks if scheduler.running else 0
+        return int(manager.block_pool.get_num_free_blocks() - kept)
 
     def _waiting_views(self, requests: Iterable[Any]) -> list[RequestView]:
         schedulable = (r for r in requests if r.status in SCHEDULABLE)

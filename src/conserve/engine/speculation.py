@@ -39,10 +39,12 @@ class Drafting:
         if not scheduler.num_spec_tokens:
             return cls()
         config = scheduler.vllm_config
+        # Canvases of block diffusion are drafts to vLLM, that nobody has drafted.
+        drafter = config.speculative_config
         return cls(
             scheduler.num_spec_tokens,
             config.num_lookahead_tokens,
-            config.speculative_config.max_num_new_slots_for_drafting,
+            drafter.max_num_new_slots_for_drafting if drafter else 0,
             scheduler.max_model_len - scheduler.num_sampled_tokens_per_step,
             scheduler._spec_decode_step_blocks,
         )
@@ -63,6 +65,8 @@ def with_drafts(scheduler: SchedulerView, views: list[RequestView]) -> list[Requ
     vLLM may pad them so that they run in one shape with the decodes beside; it need not. It
     insists on them (cutting.py), and they cost a decode's tokens and blocks."""
     if not scheduler.num_spec_tokens or scheduler.dynamic_sd_lookup is not None:
+        return views
+    if not scheduler.num_sampled_tokens_per_step:
         return views
     longest = scheduler.max_model_len - scheduler.num_sampled_tokens_per_step
     for view in views:

@@ -14,6 +14,8 @@ from conserve.engine.queue import is_online
 from conserve.engine.speculation import Drafting
 from conserve.engine.stats import EngineStats
 
+ANY_STEP = 1 << 60
+"""One that comes late enough for everybody."""
 NONE_REFUSED: Mapping[str, int] = {}
 
 
@@ -75,17 +77,20 @@ class RequestTracker:
     def get(self, request_id: str) -> RequestView | None:
         return self._views.get(request_id)
 
-    def running(self, requests: Iterable[Any]) -> list[RequestView]:
-        """Views of running requests; the answer is good until the next step is scheduled."""
+    def running(self, requests: Iterable[Any], step: int = ANY_STEP) -> list[RequestView]:
+        """Views of running requests; the answer is good until the next step is scheduled. `step`
+        is the number that vLLM gives to that one."""
         views, found, reached, drafting = [], self._views, self._reached, self._drafting
         for request in requests:
             view = found[request.request_id]
             computed, in_flight = request.num_computed_tokens, request.num_output_placeholders
             # Of a request whose last token is in flight, though all drafts before it should be
-            # refused, nothing is left to compute.
+            # refused, nothing is left to compute; of one whose token is with a later stage of a
+            # pipeline, nothing in this step.
             end = request.num_prompt_tokens + request.max_tokens
             ends = in_flight and computed - in_flight + 2 >= end
-            known = computed if ends else request.num_tokens_with_spec + in_flight
+            rests = ends or step < request.next_decode_eligible_step
+            known = computed if rests else request.num_tokens_with_spec + in_flight
             view.num_tokens = known if known < drafting.longest else drafting.longest
             view.num_computed_tokens = computed
             end = max(computed, reached.get(view.request_id, 0)) if reached else computed
