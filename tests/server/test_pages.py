@@ -198,3 +198,29 @@ async def test_the_machines_own_name_is_its(
 async def test_what_is_no_address_is_no_friend(tmp_path: Path, headers: Any) -> None:
     async with asking(tmp_path, "127.0.0.1") as client:
         assert await codes(client, headers) == {"foreign_page"}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("vllm_names", [True, False])
+@pytest.mark.parametrize("sent", [{}, {"x-request-id": "mine"}])
+async def test_an_answer_has_one_request_id(
+    tmp_path: Path, sent: dict[str, str], *, vllm_names: bool
+) -> None:
+    """Also with vLLM's `--enable-request-id-headers`."""
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.serve.middleware.x_request_id import XRequestIdMiddleware
+
+    app = dashboard_app(tmp_path, Series(), keys=[])
+    app.state.args = Namespace(
+        api_key=None, allowed_origins=[], enable_request_id_headers=vllm_names
+    )
+    if vllm_names:
+        app.add_middleware(XRequestIdMiddleware)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client,
+    ):
+        for path in ("/v1/files", "/v1/batches/batch_none"):
+            (named,) = (await client.get(path, headers=sent)).headers.get_list("x-request-id")
+            assert named == sent.get("x-request-id", named)

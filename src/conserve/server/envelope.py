@@ -54,10 +54,17 @@ class EnvelopeRoute(APIRoute):
             except Exception:
                 logger.exception("request %s failed", request_id)
                 response = envelope(_OurFaultError("Internal error; see the server's log."))
-            response.headers.setdefault(REQUEST_ID, request_id)
+            if not _vllm_names(request):
+                response.headers.setdefault(REQUEST_ID, request_id)
             return response
 
         return answer
+
+
+def _vllm_names(request: Request) -> bool:
+    """Whether vLLM adds a request id to every response: of two, clients would make one of both."""
+    args = getattr(request.app.state, "args", None)
+    return bool(getattr(args, "enable_request_id_headers", False))
 
 
 def _bounded(receive: Receive) -> Receive:
