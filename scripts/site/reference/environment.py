@@ -32,6 +32,8 @@ READ = {
     "VLLM_CPU_KVCACHE_SPACE": "vLLM's: GiB for KV on a CPU; where it is set we choose none.",
     "VLLM_CPU_OMP_THREADS_BIND": "vLLM's: CPUs its threads run on; chosen where it is not set.",
     "VLLM_NO_USAGE_STATS": "Set to 1, unless it is set.",
+    "VLLM_PLUGINS": "vLLM's: the plugins it loads; where it names some, ours is added.",
+    "VLLM_USE_RUST_FRONTEND": "vLLM's: refused, since its server knows no classes and no batches.",
     "ONEDNN_MAX_CPU_ISA": "oneDNN's: a data type is chosen as if the rest were missing.",
     "XDG_CACHE_HOME": "Step times and the default model lie in its `conserve`; else in `~/.cache`.",
     "XDG_DATA_HOME": "Files and batches lie in its `conserve`; else in `~/.local/share`.",
