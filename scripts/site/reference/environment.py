@@ -28,6 +28,7 @@ READ = {
     "LD_PRELOAD": "On a CPU, the OpenMP runtime of the environment is put before what it holds.",
     "OMP_NUM_THREADS": "On a CPU, what a container's limit allows, unless it is set.",
     "PROMETHEUS_MULTIPROC_DIR": "vLLM's, where several API processes write their series.",
+    "SSL_CERT_FILE": "A file of certificates that connections are checked with.",
     "VLLM_API_KEY": "vLLM's: the API key where no `--api-key` names any.",
     "VLLM_CPU_KVCACHE_SPACE": "vLLM's: GiB for KV on a CPU; where it is set we choose none.",
     "VLLM_CPU_OMP_THREADS_BIND": "vLLM's: CPUs its threads run on; chosen where it is not set.",
