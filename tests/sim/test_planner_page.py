@@ -131,3 +131,18 @@ def test_a_grid_without_a_figure_is_noticed(browser: Browser, tmp_path: Path) ->
         page = context.new_page()
         with page.expect_event("pageerror", timeout=LIMIT_MS):
             page.goto((tmp_path / "plan.html").as_uri())
+
+
+CUT_OFF = """
+[...document.querySelectorAll("svg text")].filter((text) => {
+  const [own, chart] = [text, text.closest("svg")].map((part) => part.getBoundingClientRect());
+  return own.left < chart.left || own.right > chart.right;
+}).map((text) => text.textContent)
+"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_no_words_of_a_chart_are_cut_off(open_page: OpenPage, width: int) -> None:
+    page = open_page(grid(), viewport={"width": width, "height": 900})
+    expect(page.locator("#settings-chart text").first).to_be_visible()
+    assert page.evaluate(CUT_OFF) == []

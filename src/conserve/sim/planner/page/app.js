@@ -139,7 +139,7 @@ function showSettings(found) {
   const here = points[choice.slowdown];
   drawChart(find("settings-chart"), {
     points,
-    x: { title: "gap between chat's tokens, times alone's", format: (value) => `${number(value)}x`, from: 1 },
+    x: { title: "gap between tokens, times alone's", format: (value) => `${number(value)}x`, from: 1 },
     y: { title: "offline tokens a second", format: number },
     bound: { y: found.firstCome.offline_tps, label: "first come, first served" },
     spoken: `Offline tokens a second over how much slower chat is, for each setting. At ${here.label}: ${number(here.y)} tokens a second, chat ${times(here.x)} of alone.`,
