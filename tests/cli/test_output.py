@@ -1,10 +1,14 @@
-"""What `-o` writes to keeps its kind, and changes only once everything is there."""
+"""What `-o` writes to keeps its kind, and changes only once all of it is there; any terminal can be
+written to."""
 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,3 +196,30 @@ def test_a_pipe_whose_reader_goes_ends_in_silence(
         left_alone()
     assert ended.value.exit_code == READER_GONE
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_terminal_of_another_encoding_gets_other_letters(encoding: str) -> None:
+    text = "✓ ✗ → ▁▂▃▄▅▆▇█ 日本 end"
+    code = f"from conserve.cli.output import *\nwith standard_output():\n    print({text!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        encoding=encoding,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    plain = "+ x > _.-~=+*# ?? end"
+    assert done.stdout == f"{text if encoding == 'utf-8' else plain}\n"
+
+
+def test_doctor_speaks_to_a_terminal_without_its_marks() -> None:
+    main = "from conserve.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", main, "doctor"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        encoding="latin-1",
+    )
+    assert "Traceback" not in done.stderr
+    assert re.search(r"^\+ ", done.stdout, re.MULTILINE)

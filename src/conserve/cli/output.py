@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import os
 import re
 import shutil
@@ -26,6 +28,8 @@ READER_GONE = 128 + signal.SIGPIPE
 WIDE = 140
 """Columns of a table that is not shown in a terminal: room for its longest line."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+PLAIN = dict(zip("✓✗→▁▂▃▄▅▆▇█", "+x>_.-~=+*#", strict=True))
+"""What stands for our marks and bars where the terminal's encoding has none."""
 DESCRIPTOR = re.compile(r"/proc/[^/]+/(task/[^/]+/)?fd(/|$)")
 
 
@@ -57,10 +61,27 @@ def _least_width(console: Console, table: Table) -> int:
     return Measurement.get(console, unbounded, table).minimum
 
 
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(PLAIN.get(letter, "?") for letter in letters), error.end
+
+
+codecs.register_error("conserve-plain", _plainly)
+
+
+def _print_in_any_encoding() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="conserve-plain")
+
+
 @contextmanager
 def standard_output() -> Iterator[None]:
     """Around a command: one that cannot print ends without a traceback, and in silence where
-    the reader has gone."""
+    the reader has gone. A letter that the terminal does not have is another there."""
+    _print_in_any_encoding()
     try:
         try:
             yield
