@@ -59,6 +59,11 @@ def test_what_an_entry_leaves_out_is_as_default_has_it(tmp_path: Path) -> None:
     assert Limits(None, 10).of(MINE).max_live_batches == 10
 
 
+def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
+    path = limits_file(tmp_path, '\ufeff{"default": {"share": 2}}\r\n')
+    assert Limits(path, 1000).of(MINE).share == 2
+
+
 @pytest.mark.parametrize(
     ("told", "says"),
     [

@@ -169,6 +169,8 @@ def test_a_servers_profile_that_cannot_be_is_refused(
     path.write_text('[machine]\nnum_blocks = 100\n[cost]\nprofile = "served.json"\n')
     if not message:
         assert load_profile(str(path)).machine.noise > 0
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as Windows writes it
+        assert load_profile(str(path)).machine.noise > 0
         return
     with pytest.raises(ProfileError, match=f"served.json: {message}"):
         load_profile(str(path))

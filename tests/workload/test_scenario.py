@@ -92,6 +92,14 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
         load_scenario(file)
 
 
+def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
+    """With its byte order mark and line ends."""
+    source = SCENARIOS / "burst.toml"
+    file = tmp_path / "burst.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + source.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_scenario(file) == load_scenario(source)
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=r"none\.toml"):
         load_scenario(tmp_path / "none.toml")

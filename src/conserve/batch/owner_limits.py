@@ -87,7 +87,7 @@ def _version(path: Path) -> Version | None:
 def _read(path: Path, base: OwnerLimits) -> Mapping[str, OwnerLimits]:
     """What an owner's entry leaves out is as `default` has it."""
     try:
-        told = json.loads(path.read_text())
+        told = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: it is no JSON: {error}") from None
     if not isinstance(told, dict):

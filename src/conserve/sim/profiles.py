@@ -106,7 +106,7 @@ def _from_file(path: Path) -> Profile:
     Or [cost] names, as `profile`, a file that `conserve serve` wrote, beside this one.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProfileError(f"{path}: {error}") from error
     for key in ("machine", "cost"):

@@ -42,7 +42,7 @@ class Table(BaseModel):
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises ScenarioError for a file that cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ScenarioError(f"{path}: {error}") from error
 
