@@ -217,6 +217,26 @@ def test_a_field_that_is_not_sent_is_noticed(tmp_path: Path, browser: Browser) -
             page.keyboard.press("Enter")
 
 
+OTHER_VERSION = """
+const before = JSON.parse;
+JSON.parse = (text) => before(text.replaceAll('"chat":', '"talk":'));
+"""
+
+
+def test_a_server_of_another_version_is_no_server_that_is_away(
+    tmp_path: Path, browser: Browser
+) -> None:
+    with guarded(tmp_path) as (url, _, _), browser.new_context() as context:
+        context.add_init_script(OTHER_VERSION)
+        page = context.new_page()
+        page.goto(f"{url}/dashboard")
+        page.locator("#key").fill(KEYS[0])
+        with page.expect_event("pageerror", timeout=LIMIT_MS) as error:
+            page.keyboard.press("Enter")
+        assert "cannot take what the feed says" in str(error.value)
+        expect(page.locator("#banner")).to_contain_text("Load the page again.")
+
+
 def signed_in(open_page: Callable[..., Page], url: str, **options: Any) -> Page:
     page = open_page(f"{url}/dashboard", **options)
     page.locator("#key").fill(KEYS[0])

@@ -26,6 +26,7 @@ const on = {
     const last = page.summary ? ` Last figures from ${clockSeconds(page.summary.time_s)}.` : " It may still be starting.";
     link("lost", `${page.leaving ?? "The server does not answer."}${last} Trying again in ${span(retry_s)}.`);
   },
+  unreadable: () => link("lost", "This page and the server are of different versions. Load the page again."),
   key: askForKey,
 };
 

@@ -13,9 +13,12 @@ export const key = {
 
 export const authorization = () => (key.get() ? { authorization: `Bearer ${key.get()}` } : {});
 
+/** What the feed said and the page cannot take: the two are of different versions. */
+class UnreadableError extends Error {}
+
 /**
  * Follow the feed for as long as the page lives.
- * on: { event(name, data), open(), lost(retryInSeconds), key(wasWrong) -> Promise }
+ * on: { event(name, data), open(), lost(retryInSeconds), unreadable(), key(wasWrong) -> Promise }
  */
 export async function follow(url, on) {
   let retry_s = FIRST_RETRY_S;
@@ -29,6 +32,8 @@ export async function follow(url, on) {
         continue;
       }
     } catch (error) {
+      if (error instanceof UnreadableError) on.unreadable();
+      // A TypeError is what fetch throws where there is no answer.
       if (!(error instanceof TypeError || error.name === "AbortError")) throw error;
     }
     on.lost(retry_s);
@@ -55,13 +60,21 @@ async function listen(url, on, heard) {
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const text of events) {
-        const [, name, data] = /^event: (.*)\ndata: (.*)$/.exec(text);
-        on.event(name, JSON.parse(data));
+        take(text, on);
         heard();
       }
     }
   } finally {
     clearTimeout(silence);
     abort.abort();
+  }
+}
+
+function take(text, on) {
+  try {
+    const [, name, data] = /^event: (.*)\ndata: (.*)$/.exec(text);
+    on.event(name, JSON.parse(data));
+  } catch (cause) {
+    throw new UnreadableError(`cannot take what the feed says: ${cause}`, { cause });
   }
 }
