@@ -41,3 +41,10 @@ def test_a_key_from_a_file_may_end_its_line(words: list[str]) -> None:
     with answering() as (url, asked):
         CliRunner().invoke(app, [*words, url], env={"OPENAI_API_KEY": "key\n"})
     assert len(asked) == 1
+
+
+@commands
+def test_a_password_in_an_address_is_not_said(words: list[str]) -> None:
+    said = refused([*words, "http://bob:hunter2@127.0.0.1:9"])
+    assert said.startswith("http://bob:***@127.0.0.1:9")
+    assert "hunter2" not in said

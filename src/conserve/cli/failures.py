@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,8 @@ import typer
 from rich.console import Console
 
 from conserve.batch.printable import printable
+
+PASSWORD = re.compile(r"(://[^\s/@:]*:)[^\s/@]*@")
 
 notes = Console(stderr=True, highlight=False)
 
@@ -20,7 +23,9 @@ def fail(message: str) -> typer.Exit:
 
 
 def note(message: str) -> None:
-    """One line on stderr, also where it holds other people's words."""
+    """One line on stderr, also where it holds other people's words; without the passwords of
+    addresses, since logs keep it."""
+    message = PASSWORD.sub(r"\1***@", message)
     notes.print(printable(message), markup=False, emoji=False, soft_wrap=True)
 
 
