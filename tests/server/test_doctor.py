@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
@@ -22,6 +23,7 @@ from conserve.batch.database import Database
 from conserve.cli.main import app
 from conserve.server.doctor import model as model_module
 from conserve.server.doctor import report as report_module
+from conserve.server.doctor import running as running_module
 from conserve.server.doctor import versions as versions_module
 from conserve.server.doctor.finding import Finding, Level
 from conserve.server.doctor.machine import machine
@@ -320,3 +322,12 @@ def test_a_port_that_is_no_number_is_refused() -> None:
     done = CliRunner().invoke(app, ["doctor", "--port", "nine"])
     assert done.exit_code == 2
     assert "--port" in done.output
+
+
+def test_a_certificate_of_an_own_ca_is_what_is_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")
+
+    monkeypatch.setattr(running_module, "client_for", refuse)
+    (found,) = running("https://s", "")
+    assert "SSL_CERT_FILE" in found.fix

@@ -55,6 +55,11 @@ def async_client_for(url: str, **options: Any) -> httpx.AsyncClient:
         raise _explained(error) from error
 
 
+def needs_own_ca(error: Exception) -> bool:
+    """Whether a server could not be asked since nobody that is known signs its certificate."""
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
 def is_loopback(url: str) -> bool:
     """Whether `url` leads to this machine without a network."""
     try:

@@ -121,7 +121,7 @@ def connected(url: str, **options: Any) -> httpx.Client:
 
 def why(error: httpx.HTTPError) -> str:
     """What httpx says, with the way out where it is ours to know."""
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+    if connection.needs_own_ca(error):
         return f"{error}; where a CA of your own signs it, name its file in SSL_CERT_FILE"
     return str(error) or type(error).__name__
 

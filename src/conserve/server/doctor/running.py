@@ -12,12 +12,14 @@ from conserve.batch.connection import (
     UnusableSettingError,
     authorization,
     client_for,
+    needs_own_ca,
 )
 from conserve.server.doctor.finding import Finding
 
 SECTION = "server"
 LIMIT_S = 10.0
 START_IT = "Start it, or correct --url."
+NAME_CA = "Where a CA of your own signs its certificate, name the CA's file in SSL_CERT_FILE."
 
 
 def running(url: str, api_key: str) -> Iterator[Finding]:
@@ -30,7 +32,8 @@ def running(url: str, api_key: str) -> Iterator[Finding]:
     except BadKeyError as error:
         yield Finding.problem(SECTION, "key", f"{error}", "Give another.")
     except (httpx.HTTPError, httpx.InvalidURL, UnusableSettingError) as error:
-        yield Finding.problem(SECTION, base, f"does not answer: {error}", START_IT)
+        fix = NAME_CA if needs_own_ca(error) else START_IT
+        yield Finding.problem(SECTION, base, f"does not answer: {error}", fix)
 
 
 def _asked(client: httpx.Client) -> Iterator[Finding]:
