@@ -180,6 +180,21 @@ def test_histograms_have_latency_buckets(registry: CollectorRegistry) -> None:
         assert registry.get_sample_value(name, labels | {"le": str(bound)}) == count
 
 
+@pytest.mark.parametrize("name", ["stop_response_seconds", "step_seconds", "copy_wait_seconds"])
+def test_a_millisecond_is_told_from_four(registry: CollectorRegistry, name: str) -> None:
+    """A GPU stops within a layer, and a step of a small model takes no five milliseconds there."""
+    stats = EngineStats()
+    for seconds in (0.0008, 0.0014, 0.0024, 0.0038):
+        stats.observe(name, seconds)
+    exporter(registry).observe(stats.data)
+    labels = {"model_name": "smol", "engine": "0"}
+    upto = [
+        registry.get_sample_value(f"conserve:{name}_bucket", labels | {"le": le})
+        for le in ("0.001", "0.002", "0.003", "0.004")
+    ]
+    assert upto == [1.0, 2.0, 3.0, 4.0]
+
+
 def test_each_target_is_a_bound(registry: CollectorRegistry) -> None:
     stats = EngineStats()
     stats.observe("ttft_seconds", 0.81, "online")

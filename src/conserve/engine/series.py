@@ -13,13 +13,14 @@ from conserve.core.plan import Mode
 from conserve.metrics.first_tokens import Part
 
 LATENCY_BUCKETS = (
+    0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004,
     0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2,
     0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0, 12.5, 15.0,
     20.0, 25.0, 30.0,
 )  # fmt: skip
 """In seconds. Targets that are named are added, and those of machines are among them up to thirty
-seconds, so that the share within them is exact."""
-PART_BUCKETS = (0.001, 0.002, 0.003, *LATENCY_BUCKETS)
+seconds, so that the share within them is exact. The short ones are for GPUs, where a stop takes a
+layer's time and a step of a small model a few milliseconds."""
 LAYER_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 
 
@@ -60,7 +61,6 @@ METRICS = (
         Histogram,
         "What online first tokens waited for (see below).",
         "part",
-        PART_BUCKETS,
     ),
     Metric("tbt_seconds", Histogram, "One gap between two tokens, by class of request.", "class"),
     Metric("late_first_tokens", Counter, "Online first tokens later than their target."),
