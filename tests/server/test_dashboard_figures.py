@@ -184,6 +184,27 @@ async def test_a_displacement_in_words(series: Series) -> None:
     assert len(texts(collector)) == 2
 
 
+async def test_what_goes_on_for_long_is_told_on(series: Series) -> None:
+    """A busy server gives way and restores every second: what it did first leaves the list."""
+    collector = series.collector()
+    await collector.look()
+    for _ in range(300):
+        series.count("requests", 1, "online")
+        series.count("stopped_steps", 1)
+        series.count("dropped_tokens", 10)
+        series.count("restored_tokens", 10)
+        await series.after(collector)
+    events = collector.events.newest()
+    for kind in ("yield", "restore"):
+        assert [event.time_s - series.now_s for event in events if event.kind == kind] == [
+            -59.0, -119.0, -179.0, -239.0, -299.0,
+        ]  # fmt: skip
+    assert {event.text for event in events} == {
+        "Stopped 60 steps half-way for a burst of 60: 600 tokens to compute again.",
+        "Restored 600 tokens of displaced requests from checkpoints.",
+    }
+
+
 async def test_late_chat_is_an_event_once(series: Series) -> None:
     collector = series.collector()
     await collector.look()
