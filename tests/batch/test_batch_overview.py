@@ -56,6 +56,32 @@ async def test_it_tells_of_live_batches(settings: BatchSettings) -> None:
     assert late.deadlines == {"will_miss": 1}
 
 
+async def test_lines_of_paused_batches_are_not_left_to_run(settings: BatchSettings) -> None:
+    """An alert watches over those that are: none of a paused batch ends, for as long as it is."""
+    model, registry = FakeModel(), CollectorRegistry()
+    model.open.clear()
+
+    def live_lines(state: str) -> float | None:
+        return registry.get_sample_value("conserve:batch_live_lines", {"state": state})
+
+    async with running(settings, model) as run:
+        stores, metrics = run.service.stores, BatchMetrics(registry)
+        paused, other = await run.submit(numbered(5)), await run.submit(numbered(3))
+        for batch in (paused, other):
+            await run.until(batch.id, "in_progress")
+        await run.client.post(f"/batches/{paused.id}/pause", cast_to=object)
+        metrics.set(await overview(stores, time.time()))
+        assert (live_lines("remaining"), live_lines("paused")) == (3, 5)
+        await run.client.post(f"/batches/{paused.id}/resume", cast_to=object)
+        metrics.set(await overview(stores, time.time()))
+        assert (live_lines("remaining"), live_lines("paused")) == (8, 0)
+        model.open.set()
+        for batch in (paused, other):
+            await run.until(batch.id, "completed")
+        metrics.set(await overview(stores, time.time()))
+        assert (live_lines("remaining"), live_lines("paused")) == (0, 0)
+
+
 async def test_the_engine_knows_lines_by_batch_and_number(settings: BatchSettings) -> None:
     model, names = FakeModel(), set()
 

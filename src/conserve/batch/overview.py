@@ -19,6 +19,7 @@ class Overview:
 
     completed, failed, input_tokens, output_tokens: since the store was made.
     live_completed, live_failed, live_remaining: lines of batches that have not ended.
+    live_paused: of those that remain, the ones of paused batches.
     finish_s: seconds until the last of them is expected to end; None while nothing is known.
     views: batches that have not ended, as they stood at `now_s`.
     workers_needed: for the deadlines of those whose model is among the ones that were named.
@@ -39,6 +40,7 @@ class Overview:
     views: Sequence[BatchView] = ()
     now_s: float = 0.0
     workers_needed: float = 0.0
+    live_paused: int = 0
 
 
 async def overview(stores: Stores, now_s: float, models: Collection[str] | None = None) -> Overview:
@@ -52,6 +54,8 @@ async def overview(stores: Stores, now_s: float, models: Collection[str] | None 
     waits_s = [each.finish_at - now_s for each in prospects if each.finish_at is not None]
     every = _added(by_status.values())
     live = _added(sums for status, sums in by_status.items() if status in LIVE)
+    live_remaining = live.total - live.completed - live.failed
+    paused = sum(view.num_left for view in views if view.is_paused)
     return Overview(
         statuses={
             status: sums.num_batches for status, sums in by_status.items() if sums.num_batches
@@ -63,7 +67,8 @@ async def overview(stores: Stores, now_s: float, models: Collection[str] | None 
         output_tokens=every.output_tokens,
         live_completed=live.completed,
         live_failed=live.failed,
-        live_remaining=live.total - live.completed - live.failed,
+        live_remaining=live_remaining,
+        live_paused=min(paused, live_remaining),  # the two are not of one moment
         remaining_tokens=sum(view.remaining_tokens for view in views),
         harvest_tokens_per_s=outlook.harvest.tokens_per_s,
         finish_s=max(waits_s, default=None),

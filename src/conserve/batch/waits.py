@@ -16,16 +16,18 @@ class Waits:
 
     def longest_s(self, views: Iterable[BatchView], now_s: float) -> float:
         """Seconds since a line of a batch ended, or since the batch was made where none has; of one
-        that is first seen under way, since then. The longest of those that have lines left to
-        run; 0 without any."""
+        that is first seen under way, since then, and of one that was paused, since it is no more.
+        The longest of those that have lines left to run; 0 without any."""
         self._since = {
             view.batch_id: self._since_when(view, now_s)
             for view in views
-            if view.remaining_tokens > 0 and not view.is_paused
+            if view.remaining_tokens > 0
         }
         return max((now_s - since_s for _, since_s in self._since.values()), default=0.0)
 
     def _since_when(self, view: BatchView, now_s: float) -> tuple[int, float]:
+        if view.is_paused:
+            return view.num_done, now_s
         known = self._since.get(view.batch_id)
         if known is not None and known[0] == view.num_done:
             return known

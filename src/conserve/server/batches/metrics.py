@@ -52,9 +52,9 @@ SERIES = (
     Series(
         "batch_live_lines",
         Gauge,
-        "Lines of live batches.",
+        "Lines of live batches; what is left of paused ones is `paused`.",
         "state",
-        ("completed", "failed", "remaining"),
+        ("completed", "failed", "remaining", "paused"),
     ),
     Series("batch_remaining_tokens", Gauge, "Tokens that live batches are expected to take."),
     Series("batch_finish_seconds", Gauge, "Time until the last live batch is expected to end."),
@@ -90,7 +90,8 @@ def shown(seen: Overview, waits: Waits) -> dict[str, dict[str, float]]:
         "batch_live_lines": {
             "completed": seen.live_completed,
             "failed": seen.live_failed,
-            "remaining": seen.live_remaining,
+            "remaining": seen.live_remaining - seen.live_paused,
+            "paused": seen.live_paused,
         },
         "batch_remaining_tokens": {"": seen.remaining_tokens},
         "batch_oldest_wait_seconds": {"": waits.longest_s(seen.views, seen.now_s)},

@@ -50,6 +50,7 @@ def minute_of(came: Change) -> Minute:
         return None if found is None else round(found, 4)
 
     done = now("batch_live_lines", "completed") + now("batch_live_lines", "failed")
+    left = now("batch_live_lines", "remaining") + now("batch_live_lines", "paused")
     return Minute(
         span_s=round(came.span_s, 4),
         online_first_tokens=came.latency("ttft_seconds").num_observed,
@@ -66,7 +67,7 @@ def minute_of(came: Change) -> Minute:
         displaced_requests=came.total("displaced_requests_total"),
         live_batches=num_live_batches(came),
         batch_lines_done=done,
-        batch_lines=done + now("batch_live_lines", "remaining"),
+        batch_lines=done + left,
         batches_that_will_miss=now("batch_deadlines", "will_miss"),
     )
 
