@@ -134,7 +134,7 @@ STATE = {
         "num_computed_tokens", "num_tokens_with_spec", "num_output_placeholders",
         "num_in_flight_tokens", "spec_token_ids", "mm_features", "is_prefill_chunk",
         "is_finished", "block_hashes", "trace_headers", "num_prompt_tokens", "num_preemptions",
-        "prefill_stats", "lora_request", "next_decode_eligible_step"],
+        "prefill_stats", "lora_request", "next_decode_eligible_step", "resumable"],
     "request.prefill_stats": ["num_local_cached_tokens"],
 }  # fmt: skip
 """Where we look -> the attributes that must be there."""

@@ -35,6 +35,7 @@ class Request:
     max_tokens: int = 100
     next_decode_eligible_step: int = 0
     skip_reading_prefix_cache: bool = False
+    resumable: bool = False
     lora_request: None = None
     sampling_params: Any = None
 

@@ -25,8 +25,9 @@ def class_of(view: RequestView) -> str:
 
 def comes_back(request: Any) -> bool:
     """Whether vLLM asks connectors for its KV: not for a request that wants the logprobs of its
-    prompt, which needs all of the prompt computed."""
-    return not request.skip_reading_prefix_cache
+    prompt, which needs all of the prompt computed. A session that is told more drops what it said
+    last, and waits with its blocks, which it may lose while copies out of them are under way."""
+    return not (request.skip_reading_prefix_cache or request.resumable)
 
 
 class RequestTracker:
