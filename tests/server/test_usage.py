@@ -169,7 +169,9 @@ class Served:
             n=body.get("n", 1), priority=body.get("priority", 0), lora=lora
         )
         if body.get("stream"):
-            return StreamingResponse(self._events(tokens), media_type="text/event-stream")
+            return StreamingResponse(
+                self._events(body["model"], tokens), media_type="text/event-stream"
+            )
         if body.get("background"):
             task = asyncio.create_task(self._in_background(body, tokens))
             self.background.add(task)
@@ -177,6 +179,8 @@ class Served:
         await drained(tokens)
         if body["model"] == "breaks":
             return JSONResponse({"error": {"message": "broken"}}, status_code=500)
+        if body["model"] == "stops":
+            return JSONResponse(CHUNK | {"choices": [STOPPED]})
         return JSONResponse(CHUNK)
 
     async def _in_background(self, body: dict[str, Any], tokens: AsyncIterator[str]) -> None:
@@ -187,9 +191,13 @@ class Served:
             await self.may_ask.wait()
             await drained(self.engine.generate())
 
-    async def _events(self, tokens: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def _events(self, model: str, tokens: AsyncIterator[str]) -> AsyncIterator[str]:
         async for text in tokens:
-            delta = {"index": 0, "delta": {"content": text}}
+            if model == "breaks" and text == "last":
+                yield 'data: {"error": {"message": "broken"}}\n\n'
+                break
+            reason = "abort" if model == "stops" and text == "last" else None
+            delta = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
             yield f"data: {json.dumps({'id': 'a', 'choices': [delta]}, separators=(',', ':'))}\n\n"
         yield "data: [DONE]\n\n"
 
@@ -230,6 +238,11 @@ class Served:
 
 
 CHUNK = {"id": "a", "object": "chat.completion", "created": 0, "model": "m", "choices": []}
+STOPPED = {
+    "index": 0,
+    "message": {"role": "assistant", "content": "first"},
+    "finish_reason": "abort",
+}
 WHOLE = Counts(1, 0, len(PROMPT), NUM_CACHED, NUM_OUTPUT)
 
 
@@ -291,6 +304,23 @@ async def test_what_is_refused_counts_nothing_and_what_fails_its_tokens() -> Non
             await served.ask("unknown")
         with pytest.raises(openai.InternalServerError):
             await served.ask("breaks")
+        found = await served.until(ended(1))
+    assert found["online", "m"] == Counts(0, 1, len(PROMPT), NUM_CACHED, NUM_OUTPUT)
+
+
+async def test_a_stream_that_ends_in_an_error_is_no_whole_answer() -> None:
+    """Its status is 200: it was sent before anything went wrong."""
+    async with serving() as served:
+        with pytest.raises(openai.APIError, match="broken"):
+            await served.ask("breaks", stream=True)
+        found = await served.until(ended(1))
+    assert found["online", "m"] == Counts(0, 1, len(PROMPT), NUM_CACHED, NUM_OUTPUT)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_engine_was_told_to_abort_is_no_whole_answer(*, stream: bool) -> None:
+    async with serving() as served:
+        await served.ask("stops", stream=stream)
         found = await served.until(ended(1))
     assert found["online", "m"] == Counts(0, 1, len(PROMPT), NUM_CACHED, NUM_OUTPUT)
 

@@ -22,6 +22,12 @@ from conserve.server.lifespan import LifespanMiddleware
 from conserve.server.usage.bill import Bill
 from conserve.server.usage.meter import measure, tell_meter
 
+_ERROR_EVENTS = (b'data: {"error"', b"event: error\n")
+"""In place of the rest of a stream, whose status is 200; vLLM sends each event as one message."""
+_ABORTED = b'"finish_reason":"abort"'
+"""By whoever paused the engine or sent it to sleep. No quote in an answer's text looks like that:
+it is escaped."""
+
 
 class UsageMiddleware(LifespanMiddleware):
     """Measures requests once the batch service is there, whose database keeps the counts."""
@@ -66,10 +72,12 @@ class _Exchange:
         self._status = 0
         self._is_sent = False
         self._has_left = False
+        self._is_cut_short = False
 
     @property
     def is_complete(self) -> bool:
-        return self._status == 200 and self._is_sent and not self._has_left
+        is_whole = self._is_sent and not self._has_left and not self._is_cut_short
+        return self._status == 200 and is_whole
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -82,8 +90,10 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
         await self._send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._is_sent = True
+        if message["type"] == "http.response.body":
+            body = bytes(message.get("body", b""))
+            self._is_cut_short |= body.startswith(_ERROR_EVENTS) or _ABORTED in body
+            self._is_sent = not message.get("more_body", False)
 
 
 def _owner(scope: Scope, *, by_key: bool) -> str:
