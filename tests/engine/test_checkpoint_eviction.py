@@ -48,6 +48,40 @@ def test_a_planned_restore_survives_the_eviction_of_its_checkpoint(
     assert evictions
 
 
+@pytest.mark.parametrize("priority", [0, 1])
+def test_tokens_are_brought_back_once_they_are_there(priority: int) -> None:
+    """Not where the load's blocks went to others meanwhile, nor where it failed."""
+    pool = HostPool(num_slots=4, block_size=4)
+    keeper = Checkpointer(pool, Bandwidth(token_bytes=16), num_ranks=1)
+    request = SimpleNamespace(
+        request_id="a", block_hashes=[], priority=priority, num_computed_tokens=8
+    )
+    job = keeper.checkpoint(request, 8, [[7, 8]], Worth(1.0))
+    assert job is not None
+    keeper.take(Report(ended={job.number: Ended()}))
+
+    def load() -> Any:
+        keeper.restoring = {"a": 8}
+        keeper.load(request, 8, [[5, 6]])
+        return keeper.take_orders().jobs[-1]
+
+    def restored() -> float:
+        name, label = ("restored_tokens", "memory") if priority else ("online_restored_tokens", "")
+        return float(keeper.stats.data.get(name, {}).get(label, 0.0))
+
+    job = load()
+    keeper.stop_load("a")
+    keeper.take(Report(ended={job.number: Ended(dropped=True)}))
+    assert restored() == 0
+    job = load()
+    assert restored() == 0, "it is under way"
+    keeper.take(Report(ended={job.number: Ended()}))
+    assert restored() == 8
+    job = load()
+    keeper.take(Report(ended={job.number: Ended(failed_slots=set(job.slots))}))
+    assert restored() == 8
+
+
 def test_a_checkpoint_that_is_lost_is_not_restored_from_copies_still_under_way() -> None:
     """Its first block cannot be copied while the copy of its second goes on."""
     pool = HostPool(num_slots=4, block_size=4)

@@ -204,8 +204,7 @@ class Checkpointer:
         num_tokens = self.num_restored_tokens(name)
         places = self.pool.places(name, num_tokens - num_loaded, num_tokens)
         sent = self.under_way.begin(request, num_tokens, places, block_ids, store=False)
-        slots, online = self._send(sent).job.slots, is_online(request)
-        figures.count_restore(self.stats, self.pool, slots, num_loaded, online=online)
+        sent.brings = figures.by_source(self.pool, self._send(sent).job.slots, num_loaded)
 
     def is_loading(self, request_id: str) -> bool:
         return any(not sent.dropped for sent in self.under_way.of(request_id, store=False))
@@ -282,6 +281,8 @@ class Checkpointer:
             self.bandwidth.loaded(sent.ended.num_bytes / self._ranks.num_ranks, sent.ended.seconds)
             if not sent.dropped:
                 self._loaded.append((name, whole))
+            if whole:
+                figures.count_restore(self.stats, sent.brings, online=is_online(sent.request))
         if sent.outlived:
             self.pool.keep(name, hashes)
         if failed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from conserve.engine.checkpoint.orders import Ended
 from conserve.engine.checkpoint.pool import HostPool
@@ -16,17 +16,21 @@ def count_copy(stats: EngineStats, ended: Ended, *, store: bool) -> None:
     stats.count("copied_bytes", ended.num_bytes, direction)
 
 
-def count_restore(
-    stats: EngineStats, pool: HostPool, slots: Sequence[int], num_tokens: int, *, online: bool
-) -> None:
-    """So many tokens are brought back out of these slots."""
+def by_source(pool: HostPool, slots: Sequence[int], num_tokens: int) -> dict[str, int]:
+    """Tier -> how many of so many tokens in these slots it has."""
+    share = sum(map(pool.is_on_disk, slots)) / (len(slots) or 1)
+    num_disk = round(num_tokens * share)
+    return {"disk": num_disk, "memory": num_tokens - num_disk}
+
+
+def count_restore(stats: EngineStats, brought: Mapping[str, int], *, online: bool) -> None:
+    """So many tokens have been brought back, by tier."""
     if online:
-        stats.count("online_restored_tokens", num_tokens)
+        stats.count("online_restored_tokens", sum(brought.values()))
         return
-    num_disk = sum(map(pool.is_on_disk, slots))
-    for source, count in (("disk", num_disk), ("memory", len(slots) - num_disk)):
-        if count:
-            stats.count("restored_tokens", round(num_tokens * count / len(slots)), source)
+    for source, num_tokens in brought.items():
+        if num_tokens:
+            stats.count("restored_tokens", num_tokens, source)
 
 
 def gauge(stats: EngineStats, pool: HostPool, token_bytes: float) -> None:

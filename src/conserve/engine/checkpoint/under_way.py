@@ -29,6 +29,8 @@ class Sent:
     outlived: bool = False
     """Its request has ended."""
     ended: Ended = field(default_factory=lambda: Ended(num_ranks=0))
+    brings: Mapping[str, int] = field(default_factory=dict)
+    """Of a load: tier -> tokens out of it."""
     oldest: Mapping[int, int] = field(default_factory=dict)
     """Of copies out of windows: KV group -> the index of the request's block that leaves first."""
 
