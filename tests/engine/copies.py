@@ -58,7 +58,7 @@ class PretendStore:
             if self.fail("move") or source not in self.slots:
                 lost.add(target)
             else:
-                self.slots[target] = self.slots[source]
+                self.slots[target] = list(self.slots[source])
         return lost
 
 

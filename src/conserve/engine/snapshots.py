@@ -73,6 +73,7 @@ class Snapshots:
         host.describe_waiting(waiting_offline)
         waiting_online = self._waiting_views(chain(held_online, self._new_online()))
         host.describe_online(chain(running, waiting_online), scheduler.requests)
+        host.pass_over_refused(running)
         describe_media(scheduler, chain(running, waiting_online, waiting_offline))
         num_free_slots = scheduler.max_num_active_reqs - len(scheduler.running)
         num_free_slots -= scheduler.num_waiting_for_streaming_input

@@ -13,6 +13,7 @@ from conserve.engine.checkpoint.conversations import Conversations
 from conserve.engine.checkpoint.orders import Ended, Job, Orders, Report
 from conserve.engine.checkpoint.pool import Held, HostPool, Worth
 from conserve.engine.checkpoint.ranks import RankPools
+from conserve.engine.checkpoint.refusals import Refusals
 from conserve.engine.checkpoint.tail import Tail
 from conserve.engine.checkpoint.under_way import BlockIds, Holds, Sent, UnderWay
 from conserve.engine.door import init_logger
@@ -60,8 +61,7 @@ class Checkpointer:
         self.under_way = UnderWay()
         self._orders = Orders()
         self._loaded: list[tuple[str, bool]] = []
-        self._refused: dict[str, int] = {}
-        """request_id -> used slots when the pool had no room for it."""
+        self.refusals = Refusals()
 
     @property
     def is_ready(self) -> bool:
@@ -92,13 +92,13 @@ class Checkpointer:
         of a window what it has not left; if it `leaves`, recurrent state, too. They must be in its
         blocks when the next step's forward begins, on every rank."""
         name, start = request.request_id, self.num_coming_tokens(request.request_id)
-        refused = self._refused.get(name) == self.pool.num_used_slots
-        if refused or (num_tokens <= start and not leaves):
+        refused = self.refusals.holds(name, self.pool.num_used_slots)
+        if not leaves and (refused or num_tokens <= start):
             return None
         online, hashes = is_online(request), request.block_hashes
         held = Held.of(self.pool.groups, request.num_computed_tokens, start)
         if not self.pool.grow(name, num_tokens, hashes, worth, online=online, held=held):
-            self._refused[name] = self.pool.num_used_slots
+            self.refusals.add(name, self.pool.num_used_slots)
             return None
         start = self.num_coming_tokens(name)
         spans = self.pool.spans(name, start, num_tokens) if start < num_tokens else []
@@ -164,7 +164,7 @@ class Checkpointer:
     def finished(self, request: Any) -> None:
         """The request is done, or was cancelled; its blocks go to others after this call."""
         name = request.request_id
-        self._refused.pop(name, None)
+        self.refusals.forget(name)
         stores, loads = (self.under_way.of(name, store=store) for store in (True, False))
         self._drop(loads)
         if self.conversations is None or self.hold_still or not is_online(request):
@@ -180,7 +180,7 @@ class Checkpointer:
         """What is on the host, or on its way, is worth nothing any more: the weights may have
         changed. No load may be under way that its request still waits for."""
         self._drop(sent for sent in self.under_way if not sent.dropped)
-        self._refused.clear()
+        self.refusals.clear()
         self.pool.forget_all()
         if self.conversations is not None:
             self.conversations.forget()
@@ -273,7 +273,7 @@ class Checkpointer:
         failed = sent.ended.failed_slots
         whole = not (sent.dropped or sent.ended.dropped or failed)
         name, hashes = sent.request.request_id, sent.request.block_hashes
-        self._refused.pop(name, None)
+        self.refusals.forget(name)
         self.pool.unpin(name)
         if sent.job.store:
             self._stored(sent, whole)
@@ -299,8 +299,7 @@ class Checkpointer:
             return
         self.pool.states.lose(name, sent.num_tokens)
         if not sent.dropped:
-            for later in self.under_way.of(name, store=True):
-                later.dropped = True
+            self.drop_copies(name)
 
     def _lose(self, slots: set[int], doing: str) -> None:
         losers = self.pool.lose(slots)

@@ -30,6 +30,14 @@ class HostView:
             described.append(view)
         return described
 
+    def pass_over_refused(self, running: Iterable[RequestView]) -> None:
+        """Those that the pool has no room for have nothing to copy: they would take the budget of
+        those whose copies it would take."""
+        refusals, num_used = self._host.refusals, self._host.pool.num_used_slots
+        for view in running:
+            if refusals.holds(view.request_id, num_used):
+                view.num_copying_tokens = max(view.num_copying_tokens, view.num_computed_tokens)
+
     def describe_waiting(self, views: Iterable[RequestView]) -> list[RequestView]:
         """Copies under way count as done: a restore is queued behind them."""
         described = self.describe(views)

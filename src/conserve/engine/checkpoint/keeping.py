@@ -77,6 +77,7 @@ class CheckpointKeeper:
     def look(self, now_s: float) -> None:
         """Once a step."""
         host = self.checkpointer
+        host.refusals.look(now_s)
         if host.conversations is not None:
             host.conversations.look(now_s, self._experience.model, host.pool)
 

@@ -253,6 +253,7 @@ class HostPool:
     def keep(self, request_id: str, block_hashes: Sequence[Hashable]) -> int:
         """The request has ended, or a copy of one that has: whole blocks that are complete stay
         for whoever begins alike, the other slots go with the last pin. Returns the tokens."""
+        self._too_large.discard(request_id)
         entry = self.get(request_id)
         if entry is None:
             return 0
