@@ -101,7 +101,7 @@ class Crowd:
         return words if len(words) <= most else words[: most // 2]
 
     def _count(self) -> None:
-        for name in self.engine.finished & self.alive.keys():
+        for name in sorted(self.engine.finished & self.alive.keys()):
             prompt, num_output = self.alive.pop(name)
             assert len(self.engine.outputs[name]) == num_output, name
             if name.startswith("on") and len(self.histories) < 12:
