@@ -56,6 +56,8 @@ class EngineRequest:
     num_output_placeholders: int = 0
     max_tokens: int = 1024
     skip_reading_prefix_cache: bool = False
+    resumable: bool = False
+    next_decode_eligible_step: int = 0
     sampling_params: None = None
     lora_request: None = None
 
