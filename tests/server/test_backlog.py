@@ -106,4 +106,6 @@ def test_to_do_it_twice_changes_nothing_and_who_has_no_bounds_has_none() -> None
     bound_by_class(engine)
     assert engine.check_admission is first
     bound_by_class(SimpleNamespace(output_processor=engine.output_processor))
-    assert client().ask(priority=0)
+    unbounded = client()
+    assert "check_admission" not in vars(unbounded)
+    assert unbounded.ask(priority=0)

@@ -34,7 +34,7 @@ class HostView:
         """Those that the pool has no room for have nothing to copy: they would take the budget of
         those whose copies it would take."""
         refusals, num_used = self._host.refusals, self._host.pool.num_used_slots
-        for view in running:
+        for view in running if refusals else ():
             if refusals.holds(view.request_id, num_used):
                 view.num_copying_tokens = max(view.num_copying_tokens, view.num_computed_tokens)
 

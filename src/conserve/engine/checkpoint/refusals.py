@@ -17,6 +17,9 @@ class Refusals:
         """request_id -> used slots when the pool had no room for it."""
         self._cleared_s = -math.inf
 
+    def __len__(self) -> int:
+        return len(self._num_used)
+
     def look(self, now_s: float) -> None:
         """Say how late it is. Call once a step."""
         if not 0 <= now_s - self._cleared_s < RETRY_S:

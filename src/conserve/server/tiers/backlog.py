@@ -44,10 +44,13 @@ class Backlog:
 
 
 def bound_by_class(engine_client: Any) -> None:
-    """To do it again changes nothing, and neither does it to a client without bounds."""
+    """To do it again changes nothing. Without bounds nothing is done, and no request is counted."""
     processor = getattr(engine_client, "output_processor", None)
     check = getattr(engine_client, "check_admission", None)
     if processor is None or check is None or "check_admission" in vars(engine_client):
+        return
+    config = engine_client.scheduler_config
+    if config.max_num_queued_reqs is None and config.max_num_queued_tokens is None:
         return
     backlog = Backlog(processor)
     tell_of_requests(engine_client, backlog.tell)
